@@ -1,0 +1,147 @@
+"""The ``harness`` command. It parses, calls the library, prints, and maps outcomes to exit codes.
+
+0 equal, 1 differences, 2 bad input, 3 the load under test failed, 4 target not available.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from harness.compare import Nan
+from harness.errors import BadInput, HarnessError
+from harness.message import failure_text
+from harness.report import Report
+from harness.stack import PACKAGES, installed_versions, require_stack, stack_name
+from harness.synthetic.recipes import RECIPES
+from harness.synthetic.values import Values
+from harness.synthetic.writer import write_checkpoint
+from harness.target import TARGETS, cache_directory, target_named
+from harness.terminal import closing_table
+from harness.verification import verify
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _exits(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn a :class:`HarnessError` into its message and its exit code."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except HarnessError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return wrapped
+
+
+@click.group()
+@click.version_option(package_name="moe-load-harness")
+def main() -> None:
+    """Decides, expert by expert and bit for bit, whether a MoE checkpoint reached the device."""
+
+
+@main.command("verify")
+@click.argument("checkpoint")
+@click.option("--target", default="emulated", show_default=True, help="Where to load to.")
+@click.option("--devices", default=4, show_default=True, help="Size of the mesh.")
+@click.option("--reference", help="Compare with this checkpoint instead of CHECKPOINT itself.")
+@click.option(
+    "--nan",
+    type=click.Choice([n.value for n in Nan]),
+    default=Nan.PAYLOAD.value,
+    show_default=True,
+    help="canonical: NaNs of the reference count as the quiet NaN of their sign.",
+)
+@click.option("--timeout", default=3600.0, show_default=True, help="Seconds the load may take.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
+@_exits
+def verify_command(
+    checkpoint: str,
+    target: str,
+    devices: int,
+    reference: str | None,
+    nan: str,
+    timeout: float,
+    json_path: Path | None,
+) -> None:
+    """Stream CHECKPOINT onto a target and compare every expert."""
+    _require_parent(json_path)
+    report = verify(
+        checkpoint,
+        target_named(target, devices),
+        reference=reference,
+        nan=Nan(nan),
+        timeout=timeout,
+    )
+    if json_path:
+        report.write(json_path)
+    _print(report)
+    sys.exit(report.exit_code)
+
+
+def _require_parent(path: Path | None) -> None:
+    if path and not path.parent.is_dir():
+        raise BadInput(
+            "no directory for the report",
+            where=str(path),
+            expected="a path in a directory that exists",
+            hint=f"mkdir -p {path.parent}",
+        )
+
+
+def _print(report: Report) -> None:
+    if text := failure_text(report):
+        click.echo(text + "\n")
+    closing_table([(Path(report.checkpoint).name, report)])
+
+
+@main.command("checkpoint")
+@click.argument("family", metavar="FAMILY")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--shapes", default="tiny", show_default=True, help="tiny or published:<model>.")
+@click.option("--layers", type=int, help="Decoder layers, instead of the shape's own.")
+@click.option("--experts", type=int, help="Experts a layer, instead of the shape's own.")
+@click.option("--files", default=4, show_default=True, help="Safetensors files to spread over.")
+@click.option("--seed", default=0, show_default=True, help="All values follow from it.")
+@click.option(
+    "--values",
+    type=click.Choice([v.value for v in Values]),
+    default=Values.CORNERS.value,
+    show_default=True,
+    help="Special values in every slice.",
+)
+@_exits
+def checkpoint_command(family: str, out: Path, values: str, **options: Any) -> None:
+    """Write a synthetic checkpoint of FAMILY, in its published layout, to OUT.
+
+    FAMILY is one of qwen3-vl-moe, qwen3.5-moe, qwen3.5-mtp, qwen3.6-mtp.
+    """
+    written = write_checkpoint(family, out, values=Values(values), **options)
+    click.echo(
+        f"{RECIPES[family].summary}: {written.tensors} tensors, {written.nbytes} bytes "
+        f"in {written.files} files under {written.path}"
+    )
+
+
+@main.command("doctor")
+@_exits
+def doctor_command() -> None:
+    """Say what is here, what would run, and what would not and why."""
+    versions = installed_versions()
+    click.echo(f"python    {platform.python_version()} ({sys.executable})")
+    click.echo(f"stack     {stack_name(versions)}")
+    for package in PACKAGES:
+        click.echo(f"          {package} {versions.get(package, 'not installed')}")
+    click.echo(f"caches    {cache_directory()}")
+    require_stack()
+    click.echo(f"targets   {', '.join(TARGETS)}")

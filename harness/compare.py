@@ -1,0 +1,244 @@
+"""Compares a part of the model on the device with the reference, bit for bit.
+
+Metadata before values; whole slices before elements: a slice is walked only when it is unequal.
+Every difference is collected. Memory stays at a few expert slices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from enum import StrEnum
+
+import numpy as np
+
+from harness.device import DevicePart, DeviceTensor
+from harness.difference import Difference, Kind, Tally
+from harness.dtypes import Bits, as_hex, bits_dtype
+from harness.experts import ExpertKey, ReferencePart
+from harness.family import Projection
+from harness.layout import Backend, Layout, Parameter, Span, expert_layout
+
+PARAMETER_OF = {
+    Projection.GATE: Parameter.W13,
+    Projection.UP: Parameter.W13,
+    Projection.DOWN: Parameter.W2,
+}
+
+
+class Nan(StrEnum):
+    """How the reference's NaNs count.
+
+    - ``payload``: like any other bits.
+    - ``canonical``: as the quiet NaN of their sign, 0x7fc0 or 0xffc0. That is the exact effect of
+      the bf16 -> f32 -> bf16 way to the device (torchax ``ops/mappings.py``, ``t2j``), and the
+      only change of values this harness admits.
+    """
+
+    PAYLOAD = "payload"
+    CANONICAL = "canonical"
+
+
+def canonical_nans(bits: Bits) -> Bits:
+    """bf16 bits with every NaN replaced by the quiet NaN of its sign; the rest untouched."""
+    nan = (bits & 0x7FFF) > 0x7F80
+    return np.where(nan, (bits & 0x8000) | 0x7FC0, bits).astype(bits.dtype)
+
+
+class PartComparison:
+    """The comparison of one part: yields differences, keeps the tally.
+
+    Args:
+        reference: the part's experts in the checkpoint.
+        device: the part's arrays on the mesh.
+        backend: the packing the device is to have.
+        nan: how NaNs count; ``canonical`` is defined for bf16 only.
+    """
+
+    def __init__(
+        self,
+        reference: ReferencePart,
+        device: DevicePart,
+        *,
+        backend: Backend = Backend.GMM_TP,
+        nan: Nan = Nan.PAYLOAD,
+    ) -> None:
+        self.reference = reference
+        self.device = device
+        self.layout: Layout = expert_layout(backend, reference.shape, len(device.mesh))
+        self._nan = nan
+        self.tally = Tally(
+            part=reference.part,
+            layers=len(reference.layers),
+            experts=len(reference.layers) * reference.shape.experts,
+        )
+
+    def differences(self) -> Iterator[Difference]:
+        """Yield every difference: what is extra, then layer by layer."""
+        part = self.reference.part
+        for layer in sorted(set(self.device.layers) - set(self.reference.layers)):
+            name = next(iter(self.device.layers[layer].values())).name
+            yield Difference(
+                kind=Kind.EXTRA, part=part, layer=layer, parameter=name,
+                reference="no such layer", device="expert arrays",
+            )  # fmt: skip
+        for name in self.device.unknown:
+            yield Difference(
+                kind=Kind.EXTRA, part=part, parameter=name,
+                reference="no such parameter", device="an array",
+            )  # fmt: skip
+        for layer in self.reference.layers:
+            yield from self._layer(layer)
+
+    def reference_bits(self, key: ExpertKey) -> Bits:
+        """What the device is to hold for ``key``, [output, input]."""
+        bits = self.reference[key]
+        return canonical_nans(bits) if self._nan is Nan.CANONICAL else bits
+
+    def device_bits(self, key: ExpertKey) -> Bits:
+        """What the device holds for ``key``, [output, input], through the layout; a copy."""
+        tensor = self.device.layers[key.layer][PARAMETER_OF[key.projection]]
+        out = np.empty(self.reference[key].shape, dtype=bits_dtype(tensor.dtype))
+        for block in self.layout.blocks_of(key.projection):
+            rectangle = tensor.rectangle(key.expert, block.rows, block.columns)
+            out[block.outputs.as_slice(), block.inputs.as_slice()] = rectangle.T
+        return out
+
+    def _layer(self, layer: int) -> Iterator[Difference]:
+        tensors = self.device.layers.get(layer, {})
+        readable = set()
+        for parameter in Parameter:
+            found = list(self._metadata(layer, parameter, tensors.get(parameter)))
+            yield from found
+            if not any(d.kind in (Kind.MISSING, Kind.SHAPE, Kind.DTYPE) for d in found):
+                readable.add(parameter)
+                yield from self._padding(layer, parameter, tensors[parameter])
+        for key in self.reference.keys_of(layer):
+            parameter = PARAMETER_OF[key.projection]
+            if parameter in readable:
+                yield from self._expert(key, tensors[parameter])
+        if readable == set(Parameter):
+            self.tally.experts_compared += self.reference.shape.experts
+
+    def _metadata(
+        self, layer: int, parameter: Parameter, tensor: DeviceTensor | None
+    ) -> Iterator[Difference]:
+        part, shape = self.reference.part, self.layout.shapes[parameter]
+        if tensor is None:
+            yield Difference(
+                kind=Kind.MISSING, part=part, layer=layer, parameter=parameter,
+                reference=f"an array {list(shape)}", device="nothing",
+            )  # fmt: skip
+            return
+        if tensor.shape != shape:
+            yield Difference(
+                kind=Kind.SHAPE, part=part, layer=layer, parameter=tensor.name,
+                reference=str(list(shape)), device=str(list(tensor.shape)),
+            )  # fmt: skip
+            return
+        if tensor.dtype != self.reference.shape.dtype:
+            yield Difference(
+                kind=Kind.DTYPE, part=part, layer=layer, parameter=tensor.name,
+                reference=self.reference.shape.dtype, device=tensor.dtype,
+            )  # fmt: skip
+        yield from self._placement(layer, parameter, tensor)
+
+    def _placement(
+        self, layer: int, parameter: Parameter, tensor: DeviceTensor
+    ) -> Iterator[Difference]:
+        axis = self.layout.sharded_axis[parameter]
+        held = {shard.device: shard.index for shard in tensor.shards}
+        for number, device in enumerate(self.device.mesh):
+            wanted = [Span(0, size) for size in tensor.shape]
+            wanted[axis] = self.layout.shard_span(parameter, number)
+            index = held.pop(device, ())
+            if index != tuple(wanted):
+                yield self._misplaced(layer, tensor, number, device, tuple(wanted), index)
+        for device, index in held.items():
+            yield self._misplaced(layer, tensor, None, device, (), index)
+
+    def _misplaced(
+        self, layer: int, tensor: DeviceTensor, shard: int | None, device: str,
+        wanted: tuple[Span, ...], found: tuple[Span, ...],
+    ) -> Difference:  # fmt: skip
+        return Difference(
+            kind=Kind.SHARDING, part=self.reference.part, layer=layer, parameter=tensor.name,
+            reference=_text(wanted), device=_text(found), shard=shard, device_name=device,
+            count=_elements(found), total=_elements(wanted),
+        )  # fmt: skip
+
+    def _padding(
+        self, layer: int, parameter: Parameter, tensor: DeviceTensor
+    ) -> Iterator[Difference]:
+        for gap in self.layout.padding:
+            if gap.parameter is not parameter:
+                continue
+            for expert in range(self.reference.shape.experts):
+                bits = tensor.rectangle(expert, gap.rows, gap.columns)
+                self.tally.padding_bytes += bits.nbytes
+                if not bits.any():
+                    continue
+                row, column = map(int, np.argwhere(bits)[0])
+                at = (expert, gap.rows.start + row, gap.columns.start + column)
+                shard, device_name = self._holder(tensor, at)
+                yield Difference(
+                    kind=Kind.PADDING, part=self.reference.part, layer=layer, expert=expert,
+                    parameter=tensor.name, index=at, reference=as_hex(0, tensor.dtype),
+                    device=as_hex(int(bits[row, column]), tensor.dtype),
+                    count=int(np.count_nonzero(bits)), total=bits.size,
+                    shard=shard, device_name=device_name,
+                )  # fmt: skip
+
+    def _expert(self, key: ExpertKey, tensor: DeviceTensor) -> Iterator[Difference]:
+        reference = self.reference_bits(key)
+        self.tally.bytes_compared += reference.nbytes
+        if all(
+            np.array_equal(
+                tensor.rectangle(key.expert, block.rows, block.columns),
+                reference[block.outputs.as_slice(), block.inputs.as_slice()].T,
+            )
+            for block in self.layout.blocks_of(key.projection)
+        ):
+            return
+        device = self.device_bits(key)
+        unequal = device != reference
+        output, input_ = map(int, np.argwhere(unequal)[0])
+        shard, device_name = self._holder(tensor, self._device_index(key, output, input_))
+        yield Difference(
+            kind=Kind.BITS, part=key.part, layer=key.layer, expert=key.expert,
+            projection=key.projection, parameter=tensor.name,
+            source=str(self.reference.source(key)), index=(output, input_),
+            reference=as_hex(int(reference[output, input_]), tensor.dtype),
+            device=as_hex(int(device[output, input_]), tensor.dtype),
+            count=int(np.count_nonzero(unequal)), total=unequal.size,
+            shard=shard, device_name=device_name,
+        )  # fmt: skip
+
+    def _device_index(self, key: ExpertKey, output: int, input_: int) -> tuple[int, int, int]:
+        """Where element [output, input] of ``key`` lies in its device array."""
+        block = next(
+            b
+            for b in self.layout.blocks_of(key.projection)
+            if b.outputs.start <= output < b.outputs.stop
+            and b.inputs.start <= input_ < b.inputs.stop
+        )
+        row = block.rows.start + input_ - block.inputs.start
+        return key.expert, row, block.columns.start + output - block.outputs.start
+
+    def _holder(self, tensor: DeviceTensor, at: tuple[int, int, int]) -> tuple[int | None, str]:
+        """The number and the device of the shard that holds an element."""
+        shard = tensor.holder(*at)
+        if shard is None:
+            return None, ""
+        mesh = self.device.mesh
+        return (mesh.index(shard.device) if shard.device in mesh else None), shard.device
+
+
+def _text(index: tuple[Span, ...]) -> str:
+    if not index:
+        return "nothing"
+    return "[" + ", ".join(f"{span.start}:{span.stop}" for span in index) + "]"
+
+
+def _elements(index: tuple[Span, ...]) -> int:
+    return math.prod(map(len, index)) if index else 0

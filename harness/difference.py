@@ -1,0 +1,81 @@
+"""Differences: facts about where the device departs from the reference, and how much was compared.
+
+Objects until the edge. They travel from the process that holds the tensors to the one that
+reports, as JSON; one place, :mod:`harness.message`, turns them into text.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from harness.experts import ExpertKey
+from harness.family import Part, Projection
+
+
+class Kind(StrEnum):
+    """What departs: presence, shape, dtype, placement, padding or bits."""
+
+    MISSING = "missing"
+    EXTRA = "extra"
+    SHAPE = "shape"
+    DTYPE = "dtype"
+    SHARDING = "sharding"
+    PADDING = "padding"
+    BITS = "bits"
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One fact.
+
+    Attributes:
+        kind: what departs.
+        part: decoder or mtp.
+        layer: the layer, None for the part as a whole.
+        expert: the expert, None where a whole array is meant.
+        projection: the matrix, None where a whole array is meant.
+        parameter: the device array's name.
+        reference: what the reference says, in words or as the first unequal element's bits.
+        device: what the device holds, alike.
+        source: file, tensor and slice of the reference.
+        index: first unequal element, in the expert's matrix [output, input] for ``bits``, in the
+            device array for ``padding``.
+        count: unequal elements; for ``sharding`` the elements the device holds.
+        total: elements compared; for ``sharding`` the elements that are the device's share.
+        shard: number of the shard that holds the element, in mesh order.
+        device_name: the device that holds it.
+    """
+
+    kind: Kind
+    part: Part
+    layer: int | None = None
+    expert: int | None = None
+    projection: Projection | None = None
+    parameter: str = ""
+    reference: str = ""
+    device: str = ""
+    source: str = ""
+    index: tuple[int, ...] = ()
+    count: int = 0
+    total: int = 0
+    shard: int | None = None
+    device_name: str = ""
+
+    @property
+    def key(self) -> ExpertKey | None:
+        """The matrix meant, if one is."""
+        if self.layer is None or self.expert is None or self.projection is None:
+            return None
+        return ExpertKey(self.part, self.layer, self.expert, self.projection)
+
+
+class Tally(msgspec.Struct, kw_only=True):
+    """How much of one part was compared. ``experts`` counts experts of all layers."""
+
+    part: Part
+    layers: int
+    experts: int
+    experts_compared: int = 0
+    bytes_compared: int = 0
+    padding_bytes: int = 0

@@ -1,0 +1,51 @@
+"""The errors a user meets, each with the exit code the command line ends on.
+
+One shape for all of them: what is wrong, where, what was expected, what to try. Code that raises
+fills the four fields; one method turns them into the paragraph the user reads.
+"""
+
+from __future__ import annotations
+
+
+class HarnessError(Exception):
+    """An error a user can act on.
+
+    Args:
+        what: the fact that stopped the run.
+        where: the file, option, tensor or device it concerns.
+        expected: what would have been right.
+        hint: what to try next.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str, expected: str, hint: str) -> None:
+        super().__init__(what, where, expected, hint)
+        self.what = what
+        self.where = where
+        self.expected = expected
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.where}). Expected: {self.expected}. Try: {self.hint}."
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.where, self.expected, self.hint)
+
+
+def _rebuild(
+    cls: type[HarnessError], what: str, where: str, expected: str, hint: str
+) -> HarnessError:
+    return cls(what, where=where, expected=expected, hint=hint)
+
+
+class BadInput(HarnessError):
+    """What the user handed in cannot be used: a path, a checkpoint, an option."""
+
+    exit_code = 2
+
+
+class TargetUnavailable(HarnessError):
+    """The target or stack that was asked for is not to be had on this machine."""
+
+    exit_code = 4

@@ -1,0 +1,236 @@
+"""The reference experts: every expert's three matrices, sliced lazily out of a checkpoint.
+
+All expert views, this one and the device's, give a matrix in one orientation, that of a linear
+layer's weight: [output features, input features], so gate and up are [F, D] and down is [D, F].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from harness.checkpoint import Checkpoint
+from harness.dtypes import Bits
+from harness.errors import BadInput
+from harness.family import ExpertNaming, Part, Projection, Storage
+
+
+class ExpertKey(NamedTuple):
+    """Names one matrix of one expert."""
+
+    part: Part
+    layer: int
+    expert: int
+    projection: Projection
+
+    def __str__(self) -> str:
+        return f"{self.part} layer {self.layer} expert {self.expert} {self.projection}"
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """Sizes of a part's experts: E ``experts``, D ``hidden``, F ``intermediate``."""
+
+    experts: int
+    hidden: int
+    intermediate: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ExpertSource:
+    """Where a matrix stands: file, tensor, and the slice of it."""
+
+    file: str
+    tensor: str
+    slice: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.tensor}{self.slice}"
+
+
+class ReferencePart(Mapping[ExpertKey, Bits]):
+    """The experts of one part of a checkpoint: a lazy mapping of keys to bits.
+
+    Values are views of the mapped file, uint of the dtype's width, shape [F, D] for gate and up,
+    [D, F] for down. Nothing is read before a value is touched.
+
+    Args:
+        checkpoint: where the tensors are.
+        naming: how this part's experts are named and stored.
+
+    Raises:
+        BadInput: a tensor of a layer is absent, or shapes or dtypes contradict the layout that
+            the family publishes.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, naming: ExpertNaming) -> None:
+        self.part = naming.part
+        self.naming = naming
+        self.layers = naming.layers_in(checkpoint.entries)
+        self._checkpoint = checkpoint
+        self.shape = self._shape()
+        for layer in self.layers:
+            self._require_layout(layer)
+
+    def __len__(self) -> int:
+        return len(self.layers) * self.shape.experts * len(Projection)
+
+    def __iter__(self) -> Iterator[ExpertKey]:
+        for layer in self.layers:
+            yield from self.keys_of(layer)
+
+    def keys_of(self, layer: int) -> Iterator[ExpertKey]:
+        """The keys of one layer: experts ascending, gate, up, down."""
+        for expert in range(self.shape.experts):
+            for projection in Projection:
+                yield ExpertKey(self.part, layer, expert, projection)
+
+    def __getitem__(self, key: ExpertKey) -> Bits:
+        name, index = self._locate(key)
+        matrix = self._checkpoint.bits(name)[index]
+        return matrix.T if self.naming.storage is Storage.FUSED_TRANSPOSED else matrix
+
+    def source(self, key: ExpertKey) -> ExpertSource:
+        """File, tensor and slice of ``key``, as a reader would write them."""
+        name, index = self._locate(key)
+        file = self._checkpoint.entries[name].file.name
+        if self.naming.storage is Storage.PER_EXPERT:
+            return ExpertSource(file, name, "")
+        return ExpertSource(file, name, f"[{', '.join(map(_as_text, index))}]")
+
+    def _locate(self, key: ExpertKey) -> tuple[str, tuple[int | slice, ...]]:
+        naming, width = self.naming, self.shape.intermediate
+        if naming.storage is Storage.PER_EXPERT:
+            return naming.expert_name(key.layer, key.expert, key.projection), ()
+        if key.projection is Projection.DOWN:
+            return naming.fused_name(key.layer, "down_proj"), (key.expert,)
+        half = slice(0, width) if key.projection is Projection.GATE else slice(width, 2 * width)
+        name = naming.fused_name(key.layer, "gate_up_proj")
+        if naming.storage is Storage.FUSED_TRANSPOSED:
+            return name, (key.expert, slice(None), half)
+        return name, (key.expert, half)
+
+    def _shape(self) -> ExpertShape:
+        """The sizes, from config.json: the orientation of a fused tensor must not be guessed."""
+        text = self._checkpoint.config.get("text_config", self._checkpoint.config)
+        keys = ("num_experts", "hidden_size", "moe_intermediate_size")
+        try:
+            experts, hidden, intermediate = (int(text[key]) for key in keys)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                "config.json lacks the experts' sizes",
+                where=str(self._checkpoint.path / "config.json"),
+                expected="text_config with " + ", ".join(keys),
+                hint="the config.json of the published model",
+            ) from error
+        name = next(iter(self._expected(self.layers[0], experts, hidden, intermediate)))
+        entry = self._checkpoint.entries.get(name)
+        return ExpertShape(experts, hidden, intermediate, entry.dtype if entry else "BF16")
+
+    def _expected(
+        self, layer: int, experts: int, hidden: int, width: int
+    ) -> dict[str, tuple[int, ...]]:
+        """The tensors a layer must have, and their shapes."""
+        naming = self.naming
+        if naming.storage is Storage.PER_EXPERT:
+            return {
+                naming.expert_name(layer, expert, projection): (
+                    (hidden, width) if projection is Projection.DOWN else (width, hidden)
+                )
+                for expert in range(experts)
+                for projection in Projection
+            }
+        gate_up, down = (2 * width, hidden), (hidden, width)
+        if naming.storage is Storage.FUSED_TRANSPOSED:
+            gate_up, down = gate_up[::-1], down[::-1]
+        return {
+            naming.fused_name(layer, "gate_up_proj"): (experts, *gate_up),
+            naming.fused_name(layer, "down_proj"): (experts, *down),
+        }
+
+    def _require_layout(self, layer: int) -> None:
+        shape = self.shape
+        wanted = self._expected(layer, shape.experts, shape.hidden, shape.intermediate)
+        for name, sizes in wanted.items():
+            entry = self._checkpoint.entries.get(name)
+            if entry is None:
+                raise BadInput(
+                    f"expert tensor {name!r} is absent",
+                    where=str(self._checkpoint.path),
+                    expected=f"{len(wanted)} expert tensors in {self.part} layer {layer}",
+                    hint="finish the download, or correct num_experts in config.json",
+                )
+            if (entry.shape, entry.dtype) != (sizes, shape.dtype):
+                raise BadInput(
+                    f"expert tensor {name!r} is {entry.dtype} {list(entry.shape)}",
+                    where=str(entry.file),
+                    expected=f"{shape.dtype} {list(sizes)}, the layout "
+                    f"{self._checkpoint.family.name} is published in ({self.naming.storage})",
+                    hint="the published files; transformers saves other layouts than these",
+                )
+
+
+def _as_text(index: int | slice) -> str:
+    if isinstance(index, int):
+        return str(index)
+    return ":" if index.start is None else f"{index.start}:{index.stop}"
+
+
+def reference_parts(checkpoint: Checkpoint) -> tuple[ReferencePart, ...]:
+    """The experts of ``checkpoint``, part by part: the decoder, then the MTP layer if it has one.
+
+    Raises:
+        BadInput: there is no expert tensor, expert tensors of a part stand in two storages, or
+            a tensor that looks like an expert's has a name the family does not publish.
+    """
+    parts = [
+        ReferencePart(checkpoint, naming)
+        for naming in checkpoint.family.namings
+        if naming.layers_in(checkpoint.entries)
+    ]
+    names = [part.part for part in parts]
+    if Part.DECODER not in names or len(set(names)) != len(names):
+        raise BadInput(
+            "no decoder experts" if Part.DECODER not in names else "a part is stored twice",
+            where=str(checkpoint.path),
+            expected=f"the tensors of {checkpoint.family.name}, each part once",
+            hint="the published files; a directory may hold two formats of the same weights",
+        )
+    for part in Part:
+        found = next((p.layers for p in parts if p.part is part), ())
+        _require_layers(checkpoint, part, found)
+    _require_no_stray(checkpoint, parts)
+    return tuple(parts)
+
+
+_LAYER_COUNT = {Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers"}
+
+
+def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) -> None:
+    """The layers in the files must be those config.json announces: the loader builds the latter."""
+    text = checkpoint.config.get("text_config", checkpoint.config)
+    announced = tuple(range(text.get(_LAYER_COUNT[part], 0)))
+    if found != announced:
+        raise BadInput(
+            f"{part} layers with experts in the files: {list(found) or 'none'}",
+            where=str(checkpoint.path),
+            expected=f"layers 0 to {len(announced) - 1}, as {_LAYER_COUNT[part]} of config.json "
+            "says"
+            if announced
+            else f"none, as {_LAYER_COUNT[part]} of config.json says",
+            hint="finish the download, or take config.json and files from the same revision",
+        )
+
+
+def _require_no_stray(checkpoint: Checkpoint, parts: list[ReferencePart]) -> None:
+    covered = {part._locate(key)[0] for part in parts for key in part}
+    stray = sorted(n for n in checkpoint.entries if ".experts." in n and n not in covered)
+    if stray:
+        raise BadInput(
+            f"{len(stray)} expert tensors would not be compared, the first is {stray[0]!r}",
+            where=str(checkpoint.entries[stray[0]].file),
+            expected=f"only the expert tensors {checkpoint.family.name} publishes",
+            hint="correct num_experts in config.json, or add the naming to harness/family.py",
+        )

@@ -1,0 +1,109 @@
+"""The one place that turns differences, diagnoses and failures into text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.difference import Difference, Kind
+from harness.report import Report, Status
+
+_LABEL = 11
+_SHOWN_DIAGNOSES = 20
+_SHOWN_FRAMES = 12
+
+
+def failure_text(report: Report) -> str:
+    """What a user reads when a report is not equal; empty for one that is."""
+    if report.status is Status.EQUAL:
+        return ""
+    lines = list(_load_failure(report) if report.failure else _differences(report))
+    lines += ["", *_field("checkpoint", report.checkpoint)]
+    if report.reference != report.checkpoint:
+        lines += _field("reference", report.reference)
+    lines += _field("stack", _stack(report))
+    lines += _field("repeat", report.repeat)
+    return "\n".join(lines)
+
+
+def _stack(report: Report) -> str:
+    versions = report.environment.versions
+    named = ("vllm", "tpu-inference", "runai-model-streamer", "jax")
+    text = ", ".join(f"{name} {versions.get(name, '?')}" for name in named)
+    return f"{text}; {report.environment.target}"
+
+
+def _field(label: str, text: str) -> list[str]:
+    return [f"   {label:<{_LABEL}}{text}"]
+
+
+def _differences(report: Report) -> Iterator[str]:
+    yield _headline(report)
+    for number, diagnosis in enumerate(report.diagnoses[:_SHOWN_DIAGNOSES], start=1):
+        yield ""
+        yield f"{number}. {diagnosis.summary} [{diagnosis.cause}]"
+        yield from _difference(report.differences[diagnosis.first])
+        yield from _field("evidence", diagnosis.evidence)
+        yield from _field("next step", diagnosis.next_step)
+        if diagnosis.covers > 1:
+            yield from _field("affects", f"{diagnosis.covers} differences, the first is shown")
+    hidden = len(report.diagnoses) - _SHOWN_DIAGNOSES
+    if hidden > 0:
+        yield f"\n{hidden} more causes are in the JSON report"
+
+
+def _headline(report: Report) -> str:
+    slices = {d.key for d in report.differences if d.key}
+    experts = {key[:3] for key in slices}
+    compared = report.experts_compared
+    return (
+        f"{report.family}: the device differs from the checkpoint: "
+        f"{_count(len(report.differences), 'difference')}, "
+        f"{len(experts)} of {_count(compared, 'compared expert')} unequal, "
+        f"{_count(len(report.diagnoses), 'cause')}"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _difference(difference: Difference) -> Iterator[str]:
+    yield from _field("where", _where(difference))
+    source = f"  in {difference.source}" if difference.source else ""
+    yield from _field("reference", f"{difference.reference}{source}")
+    holder = "" if difference.shard is None else f", shard {difference.shard}"
+    holder += f" on {difference.device_name}" if difference.device_name else ""
+    parameter = f"  in {difference.parameter}{holder}" if difference.parameter else ""
+    yield from _field("device", f"{difference.device}{parameter}")
+    if difference.kind in (Kind.BITS, Kind.PADDING):
+        share = difference.count / difference.total
+        yield from _field(
+            "unequal", f"{difference.count} of {difference.total} elements ({share:.2%})"
+        )
+
+
+def _where(difference: Difference) -> str:
+    if key := difference.key:
+        return f"{key}, first at [output, input] {list(difference.index)}"
+    place = [str(difference.part)]
+    place += [] if difference.layer is None else [f"layer {difference.layer}"]
+    place += [] if difference.expert is None else [f"expert {difference.expert}"]
+    at = f", first at {list(difference.index)}" if difference.index else ""
+    return f"{' '.join(place)}: {difference.kind}{at}"
+
+
+def _load_failure(report: Report) -> Iterator[str]:
+    failure = report.failure
+    assert failure is not None
+    yield f"{report.family}: the load under test failed, nothing was compared"
+    yield from _field("error", failure.error)
+    for line in failure.message.splitlines():
+        yield from _field("", line)
+    for label, frame in zip(
+        ["frames", *[""] * _SHOWN_FRAMES], failure.frames[-_SHOWN_FRAMES:], strict=False
+    ):
+        yield from _field(label, f"{frame.file}:{frame.line} in {frame.function}: {frame.text}")
+    for label, line in zip(
+        ["log", *[""] * 30], failure.log_tail.strip().splitlines()[-30:], strict=False
+    ):
+        yield from _field(label, line)

@@ -1,0 +1,114 @@
+"""The report of a verification: what ran, how much was compared, what differs and why.
+
+Plain data that travels as JSON from the process that holds the tensors, and is written as JSON
+for other programs. ``schema`` is raised when a field changes its meaning.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from harness.diagnosis import Diagnosis
+from harness.difference import Difference, Tally
+
+SCHEMA = 1
+
+
+class Status(StrEnum):
+    """How a verification ended."""
+
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    LOAD_FAILED = "load-failed"
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """One frame of a traceback: file relative to its package's parent, line, function, text."""
+
+    file: str
+    line: int
+    function: str
+    text: str
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """The load under test failed: upstream's error, its frames, and the log's last lines."""
+
+    error: str
+    message: str
+    frames: tuple[Frame, ...] = ()
+    log_tail: str = ""
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """Where it ran: stack, interpreter, versions, target, mesh and entry point."""
+
+    stack: str
+    python: str
+    versions: dict[str, str]
+    target: str
+    mesh: tuple[str, ...] = ()
+    entry: str = ""
+
+
+class Timings(msgspec.Struct, kw_only=True):
+    """Seconds: making the configuration and devices, loading, comparing; peak RSS in bytes."""
+
+    setup: float = 0.0
+    load: float = 0.0
+    compare: float = 0.0
+    peak_rss: int = 0
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """One verification of one checkpoint on one target."""
+
+    checkpoint: str
+    reference: str
+    family: str
+    status: Status
+    environment: Environment
+    tallies: list[Tally] = []
+    differences: list[Difference] = []
+    diagnoses: list[Diagnosis] = []
+    failure: Failure | None = None
+    timings: Timings = msgspec.field(default_factory=Timings)
+    repeat: str = ""
+    schema: int = SCHEMA
+
+    @property
+    def experts_compared(self) -> int:
+        """Experts of all layers and parts that were compared."""
+        return sum(tally.experts_compared for tally in self.tallies)
+
+    @property
+    def bytes_compared(self) -> int:
+        """Bytes of experts that were compared."""
+        return sum(tally.bytes_compared for tally in self.tallies)
+
+    @property
+    def exit_code(self) -> int:
+        """0 equal, 1 differences, 3 the load under test failed."""
+        return {Status.EQUAL: 0, Status.DIFFERENT: 1, Status.LOAD_FAILED: 3}[self.status]
+
+    def to_json(self) -> bytes:
+        """The report as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON; ``path`` appears when it is complete."""
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_bytes(self.to_json())
+        partial.replace(path)
+
+
+def report_from_json(encoded: bytes) -> Report:
+    """Read a report back.
+
+    Raises:
+        msgspec.ValidationError: it is no report of this schema.
+    """
+    return msgspec.json.decode(encoded, type=Report)

@@ -1,0 +1,155 @@
+"""Writes a synthetic checkpoint: safetensors files, their index, and ``config.json``.
+
+Values are made and written chunk by chunk, so memory stays at a few MiB whatever the checkpoint's
+size. The directory appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from harness.dtypes import ITEMSIZE
+from harness.errors import BadInput
+from harness.synthetic.config import model_config
+from harness.synthetic.recipes import recipe_named
+from harness.synthetic.shapes import resolve_shape
+from harness.synthetic.tensors import TensorSpec, checkpoint_tensors
+from harness.synthetic.values import SliceValues, Values
+
+_DTYPE = "BF16"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: where, how many files and tensors, how many bytes of tensors."""
+
+    path: Path
+    files: int
+    tensors: int
+    nbytes: int
+
+
+def write_checkpoint(
+    family: str,
+    out: str | os.PathLike[str],
+    *,
+    shapes: str = "tiny",
+    layers: int | None = None,
+    experts: int | None = None,
+    files: int = 4,
+    seed: int = 0,
+    values: Values = Values.CORNERS,
+) -> Written:
+    """Write a synthetic checkpoint of ``family`` in its published layout to ``out``.
+
+    Args:
+        family: a recipe's name, see :data:`harness.synthetic.recipes.RECIPES`.
+        out: the directory to make; it must not exist.
+        shapes: ``tiny`` or ``published:<model>``.
+        layers: decoder layers, instead of the shape's own.
+        experts: experts a layer, instead of the shape's own.
+        files: safetensors files to spread the tensors over.
+        seed: the values follow from it alone.
+        values: which special values each slice holds.
+
+    Raises:
+        BadInput: an unknown family or shape, unusable counts, or ``out`` exists.
+    """
+    recipe = recipe_named(family)
+    shape = resolve_shape(recipe.family.name, shapes, layers=layers, experts=experts)
+    maker = SliceValues(seed, values)
+    specs = list(checkpoint_tensors(recipe, shape))
+    groups = _split(specs, files)
+    target = _require_absent(Path(out))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    try:
+        _write_files(partial, groups, maker)
+        _write_json(partial / "config.json", model_config(recipe, shape))
+        partial.chmod(0o755)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Written(target, len(groups), len(specs), sum(_nbytes(spec) for spec in specs))
+
+
+def _require_absent(out: Path) -> Path:
+    if out.exists():
+        raise BadInput(
+            "the output path exists already",
+            where=str(out),
+            expected="a path that does not exist yet",
+            hint="another path, or remove this one",
+        )
+    return out
+
+
+def _nbytes(spec: TensorSpec) -> int:
+    return math.prod(spec.shape) * ITEMSIZE[_DTYPE]
+
+
+def _split(specs: list[TensorSpec], files: int) -> list[list[TensorSpec]]:
+    """Cut ``specs``, in order, into at most ``files`` groups of near-equal bytes."""
+    if not 1 <= files <= len(specs):
+        raise BadInput(
+            f"{files} files for {len(specs)} tensors",
+            where="--files",
+            expected=f"between 1 and {len(specs)}",
+            hint="--files 4",
+        )
+    goal = sum(_nbytes(spec) for spec in specs) / files
+    groups: list[list[TensorSpec]] = [[]]
+    written = 0
+    for spec in specs:
+        if groups[-1] and written >= goal * len(groups):
+            groups.append([])
+        groups[-1].append(spec)
+        written += _nbytes(spec)
+    return groups
+
+
+def _write_files(directory: Path, groups: list[list[TensorSpec]], maker: SliceValues) -> None:
+    weight_map: dict[str, str] = {}
+    for number, group in enumerate(groups, start=1):
+        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        with (directory / name).open("wb") as file:
+            _write_tensors(file, group, maker)
+        weight_map |= {spec.name: name for spec in group}
+    total = sum(_nbytes(spec) for group in groups for spec in group)
+    _write_json(
+        directory / "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
+    )
+
+
+def _write_tensors(file: BinaryIO, specs: list[TensorSpec], maker: SliceValues) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for spec in specs:
+        start, end = end, end + _nbytes(spec)
+        header[spec.name] = {"dtype": _DTYPE, "shape": spec.shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for spec in specs:
+        _write_slices(file, spec, maker)
+
+
+def _write_slices(file: BinaryIO, spec: TensorSpec, maker: SliceValues) -> None:
+    count = math.prod(spec.shape)
+    slices = [None] if spec.experts is None else range(spec.experts)
+    for expert in slices:
+        for chunk in maker.chunks(spec.name, count // len(slices), expert):
+            file.write(chunk.data)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

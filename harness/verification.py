@@ -1,0 +1,185 @@
+"""Verifies one checkpoint: stream it, compare every expert, explain what differs, report.
+
+:func:`verify` is the library; the command line and the pytest plugin only call it. The load and
+the comparison run in a process of their own, where the tensors live; the report travels back.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shlex
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+import msgspec
+
+from harness import engine
+from harness.checkpoint import Checkpoint
+from harness.compare import Nan, PartComparison
+from harness.device import device_part
+from harness.diagnosis import Explainer
+from harness.experts import ReferencePart, reference_parts
+from harness.family import Part
+from harness.load import LoadProcess, LoadProcessError
+from harness.report import Environment, Failure, Frame, Report, Status, Timings
+from harness.stack import require_stack, stack_name
+from harness.target import Target, emulated_target
+
+_UPSTREAM = ("vllm", "tpu_inference", "runai_model_streamer", "torchax", "jax", "torch")
+_LOG_LINES = 40
+
+
+class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loading process is asked to verify."""
+
+    checkpoint: str
+    reference: str
+    target: Target
+    nan: Nan = Nan.PAYLOAD
+    stream_options: dict[str, str] = {}
+
+
+def verify(
+    checkpoint: str | os.PathLike[str],
+    target: Target | None = None,
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    nan: Nan = Nan.PAYLOAD,
+    stream_options: Mapping[str, str] | None = None,
+    timeout: float = 3600.0,
+    process: LoadProcess | None = None,
+) -> Report:
+    """Stream ``checkpoint`` through the real stack onto ``target`` and compare every expert.
+
+    Args:
+        checkpoint: the directory to load.
+        target: where to; four emulated devices by default.
+        reference: the directory to compare with, instead of ``checkpoint`` itself.
+        nan: how NaNs in the reference count.
+        stream_options: ``RUNAI_STREAMER_*`` variables for this load.
+        timeout: seconds until the load is ended and reported as failed.
+        process: a running load process of this target to use.
+
+    Returns:
+        The report; its status says whether all experts are equal.
+
+    Raises:
+        BadInput: a checkpoint cannot be used.
+        TargetUnavailable: the stack is not installed.
+    """
+    target = target or emulated_target()
+    versions = require_stack()
+    opened = Checkpoint(checkpoint)
+    against = Checkpoint(reference) if reference is not None else opened
+    reference_parts(against)
+    report = Report(
+        checkpoint=str(opened.path),
+        reference=str(against.path),
+        family=opened.family.name,
+        status=Status.LOAD_FAILED,
+        environment=Environment(
+            stack=stack_name(versions),
+            python=platform.python_version(),
+            versions=versions,
+            target=str(target),
+            entry=engine.ENTRY,
+        ),
+        repeat=_repeat(opened.path, target, reference, nan, stream_options or {}),
+    )
+    request = VerifyRequest(
+        checkpoint=str(opened.path.resolve()),
+        reference=str(against.path.resolve()),
+        target=target,
+        nan=nan,
+        stream_options=dict(stream_options or {}),
+    )
+    with nullcontext(process) if process else LoadProcess(target) as running:
+        try:
+            outcome = running.run(
+                f"{__name__}:verify_job", msgspec.json.encode((request, report)), timeout=timeout
+            )
+        except LoadProcessError as error:
+            report.failure = Failure(error=error.what, message="", log_tail=error.details)
+            return report
+    return msgspec.json.decode(outcome, type=Report)
+
+
+def verify_job(argument: bytes) -> bytes:
+    """The job of a loading process: a request and an unfinished report in, the report out."""
+    request, report = msgspec.json.decode(argument, type=tuple[VerifyRequest, Report])
+    os.environ.update(request.stream_options)
+    parts = reference_parts(Checkpoint(request.reference))
+    try:
+        loaded = engine.load(
+            request.checkpoint, request.target, draft=any(p.part is Part.MTP for p in parts)
+        )
+    except Exception as error:
+        report.failure = _failure(error)
+        return msgspec.json.encode(report)
+    report.environment = msgspec.structs.replace(report.environment, mesh=loaded.mesh)
+    started = time.perf_counter()
+    for part in parts:
+        compare_part(report, part, loaded, request.nan)
+    report.status = Status.DIFFERENT if report.differences else Status.EQUAL
+    report.timings = Timings(
+        setup=loaded.setup_seconds,
+        load=loaded.load_seconds,
+        compare=time.perf_counter() - started,
+        peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+    return msgspec.json.encode(report)
+
+
+def compare_part(
+    report: Report, part: ReferencePart, loaded: engine.Loaded, nan: Nan = Nan.PAYLOAD
+) -> None:
+    """Compare one part and add its tally, differences and diagnoses to ``report``."""
+    device = device_part(loaded.parameters[part.part], loaded.mesh)
+    comparison = PartComparison(part, device, nan=nan)
+    differences = list(comparison.differences())
+    offset = len(report.differences)
+    report.tallies.append(comparison.tally)
+    report.differences += differences
+    report.diagnoses += Explainer(comparison).diagnose(differences, offset)
+
+
+def _failure(error: Exception) -> Failure:
+    frames = traceback.extract_tb(error.__traceback__)
+    return Failure(
+        error=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
+        message=str(error),
+        frames=tuple(
+            Frame(file, frame.lineno or 0, frame.name, frame.line or "")
+            for frame in frames
+            if (file := _upstream_file(frame.filename))
+        ),
+    )
+
+
+def _upstream_file(filename: str) -> str | None:
+    """``filename`` from its top package on, if that is a package of the stack under test."""
+    parts = Path(filename).parts
+    for package in _UPSTREAM:
+        if package in parts:
+            return str(Path(*parts[len(parts) - 1 - parts[::-1].index(package) :]))
+    return None
+
+
+def _repeat(
+    checkpoint: Path,
+    target: Target,
+    reference: str | os.PathLike[str] | None,
+    nan: Nan,
+    stream_options: Mapping[str, str],
+) -> str:
+    words = [f"{name}={value}" for name, value in stream_options.items()]
+    words += ["harness", "verify", str(checkpoint), "--target", target.name]
+    words += ["--devices", str(target.devices)]
+    words += ["--reference", str(reference)] if reference is not None else []
+    words += ["--nan", nan.value] if nan is not Nan.PAYLOAD else []
+    return shlex.join(words)

@@ -1,0 +1,1 @@
+"""What users run: checkpoints streamed through the real stack, every expert compared."""

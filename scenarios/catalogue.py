@@ -1,0 +1,82 @@
+"""The scenarios: one row each. Add a row before a function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from harness.compare import Nan
+from harness.synthetic.values import Values
+from harness.synthetic.writer import write_checkpoint
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One checkpoint and how it is streamed and compared.
+
+    Attributes:
+        id: stable; known issues and reports refer to it.
+        why: the fault it is there to catch.
+        recipe: which family and storage to write.
+        source: a checkpoint that exists, instead of one to write.
+        values: special values in every slice.
+        nan: how the reference's NaNs count.
+        stream_options: ``RUNAI_STREAMER_*`` variables of the load.
+    """
+
+    id: str
+    why: str
+    recipe: str = ""
+    source: str = ""
+    values: Values = Values.CORNERS
+    nan: Nan = Nan.PAYLOAD
+    stream_options: dict[str, str] = field(default_factory=dict)
+
+    def checkpoint(self, directory: Path) -> str | Path:
+        """Where the checkpoint is; a synthetic one is written under ``directory``."""
+        if self.source:
+            return self.source
+        return write_checkpoint(self.recipe, directory / self.id, values=self.values).path
+
+
+def given(checkpoint: str) -> Scenario:
+    """The scenario of a checkpoint the user named."""
+    name = PurePosixPath(checkpoint).name or checkpoint
+    return Scenario(id=name, why="asked for on the command line", source=checkpoint)
+
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario(
+        "vl-fused",
+        "fused and transposed experts; ids passed positionally (vLLM #42521, #42671)",
+        "qwen3-vl-moe",
+    ),
+    Scenario(
+        "decoder-fused",
+        "fused experts beside linear attention and a shared expert",
+        "qwen3.5-moe",
+    ),
+    Scenario(
+        "mtp-fused",
+        "fused experts of the draft model (vLLM #42716)",
+        "qwen3.6-mtp",
+    ),
+    Scenario(
+        "mtp-per-expert",
+        "one tensor per expert and projection in the draft model",
+        "qwen3.5-mtp",
+    ),
+    Scenario(
+        "mtp-smallest-buffer",
+        "the streamer reuses its buffer at once: a view kept too long shows (vLLM #43163, #41749)",
+        "qwen3.5-mtp",
+        stream_options={"RUNAI_STREAMER_MEMORY_LIMIT": "0", "RUNAI_STREAMER_CONCURRENCY": "1"},
+    ),
+    Scenario(
+        "vl-nan-payloads",
+        "NaNs arrive as the quiet NaN of their sign, and nothing else changes",
+        "qwen3-vl-moe",
+        values=Values.NAN_PAYLOADS,
+        nan=Nan.CANONICAL,
+    ),
+)

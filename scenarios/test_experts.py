@@ -1,0 +1,23 @@
+"""Every expert of every layer arrives on the device as it stands in the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.plugin import Verified, require_equal
+from scenarios.catalogue import SCENARIOS, Scenario, given
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Rows of the catalogue, or the checkpoints the user named instead."""
+    named = [given(checkpoint) for checkpoint in metafunc.config.getoption("--checkpoint")]
+    metafunc.parametrize("scenario", named or SCENARIOS, ids=lambda scenario: scenario.id)
+
+
+def test_experts(scenario: Scenario, tmp_path: Path, verified: Verified) -> None:
+    report = verified(
+        scenario.checkpoint(tmp_path), nan=scenario.nan, stream_options=scenario.stream_options
+    )
+    require_equal(report)
