@@ -24,6 +24,8 @@ _CHUNK_ELEMENTS = 1 << 20
 _EXPONENT = np.uint16(0x7F80)
 _KEY_MASK = 0x807F_807F_807F_807F
 _MAX_SEED = 2**63
+_RUNS = 32
+_SPREAD = 0x9E37_79B9_7F4A_7C15  # 2**64 over the golden ratio
 
 #: +inf, -inf, -0.0, +0.0, least and greatest subnormals of both signs, least normal, max, -max.
 CORNERS: tuple[int, ...] = (
@@ -92,11 +94,17 @@ class SliceValues:
         out[whole:] = source[whole:] ^ lanes[: out.size - whole]
 
     def _plant(self, out: Bf16Bits, identity: str) -> None:
-        """Write the special values somewhere into ``out``; as many of them as fit in half of it."""
+        """Write the special values into ``out`` many times over, as runs of all of them.
+
+        A fused slice holds gate and up, by rows or by columns: runs all over it reach both.
+        """
         planted = self._planted[: out.size // 2]
+        stride = max(out.size // _RUNS, 2 * planted.size, 1)
         _, place = self._hash(identity)
-        start = place % (out.size - planted.size + 1)
-        out[start : start + planted.size] = planted
+        for run, start in enumerate(range(0, out.size - stride + 1, stride)):
+            # Spread within each stride, lest a stride of whole rows hits the same columns always.
+            at = start + (place + run * _SPREAD) % (1 << 64) % (stride - planted.size + 1)
+            out[at : at + planted.size] = planted
 
     def _hash(self, identity: str) -> tuple[int, int]:
         digest = hashlib.blake2b(f"{self._seed}\0{identity}".encode(), digest_size=16).digest()

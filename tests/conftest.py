@@ -1,0 +1,36 @@
+"""Fixtures of the harness's own tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.checkpoint import Checkpoint
+from harness.experts import ReferencePart, reference_parts
+from harness.synthetic.recipes import RECIPES
+from harness.synthetic.writer import write_checkpoint
+
+pytest_plugins = ["pytester"]
+
+WriteTiny = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One tiny checkpoint of every recipe. Not to be changed: copy one first."""
+    base = tmp_path_factory.mktemp("checkpoints")
+    return {name: write_checkpoint(name, base / name).path for name in RECIPES}
+
+
+@pytest.fixture(params=sorted(RECIPES))
+def recipe(request: pytest.FixtureRequest) -> str:
+    """Every recipe in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def decoder(tiny_checkpoints: dict[str, Path]) -> ReferencePart:
+    """The decoder of the tiny Qwen3-VL-MoE checkpoint."""
+    return reference_parts(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]))[0]
