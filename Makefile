@@ -1,24 +1,26 @@
-# The verbs of this project. `make verify` and `make test` need nothing but a Python and the index.
+# The verbs of this project. They need nothing but a Python and the package index.
 PYTHON ?= python3
 STACK ?=
-BIN := .venv/bin
+SETUP := $(PYTHON) ci/setup.py
 
 .PHONY: setup verify test lint types lock
 
+# Each verb asks ci/setup.py for the environment, which makes it when it is not there.
 setup:
-	@$(PYTHON) ci/setup.py $(STACK)
+	@$(SETUP) $(STACK)
 
-verify: setup
-	@$(BIN)/pytest scenarios
+verify:
+	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest scenarios
 
-test: setup
-	@$(BIN)/pytest
+test:
+	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest
 
-lint: setup
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint:
+	@bin=$$($(SETUP))/bin && $$bin/ruff check . && $$bin/ruff format --check .
 
-types: setup
-	@$(BIN)/mypy
+types:
+	@bin=$$($(SETUP))/bin && $$bin/mypy
 
+# Compile the requirements of every stack anew.
 lock:
-	@$(PYTHON) ci/setup.py --lock
+	@$(SETUP) --lock

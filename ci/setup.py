@@ -15,6 +15,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STACKS = ROOT / "ci" / "stacks"
@@ -44,45 +45,84 @@ def main() -> int:
     return 0
 
 
-def stacks() -> dict[str, dict[str, object]]:
+def stacks() -> dict[str, dict[str, Any]]:
+    """The table of stacks: the Python each is pinned for, and the overrides it resolves with."""
     return json.loads((STACKS / "stacks.json").read_text())
 
 
-def choose(stack: str) -> str:
-    """The stack asked for, or the default one of this Python; it must run on this Python."""
+def choose(stack: str, running: tuple[int, int] = sys.version_info[:2]) -> str:
+    """The stack asked for, or the default one: the newest that runs on this Python."""
     table = stacks()
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    if stack and stack not in table:
-        raise SetupError(f"unknown stack {stack!r}. Expected: one of {', '.join(table)}.")
-    fitting = [name for name, row in table.items() if row["python"] == python]
-    if stack in fitting:
+    if stack in table:
         return stack
-    wanted = ", ".join(f"{name} on Python {row['python']}" for name, row in table.items())
-    if stack or not fitting:
+    wanted = ", ".join(f"{name} (Python {row['python']})" for name, row in table.items())
+    if stack:
+        raise SetupError(f"unknown stack {stack!r}. Expected: one of {wanted}.")
+    fitting = [name for name, row in table.items() if version(row["python"]) <= running]
+    if not fitting:
         raise SetupError(
-            f"no stack {stack or 'at all'} for Python {python} ({sys.executable}). "
-            f"Expected: {wanted}. Try: make PYTHON=python{next(iter(table.values()))['python']}."
+            f"no stack runs on Python {running[0]}.{running[1]} ({sys.executable}). "
+            f"Expected: {wanted}. Try: make PYTHON=python3.11, or a later one."
         )
-    return next(name for name in fitting if table[name].get("default"))
+    return max(fitting, key=version)
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
+
+
+def find_python(wanted: str, uv: str) -> str:
+    """An interpreter of version ``wanted``: the running one, or from PATH, pyenv or uv."""
+    if sys.version_info[:2] == version(wanted):
+        return sys.executable
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    from_path = filter(None, [shutil.which(f"python{wanted}")])
+    for candidate in [*from_path, *sorted(map(str, pyenv.glob(f"{wanted}.*/bin/python")))]:
+        if answers(candidate) == wanted:
+            print(f"setup: Python {wanted} is {candidate}", file=sys.stderr)
+            return candidate
+    found = subprocess.run(
+        [uv, "python", "find", "--no-python-downloads", wanted],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if found.returncode == 0:
+        print(f"setup: Python {wanted} is {found.stdout.strip()}", file=sys.stderr)
+        return found.stdout.strip()
+    raise SetupError(
+        f"this stack needs Python {wanted}; none was found on PATH, under {pyenv}, or by uv. "
+        f"Try: install python{wanted}, or make PYTHON=/path/to/python{wanted}."
+    )
+
+
+def answers(python: str) -> str:
+    """The version an interpreter says it has; a pyenv shim may stand for none."""
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    ran = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    return ran.stdout.strip()
+
+
+def environment_of(stack: str) -> Path:
+    """``.venv`` for this Python's default stack, ``.venv-<stack>`` for the others."""
+    return ROOT / (".venv" if stack == choose("") else f".venv-{stack}")
 
 
 def setup(stack: str) -> Path:
-    """Make ``.venv`` for ``stack`` unless it is there already."""
-    environment = ROOT / ".venv"
+    """Make the environment of ``stack`` unless it is there already."""
+    environment = environment_of(stack)
     requirements = STACKS / f"{stack}.txt"
     stamp = environment / ".requirements"
-    wanted = hashlib.sha256(
-        requirements.read_bytes() + (ROOT / "pyproject.toml").read_bytes()
-    ).hexdigest()
-    if stamp.exists() and stamp.read_text() == f"{stack} {wanted}":
+    inputs = requirements.read_bytes() + (ROOT / "pyproject.toml").read_bytes()
+    wanted = f"{stack} {hashlib.sha256(inputs).hexdigest()}"
+    if stamp.exists() and stamp.read_text() == wanted:
         return environment
     uv = find_uv()
-    run(uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(environment))
+    python = find_python(stacks()[stack]["python"], uv)
+    run(uv, "venv", "--quiet", "--clear", "--python", python, str(environment))
     options = ("--quiet", "--python", str(environment / "bin" / "python"))
     # Bytecode is compiled here, once: importing the stack without it takes a minute longer.
     run(uv, "pip", "sync", *options, "--compile-bytecode", str(requirements))
     run(uv, "pip", "install", *options, "--no-deps", "--editable", str(ROOT))
-    stamp.write_text(f"{stack} {wanted}")
+    stamp.write_text(wanted)
     return environment
 
 
@@ -90,10 +130,11 @@ def lock() -> None:
     """Compile every stack's requirements file; the files name versions and no host."""
     uv = find_uv()
     for stack, row in stacks().items():
+        overrides = [f"--override={name}.overrides" for name in row["overrides"]]
         run(
-            uv, "pip", "compile", "--quiet", "--python-version", str(row["python"]),
-            "--override", f"{stack}.overrides", "--custom-compile-command", "make lock",
-            "--no-annotate", "--output-file", f"{stack}.txt", f"{stack}.in",
+            uv, "pip", "compile", "--quiet", "--python-version", row["python"], *overrides,
+            "--custom-compile-command", "make lock", "--no-annotate",
+            "--output-file", f"{stack}.txt", f"{stack}.in",
             cwd=STACKS,
         )  # fmt: skip
 

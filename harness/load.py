@@ -96,15 +96,20 @@ class LoadProcess:
 
     def close(self) -> None:
         """End the process and remove its files."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            for pipe in (self._process.stdin, self._process.stdout):
-                assert pipe is not None
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
-            self._process = None
+        self._end()
         shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _end(self) -> None:
+        """End the process; the next job starts another."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+        self._process = None
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -142,12 +147,12 @@ class LoadProcess:
             if not selector.select(timeout):
                 self._end_job(directory)
                 tail = _log_tail(directory)
-                self._restart_next_time()
+                self._end()
                 raise LoadProcessError(f"the load did not end within {timeout:g} s", tail)
         line = self._process.stdout.readline()
         if not line:
             tail = _log_tail(self._scratch)
-            self._restart_next_time()
+            self._end()
             raise LoadProcessError("the loading process ended", tail)
         return msgspec.json.decode(line, type=Answer).status
 
@@ -155,12 +160,6 @@ class LoadProcess:
         with contextlib.suppress(OSError, ValueError):
             os.killpg(int((directory / "pid").read_text()), signal.SIGKILL)
             time.sleep(0.1)
-
-    def _restart_next_time(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-        self._process = None
 
 
 def _log_tail(directory: Path) -> str:

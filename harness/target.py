@@ -13,7 +13,7 @@ from pathlib import Path
 
 import platformdirs
 
-from harness.errors import BadInput
+from harness.errors import BadInput, TargetUnavailable
 from harness.vllm_platform import EMULATED_DEVICES
 
 
@@ -97,6 +97,7 @@ def _stack_environment() -> dict[str, str]:
 
 
 TARGETS = ("emulated",)
+PLANNED = ("tpu", "torch-xla")
 
 
 def target_named(name: str, devices: int) -> Target:
@@ -104,8 +105,16 @@ def target_named(name: str, devices: int) -> Target:
 
     Raises:
         BadInput: there is no such target, or not with that many devices.
+        TargetUnavailable: the target is named in the design and not built yet.
     """
-    if name != "emulated":
+    if name in PLANNED:
+        raise TargetUnavailable(
+            f"target {name!r} is not supported yet",
+            where="--target",
+            expected="one of " + ", ".join(TARGETS),
+            hint="--target emulated",
+        )
+    if name not in TARGETS:
         raise BadInput(
             f"unknown target {name!r}",
             where="--target",

@@ -10,6 +10,7 @@ import os
 import platform
 import resource
 import shlex
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -163,10 +164,10 @@ def _failure(error: Exception) -> Failure:
 
 def _upstream_file(filename: str) -> str | None:
     """``filename`` from its top package on, if that is a package of the stack under test."""
-    parts = Path(filename).parts
     for package in _UPSTREAM:
-        if package in parts:
-            return str(Path(*parts[len(parts) - 1 - parts[::-1].index(package) :]))
+        home = getattr(sys.modules.get(package), "__path__", [None])[0]
+        if home and Path(filename).is_relative_to(home):
+            return str(Path(package, Path(filename).relative_to(home)))
     return None
 
 

@@ -146,7 +146,7 @@ def header_dtype_unknown(at: Path) -> None:
 def transformers_layout(at: Path) -> None:
     """[E, 2F, D], as transformers 5 saves Qwen3-VL-MoE: vLLM 0.26 loads it without a word."""
     name = "model.language_model.layers.0.mlp.experts.gate_up_proj"
-    edit_header(at / FIRST, lambda h: h[name].update(shape=h[name]["shape"][:1] + [96, 128]))
+    edit_header(at / FIRST, lambda h: h[name].update(shape=[*h[name]["shape"][:1], 96, 128]))
 
 
 def stray_expert(at: Path) -> None:

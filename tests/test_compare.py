@@ -224,7 +224,7 @@ def test_a_rewritten_nan_payload(decoder: ReferencePart, device: PackedDevice) -
     original = PartComparison.reference_bits
 
     class WithNan(PartComparison):
-        def reference_bits(self, key: ExpertKey) -> np.ndarray:  # type: ignore[type-arg]
+        def reference_bits(self, key: ExpertKey) -> np.ndarray:
             bits = original(self, key).copy()
             bits[0, 0] = 0xFF81
             return canonical_nans(bits) if self._nan is Nan.CANONICAL else bits

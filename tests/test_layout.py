@@ -5,7 +5,7 @@ import pytest
 
 from harness.experts import ExpertShape, ReferencePart
 from harness.family import Projection
-from harness.layout import Backend, Layout, Parameter, UnknownLayout, expert_layout
+from harness.layout import Backend, Block, Layout, Padding, Parameter, UnknownLayout, expert_layout
 from tests.packing import pack
 
 SIZES = [
@@ -26,7 +26,8 @@ def test_every_device_element_is_a_block_or_padding_once(size: tuple[int, int, i
     layout = layout_of(size)
     for parameter in Parameter:
         covered = np.zeros(layout.shapes[parameter][1:], dtype=int)
-        for area in (*layout.blocks, *layout.padding):
+        areas: tuple[Block | Padding, ...] = (*layout.blocks, *layout.padding)
+        for area in areas:
             if area.parameter is parameter:
                 covered[area.rows.as_slice(), area.columns.as_slice()] += 1
         assert (covered == 1).all()

@@ -1,0 +1,191 @@
+"""Jobs the tests send to a loading process; they run in its forked children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from harness import engine
+from harness.checkpoint import Checkpoint
+from harness.compare import PartComparison
+from harness.device import DevicePart, DeviceShard, DeviceTensor, device_part
+from harness.diagnosis import Explainer
+from harness.dtypes import Bits
+from harness.experts import ReferencePart, reference_parts
+from harness.layout import Parameter, Span
+from harness.verification import VerifyRequest
+
+Seen = list[tuple[list[str], list[str]]]
+
+
+def echo(argument: bytes) -> bytes:
+    print("echoing", flush=True)
+    return argument
+
+
+def pid(_: bytes) -> bytes:
+    return str(os.getpid()).encode()
+
+
+def leave_a_temporary_file(_: bytes) -> bytes:
+    return tempfile.mkstemp()[1].encode()
+
+
+def fail(_: bytes) -> bytes:
+    raise ValueError("as planted")
+
+
+def crash(_: bytes) -> bytes:
+    print("about to crash", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return b""
+
+
+def hang(_: bytes) -> bytes:
+    print("hanging", flush=True)
+    time.sleep(600)
+    return b""
+
+
+def plant(argument: bytes) -> bytes:
+    """Load once for real, then plant each fault into the view of the device and compare.
+
+    Returns:
+        For each fault of :data:`FAULTS`, its name, causes and summaries, as JSON.
+    """
+    request = msgspec.json.decode(argument, type=VerifyRequest)
+    (part,) = reference_parts(Checkpoint(request.reference))
+    loaded = engine.load(request.checkpoint, request.target, draft=False)
+    device = device_part(loaded.parameters[part.part], loaded.mesh)
+    seen = {name: _diagnosed(part, fault(device)) for name, fault in FAULTS.items()}
+    seen["replicated by jax"] = _diagnosed(part, _replicated_by_jax(device, loaded))
+    return msgspec.json.encode(seen)
+
+
+def _diagnosed(part: ReferencePart, device: DevicePart) -> tuple[list[str], list[str]]:
+    comparison = PartComparison(part, device)
+    diagnoses = Explainer(comparison).diagnose(list(comparison.differences()))
+    return [d.cause.value for d in diagnoses], [d.summary for d in diagnoses]
+
+
+Read = Callable[[DeviceShard, int], Bits]
+
+
+def _reading(
+    device: DevicePart, read: Read, only: tuple[Parameter, ...] = tuple(Parameter)
+) -> DevicePart:
+    """``device`` with layer 1 read through ``read``."""
+
+    def faulty(tensor: DeviceTensor) -> DeviceTensor:
+        shards = tuple(
+            replace(s, expert_bits=lambda expert, s=s: read(s, expert)) for s in tensor.shards
+        )
+        return replace(tensor, shards=shards)
+
+    layers = dict(device.layers)
+    layers[1] = {p: faulty(t) if p in only else t for p, t in layers[1].items()}
+    return replace(device, layers=layers)
+
+
+def _changed(shard: DeviceShard, expert: int, change: Callable[[Bits], None]) -> Bits:
+    bits = shard.expert_bits(expert).copy()
+    change(bits)
+    return bits
+
+
+def _swap_2_and_5(device: DevicePart) -> DevicePart:
+    return _reading(device, lambda shard, e: shard.expert_bits({2: 5, 5: 2}.get(e, e)))
+
+
+def _swap_gate_and_up(device: DevicePart) -> DevicePart:
+    def swapped(shard: DeviceShard, expert: int) -> Bits:
+        bits = shard.expert_bits(expert)
+        half = bits.shape[1] // 2
+        order = [*range(half, 2 * half), *range(half)]
+        return bits[:, order] if expert == 3 else bits
+
+    return _reading(device, swapped, (Parameter.W13,))
+
+
+def _transpose(device: DevicePart) -> DevicePart:
+    """Each shard's square corner transposed is another matrix; a whole one needs all shards."""
+    tensor = device.layers[1][Parameter.W2]
+    whole = tensor.rectangle(4, Span(0, tensor.shape[1]), Span(0, tensor.shape[2]))
+    turned = whole.T.reshape(whole.shape)
+
+    def read(shard: DeviceShard, expert: int) -> Bits:
+        rows = shard.index[1].as_slice()
+        return turned[rows] if expert == 4 else shard.expert_bits(expert)
+
+    return _reading(device, read, (Parameter.W2,))
+
+
+def _flip_a_bit(device: DevicePart) -> DevicePart:
+    def change(bits: Bits) -> None:
+        bits[7, 3] ^= 1
+
+    def read(shard: DeviceShard, expert: int) -> Bits:
+        planted = expert == 6 and shard.index[1].start == 0
+        return _changed(shard, expert, change) if planted else shard.expert_bits(expert)
+
+    return _reading(device, read, (Parameter.W2,))
+
+
+def _lose_the_sign_of_zero(device: DevicePart) -> DevicePart:
+    def change(bits: Bits) -> None:
+        bits[bits == 0x8000] = 0
+
+    return _reading(device, lambda shard, e: _changed(shard, e, change))
+
+
+def _leave_unwritten(device: DevicePart) -> DevicePart:
+    def change(bits: Bits) -> None:
+        bits[:] = 0
+
+    return _reading(device, lambda s, e: _changed(s, e, change) if e == 7 else s.expert_bits(e))
+
+
+def _dirty_padding(device: DevicePart) -> DevicePart:
+    def change(bits: Bits) -> None:
+        bits[0, -1] = 0x3F80
+
+    return _reading(device, lambda shard, e: _changed(shard, e, change), (Parameter.W13,))
+
+
+FAULTS: dict[str, Callable[[DevicePart], DevicePart]] = {
+    "none": lambda device: device,
+    "experts swapped": _swap_2_and_5,
+    "gate and up swapped": _swap_gate_and_up,
+    "transposed": _transpose,
+    "bit flipped": _flip_a_bit,
+    "sign of zero lost": _lose_the_sign_of_zero,
+    "unwritten": _leave_unwritten,
+    "padding": _dirty_padding,
+}
+
+
+def _replicated_by_jax(device: DevicePart, loaded: engine.Loaded) -> DevicePart:
+    """Layer 0's w13 put onto the mesh by JAX itself, with a partition spec that names no axis."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    name, array = next(_arrays(loaded, "layers.0.", "w13_weight"))
+    spread = jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
+    replicated = device_part({name: spread}, loaded.mesh).layers[0][Parameter.W13]
+    layers = {number: dict(tensors) for number, tensors in device.layers.items()}
+    layers[0][Parameter.W13] = replicated
+    return replace(device, layers=layers)
+
+
+def _arrays(loaded: engine.Loaded, *words: str) -> Iterator[tuple[str, Any]]:
+    for parameters in loaded.parameters.values():
+        for name, array in parameters.items():
+            if all(word in name for word in words):
+                yield name, array

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from harness.device import DeviceTensor, device_part, from_jax
+from harness.layout import Parameter, Span
+from tests.packing import sharded
+
+MESH = ("cpu:1", "cpu:2")
+WHOLE = np.arange(2 * 4 * 6, dtype=np.uint16).reshape(2, 4, 6)
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize(
+    ("rows", "columns"),
+    [(Span(0, 4), Span(0, 6)), (Span(1, 3), Span(2, 4)), (Span(0, 1), Span(0, 2))],
+)
+def test_a_rectangle_is_gathered_from_the_shards(axis: int, rows: Span, columns: Span) -> None:
+    tensor = sharded("w", WHOLE, axis, MESH)
+    wanted = WHOLE[1, rows.as_slice(), columns.as_slice()]
+    assert np.array_equal(tensor.rectangle(1, rows, columns), wanted)
+
+
+def test_experts_may_be_spread_over_the_shards() -> None:
+    tensor = sharded("w", WHOLE, 0, MESH)
+    for expert in range(2):
+        got = tensor.rectangle(expert, Span(0, 4), Span(0, 6))
+        assert np.array_equal(got, WHOLE[expert])
+        holder = tensor.holder(expert, 0, 0)
+        assert holder is not None
+        assert holder.device == MESH[expert]
+
+
+def test_one_shards_rectangle_is_a_view() -> None:
+    tensor = sharded("w", WHOLE, 2, MESH)
+    assert np.shares_memory(tensor.rectangle(0, Span(0, 4), Span(3, 5)), WHOLE)
+
+
+def fake_jax_array() -> SimpleNamespace:
+    """An array as JAX shows it, its two shards listed against their device ids."""
+    shards = [
+        SimpleNamespace(
+            device=SimpleNamespace(platform="cpu", id=number + 1),
+            index=(slice(None), slice(None), slice(3 * number, 3 * number + 3)),
+            data=WHOLE[:, :, 3 * number : 3 * number + 3],
+        )
+        for number in (1, 0)
+    ]
+    return SimpleNamespace(shape=WHOLE.shape, dtype="bfloat16", addressable_shards=shards)
+
+
+def test_a_jax_array_is_seen_by_its_shards() -> None:
+    tensor = from_jax("w", fake_jax_array())
+    assert tensor.dtype == "BF16"
+    assert [shard.device for shard in tensor.shards] == list(MESH)
+    assert tensor.shards[1].index == (Span(0, 2), Span(0, 4), Span(3, 6))
+    assert np.array_equal(tensor.rectangle(1, Span(0, 4), Span(0, 6)), WHOLE[1])
+
+
+@pytest.mark.parametrize("infix", ["", "routed_experts."])
+def test_expert_arrays_are_found_under_either_name(infix: str) -> None:
+    names = [
+        f"vllm_model.model.layers.3.mlp.experts.{infix}w13_weight",
+        f"vllm_model.model.layers.3.mlp.experts.{infix}w2_weight",
+        f"vllm_model.model.layers.3.mlp.experts.{infix}w2_bias",
+        "vllm_model.model.layers.3.mlp.gate.weight",
+        "vllm_model.model.layers.3.mlp.shared_expert.down_proj.weight",
+    ]
+    part = device_part(dict.fromkeys(names), MESH, lambda name, _: DeviceTensor(name, "", (), ()))
+    assert {p: t.name for p, t in part.layers[3].items()} == {
+        Parameter.W13: names[0],
+        Parameter.W2: names[1],
+    }
+    assert part.unknown == (names[2],)

@@ -1,0 +1,65 @@
+"""Imports run one way, down the data flow, and only the load touches the stack under test."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import harness
+
+ROOT = Path(harness.__file__).parent
+
+#: The order of the flow; a module may import those before it.
+FLOW = [
+    "errors", "dtypes", "safetensors_file", "family", "checkpoint", "experts", "synthetic",
+    "layout", "device", "difference", "compare", "diagnosis", "report", "message", "terminal",
+    "vllm_platform", "target", "stack", "engine", "child", "load", "verification", "cli",
+    "plugin",
+]  # fmt: skip
+
+UNDER_TEST = {"vllm", "tpu_inference", "torch", "torchax", "jax", "runai_model_streamer"}
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+
+def noun(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """Every imported module of a file, and whether it is imported at the file's top level."""
+    tree = ast.parse(path.read_text())
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{a.name}" for a in node.names]
+            names = names if node.module == "harness" else [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found += [(name, node in tree.body) for name in names]
+    return found
+
+
+def test_the_flow_names_every_module() -> None:
+    assert sorted({noun(path) for path in modules()}) == sorted(FLOW)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_down_the_flow(path: Path) -> None:
+    for name, _ in imports(path):
+        if name.startswith("harness.") and (other := name.split(".")[1]) != noun(path):
+            assert FLOW.index(other) < FLOW.index(noun(path)), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_engine_imports_the_stack_and_not_at_its_top(path: Path) -> None:
+    for name, at_top in imports(path):
+        if name.split(".")[0] in UNDER_TEST:
+            assert noun(path) == "engine"
+            assert not at_top

@@ -1,0 +1,70 @@
+"""Faults planted into what a real load left on the emulated devices are seen and named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from harness.diagnosis import Cause
+from harness.load import LoadProcess
+from harness.target import Target
+from harness.verification import VerifyRequest
+from tests.jobs import FAULTS
+
+Seen = dict[str, tuple[list[str], list[str]]]
+
+
+@pytest.fixture(scope="module")
+def seen(load_process: LoadProcess, target: Target, tiny_checkpoints: dict[str, Path]) -> Seen:
+    path = str(tiny_checkpoints["qwen3-vl-moe"])
+    request = VerifyRequest(checkpoint=path, reference=path, target=target)
+    answer = load_process.run("tests.jobs:plant", msgspec.json.encode(request), timeout=300)
+    result: Seen = json.loads(answer)
+    return result
+
+
+EXPECTED = {
+    "none": ([], []),
+    "experts swapped": (
+        [Cause.EXPERTS_EXCHANGED],
+        ["experts 2 and 5 of decoder layer 1 are exchanged"],
+    ),
+    "gate and up swapped": (
+        [Cause.PROJECTIONS_EXCHANGED],
+        ["gate_proj and up_proj are exchanged in decoder layer 1, expert 3 first"],
+    ),
+    "transposed": (
+        [Cause.TRANSPOSED],
+        ["down_proj of decoder layer 1 is transposed, expert 4 first"],
+    ),
+    "bit flipped": (
+        [Cause.BIT_FLIP],
+        ["one bit of decoder layer 1 expert 6 down_proj is flipped"],
+    ),
+    "sign of zero lost": (
+        [Cause.SIGN_OF_ZERO],
+        ["zeros lost or gained their sign, all else is equal"],
+    ),
+    "unwritten": (
+        [Cause.UNWRITTEN],
+        ["expert 7 of decoder layer 1 was never written, or written with zeros"],
+    ),
+    "padding": ([Cause.PADDING], ["the padding of an expert array is not zero"]),
+    "replicated by jax": (
+        [Cause.REPLICATED],
+        ["decoder layer 0 w13_weight is replicated instead of sharded"],
+    ),
+}
+
+
+def test_every_fault_has_an_expectation() -> None:
+    assert set(EXPECTED) == {*FAULTS, "replicated by jax"}
+
+
+@pytest.mark.parametrize("fault", EXPECTED)
+def test_planted(seen: Seen, fault: str) -> None:
+    causes, summaries = seen[fault]
+    assert (causes, summaries) == EXPECTED[fault]

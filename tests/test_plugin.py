@@ -1,0 +1,82 @@
+"""The plugin as a user meets it, in a session of its own; the load is replaced by a report."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.difference import Tally
+from harness.family import Part
+from harness.report import Environment, Report, Status, report_from_json
+
+CONFTEST = """
+import harness.plugin
+from harness.report import report_from_json
+from pathlib import Path
+
+def verify(checkpoint, target, **options):
+    return report_from_json(Path({report!r}).read_bytes())
+
+harness.plugin.verify = verify
+"""
+TEST = """
+import pytest
+from harness.plugin import require_equal
+
+@pytest.mark.parametrize("row", ["first", "second"])
+def test_row(row, verified):
+    require_equal(verified("anywhere"))
+"""
+
+
+def report(status: Status) -> Report:
+    return Report(
+        checkpoint="/c",
+        reference="/c",
+        family="qwen3-vl-moe",
+        status=status,
+        environment=Environment(
+            stack="0.26", python="3.11", versions={"vllm": "0.26.0"}, target="emulated, 4 devices"
+        ),
+        tallies=[Tally(part=Part.DECODER, layers=1, experts=8, experts_compared=8)],
+        repeat="harness verify /c",
+    )
+
+
+@pytest.fixture
+def session(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest(CONFTEST.format(report=str(pytester.path / "given.json")))
+    pytester.makepyfile(TEST)
+    return pytester
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
+def test_the_closing_table_and_the_reports(session: pytest.Pytester, workers: list[str]) -> None:
+    report(Status.EQUAL).write(session.path / "given.json")
+    result = session.runpytest_subprocess("--reports", "out", *workers)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        ["*MoE load verification*", "*first*8/8*equal*", "*2 scenarios*16*"]
+    )
+    for name in ("first", "second"):
+        written = report_from_json((session.path / "out" / f"{name}.json").read_bytes())
+        assert written.experts_compared == 8
+
+
+def test_a_difference_fails_with_its_text(session: pytest.Pytester) -> None:
+    report(Status.DIFFERENT).write(session.path / "given.json")
+    result = session.runpytest_subprocess()
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*the device differs from the checkpoint*", "*DIFFERENT*"])
+
+
+def test_the_header_states_target_and_stack(session: pytest.Pytester) -> None:
+    report(Status.EQUAL).write(session.path / "given.json")
+    result = session.runpytest_subprocess("--devices", "8")
+    result.stdout.fnmatch_lines(["harness target: emulated, 8 devices", "harness stack: vllm *"])
+
+
+@pytest.mark.parametrize("target", ["gpu", "tpu"])
+def test_a_target_that_cannot_be_had_is_an_error(session: pytest.Pytester, target: str) -> None:
+    result = session.runpytest_subprocess("--target", target)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *{target}*"])

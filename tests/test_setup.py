@@ -1,0 +1,57 @@
+"""The choice of a stack, and what its requirement files may name."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def setup() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("setup_script", ROOT / "ci" / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("running", "stack"), [((3, 11), "0.26"), ((3, 12), "0.32"), ((3, 13), "0.32")]
+)
+def test_the_default_is_the_newest_that_runs(
+    setup: ModuleType, running: tuple[int, int], stack: str
+) -> None:
+    assert setup.choose("", running) == stack
+
+
+def test_a_python_without_a_stack(setup: ModuleType) -> None:
+    with pytest.raises(setup.SetupError, match=r"no stack runs on Python 3\.9.*Try: make PYTHON="):
+        setup.choose("", (3, 9))
+
+
+def test_an_unknown_stack(setup: ModuleType) -> None:
+    with pytest.raises(setup.SetupError, match=r"unknown stack '0\.99'.*0\.21 \(Python 3\.11\)"):
+        setup.choose("0.99")
+
+
+def test_an_interpreter_that_is_nowhere(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    with pytest.raises(setup.SetupError, match=r"needs Python 3\.99; none was found on PATH"):
+        setup.find_python("3.99", "/bin/false")
+
+
+def test_requirements_are_pinned_and_name_no_host(setup: ModuleType) -> None:
+    for stack in setup.stacks():
+        for line in (ROOT / "ci" / "stacks" / f"{stack}.txt").read_text().splitlines():
+            assert re.fullmatch(r"(#.*|[\w.-]+==[\w.+!-]+)", line), line
+            assert "://" not in line

@@ -1,0 +1,166 @@
+"""End to end on the real stack: equal is equal, one byte is one byte, a failed load is data."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from harness.checkpoint import Checkpoint
+from harness.cli import main
+from harness.compare import Nan
+from harness.diagnosis import Cause
+from harness.experts import ExpertKey
+from harness.family import Part, Projection
+from harness.load import LoadProcess
+from harness.message import failure_text
+from harness.report import Report, Status, report_from_json
+from harness.synthetic.values import Values
+from harness.synthetic.writer import write_checkpoint
+from harness.target import Target
+from harness.verification import verify
+
+D, F = 128, 48
+DECODER = "model.language_model.layers.1.mlp.experts"
+
+#: Recipe, the element whose low byte is flipped as (tensor, element in it), and what it is.
+FLIPS = {
+    "qwen3-vl-moe": (
+        f"{DECODER}.gate_up_proj",
+        (5 * D + 100) * 2 * F + F + 17,
+        ExpertKey(Part.DECODER, 1, 5, Projection.UP),
+        (17, 100),
+    ),
+    "qwen3.5-moe": (
+        f"{DECODER}.down_proj",
+        (6 * D + 3) * F + 40,
+        ExpertKey(Part.DECODER, 1, 6, Projection.DOWN),
+        (3, 40),
+    ),
+    "qwen3.5-mtp": (
+        "mtp.layers.0.mlp.experts.7.gate_proj.weight",
+        47 * D + 127,
+        ExpertKey(Part.MTP, 0, 7, Projection.GATE),
+        (47, 127),
+    ),
+    "qwen3.6-mtp": (
+        "mtp.layers.0.mlp.experts.gate_up_proj",
+        (2 * 2 * F + F) * D,
+        ExpertKey(Part.MTP, 0, 2, Projection.UP),
+        (0, 0),
+    ),
+}
+
+
+def with_one_byte_flipped(checkpoint: Path, copy: Path, tensor: str, element: int) -> Path:
+    shutil.copytree(checkpoint, copy)
+    entry = Checkpoint(copy).entries[tensor]
+    with entry.file.open("r+b") as file:
+        file.seek(entry.offset + 2 * element)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    return copy
+
+
+def test_one_byte_of_one_expert(
+    tiny_checkpoints: dict[str, Path],
+    tmp_path: Path,
+    recipe: str,
+    target: Target,
+    load_process: LoadProcess,
+) -> None:
+    tensor, element, key, index = FLIPS[recipe]
+    reference = with_one_byte_flipped(
+        tiny_checkpoints[recipe], tmp_path / "reference", tensor, element
+    )
+    report = verify(tiny_checkpoints[recipe], target, reference=reference, process=load_process)
+    assert report.status is Status.DIFFERENT
+    (difference,) = report.differences
+    assert (difference.key, difference.index, difference.count) == (key, index, 1)
+    assert tensor in difference.source
+    (diagnosis,) = report.diagnoses
+    assert diagnosis.cause is Cause.BIT_FLIP
+    text = failure_text(report)
+    assert f"{key}, first at [output, input] {list(index)}" in text
+    assert f"--reference {reference}" in text
+
+
+def test_the_command_line(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """A checkpoint is written, verified, and compared with a spoiled copy, by hand."""
+    runner, at = CliRunner(), str(tmp_path / "c")
+    assert runner.invoke(main, ["checkpoint", "qwen3.5-mtp", at]).exit_code == 0
+    spoiled = str(with_one_byte_flipped(Path(at), tmp_path / "spoiled", *FLIPS["qwen3.5-mtp"][:2]))
+    out = tmp_path / "out.json"
+    result = runner.invoke(main, ["verify", at, "--reference", spoiled, "--json", str(out)])
+    assert result.exit_code == 1
+    assert "one bit of mtp layer 0 expert 7 gate_proj is flipped [bit-flip]" in result.stdout
+    report = report_from_json(out.read_bytes())
+    assert len(report.differences) == 1
+    assert json.loads(out.read_text())["status"] == "different"
+    assert report.experts_compared == 24
+
+
+def test_equal_reports_say_what_was_compared(
+    tiny_checkpoints: dict[str, Path], target: Target, load_process: LoadProcess
+) -> None:
+    report = verify(tiny_checkpoints["qwen3.6-mtp"], target, process=load_process)
+    assert (report.status, report.exit_code, failure_text(report)) == (Status.EQUAL, 0, "")
+    assert {t.part: (t.experts_compared, t.experts) for t in report.tallies} == {
+        Part.DECODER: (16, 16),
+        Part.MTP: (8, 8),
+    }
+    assert report.bytes_compared == 24 * 3 * D * F * 2
+    assert report.environment.mesh == ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
+    assert report.environment.versions["vllm"]
+
+
+def test_nan_payloads_are_seen_and_named(
+    tmp_path: Path, target: Target, load_process: LoadProcess
+) -> None:
+    """Without the rule for NaNs the same load is unequal, for that reason alone."""
+    path = write_checkpoint("qwen3-vl-moe", tmp_path / "c", values=Values.NAN_PAYLOADS).path
+    strict = verify(path, target, process=load_process)
+    assert [d.cause for d in strict.diagnoses] == [Cause.NAN_CANONICALISED]
+    assert len(strict.differences) == 16 * 3
+    assert verify(path, target, nan=Nan.CANONICAL, process=load_process).status is Status.EQUAL
+
+
+@pytest.fixture(scope="module")
+def failed(
+    tmp_path_factory: pytest.TempPathFactory, target: Target, load_process: LoadProcess
+) -> Report:
+    """A load that upstream refuses: config.json promises more attention heads than there are."""
+    path = write_checkpoint("qwen3-vl-moe", tmp_path_factory.mktemp("f") / "c").path
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["num_attention_heads"] = 8
+    (path / "config.json").write_text(json.dumps(config))
+    return verify(path, target, process=load_process)
+
+
+def test_a_failed_load_is_an_outcome(failed: Report) -> None:
+    assert (failed.status, failed.exit_code) == (Status.LOAD_FAILED, 3)
+    assert failed.failure is not None
+    assert failed.failure.error
+    files = [frame.file for frame in failed.failure.frames]
+    assert any(file.startswith("vllm/model_executor/") for file in files)
+    assert failed.experts_compared == 0
+
+
+def test_a_failed_load_shows_the_frames(failed: Report) -> None:
+    text = failure_text(failed)
+    assert "the load under test failed, nothing was compared" in text
+    assert "tpu_inference/" in text
+    assert "vllm/model_executor/models/" in text
+
+
+def test_a_load_that_takes_too_long_is_an_outcome(
+    tiny_checkpoints: dict[str, Path], target: Target, load_process: LoadProcess
+) -> None:
+    report = verify(tiny_checkpoints["qwen3-vl-moe"], target, process=load_process, timeout=0.5)
+    assert report.status is Status.LOAD_FAILED
+    assert report.failure is not None
+    assert report.failure.error == "the load did not end within 0.5 s"
