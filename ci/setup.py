@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STACKS = ROOT / "ci" / "stacks"
+RELEASE = re.compile(r"version = '(\d+\.\d+\.\d+)")
 UV = "uv==0.13.9"
 
 
@@ -55,6 +57,8 @@ def choose(stack: str, running: tuple[int, int] = sys.version_info[:2]) -> str:
     table = stacks()
     if stack in table:
         return stack
+    if stack.startswith("path:"):
+        return nearest(Path(stack.removeprefix("path:").split(",")[0]).expanduser())
     wanted = ", ".join(f"{name} (Python {row['python']})" for name, row in table.items())
     if stack:
         raise SetupError(f"unknown stack {stack!r}. Expected: one of {wanted}.")
@@ -65,6 +69,33 @@ def choose(stack: str, running: tuple[int, int] = sys.version_info[:2]) -> str:
             f"Expected: {wanted}. Try: make PYTHON=python3.11, or a later one."
         )
     return max(fitting, key=version)
+
+
+def nearest(checkout: Path) -> str:
+    """The newest stack that is not newer than a vLLM checkout."""
+    release = checkout_version(checkout)
+    not_newer = [name for name in stacks() if version(name) <= release[:2]]
+    if not not_newer:
+        raise SetupError(
+            f"{checkout} is vLLM {'.'.join(map(str, release))}, older than every stack. "
+            f"Expected: {min(stacks(), key=version)} or later."
+        )
+    return max(not_newer, key=version)
+
+
+def checkout_version(checkout: Path) -> tuple[int, ...]:
+    """A vLLM checkout's version: what its build wrote, or the last tag git knows."""
+    for written in (checkout / "vllm" / "_version.py", checkout / "_version.py"):
+        if written.is_file() and (found := RELEASE.search(written.read_text())):
+            return version(found[1])
+    git = ["git", "-C", str(checkout), "describe", "--tags", "--abbrev=0", "--match", "v*"]
+    ran = subprocess.run(git, capture_output=True, text=True, check=False)
+    if ran.returncode == 0 and (found := re.match(r"v(\d+\.\d+\.\d+)", ran.stdout)):
+        return version(found[1])
+    raise SetupError(
+        f"the version of {checkout} cannot be told. Expected: a vLLM checkout with "
+        "vllm/_version.py or with tags. Try: git fetch --tags."
+    )
 
 
 def version(text: str) -> tuple[int, ...]:

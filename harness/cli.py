@@ -16,6 +16,7 @@ import click
 
 from harness.compare import Nan
 from harness.errors import BadInput, HarnessError
+from harness.family import Part
 from harness.message import failure_text
 from harness.report import Report
 from harness.stack import PACKAGES, installed_versions, require_stack, stack_name
@@ -62,6 +63,12 @@ def main() -> None:
     show_default=True,
     help="canonical: NaNs of the reference count as the quiet NaN of their sign.",
 )
+@click.option(
+    "--only",
+    type=click.Choice([p.value for p in Part]),
+    multiple=True,
+    help="Load and compare this part only; repeatable. Default: all parts.",
+)
 @click.option("--timeout", default=3600.0, show_default=True, help="Seconds the load may take.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
 @_exits
@@ -71,6 +78,7 @@ def verify_command(
     devices: int,
     reference: str | None,
     nan: str,
+    only: tuple[str, ...],
     timeout: float,
     json_path: Path | None,
 ) -> None:
@@ -81,6 +89,7 @@ def verify_command(
         target_named(target, devices),
         reference=reference,
         nan=Nan(nan),
+        parts=[Part(part) for part in only] or tuple(Part),
         timeout=timeout,
     )
     if json_path:

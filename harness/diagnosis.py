@@ -37,6 +37,8 @@ class Cause(StrEnum):
     MISPLACED = "misplaced"
     PADDING = "padding"
     STRUCTURE = "structure"
+    ARGUMENT_CONTRACT = "argument-contract"
+    FUSED_WITHOUT_SHARD = "fused-without-shard"
     UNEXPLAINED = "unexplained"
 
 
@@ -58,6 +60,10 @@ NEXT_STEP: dict[Cause, str] = {
     Cause.MISPLACED: "look at the mesh's device order and the array's partition spec",
     Cause.PADDING: "look at get_w13_padding_config: something was written past a piece's end",
     Cause.STRUCTURE: "look at the parameter's creation: shape, dtype or name changed upstream",
+    Cause.ARGUMENT_CONTRACT: "pass them by keyword at the call site: shard_id=shard_id, "
+    "expert_id=expert_id",
+    Cause.FUSED_WITHOUT_SHARD: "let the hook take a call without shard_id as one that loads all "
+    "shards; fixed by tpu-inference #2647, released with 0.22",
     Cause.UNEXPLAINED: "the differences are listed raw; rerun to see whether they are stable",
 }
 
@@ -65,15 +71,16 @@ NEXT_STEP: dict[Cause, str] = {
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """One cause, the sentence that states it, its evidence, the next step, and how much it covers.
 
-    ``first`` indexes the report's differences; ``covers`` counts those with this cause.
+    ``first`` indexes the report's differences; ``covers`` counts those with this cause. Both are
+    0 where a load failed and nothing was compared.
     """
 
     cause: Cause
     summary: str
     evidence: str
     next_step: str
-    first: int
-    covers: int
+    first: int = 0
+    covers: int = 0
 
 
 @dataclass

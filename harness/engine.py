@@ -11,22 +11,31 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from harness.family import Part
 from harness.target import Target
 
-ENTRY = "tpu_inference.worker.tpu_worker.TPUWorker: init_device, load_model"
+_WORKER = "TPUWorker.init_device"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model on its devices: each part's parameters by name, the mesh, and the seconds taken."""
+    """A model on its devices.
+
+    Attributes:
+        parameters: each part's parameters, names to ``jax.Array``.
+        mesh: device names in mesh order.
+        entry: where the load entered the stack.
+        setup_seconds: configuration, devices and mesh.
+        load_seconds: streaming and processing.
+    """
 
     parameters: Mapping[Part, Mapping[str, Any]]
     mesh: tuple[str, ...]
+    entry: str
     setup_seconds: float
     load_seconds: float
 
@@ -48,39 +57,50 @@ def preload() -> None:
         importlib.import_module(module)
 
 
-def load(checkpoint: str, target: Target, *, draft: bool) -> Loaded:
+def load(checkpoint: str, target: Target, parts: Collection[Part]) -> Loaded:
     """Stream ``checkpoint`` onto ``target`` and return what arrived.
 
     Args:
         checkpoint: the model path vLLM is given.
         target: the mesh; this process must have been started with its environment.
-        draft: load the MTP layer as the draft model of speculative decoding too.
+        parts: what to load: the target model, the draft model, or both. A draft model together
+            with its target is loaded by the worker itself; alone, or on releases whose worker
+            knows no MTP, by the function the worker's drafter calls.
 
     Raises:
         Exception: whatever the stack under test raises, unchanged.
     """
     started = time.perf_counter()
-    worker = _worker(checkpoint, target, draft)
-    _without_memory_stats(worker.init_device)
+    by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
+    worker = _worker(_config(checkpoint, target, draft=by_worker))
+    _let_memory_log_fail(worker.init_device, target)
     _require_mesh(worker, target)
     ready = time.perf_counter()
-    _without_memory_stats(worker.load_model)
-    parameters = {Part.DECODER: worker.model_runner.state}
-    if draft:
+    parameters: dict[Part, Mapping[str, Any]] = {}
+    entry = [_WORKER]
+    if Part.DECODER in parts:
+        _let_memory_log_fail(worker.load_model, target)
+        parameters[Part.DECODER] = worker.model_runner.state
+        entry.append("TPUWorker.load_model")
+    if by_worker:
         parameters[Part.MTP] = worker.model_runner.drafter.state
+    elif Part.MTP in parts:
+        parameters[Part.MTP] = _draft_alone(worker, _config(checkpoint, target, draft=True))
+        entry.append("models.common.model_loader.get_model(is_draft_model=True)")
     return Loaded(
         parameters=parameters,
         mesh=tuple(f"{d.platform}:{d.id}" for d in worker.model_runner.mesh.devices.flat),
+        entry=", ".join(entry),
         setup_seconds=ready - started,
         load_seconds=time.perf_counter() - ready,
     )
 
 
-def _worker(checkpoint: str, target: Target, draft: bool) -> Any:
+def _config(checkpoint: str, target: Target, *, draft: bool) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     strategy = {"device_indexes": list(target.device_indexes)}
-    config = EngineArgs(
+    return EngineArgs(
         model=checkpoint,
         load_format="runai_streamer",
         tensor_parallel_size=target.devices,
@@ -94,6 +114,9 @@ def _worker(checkpoint: str, target: Target, draft: bool) -> Any:
         max_num_seqs=8,
         max_num_batched_tokens=512,
     ).create_engine_config()
+
+
+def _worker(config: Any) -> Any:
     from tpu_inference.worker.tpu_worker import TPUWorker
 
     return TPUWorker(
@@ -101,19 +124,44 @@ def _worker(checkpoint: str, target: Target, draft: bool) -> Any:
     )
 
 
-def _without_memory_stats(step: Callable[[], None]) -> None:
+def _worker_drafts_mtp() -> bool:
+    """Whether the worker's runner takes method ``mtp``: from 0.22 on.
+
+    0.21 raises NotImplementedError for all but ``ngram`` and ``eagle3`` (tpu-inference
+    ``runner/tpu_runner.py``, ``_init_speculative_decoding``).
+    """
+    from importlib.metadata import version
+
+    release = version("tpu-inference").split(".")
+    return tuple(map(int, release[:2])) >= (0, 22)
+
+
+def _draft_alone(worker: Any, config: Any) -> Mapping[str, Any]:
+    """Load the draft model onto the worker's mesh, as ``Eagle3Proposer.load_model`` does."""
+    from tpu_inference.models.common.model_loader import get_model
+    from vllm.config import set_current_vllm_config
+
+    runner = worker.model_runner
+    with set_current_vllm_config(config):
+        model = get_model(config, runner.rng_key, runner.mesh, is_draft_model=True)
+    state: Mapping[str, Any] = model.state
+    return state
+
+
+def _let_memory_log_fail(step: Callable[[], None], target: Target) -> None:
     """Run a step of the worker whose last statement logs the devices' memory.
 
     ``TPUWorker.init_device`` and ``TPUModelRunner.load_model`` end by logging
-    ``hbm_usage_gb(devices)``, which subscripts ``device.memory_stats()``; CPU devices return None
-    there (tpu-inference ``utils.py``, ``hbm_usage_bytes``, 0.21 to 0.32). That one error, raised
-    by that one function after the step's work is done, is let pass.
+    ``hbm_usage_gb(devices)`` (tpu-inference ``utils.py``). CPU devices have no memory statistics:
+    up to 0.26 their None is subscripted, from 0.32 on a TPU is insisted on. On CPU devices, an
+    error out of that function, raised after the step's work is done, is let pass.
     """
     try:
         step()
-    except TypeError as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        if last.name != "hbm_usage_bytes":
+    except (TypeError, RuntimeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        logging_memory = any(frame.name == "hbm_usage_gb" for frame in frames)
+        if target.platform != "cpu" or not logging_memory:
             raise
 
 

@@ -24,6 +24,7 @@ from typing import Self
 import msgspec
 
 from harness.child import Answer, Request
+from harness.overlay import Overlay
 from harness.target import Target
 
 _LOG_TAIL = 4000
@@ -49,10 +50,12 @@ class LoadProcess:
 
     Args:
         target: its environment is the process's.
+        overlay: packages to import instead of the installed ones.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, overlay: Overlay | None = None) -> None:
         self.target = target
+        self.overlay = overlay or Overlay()
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="harness-load-"))
         self._jobs = 0
@@ -125,8 +128,9 @@ class LoadProcess:
         return self._process
 
     def _environment(self) -> dict[str, str]:
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        return os.environ | self.target.environment | {"PYTHONPATH": path}
+        first = self.overlay.link_into(self._scratch / "overlay")
+        path = [str(first), *(entry or os.getcwd() for entry in sys.path)]
+        return os.environ | self.target.environment | {"PYTHONPATH": os.pathsep.join(path)}
 
     @contextmanager
     def _directory(self) -> Iterator[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.difference import Difference, Kind
+from harness.known import KnownIssue, Verdict
 from harness.report import Report, Status
 
 _LABEL = 11
@@ -25,11 +26,27 @@ def failure_text(report: Report) -> str:
     return "\n".join(lines)
 
 
+def known_text(verdict: Verdict, issue: KnownIssue | None) -> str:
+    """What the table of known issues has to say before a failure; empty when nothing."""
+    if issue is None:
+        return ""
+    threads = ", ".join(issue.threads)
+    if verdict is Verdict.KNOWN:
+        return f"known issue {issue.id}, owner {issue.owner}, {threads}: {issue.reason}\n\n"
+    if verdict is Verdict.OUT_OF_DATE:
+        return (
+            f"known issue {issue.id} did not happen: the scenario is equal. Remove this stack or "
+            "scenario from its row in scenarios/known_issues.py\n\n"
+        )
+    return f"not as known issue {issue.id} says: it failed in another way\n\n"
+
+
 def _stack(report: Report) -> str:
     versions = report.environment.versions
     named = ("vllm", "tpu-inference", "runai-model-streamer", "jax")
     text = ", ".join(f"{name} {versions.get(name, '?')}" for name in named)
-    return f"{text}; {report.environment.target}"
+    overlay = f"; {report.environment.overlay}" if report.environment.overlay else ""
+    return f"{text}{overlay}; {report.environment.target}"
 
 
 def _field(label: str, text: str) -> list[str]:
@@ -99,6 +116,10 @@ def _load_failure(report: Report) -> Iterator[str]:
     yield from _field("error", failure.error)
     for line in failure.message.splitlines():
         yield from _field("", line)
+    for diagnosis in report.diagnoses:
+        yield from _field("cause", f"{diagnosis.summary} [{diagnosis.cause}]")
+        yield from _field("evidence", diagnosis.evidence)
+        yield from _field("next step", diagnosis.next_step)
     for label, frame in zip(
         ["frames", *[""] * _SHOWN_FRAMES], failure.frames[-_SHOWN_FRAMES:], strict=False
     ):

@@ -5,16 +5,17 @@ Reports travel on pytest's test reports, so that they reach the terminal from xd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from harness.errors import HarnessError
+from harness.known import KnownIssue, Verdict, judge
 from harness.load import LoadProcess
-from harness.message import failure_text
+from harness.message import failure_text, known_text
+from harness.overlay import Overlay, overlay_from
 from harness.report import Report, report_from_json
 from harness.stack import installed_versions
 from harness.target import Target, target_named
@@ -23,7 +24,10 @@ from harness.verification import verify
 
 Verified = Callable[..., Report]
 
-_REPORTS = pytest.StashKey[list[tuple[str, bytes]]]()
+#: On an item: its reports. On the config: rows of all items, as they are collected.
+_REPORTS = pytest.StashKey[list[Report]]()
+_OVERLAY = pytest.StashKey[Overlay]()
+_ROWS = pytest.StashKey[list[tuple[str, Report]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,14 +45,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--reports", type=Path, metavar="DIR", help="write each scenario's report as JSON here"
     )
     group.addoption(
+        "--stack",
+        default="",
+        metavar="path:VLLM[,TPU_INFERENCE]",
+        help="import vllm (and tpu_inference) from these checkouts",
+    )
+    group.addoption(
+        "--expect",
+        choices=["equal", "known"],
+        default="equal",
+        help="known: exactly the known upstream failures of this stack must happen",
+    )
+    group.addoption(
         "--load-timeout", type=float, default=600.0, help="seconds one load may take (default: 600)"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_REPORTS] = []
+    config.stash[_ROWS] = []
     try:
         target_named(config.getoption("--target"), config.getoption("--devices"))
+        config.stash[_OVERLAY] = overlay_from(config.getoption("--stack"))
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -57,7 +74,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     versions = installed_versions()
     target = target_named(config.getoption("--target"), config.getoption("--devices"))
     stack = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return [f"harness target: {target}", f"harness stack: {stack}"]
+    overlay = str(config.stash[_OVERLAY])
+    lines = [f"harness target: {target}", f"harness stack: {stack}"]
+    return [*lines, f"harness overlay: {overlay}"] if overlay else lines
 
 
 @pytest.fixture(scope="session")
@@ -67,9 +86,9 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 
 @pytest.fixture(scope="session")
-def load_process(target: Target) -> Iterator[LoadProcess]:
+def load_process(request: pytest.FixtureRequest, target: Target) -> Iterator[LoadProcess]:
     """A process with the stack imported, that forks a fresh one for every load."""
-    with LoadProcess(target) as process:
+    with LoadProcess(target, request.config.stash[_OVERLAY]) as process:
         yield process
 
 
@@ -84,23 +103,30 @@ def verified(request: pytest.FixtureRequest, target: Target, load_process: LoadP
     def run(checkpoint: Path, **options: Any) -> Report:
         options.setdefault("timeout", request.config.getoption("--load-timeout"))
         report = verify(checkpoint, target, process=load_process, **options)
-        request.node.stash.setdefault(_REPORTS, []).append(
-            (_row_name(request), msgspec.json.encode(report))
-        )
+        request.node.stash.setdefault(_REPORTS, []).append(report)
         return report
 
     return run
 
 
-def _row_name(request: pytest.FixtureRequest) -> str:
-    callspec = getattr(request.node, "callspec", None)
-    return str(callspec.id if callspec else request.node.name)
+Expected = Callable[[str, Report, Sequence[KnownIssue]], None]
 
 
-def require_equal(report: Report) -> None:
-    """Fail the running test with the full failure text unless ``report`` is equal."""
-    if text := failure_text(report):
-        pytest.fail(text, pytrace=False)
+@pytest.fixture
+def expected(request: pytest.FixtureRequest) -> Expected:
+    """Fail the test unless a scenario's report is what ``--expect`` says it should be."""
+    known_wanted = request.config.getoption("--expect") == "known"
+
+    def check(scenario: str, report: Report, issues: Sequence[KnownIssue]) -> None:
+        verdict, issue = judge(report, scenario, issues)
+        report.known_issue = issue.id if issue and verdict is Verdict.KNOWN else ""
+        if verdict is Verdict.KNOWN and known_wanted:
+            assert issue is not None
+            pytest.xfail(f"{issue.id}: {issue.reason} ({', '.join(issue.threads)})")
+        if text := known_text(verdict, issue) + failure_text(report):
+            pytest.fail(text, pytrace=False)
+
+    return check
 
 
 @pytest.hookimpl(wrapper=True)
@@ -109,9 +135,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     outcome = yield
     if outcome.when == "call":
-        reports = item.stash.get(_REPORTS, [])
+        callspec = getattr(item, "callspec", None)
+        name = callspec.id if callspec else item.name
         # xdist sends attributes of basic types along, but neither bytes nor objects.
-        texts = [[name, encoded.decode()] for name, encoded in reports]
+        texts = [[name, r.to_json().decode()] for r in item.stash.get(_REPORTS, [])]
         vars(outcome)["harness_reports"] = texts
     return outcome
 
@@ -124,7 +151,7 @@ class _Collector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         for name, encoded in getattr(report, "harness_reports", []):
-            self._config.stash[_REPORTS].append((name, encoded.encode()))
+            self._config.stash[_ROWS].append((name, report_from_json(encoded.encode())))
 
 
 @pytest.hookimpl(trylast=True)
@@ -135,7 +162,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     config = terminalreporter.config
-    rows = [(name, report_from_json(encoded)) for name, encoded in config.stash[_REPORTS]]
+    rows = config.stash[_ROWS]
     if not rows:
         return
     terminalreporter.section("MoE load verification")

@@ -44,7 +44,10 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """Where it ran: stack, interpreter, versions, target, mesh and entry point."""
+    """Where it ran: stack, interpreter, versions, target, mesh and entry point.
+
+    ``overlay`` names the checkouts that stood in for installed packages, and their commits.
+    """
 
     stack: str
     python: str
@@ -52,6 +55,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     mesh: tuple[str, ...] = ()
     entry: str = ""
+    overlay: str = ""
 
 
 class Timings(msgspec.Struct, kw_only=True):
@@ -64,7 +68,10 @@ class Timings(msgspec.Struct, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """One verification of one checkpoint on one target."""
+    """One verification of one checkpoint on one target.
+
+    ``known_issue`` is the id of the row that describes the failure, where one does.
+    """
 
     checkpoint: str
     reference: str
@@ -77,6 +84,7 @@ class Report(msgspec.Struct, kw_only=True):
     failure: Failure | None = None
     timings: Timings = msgspec.field(default_factory=Timings)
     repeat: str = ""
+    known_issue: str = ""
     schema: int = SCHEMA
 
     @property

@@ -67,7 +67,7 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
             str(len(report.differences)),
             _seconds([report.timings.load]),
             _seconds([report.timings.compare]),
-            f"[{colour}]{status}",
+            f"[{colour}]{status}" + (", known" if report.known_issue else ""),
         )
     return table
 
@@ -82,4 +82,6 @@ def _bytes(rows: Sequence[tuple[str, Report]]) -> int:
 
 def _stack(report: Report) -> str:
     versions = report.environment.versions
-    return f"vLLM {versions.get('vllm', '?')} + tpu-inference {versions.get('tpu-inference', '?')}"
+    stack = f"vLLM {versions.get('vllm', '?')} + tpu-inference {versions.get('tpu-inference', '?')}"
+    overlay = report.environment.overlay
+    return f"{stack} under {overlay}" if overlay else stack

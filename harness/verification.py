@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,11 +22,13 @@ import msgspec
 from harness import engine
 from harness.checkpoint import Checkpoint
 from harness.compare import Nan, PartComparison
+from harness.contract import hook_call
 from harness.device import device_part
 from harness.diagnosis import Explainer
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.load import LoadProcess, LoadProcessError
+from harness.load_diagnosis import diagnose_failure
 from harness.report import Environment, Failure, Frame, Report, Status, Timings
 from harness.stack import require_stack, stack_name
 from harness.target import Target, emulated_target
@@ -41,6 +43,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: str
     reference: str
     target: Target
+    parts: tuple[Part, ...]
     nan: Nan = Nan.PAYLOAD
     stream_options: dict[str, str] = {}
 
@@ -51,6 +54,7 @@ def verify(
     *,
     reference: str | os.PathLike[str] | None = None,
     nan: Nan = Nan.PAYLOAD,
+    parts: Collection[Part] = tuple(Part),
     stream_options: Mapping[str, str] | None = None,
     timeout: float = 3600.0,
     process: LoadProcess | None = None,
@@ -62,6 +66,7 @@ def verify(
         target: where to; four emulated devices by default.
         reference: the directory to compare with, instead of ``checkpoint`` itself.
         nan: how NaNs in the reference count.
+        parts: load and compare these parts only, of those the checkpoint has.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
         timeout: seconds until the load is ended and reported as failed.
         process: a running load process of this target to use.
@@ -77,7 +82,7 @@ def verify(
     versions = require_stack()
     opened = Checkpoint(checkpoint)
     against = Checkpoint(reference) if reference is not None else opened
-    reference_parts(against)
+    chosen = tuple(part.part for part in reference_parts(against) if part.part in parts)
     report = Report(
         checkpoint=str(opened.path),
         reference=str(against.path),
@@ -88,14 +93,15 @@ def verify(
             python=platform.python_version(),
             versions=versions,
             target=str(target),
-            entry=engine.ENTRY,
+            overlay=str(process.overlay) if process else "",
         ),
-        repeat=_repeat(opened.path, target, reference, nan, stream_options or {}),
+        repeat=_repeat(opened.path, target, reference, nan, stream_options or {}, parts),
     )
     request = VerifyRequest(
         checkpoint=str(opened.path.resolve()),
         reference=str(against.path.resolve()),
         target=target,
+        parts=chosen,
         nan=nan,
         stream_options=dict(stream_options or {}),
     )
@@ -116,16 +122,17 @@ def verify_job(argument: bytes) -> bytes:
     os.environ.update(request.stream_options)
     parts = reference_parts(Checkpoint(request.reference))
     try:
-        loaded = engine.load(
-            request.checkpoint, request.target, draft=any(p.part is Part.MTP for p in parts)
-        )
+        loaded = engine.load(request.checkpoint, request.target, request.parts)
     except Exception as error:
-        report.failure = _failure(error)
+        _explain_failure(report, error)
         return msgspec.json.encode(report)
-    report.environment = msgspec.structs.replace(report.environment, mesh=loaded.mesh)
+    report.environment = msgspec.structs.replace(
+        report.environment, mesh=loaded.mesh, entry=loaded.entry
+    )
     started = time.perf_counter()
     for part in parts:
-        compare_part(report, part, loaded, request.nan)
+        if part.part in request.parts:
+            compare_part(report, part, loaded, request.nan)
     report.status = Status.DIFFERENT if report.differences else Status.EQUAL
     report.timings = Timings(
         setup=loaded.setup_seconds,
@@ -147,6 +154,13 @@ def compare_part(
     report.tallies.append(comparison.tally)
     report.differences += differences
     report.diagnoses += Explainer(comparison).diagnose(differences, offset)
+
+
+def _explain_failure(report: Report, error: Exception) -> None:
+    call = hook_call(error)
+    call_site = f"{_upstream_file(call.file) or call.file}:{call.line}" if call else ""
+    report.failure = _failure(error)
+    report.diagnoses = diagnose_failure(call, call_site)
 
 
 def _failure(error: Exception) -> Failure:
@@ -177,10 +191,12 @@ def _repeat(
     reference: str | os.PathLike[str] | None,
     nan: Nan,
     stream_options: Mapping[str, str],
+    parts: Collection[Part],
 ) -> str:
     words = [f"{name}={value}" for name, value in stream_options.items()]
     words += ["harness", "verify", str(checkpoint), "--target", target.name]
     words += ["--devices", str(target.devices)]
     words += ["--reference", str(reference)] if reference is not None else []
     words += ["--nan", nan.value] if nan is not Nan.PAYLOAD else []
+    words += [f"--only={part}" for part in parts] if set(parts) != set(Part) else []
     return shlex.join(words)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from harness.compare import Nan
+from harness.family import Part
+from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 
@@ -21,6 +23,9 @@ class Scenario:
         source: a checkpoint that exists, instead of one to write.
         values: special values in every slice.
         nan: how the reference's NaNs count.
+        parts: the parts to load and compare; a draft model alone shows its own faults on
+            releases whose decoder fails first.
+        order: the order of the tensors over the files.
         stream_options: ``RUNAI_STREAMER_*`` variables of the load.
     """
 
@@ -30,13 +35,17 @@ class Scenario:
     source: str = ""
     values: Values = Values.CORNERS
     nan: Nan = Nan.PAYLOAD
+    parts: tuple[Part, ...] = tuple(Part)
+    order: Order = Order.PUBLISHED
     stream_options: dict[str, str] = field(default_factory=dict)
 
     def checkpoint(self, directory: Path) -> str | Path:
         """Where the checkpoint is; a synthetic one is written under ``directory``."""
         if self.source:
             return self.source
-        return write_checkpoint(self.recipe, directory / self.id, values=self.values).path
+        return write_checkpoint(
+            self.recipe, directory / self.id, values=self.values, order=self.order
+        ).path
 
 
 def given(checkpoint: str) -> Scenario:
@@ -65,6 +74,24 @@ SCENARIOS: tuple[Scenario, ...] = (
         "mtp-per-expert",
         "one tensor per expert and projection in the draft model",
         "qwen3.5-mtp",
+    ),
+    Scenario(
+        "mtp-fused-alone",
+        "the fused draft model without its decoder (vLLM #42716)",
+        "qwen3.6-mtp",
+        parts=(Part.MTP,),
+    ),
+    Scenario(
+        "mtp-per-expert-alone",
+        "the per-expert draft model without its decoder: it loads where the fused one fails",
+        "qwen3.5-mtp",
+        parts=(Part.MTP,),
+    ),
+    Scenario(
+        "vl-vision-first",
+        "a vision tower that is streamed before any expert, fused q/k/v (tpu-inference #2647)",
+        "qwen3-vl-moe",
+        order=Order.VISION_FIRST,
     ),
     Scenario(
         "mtp-smallest-buffer",

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -62,7 +63,7 @@ def plant(argument: bytes) -> bytes:
     """
     request = msgspec.json.decode(argument, type=VerifyRequest)
     (part,) = reference_parts(Checkpoint(request.reference))
-    loaded = engine.load(request.checkpoint, request.target, draft=False)
+    loaded = engine.load(request.checkpoint, request.target, [part.part])
     device = device_part(loaded.parameters[part.part], loaded.mesh)
     seen = {name: _diagnosed(part, fault(device)) for name, fault in FAULTS.items()}
     seen["replicated by jax"] = _diagnosed(part, _replicated_by_jax(device, loaded))
@@ -84,9 +85,7 @@ def _reading(
     """``device`` with layer 1 read through ``read``."""
 
     def faulty(tensor: DeviceTensor) -> DeviceTensor:
-        shards = tuple(
-            replace(s, expert_bits=lambda expert, s=s: read(s, expert)) for s in tensor.shards
-        )
+        shards = tuple(replace(s, expert_bits=partial(read, s)) for s in tensor.shards)
         return replace(tensor, shards=shards)
 
     layers = dict(device.layers)

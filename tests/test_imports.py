@@ -14,8 +14,9 @@ ROOT = Path(harness.__file__).parent
 #: The order of the flow; a module may import those before it.
 FLOW = [
     "errors", "dtypes", "safetensors_file", "family", "checkpoint", "experts", "synthetic",
-    "layout", "device", "difference", "compare", "diagnosis", "report", "message", "terminal",
-    "vllm_platform", "target", "stack", "engine", "child", "load", "verification", "cli",
+    "layout", "device", "difference", "compare", "diagnosis", "contract", "load_diagnosis",
+    "report", "known", "message", "terminal",
+    "vllm_platform", "target", "stack", "overlay", "engine", "child", "load", "verification", "cli",
     "plugin",
 ]  # fmt: skip
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from harness.diagnosis import Cause
+from harness.family import Part
 from harness.load import LoadProcess
 from harness.target import Target
 from harness.verification import VerifyRequest
@@ -20,7 +21,7 @@ Seen = dict[str, tuple[list[str], list[str]]]
 @pytest.fixture(scope="module")
 def seen(load_process: LoadProcess, target: Target, tiny_checkpoints: dict[str, Path]) -> Seen:
     path = str(tiny_checkpoints["qwen3-vl-moe"])
-    request = VerifyRequest(checkpoint=path, reference=path, target=target)
+    request = VerifyRequest(checkpoint=path, reference=path, target=target, parts=(Part.DECODER,))
     answer = load_process.run("tests.jobs:plant", msgspec.json.encode(request), timeout=300)
     result: Seen = json.loads(answer)
     return result

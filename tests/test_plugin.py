@@ -20,11 +20,9 @@ harness.plugin.verify = verify
 """
 TEST = """
 import pytest
-from harness.plugin import require_equal
-
 @pytest.mark.parametrize("row", ["first", "second"])
-def test_row(row, verified):
-    require_equal(verified("anywhere"))
+def test_row(row, verified, expected):
+    expected(row, verified("anywhere"), ())
 """
 
 

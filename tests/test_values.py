@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from harness.dtypes import Bits
 from harness.errors import BadInput
 from harness.synthetic.values import CORNERS, NAN_PAYLOADS, SliceValues, Values
 
 
-def make(count: int, *, seed: int = 0, expert: int = 0, values: Values = Values.CORNERS):  # type: ignore[no-untyped-def]
+def make(count: int, *, seed: int = 0, expert: int = 0, values: Values = Values.CORNERS) -> Bits:
     return np.concatenate(list(SliceValues(seed, values).chunks("tensor", count, expert)))
 
 
-def is_nan(bits: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def is_nan(bits: Bits) -> npt.NDArray[np.bool_]:
     return (bits & 0x7FFF) > 0x7F80
 
 

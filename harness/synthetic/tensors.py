@@ -7,6 +7,7 @@ Qwen3.6-35B-A3B; the names vLLM's ``qwen3_vl.py``, ``qwen3_5.py`` and ``qwen3_5_
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import StrEnum
 from typing import NamedTuple
 
 from harness.family import ExpertNaming, Part, Projection, Storage
@@ -22,8 +23,19 @@ class TensorSpec(NamedTuple):
     experts: int | None = None
 
 
-def checkpoint_tensors(recipe: Recipe, shape: ModelShape) -> Iterator[TensorSpec]:
+class Order(StrEnum):
+    """The order tensors are written in: as published, or with the vision tower first."""
+
+    PUBLISHED = "published"
+    VISION_FIRST = "vision-first"
+
+
+def checkpoint_tensors(
+    recipe: Recipe, shape: ModelShape, order: Order = Order.PUBLISHED
+) -> Iterator[TensorSpec]:
     """Yield every tensor of ``recipe`` at ``shape``."""
+    if order is Order.VISION_FIRST:
+        yield from _vision("model.visual", shape.vision, shape.hidden)
     language = "model.language_model"
     yield TensorSpec(f"{language}.embed_tokens.weight", (shape.vocabulary, shape.hidden))
     decoder = recipe.family.namings[0]
@@ -35,7 +47,8 @@ def checkpoint_tensors(recipe: Recipe, shape: ModelShape) -> Iterator[TensorSpec
             yield from _linear_attention(f"{prefix}.linear_attn", shape.hidden, shape.linear)
         yield from _layer_rest(prefix, layer, decoder, shape)
     yield TensorSpec(f"{language}.norm.weight", (shape.hidden,))
-    yield from _vision("model.visual", shape.vision, shape.hidden)
+    if order is Order.PUBLISHED:
+        yield from _vision("model.visual", shape.vision, shape.hidden)
     yield TensorSpec("lm_head.weight", (shape.vocabulary, shape.hidden))
     if recipe.mtp is not None:
         yield from _mtp(recipe, recipe.mtp, shape)

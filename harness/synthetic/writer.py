@@ -20,7 +20,7 @@ from harness.errors import BadInput
 from harness.synthetic.config import model_config
 from harness.synthetic.recipes import recipe_named
 from harness.synthetic.shapes import resolve_shape
-from harness.synthetic.tensors import TensorSpec, checkpoint_tensors
+from harness.synthetic.tensors import Order, TensorSpec, checkpoint_tensors
 from harness.synthetic.values import SliceValues, Values
 
 _DTYPE = "BF16"
@@ -46,6 +46,7 @@ def write_checkpoint(
     files: int = 4,
     seed: int = 0,
     values: Values = Values.CORNERS,
+    order: Order = Order.PUBLISHED,
 ) -> Written:
     """Write a synthetic checkpoint of ``family`` in its published layout to ``out``.
 
@@ -58,6 +59,7 @@ def write_checkpoint(
         files: safetensors files to spread the tensors over.
         seed: the values follow from it alone.
         values: which special values each slice holds.
+        order: the order of the tensors over the files.
 
     Raises:
         BadInput: an unknown family or shape, unusable counts, or ``out`` exists.
@@ -65,7 +67,7 @@ def write_checkpoint(
     recipe = recipe_named(family)
     shape = resolve_shape(recipe.family.name, shapes, layers=layers, experts=experts)
     maker = SliceValues(seed, values)
-    specs = list(checkpoint_tensors(recipe, shape))
+    specs = list(checkpoint_tensors(recipe, shape, order))
     groups = _split(specs, files)
     target = _require_absent(Path(out))
     target.parent.mkdir(parents=True, exist_ok=True)

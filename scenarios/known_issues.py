@@ -1,0 +1,67 @@
+"""Upstream issues that make scenarios fail: one row each, with what it raises.
+
+``--expect=known`` accepts these failures and no others. A row that no longer fails, fails
+otherwise, or names a stack or scenario that does not exist, fails the run.
+"""
+
+from __future__ import annotations
+
+from harness.diagnosis import Cause
+from harness.known import KnownIssue, Owner
+
+_POSITIONAL = (
+    "load_fused_expert_weights passes shard_id and expert_id to weight_loader positionally; the "
+    "hook reads them from the keyword arguments"
+)
+
+KNOWN_ISSUES: tuple[KnownIssue, ...] = (
+    KnownIssue(
+        id="positional-ids-qwen3-vl-moe",
+        owner=Owner.VLLM,
+        reason=_POSITIONAL,
+        threads=("vllm#42671", "vllm#42716"),
+        stacks=("0.21",),
+        scenarios=("vl-fused", "vl-nan-payloads"),
+        cause=Cause.ARGUMENT_CONTRACT,
+        error="AssertionError",
+        message="Expecting expert_id argument",
+        at="vllm/model_executor/models/qwen3_vl_moe.py:151",
+    ),
+    KnownIssue(
+        id="positional-ids-qwen3.5",
+        owner=Owner.VLLM,
+        reason=_POSITIONAL,
+        threads=("vllm#42521",),
+        stacks=("0.21",),
+        scenarios=("decoder-fused", "mtp-fused", "mtp-per-expert", "mtp-smallest-buffer"),
+        cause=Cause.ARGUMENT_CONTRACT,
+        error="AssertionError",
+        message="Expecting expert_id argument",
+        at="vllm/model_executor/models/qwen3_5.py:261",
+    ),
+    KnownIssue(
+        id="positional-ids-qwen3.5-mtp",
+        owner=Owner.VLLM,
+        reason=_POSITIONAL,
+        threads=("vllm#42716",),
+        stacks=("0.21",),
+        scenarios=("mtp-fused-alone",),
+        cause=Cause.ARGUMENT_CONTRACT,
+        error="AssertionError",
+        message="Expecting expert_id argument",
+        at="vllm/model_executor/models/qwen3_5_mtp.py:174",
+    ),
+    KnownIssue(
+        id="fused-vision-qkv",
+        owner=Owner.TPU_INFERENCE,
+        reason="the hook expects a shard_id for q, k and v; Qwen3-VL's vision tower stores them "
+        "fused and is loaded without one",
+        threads=("tpu-inference#2647",),
+        stacks=("0.21",),
+        scenarios=("vl-vision-first",),
+        cause=Cause.FUSED_WITHOUT_SHARD,
+        error="AssertionError",
+        message="Expecting shard_id as the only argument",
+        at="QKVParallelLinear",
+    ),
+)
