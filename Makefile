@@ -15,7 +15,11 @@ setup:
 verify:
 	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest scenarios --expect=$(EXPECT) $(if $(filter path:%,$(STACK)),--stack=$(STACK))
 
+# Every test: the canary on the releases with the bug, the fix taken back where it was made first,
+# then everything on the default stack.
 test:
+	@bin=$$($(SETUP) 0.21)/bin && $$bin/pytest scenarios tests/test_contract.py --expect=known
+	@bin=$$($(SETUP) 0.22)/bin && $$bin/pytest tests/test_contract.py
 	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest
 
 lint:

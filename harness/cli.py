@@ -17,6 +17,7 @@ import click
 from harness.compare import Nan
 from harness.errors import BadInput, HarnessError
 from harness.family import Part
+from harness.hook import Hook
 from harness.message import failure_text
 from harness.report import Report
 from harness.stack import PACKAGES, installed_versions, require_stack, stack_name
@@ -69,6 +70,13 @@ def main() -> None:
     multiple=True,
     help="Load and compare this part only; repeatable. Default: all parts.",
 )
+@click.option(
+    "--hook",
+    type=click.Choice([h.value for h in Hook]),
+    default=Hook.UPSTREAM.value,
+    show_default=True,
+    help="Load through a hook of ours that insists on its ids, or passes over calls without.",
+)
 @click.option("--timeout", default=3600.0, show_default=True, help="Seconds the load may take.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
 @_exits
@@ -79,6 +87,7 @@ def verify_command(
     reference: str | None,
     nan: str,
     only: tuple[str, ...],
+    hook: str,
     timeout: float,
     json_path: Path | None,
 ) -> None:
@@ -89,6 +98,7 @@ def verify_command(
         target_named(target, devices),
         reference=reference,
         nan=Nan(nan),
+        hook=Hook(hook),
         parts=[Part(part) for part in only] or tuple(Part),
         timeout=timeout,
     )

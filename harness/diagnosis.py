@@ -85,7 +85,10 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass
 class _Finding:
-    """What one difference was explained by. Findings with the same ``group`` become one."""
+    """What one difference was explained by. Findings with the same ``group`` become one.
+
+    ``{experts}`` in the summary stands for the experts of all of them.
+    """
 
     cause: Cause
     group: str
@@ -97,6 +100,22 @@ class _Finding:
 class _Group:
     finding: _Finding
     members: list[int] = field(default_factory=list)
+    experts: set[int] = field(default_factory=set)
+
+    def summary(self) -> str:
+        return self.finding.summary.replace("{experts}", experts_text(self.experts))
+
+
+def experts_text(experts: Iterable[int]) -> str:
+    """``expert 3``, or ``experts 0-5, 7``."""
+    runs: list[list[int]] = []
+    for number in sorted(experts):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    text = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"expert{'' if sum(map(len, runs)) == 1 else 's'} {text}"
 
 
 class Explainer:
@@ -120,11 +139,13 @@ class Explainer:
         groups: dict[str, _Group] = {}
         for number, difference in enumerate(differences):
             finding = self._explain(difference)
-            groups.setdefault(finding.group, _Group(finding)).members.append(number)
+            group = groups.setdefault(finding.group, _Group(finding))
+            group.members.append(number)
+            group.experts |= set() if difference.expert is None else {difference.expert}
         return [
             Diagnosis(
                 cause=group.finding.cause,
-                summary=group.finding.summary,
+                summary=group.summary(),
                 evidence=group.finding.evidence,
                 next_step=NEXT_STEP[group.finding.cause],
                 first=offset + group.members[0],
@@ -224,8 +245,8 @@ def _unwritten(key: ExpertKey, reference: Bits, device: Bits) -> _Finding | None
     where = _at(key.part, key.layer)
     return _Finding(
         Cause.UNWRITTEN,
-        f"unwritten {where} {key.expert}",
-        f"expert {key.expert} of {where} was never written, or written with zeros",
+        f"unwritten {where}",
+        f"{{experts}} of {where} never written, or written with zeros",
         f"{key} holds only zeros",
     )
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.family import Part
+from harness.hook import Hook, register
 from harness.target import Target
 
 _WORKER = "TPUWorker.init_device"
@@ -57,7 +58,9 @@ def preload() -> None:
         importlib.import_module(module)
 
 
-def load(checkpoint: str, target: Target, parts: Collection[Part]) -> Loaded:
+def load(
+    checkpoint: str, target: Target, parts: Collection[Part], hook: Hook = Hook.UPSTREAM
+) -> Loaded:
     """Stream ``checkpoint`` onto ``target`` and return what arrived.
 
     Args:
@@ -66,11 +69,14 @@ def load(checkpoint: str, target: Target, parts: Collection[Part]) -> Loaded:
         parts: what to load: the target model, the draft model, or both. A draft model together
             with its target is loaded by the worker itself; alone, or on releases whose worker
             knows no MTP, by the function the worker's drafter calls.
+        hook: the loader hook; all but ``upstream`` replace tpu-inference's for this process.
 
     Raises:
         Exception: whatever the stack under test raises, unchanged.
     """
     started = time.perf_counter()
+    if hook is not Hook.UPSTREAM:
+        register(hook)
     by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
     worker = _worker(_config(checkpoint, target, draft=by_worker))
     _let_memory_log_fail(worker.init_device, target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.contract import HookCall
-from harness.diagnosis import NEXT_STEP, Cause, Diagnosis
+from harness.diagnosis import NEXT_STEP, Cause, Diagnosis, experts_text
 
 #: The fixes of positional ids, by the file of the call site; all released with vLLM 0.22.0.
 FIXES: dict[str, str] = {
@@ -44,20 +44,9 @@ def _lost(call: HookCall) -> str:
     if not call.undelivered:
         return "its experts never arrived"
     layers = "; ".join(
-        f"layer {layer}: experts {_ranges(experts)}" for layer, experts in call.undelivered.items()
+        f"layer {layer}: {experts_text(experts)}" for layer, experts in call.undelivered.items()
     )
     return f"never arrived: {layers}"
-
-
-def _ranges(numbers: tuple[int, ...]) -> str:
-    """``0-3, 7`` for 0, 1, 2, 3, 7."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _fix(call_site: str) -> str:

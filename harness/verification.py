@@ -27,6 +27,7 @@ from harness.device import device_part
 from harness.diagnosis import Explainer
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
+from harness.hook import Hook
 from harness.load import LoadProcess, LoadProcessError
 from harness.load_diagnosis import diagnose_failure
 from harness.report import Environment, Failure, Frame, Report, Status, Timings
@@ -45,6 +46,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     target: Target
     parts: tuple[Part, ...]
     nan: Nan = Nan.PAYLOAD
+    hook: Hook = Hook.UPSTREAM
     stream_options: dict[str, str] = {}
 
 
@@ -55,6 +57,7 @@ def verify(
     reference: str | os.PathLike[str] | None = None,
     nan: Nan = Nan.PAYLOAD,
     parts: Collection[Part] = tuple(Part),
+    hook: Hook = Hook.UPSTREAM,
     stream_options: Mapping[str, str] | None = None,
     timeout: float = 3600.0,
     process: LoadProcess | None = None,
@@ -67,6 +70,7 @@ def verify(
         reference: the directory to compare with, instead of ``checkpoint`` itself.
         nan: how NaNs in the reference count.
         parts: load and compare these parts only, of those the checkpoint has.
+        hook: the loader hook the load goes through.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
         timeout: seconds until the load is ended and reported as failed.
         process: a running load process of this target to use.
@@ -95,7 +99,6 @@ def verify(
             target=str(target),
             overlay=str(process.overlay) if process else "",
         ),
-        repeat=_repeat(opened.path, target, reference, nan, stream_options or {}, parts),
     )
     request = VerifyRequest(
         checkpoint=str(opened.path.resolve()),
@@ -103,8 +106,10 @@ def verify(
         target=target,
         parts=chosen,
         nan=nan,
+        hook=hook,
         stream_options=dict(stream_options or {}),
     )
+    report.repeat = _repeat(request)
     with nullcontext(process) if process else LoadProcess(target) as running:
         try:
             outcome = running.run(
@@ -122,7 +127,7 @@ def verify_job(argument: bytes) -> bytes:
     os.environ.update(request.stream_options)
     parts = reference_parts(Checkpoint(request.reference))
     try:
-        loaded = engine.load(request.checkpoint, request.target, request.parts)
+        loaded = engine.load(request.checkpoint, request.target, request.parts, request.hook)
     except Exception as error:
         _explain_failure(report, error)
         return msgspec.json.encode(report)
@@ -185,18 +190,14 @@ def _upstream_file(filename: str) -> str | None:
     return None
 
 
-def _repeat(
-    checkpoint: Path,
-    target: Target,
-    reference: str | os.PathLike[str] | None,
-    nan: Nan,
-    stream_options: Mapping[str, str],
-    parts: Collection[Part],
-) -> str:
-    words = [f"{name}={value}" for name, value in stream_options.items()]
-    words += ["harness", "verify", str(checkpoint), "--target", target.name]
-    words += ["--devices", str(target.devices)]
-    words += ["--reference", str(reference)] if reference is not None else []
-    words += ["--nan", nan.value] if nan is not Nan.PAYLOAD else []
-    words += [f"--only={part}" for part in parts] if set(parts) != set(Part) else []
+def _repeat(request: VerifyRequest) -> str:
+    """The command line that repeats ``request``."""
+    words = [f"{name}={value}" for name, value in request.stream_options.items()]
+    words += ["harness", "verify", request.checkpoint]
+    words += ["--target", request.target.name, "--devices", str(request.target.devices)]
+    if request.reference != request.checkpoint:
+        words += ["--reference", request.reference]
+    words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
+    words += ["--hook", request.hook] if request.hook is not Hook.UPSTREAM else []
+    words += ["--only", *request.parts] if request.parts == (Part.MTP,) else []
     return shlex.join(words)

@@ -116,7 +116,7 @@ def test_an_expert_left_unwritten(decoder: ReferencePart, device: PackedDevice) 
     differences, (diagnosis,) = compare(decoder, device.part())
     assert slices(differences) == {(0, 7, p) for p in Projection}
     assert diagnosis.cause is Cause.UNWRITTEN
-    assert diagnosis.summary.startswith("expert 7 of decoder layer 0 was never written")
+    assert diagnosis.summary.startswith("expert 7 of decoder layer 0 never written")
 
 
 def test_padding_that_is_not_zero(decoder: ReferencePart, device: PackedDevice) -> None:

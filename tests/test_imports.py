@@ -16,8 +16,8 @@ FLOW = [
     "errors", "dtypes", "safetensors_file", "family", "checkpoint", "experts", "synthetic",
     "layout", "device", "difference", "compare", "diagnosis", "contract", "load_diagnosis",
     "report", "known", "message", "terminal",
-    "vllm_platform", "target", "stack", "overlay", "engine", "child", "load", "verification", "cli",
-    "plugin",
+    "vllm_platform", "target", "stack", "overlay", "hook", "engine", "child", "load",
+    "verification", "cli", "plugin",
 ]  # fmt: skip
 
 UNDER_TEST = {"vllm", "tpu_inference", "torch", "torchax", "jax", "runai_model_streamer"}
@@ -59,8 +59,8 @@ def test_imports_run_down_the_flow(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_the_engine_imports_the_stack_and_not_at_its_top(path: Path) -> None:
+def test_only_the_load_imports_the_stack_and_not_at_its_top(path: Path) -> None:
     for name, at_top in imports(path):
         if name.split(".")[0] in UNDER_TEST:
-            assert noun(path) == "engine"
+            assert noun(path) in ("engine", "hook")
             assert not at_top

@@ -51,7 +51,7 @@ EXPECTED = {
     ),
     "unwritten": (
         [Cause.UNWRITTEN],
-        ["expert 7 of decoder layer 1 was never written, or written with zeros"],
+        ["expert 7 of decoder layer 1 never written, or written with zeros"],
     ),
     "padding": ([Cause.PADDING], ["the padding of an expert array is not zero"]),
     "replicated by jax": (

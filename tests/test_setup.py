@@ -55,3 +55,29 @@ def test_requirements_are_pinned_and_name_no_host(setup: ModuleType) -> None:
         for line in (ROOT / "ci" / "stacks" / f"{stack}.txt").read_text().splitlines():
             assert re.fullmatch(r"(#.*|[\w.-]+==[\w.+!-]+)", line), line
             assert "://" not in line
+
+
+def vllm_checkout(at: Path, version: str) -> Path:
+    (at / "vllm").mkdir(parents=True)
+    (at / "vllm" / "_version.py").write_text(f"__version__ = version = '{version}'\n")
+    return at
+
+
+@pytest.mark.parametrize(
+    ("version", "stack"),
+    [("0.21.0", "0.21"), ("0.22.1", "0.22"), ("0.24.0", "0.22"), ("0.26.2", "0.26")],
+)
+def test_the_nearest_stack_of_a_checkout(
+    setup: ModuleType, tmp_path: Path, version: str, stack: str
+) -> None:
+    assert setup.choose(f"path:{vllm_checkout(tmp_path / 'c', version)}") == stack
+
+
+def test_a_checkout_older_than_every_stack(setup: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(setup.SetupError, match=r"vLLM 0\.9\.1, older than every stack"):
+        setup.choose(f"path:{vllm_checkout(tmp_path / 'c', '0.9.1')}")
+
+
+def test_a_checkout_without_a_version(setup: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(setup.SetupError, match=r"cannot be told.*git fetch --tags"):
+        setup.choose(f"path:{tmp_path}")
