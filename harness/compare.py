@@ -45,6 +45,15 @@ def canonical_nans(bits: Bits) -> Bits:
     return np.where(nan, (bits & 0x8000) | 0x7FC0, bits).astype(bits.dtype)
 
 
+def tally_of(reference: ReferencePart) -> Tally:
+    """The tally of a part of which nothing has been compared yet."""
+    return Tally(
+        part=reference.part,
+        layers=len(reference.layers),
+        experts=len(reference.layers) * reference.shape.experts,
+    )
+
+
 class PartComparison:
     """The comparison of one part: yields differences, keeps the tally.
 
@@ -67,11 +76,7 @@ class PartComparison:
         self.device = device
         self.layout: Layout = expert_layout(backend, reference.shape, len(device.mesh))
         self._nan = nan
-        self.tally = Tally(
-            part=reference.part,
-            layers=len(reference.layers),
-            experts=len(reference.layers) * reference.shape.experts,
-        )
+        self.tally = tally_of(reference)
 
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: what is extra, then layer by layer."""

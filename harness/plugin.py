@@ -97,7 +97,7 @@ def verified(request: pytest.FixtureRequest, target: Target, load_process: LoadP
     """Verify a checkpoint on the session's target; the report joins the closing table.
 
     Call it like :func:`harness.verification.verify`, without the target. It returns the report
-    and fails nothing by itself; :func:`require_equal` does.
+    and fails nothing by itself; :func:`expected` does.
     """
 
     def run(checkpoint: Path, **options: Any) -> Report:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from harness.report import Report, Status
 
-_WIDTH_OF_LOGS = 130
+_WIDTH_OF_LOGS = 140
 
 #: How each status is shown, and in which colour.
 _STATUS = {
@@ -54,7 +54,7 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
     table.add_column("differences", str(differences), justify="right")
     table.add_column("load", _seconds(r.timings.load for _, r in rows), justify="right")
     table.add_column("compare", _seconds(r.timings.compare for _, r in rows), justify="right")
-    table.add_column("result")
+    table.add_column("result", no_wrap=True)
     for name, report in rows:
         status, colour = _STATUS[report.status]
         total = sum(tally.experts for tally in report.tallies)
@@ -67,7 +67,7 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
             str(len(report.differences)),
             _seconds([report.timings.load]),
             _seconds([report.timings.compare]),
-            f"[{colour}]{status}" + (", known" if report.known_issue else ""),
+            f"[{colour}]{status}" + (", as known" if report.known_issue else ""),
         )
     return table
 

@@ -21,7 +21,7 @@ import msgspec
 
 from harness import engine
 from harness.checkpoint import Checkpoint
-from harness.compare import Nan, PartComparison
+from harness.compare import Nan, PartComparison, tally_of
 from harness.contract import hook_call
 from harness.device import device_part
 from harness.diagnosis import Explainer
@@ -86,7 +86,7 @@ def verify(
     versions = require_stack()
     opened = Checkpoint(checkpoint)
     against = Checkpoint(reference) if reference is not None else opened
-    chosen = tuple(part.part for part in reference_parts(against) if part.part in parts)
+    chosen = [part for part in reference_parts(against) if part.part in parts]
     report = Report(
         checkpoint=str(opened.path),
         reference=str(against.path),
@@ -99,12 +99,13 @@ def verify(
             target=str(target),
             overlay=str(process.overlay) if process else "",
         ),
+        tallies=[tally_of(part) for part in chosen],
     )
     request = VerifyRequest(
         checkpoint=str(opened.path.resolve()),
         reference=str(against.path.resolve()),
         target=target,
-        parts=chosen,
+        parts=tuple(part.part for part in chosen),
         nan=nan,
         hook=hook,
         stream_options=dict(stream_options or {}),
@@ -156,6 +157,7 @@ def compare_part(
     comparison = PartComparison(part, device, nan=nan)
     differences = list(comparison.differences())
     offset = len(report.differences)
+    report.tallies = [t for t in report.tallies if t.part is not part.part]
     report.tallies.append(comparison.tally)
     report.differences += differences
     report.diagnoses += Explainer(comparison).diagnose(differences, offset)
