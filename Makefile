@@ -2,6 +2,8 @@
 PYTHON ?= python3
 # STACK=0.21 … 0.32, or path:<vllm checkout>[,<tpu-inference checkout>].
 STACK ?=
+# TARGET=emulated, torch-xla or tpu.
+TARGET ?= emulated
 # EXPECT=known: exactly the known upstream failures of the stack must happen.
 EXPECT ?= equal
 SETUP := $(PYTHON) ci/setup.py
@@ -13,7 +15,7 @@ setup:
 	@$(SETUP) $(STACK)
 
 verify:
-	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest scenarios --expect=$(EXPECT) $(if $(filter path:%,$(STACK)),--stack=$(STACK))
+	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest scenarios --target=$(TARGET) --expect=$(EXPECT) $(if $(filter path:%,$(STACK)),--stack=$(STACK))
 
 # Every test: the canary on the releases with the bug, the fix taken back where it was made first,
 # then everything on the default stack.

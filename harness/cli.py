@@ -24,7 +24,7 @@ from harness.stack import PACKAGES, installed_versions, require_stack, stack_nam
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
-from harness.target import TARGETS, cache_directory, target_named
+from harness.target import TARGETS, Parallelism, cache_directory, target_named
 from harness.terminal import closing_table
 from harness.verification import verify
 
@@ -55,7 +55,14 @@ def main() -> None:
 @main.command("verify")
 @click.argument("checkpoint")
 @click.option("--target", default="emulated", show_default=True, help="Where to load to.")
-@click.option("--devices", default=4, show_default=True, help="Size of the mesh.")
+@click.option("--devices", type=int, help="Size of the mesh.  [default: 4; on a TPU, all]")
+@click.option(
+    "--parallelism",
+    type=click.Choice([p.value for p in Parallelism]),
+    default=Parallelism.TENSOR.value,
+    show_default=True,
+    help="How experts are spread over the mesh.",
+)
 @click.option("--reference", help="Compare with this checkpoint instead of CHECKPOINT itself.")
 @click.option(
     "--nan",
@@ -83,7 +90,8 @@ def main() -> None:
 def verify_command(
     checkpoint: str,
     target: str,
-    devices: int,
+    devices: int | None,
+    parallelism: str,
     reference: str | None,
     nan: str,
     only: tuple[str, ...],
@@ -95,7 +103,7 @@ def verify_command(
     _require_parent(json_path)
     report = verify(
         checkpoint,
-        target_named(target, devices),
+        target_named(target, devices, Parallelism(parallelism)),
         reference=reference,
         nan=Nan(nan),
         hook=Hook(hook),
@@ -162,5 +170,13 @@ def doctor_command() -> None:
     for package in PACKAGES:
         click.echo(f"          {package} {versions.get(package, 'not installed')}")
     click.echo(f"caches    {cache_directory()}")
+    for name in TARGETS:
+        click.echo(f"target    {name}: {_availability(name)}")
     require_stack()
-    click.echo(f"targets   {', '.join(TARGETS)}")
+
+
+def _availability(target: str) -> str:
+    try:
+        return f"would run: {target_named(target)}"
+    except HarnessError as error:
+        return f"would not run: {error}"

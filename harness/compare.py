@@ -105,8 +105,7 @@ class PartComparison:
         tensor = self.device.layers[key.layer][PARAMETER_OF[key.projection]]
         out = np.empty(self.reference[key].shape, dtype=bits_dtype(tensor.dtype))
         for block in self.layout.blocks_of(key.projection):
-            rectangle = tensor.rectangle(key.expert, block.rows, block.columns)
-            out[block.outputs.as_slice(), block.inputs.as_slice()] = rectangle.T
+            block.of(out)[:] = tensor.rectangle(key.expert, block.rows, block.columns)
         return out
 
     def _layer(self, layer: int) -> Iterator[Difference]:
@@ -199,8 +198,7 @@ class PartComparison:
         self.tally.bytes_compared += reference.nbytes
         if all(
             np.array_equal(
-                tensor.rectangle(key.expert, block.rows, block.columns),
-                reference[block.outputs.as_slice(), block.inputs.as_slice()].T,
+                tensor.rectangle(key.expert, block.rows, block.columns), block.of(reference)
             )
             for block in self.layout.blocks_of(key.projection)
         ):
@@ -221,14 +219,9 @@ class PartComparison:
 
     def _device_index(self, key: ExpertKey, output: int, input_: int) -> tuple[int, int, int]:
         """Where element [output, input] of ``key`` lies in its device array."""
-        block = next(
-            b
-            for b in self.layout.blocks_of(key.projection)
-            if b.outputs.start <= output < b.outputs.stop
-            and b.inputs.start <= input_ < b.inputs.stop
-        )
-        row = block.rows.start + input_ - block.inputs.start
-        return key.expert, row, block.columns.start + output - block.outputs.start
+        blocks = self.layout.blocks_of(key.projection)
+        block = next(block for block in blocks if block.holds(output, input_))
+        return key.expert, *block.place(output, input_)
 
     def _holder(self, tensor: DeviceTensor, at: tuple[int, int, int]) -> tuple[int | None, str]:
         """The number and the device of the shard that holds an element."""

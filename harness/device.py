@@ -7,14 +7,15 @@ they are a view of the device's own memory. This file knows arrays only: jax is 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from harness.dtypes import FROM_ARRAY_NAME, Bits, bits_dtype
+from harness.dtypes import Bits, bits_dtype
 from harness.layout import Parameter, Span
 
 _EXPERT_PARAMETER = re.compile(
@@ -29,18 +30,29 @@ class DeviceShard:
     Attributes:
         device: the device's name, ``cpu:3``.
         index: the part, as one span per axis of the whole tensor.
-        expert_bits: gives the bits of one expert of this part, [rows, columns]; its argument
-            counts experts from the part's first.
+        fetch: gives the bits of an index into this part's first axis, counted from the part's
+            first; of the whole part for ``...``.
     """
 
     device: str
     index: tuple[Span, ...]
-    expert_bits: Callable[[int], Bits]
+    fetch: Callable[[Any], Bits]
+
+    def folded(self) -> DeviceShard:
+        """The shard with its middle axes as one."""
+        middle = self.index[1:-1]
+        rows = math.prod(map(len, middle))
+
+        def fetch(index: Any) -> Bits:
+            bits = self.fetch(index)
+            return bits.reshape(*bits.shape[: -len(middle) - 1], rows, bits.shape[-1])
+
+        return DeviceShard(self.device, (self.index[0], Span(0, rows), self.index[-1]), fetch)
 
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """A tensor [E, rows, columns] on the mesh: name, safetensors dtype, global shape, shards."""
+    """A tensor on the mesh: name, safetensors dtype, global shape, shards."""
 
     name: str
     dtype: str
@@ -48,7 +60,7 @@ class DeviceTensor:
     shards: tuple[DeviceShard, ...]
 
     def rectangle(self, expert: int, rows: Span, columns: Span) -> Bits:
-        """The bits of one expert's rectangle, [rows, columns], gathered from the shards.
+        """The bits of one expert's rectangle of a [E, rows, columns] tensor, from its shards.
 
         A view of the one shard that holds it all, where there is one. Replicas are read once.
         """
@@ -66,6 +78,18 @@ class DeviceTensor:
             out[_relative(down, rows), _relative(across, columns)] = part
         return out
 
+    def folded(self) -> DeviceTensor:
+        """The tensor as [E, rows, columns]: axes between the first and the last count as one.
+
+        Itself where a shard cuts one of those axes: no packing does that, and the shape tells.
+        """
+        middle = self.shape[1:-1]
+        whole = all(tuple(map(len, shard.index[1:-1])) == middle for shard in self.shards)
+        if len(middle) < 2 or not whole:
+            return self
+        shape = (self.shape[0], math.prod(middle), self.shape[-1])
+        return replace(self, shape=shape, shards=tuple(s.folded() for s in self.shards))
+
     def holder(self, expert: int, row: int, column: int) -> DeviceShard | None:
         """The first shard that holds one element."""
         return next(
@@ -76,12 +100,12 @@ class DeviceTensor:
     def _distinct_shards(self, expert: int) -> Iterable[DeviceShard]:
         seen = set()
         for shard in self.shards:
-            if shard.index not in seen and shard.index[0].start <= expert < shard.index[0].stop:
+            if shard.index not in seen and expert in shard.index[0]:
                 seen.add(shard.index)
                 yield shard
 
     def _bits(self, shard: DeviceShard, expert: int) -> Bits:
-        return shard.expert_bits(expert - shard.index[0].start)
+        return shard.fetch(expert - shard.index[0].start)
 
 
 def _overlap(one: Span, other: Span) -> Span | None:
@@ -94,36 +118,7 @@ def _relative(span: Span, origin: Span) -> slice:
 
 
 def _contains(index: tuple[Span, ...], at: tuple[int, ...]) -> bool:
-    return all(span.start <= i < span.stop for span, i in zip(index, at, strict=True))
-
-
-def from_jax(name: str, array: Any) -> DeviceTensor:
-    """See a ``jax.Array`` as a :class:`DeviceTensor`; shards in order of device id."""
-    dtype = FROM_ARRAY_NAME.get(str(array.dtype), str(array.dtype))
-    shards = sorted(array.addressable_shards, key=lambda shard: shard.device.id)
-    return DeviceTensor(
-        name=name,
-        dtype=dtype,
-        shape=tuple(array.shape),
-        shards=tuple(_shard_from_jax(shard, array.shape, dtype) for shard in shards),
-    )
-
-
-def _shard_from_jax(shard: Any, shape: tuple[int, ...], dtype: str) -> DeviceShard:
-    index = tuple(
-        Span(*part.indices(size)[:2]) for part, size in zip(shard.index, shape, strict=True)
-    )
-    device = f"{shard.device.platform}:{shard.device.id}"
-
-    def expert_bits(expert: int) -> Bits:
-        if shard.device.platform == "cpu":
-            data = np.asarray(shard.data)[expert]  # a view: CPU devices share the host's memory
-        else:
-            data = np.asarray(shard.data[expert])  # sliced on the device, so only it travels
-        bits: Bits = data.view(bits_dtype(dtype))
-        return bits
-
-    return DeviceShard(device, index, expert_bits)
+    return all(i in span for span, i in zip(index, at, strict=True))
 
 
 @dataclass(frozen=True)
@@ -141,29 +136,24 @@ class DevicePart:
     mesh: tuple[str, ...]
 
 
-def device_part(
-    tensors: Mapping[str, Any],
-    mesh: tuple[str, ...],
-    read: Callable[[str, Any], DeviceTensor] = from_jax,
-) -> DevicePart:
+def device_part(tensors: Iterable[DeviceTensor], mesh: tuple[str, ...]) -> DevicePart:
     """Pick the expert arrays out of a model's parameters, by upstream's names.
 
     Up to 0.25 they are called ``…mlp.experts.w13_weight``, from 0.26 on
     ``…mlp.experts.routed_experts.w13_weight``.
 
     Args:
-        tensors: parameter names to arrays.
+        tensors: the model's parameters.
         mesh: device names in mesh order.
-        read: turns an array into a :class:`DeviceTensor`.
     """
     layers: dict[int, dict[Parameter, DeviceTensor]] = {}
     unknown = []
-    for name, array in tensors.items():
-        if not (match := _EXPERT_PARAMETER.search(name)):
+    for tensor in tensors:
+        if not (match := _EXPERT_PARAMETER.search(tensor.name)):
             continue
         if match["parameter"] in set(Parameter):
             parameters = layers.setdefault(int(match["layer"]), {})
-            parameters[Parameter(match["parameter"])] = read(name, array)
+            parameters[Parameter(match["parameter"])] = tensor.folded()
         else:
-            unknown.append(name)
+            unknown.append(tensor.name)
     return DevicePart(layers, tuple(unknown), mesh)

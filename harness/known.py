@@ -38,6 +38,7 @@ class KnownIssue:
         error: the exception's type name, empty for differences.
         message: a regular expression found in the exception's message.
         at: the end of the call site's file name, as the evidence states it.
+        targets: the targets it happens on.
     """
 
     id: str
@@ -50,6 +51,16 @@ class KnownIssue:
     error: str = ""
     message: str = ""
     at: str = ""
+    targets: tuple[str, ...] = ("emulated", "tpu")
+
+    def concerns(self, report: Report, scenario: str) -> bool:
+        """Whether ``report`` is of a stack, a target and a scenario of this row."""
+        environment = report.environment
+        return (
+            environment.stack in self.stacks
+            and environment.target.split(",")[0] in self.targets
+            and scenario in self.scenarios
+        )
 
     def describes(self, report: Report) -> bool:
         """Whether ``report`` failed in just this way."""
@@ -83,8 +94,7 @@ def judge(
         scenario: its id.
         issues: the table.
     """
-    stack = report.environment.stack
-    rows = [row for row in issues if stack in row.stacks and scenario in row.scenarios]
+    rows = [row for row in issues if row.concerns(report, scenario)]
     row = next((row for row in rows if row.describes(report)), rows[0] if rows else None)
     if report.status is Status.EQUAL:
         return (Verdict.OUT_OF_DATE if row else Verdict.EQUAL), row

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +24,14 @@ from typing import Self
 import msgspec
 
 from harness.child import Answer, Request
+from harness.chips import locked
 from harness.overlay import Overlay
 from harness.target import Target
 
-_LOG_TAIL = 4000
+_LOG_TAIL = 20000  # a crash ends with the stacks of all threads
 _START_SECONDS = 300.0
+_GRACE_SECONDS = 30.0  # for the loading process to end a late load, before it is ended itself
+_CLOSE_SECONDS = 10.0
 
 
 class LoadProcessError(Exception):
@@ -46,15 +49,22 @@ class LoadProcessError(Exception):
 
 
 class LoadProcess:
-    """A process with the stack imported, for one target; forks a process for every job.
+    """A process with the stack imported; forks a process for every job.
+
+    One serves all targets of a name: what sets them apart, the number of devices and how experts
+    are spread, is read from the environment when a forked process first touches a device.
 
     Args:
-        target: its environment is the process's.
+        target: the jobs' target, unless they name another; its stack is imported.
         overlay: packages to import instead of the installed ones.
+        preload: whether the stack is imported once, before the first job, or by each job.
     """
 
-    def __init__(self, target: Target, overlay: Overlay | None = None) -> None:
+    def __init__(
+        self, target: Target, overlay: Overlay | None = None, *, preload: bool = True
+    ) -> None:
         self.target = target
+        self._preload = target.name if preload else ""
         self.overlay = overlay or Overlay()
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="harness-load-"))
@@ -71,60 +81,75 @@ class LoadProcess:
     ) -> None:
         self.close()
 
-    def run(self, job: str, argument: bytes, *, timeout: float) -> bytes:
+    def run(
+        self, job: str, argument: bytes, *, timeout: float, target: Target | None = None
+    ) -> bytes:
         """Run ``module:function`` on ``argument`` in a fresh process and return its result.
 
         Args:
             job: the function takes bytes and returns bytes.
             argument: its argument.
-            timeout: seconds until the process is ended.
+            timeout: seconds until the process is asked for its stacks and ended.
+            target: whose environment the job has and whose chips are locked while it runs.
 
         Raises:
             LoadProcessError: the job raised, crashed, or did not end in time.
+            TargetUnavailable: the target's chips did not become free in time.
+            HarnessError: the job refused.
         """
-        process = self._started()
-        with self._directory() as directory:
-            request = msgspec.json.encode(Request(job, argument, str(directory)))
-            assert process.stdin is not None
-            process.stdin.write(request + b"\n")
-            process.stdin.flush()
-            status = self._answer(timeout, directory)
-            result, error = directory / "result", directory / "error"
-            if status == 0:
+        target = target or self.target
+        assert target.name == self.target.name
+        with locked(target.chips, timeout=timeout), self._directory() as directory:
+            request = Request(job, argument, str(directory), timeout, target.environment)
+            answer = self._ask(request)
+            result, refusal, error = (directory / n for n in ("result", "refusal", "error"))
+            if answer.late:
+                raise LoadProcessError(
+                    f"the load did not end within {timeout:g} s", _log_tail(directory)
+                )
+            if answer.status == 0:
                 return result.read_bytes()
+            if refusal.exists():
+                raise pickle.loads(refusal.read_bytes())
             if error.exists():
                 raise LoadProcessError("the load raised an error", error.read_text())
-            how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-            raise LoadProcessError(f"the load's process ended with {how}", _log_tail(directory))
+            raise LoadProcessError(
+                f"the load's process ended with {_how(answer.status)}", _log_tail(directory)
+            )
 
     def close(self) -> None:
-        """End the process and remove its files."""
+        """End the process, and a job that still runs, and remove its files."""
         self._end()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _end(self) -> None:
-        """End the process; the next job starts another."""
-        if self._process is None:
+        """Close the process's input, at which it ends by itself; the next job starts another."""
+        process, self._process = self._process, None
+        if process is None:
             return
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-        self._process = None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
+            self._scratch.mkdir(exist_ok=True)
             with (self._scratch / "log").open("wb") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "harness.child"],
+                    [sys.executable, "-m", "harness.child", self._scratch, self._preload],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     env=self._environment(),
                 )
-            self._answer(_START_SECONDS, self._scratch)
+            self._answer(_START_SECONDS)
         return self._process
 
     def _environment(self) -> dict[str, str]:
@@ -134,6 +159,7 @@ class LoadProcess:
 
     @contextmanager
     def _directory(self) -> Iterator[Path]:
+        self._started()
         self._jobs += 1
         directory = self._scratch / str(self._jobs)
         directory.mkdir()
@@ -142,28 +168,60 @@ class LoadProcess:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _answer(self, timeout: float, directory: Path) -> int:
-        """Wait for the process's next line; what does not come in time is ended."""
+    def _ask(self, request: Request) -> Answer:
+        """Send a request and wait for its answer; an interrupted wait ends the process."""
+        process = self._started()
+        assert process.stdin is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it ended: the answer will say so
+                process.stdin.write(msgspec.json.encode(request) + b"\n")
+                process.stdin.flush()
+            return self._answer(request.timeout + _GRACE_SECONDS)
+        except BaseException:
+            self._end()
+            raise
+
+    def _answer(self, timeout: float) -> Answer:
+        """Wait for the process's next line."""
         assert self._process is not None
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(timeout):
-                self._end_job(directory)
-                tail = _log_tail(directory)
-                self._end()
-                raise LoadProcessError(f"the load did not end within {timeout:g} s", tail)
-        line = self._process.stdout.readline()
+            ready = selector.select(timeout)
+        line = self._process.stdout.readline() if ready else b""
         if not line:
+            how = "ended" if ready else f"gave no answer within {timeout:g} s"
             tail = _log_tail(self._scratch)
             self._end()
-            raise LoadProcessError("the loading process ended", tail)
-        return msgspec.json.decode(line, type=Answer).status
+            raise LoadProcessError(f"the loading process {how}", tail)
+        return msgspec.json.decode(line, type=Answer)
 
-    def _end_job(self, directory: Path) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            os.killpg(int((directory / "pid").read_text()), signal.SIGKILL)
-            time.sleep(0.1)
+
+class LoadProcesses:
+    """The loading processes of a session, one for each name of a target, started when asked for.
+
+    Args:
+        overlay: packages to import instead of the installed ones.
+    """
+
+    def __init__(self, overlay: Overlay | None = None) -> None:
+        self._overlay = overlay
+        self._processes: dict[str, LoadProcess] = {}
+
+    def of(self, target: Target) -> LoadProcess:
+        """The process for ``target``."""
+        if target.name not in self._processes:
+            self._processes[target.name] = LoadProcess(target, self._overlay)
+        return self._processes[target.name]
+
+    def close(self) -> None:
+        """End all of them."""
+        while self._processes:
+            self._processes.popitem()[1].close()
+
+
+def _how(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
 
 
 def _log_tail(directory: Path) -> str:

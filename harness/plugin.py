@@ -1,39 +1,49 @@
-"""The pytest plugin: options, fixtures, and the closing table. It holds no logic of its own.
-
-Reports travel on pytest's test reports, so that they reach the terminal from xdist's workers too.
-"""
+"""The pytest plugin: options, fixtures, and the closing table. It holds no logic of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
+from harness import collector
+from harness.collector import REPORTS, Collector
 from harness.errors import HarnessError
 from harness.known import KnownIssue, Verdict, judge
-from harness.load import LoadProcess
+from harness.load import LoadProcess, LoadProcesses
 from harness.message import failure_text, known_text
 from harness.overlay import Overlay, overlay_from
 from harness.report import Report, report_from_json
 from harness.stack import installed_versions
-from harness.target import Target, target_named
+from harness.target import Parallelism, Target, target_named
 from harness.terminal import closing_table
 from harness.verification import verify
 
 Verified = Callable[..., Report]
+Expected = Callable[[str, Report, Sequence[KnownIssue]], None]
+TargetOf = Callable[..., Target]
 
-#: On an item: its reports. On the config: rows of all items, as they are collected.
-_REPORTS = pytest.StashKey[list[Report]]()
 _OVERLAY = pytest.StashKey[Overlay]()
-_ROWS = pytest.StashKey[list[tuple[str, Report]]]()
+_COLLECTOR = pytest.StashKey[Collector]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("harness", "MoE load verification")
     group.addoption("--target", default="emulated", help="where to load to (default: emulated)")
-    group.addoption("--devices", type=int, default=4, help="size of the mesh (default: 4)")
+    group.addoption("--devices", type=int, help="size of the mesh (default: 4; on a TPU, all)")
+    group.addoption(
+        "--parallelism",
+        choices=[p.value for p in Parallelism],
+        default=Parallelism.TENSOR.value,
+        help="how experts are spread over the mesh (default: tensor)",
+    )
     group.addoption(
         "--checkpoint",
         action="append",
@@ -62,54 +72,127 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_ROWS] = []
     try:
-        target_named(config.getoption("--target"), config.getoption("--devices"))
+        _target(config)
         config.stash[_OVERLAY] = overlay_from(config.getoption("--stack"))
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from error
+    config.pluginmanager.register(collector, "harness-collector-hook")
+    if not hasattr(config, "workerinput"):
+        config.stash[_COLLECTOR] = Collector()
+        config.pluginmanager.register(config.stash[_COLLECTOR], "harness-collector")
+        signal.signal(signal.SIGTERM, _end_session)
+
+
+def _end_session(number: int, frame: FrameType | None) -> None:
+    """End as on Ctrl-C: fixtures are torn down, processes ended, the report written."""
+    pytest.exit(signal.Signals(number).name)
+
+
+def _target(
+    config: pytest.Config, devices: int | None = None, parallelism: Parallelism | None = None
+) -> Target:
+    """The session's target, with the mesh a scenario asks for; a worker's share of the chips."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    return target_named(
+        config.getoption("--target"),
+        devices or config.getoption("--devices"),
+        parallelism or Parallelism(config.getoption("--parallelism")),
+        (int(number), workers) if workers else None,
+    )
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     versions = installed_versions()
-    target = target_named(config.getoption("--target"), config.getoption("--devices"))
     stack = ", ".join(f"{name} {number}" for name, number in versions.items())
     overlay = str(config.stash[_OVERLAY])
-    lines = [f"harness target: {target}", f"harness stack: {stack}"]
+    lines = [f"harness target: {_target(config)}", f"harness stack: {stack}"]
     return [*lines, f"harness overlay: {overlay}"] if overlay else lines
 
 
 @pytest.fixture(scope="session")
 def target(request: pytest.FixtureRequest) -> Target:
-    """The target of this session, from ``--target`` and ``--devices``."""
-    return target_named(request.config.getoption("--target"), request.config.getoption("--devices"))
-
-
-@pytest.fixture(scope="session")
-def load_process(request: pytest.FixtureRequest, target: Target) -> Iterator[LoadProcess]:
-    """A process with the stack imported, that forks a fresh one for every load."""
-    with LoadProcess(target, request.config.stash[_OVERLAY]) as process:
-        yield process
+    """The target of this session, from ``--target``, ``--devices`` and ``--parallelism``."""
+    return _target(request.config)
 
 
 @pytest.fixture
-def verified(request: pytest.FixtureRequest, target: Target, load_process: LoadProcess) -> Verified:
+def target_of(request: pytest.FixtureRequest) -> TargetOf:
+    """The session's target with another mesh; skips where the machine has too small a one."""
+
+    def of(devices: int | None = None, parallelism: Parallelism | None = None) -> Target:
+        try:
+            return _target(request.config, devices, parallelism)
+        except HarnessError as error:
+            pytest.skip(str(error))
+
+    return of
+
+
+@pytest.fixture(scope="session")
+def load_processes(request: pytest.FixtureRequest) -> Iterator[LoadProcesses]:
+    """Processes with the stack imported, that fork a fresh one for every load."""
+    processes = LoadProcesses(request.config.stash[_OVERLAY])
+    yield processes
+    processes.close()
+
+
+@pytest.fixture(scope="session")
+def load_process(load_processes: LoadProcesses, target: Target) -> LoadProcess:
+    """The process for the session's target."""
+    return load_processes.of(target)
+
+
+Once = Callable[[str, Callable[[], bytes]], bytes]
+
+
+@pytest.fixture(scope="session")
+def session_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all workers of the session share."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "session"
+    shared.mkdir(exist_ok=True)
+    return shared
+
+
+@pytest.fixture(scope="session")
+def once(session_directory: Path) -> Once:
+    """Have something made once in the session, by the worker that comes first; it is bytes."""
+
+    def make(name: str, maker: Callable[[], bytes]) -> bytes:
+        result = session_directory / hashlib.sha256(name.encode()).hexdigest()
+        with FileLock(f"{result}.lock"):
+            if not result.exists():
+                result.write_bytes(maker())
+            return result.read_bytes()
+
+    return make
+
+
+@pytest.fixture
+def verified(
+    request: pytest.FixtureRequest, target: Target, load_processes: LoadProcesses, once: Once
+) -> Verified:
     """Verify a checkpoint on the session's target; the report joins the closing table.
 
-    Call it like :func:`harness.verification.verify`, without the target. It returns the report
-    and fails nothing by itself; :func:`expected` does.
+    Call it like :func:`harness.verification.verify`; the target is the session's unless another
+    is given. The same load is done once in a session, whichever worker asks for it first. It
+    returns the report and fails nothing by itself; :func:`expected` does.
     """
 
-    def run(checkpoint: Path, **options: Any) -> Report:
+    def run(checkpoint: Path, target: Target = target, **options: Any) -> Report:
+        def load() -> bytes:
+            return verify(
+                checkpoint, target, process=load_processes.of(target), **options
+            ).to_json()
+
         options.setdefault("timeout", request.config.getoption("--load-timeout"))
-        report = verify(checkpoint, target, process=load_process, **options)
-        request.node.stash.setdefault(_REPORTS, []).append(report)
+        report = report_from_json(once(f"{checkpoint} {target!r} {options!r}", load))
+        request.node.stash.setdefault(REPORTS, []).append(report)
         return report
 
     return run
-
-
-Expected = Callable[[str, Report, Sequence[KnownIssue]], None]
 
 
 @pytest.fixture
@@ -129,46 +212,20 @@ def expected(request: pytest.FixtureRequest) -> Expected:
     return check
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    outcome = yield
-    if outcome.when == "call":
-        callspec = getattr(item, "callspec", None)
-        name = callspec.id if callspec else item.name
-        # xdist sends attributes of basic types along, but neither bytes nor objects.
-        texts = [[name, r.to_json().decode()] for r in item.stash.get(_REPORTS, [])]
-        vars(outcome)["harness_reports"] = texts
-    return outcome
-
-
-class _Collector:
-    """On the controller (or the only process): keeps what the test reports carry."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for name, encoded in getattr(report, "harness_reports", []):
-            self._config.stash[_ROWS].append((name, report_from_json(encoded.encode())))
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):
-        session.config.pluginmanager.register(_Collector(session.config))
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the reports before anything else ends: an interrupted session has some too."""
+    directory = session.config.getoption("--reports")
+    if directory and _COLLECTOR in session.config.stash:
+        session.config.stash[_COLLECTOR].write(directory)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     config = terminalreporter.config
-    rows = config.stash[_ROWS]
+    rows = config.stash[_COLLECTOR].session().rows
     if not rows:
         return
     terminalreporter.section("MoE load verification")
-    closing_table(rows, file=terminalreporter._tw._file)
+    closing_table([(row.scenario, row.report) for row in rows], file=terminalreporter._tw._file)
     if directory := config.getoption("--reports"):
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, report in rows:
-            report.write(directory / f"{name}.json")
         terminalreporter.line(f"reports: {directory}")

@@ -104,13 +104,45 @@ class Report(msgspec.Struct, kw_only=True):
 
     def to_json(self) -> bytes:
         """The report as indented JSON."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        return _indented(self)
 
     def write(self, path: Path) -> None:
         """Write the report as JSON; ``path`` appears when it is complete."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_bytes(self.to_json())
-        partial.replace(path)
+        _write(path, self)
+
+
+class Row(msgspec.Struct, kw_only=True):
+    """One scenario of a session: its id and its report."""
+
+    scenario: str
+    report: Report
+
+
+class Session(msgspec.Struct, kw_only=True):
+    """The reports of one pytest session, of all its workers, in the order of the catalogue.
+
+    ``unfinished`` names the tests that were begun and not ended: the session was interrupted, or
+    a worker died. ``complete`` says that there are none.
+    """
+
+    complete: bool
+    unfinished: list[str] = []
+    rows: list[Row] = []
+    schema: int = SCHEMA
+
+    def write(self, path: Path) -> None:
+        """Write the session as JSON; ``path`` appears when it is complete."""
+        _write(path, self)
+
+
+def _write(path: Path, content: msgspec.Struct) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(_indented(content))
+    partial.replace(path)
+
+
+def _indented(content: msgspec.Struct) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
 
 def report_from_json(encoded: bytes) -> Report:

@@ -8,13 +8,40 @@ started with this environment, and the parent never touches a device.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import platformdirs
 
+from harness.compare import Nan
 from harness.errors import BadInput, TargetUnavailable
-from harness.vllm_platform import EMULATED_DEVICES
+from harness.layout import Backend
+from harness.tpu import chip_environment, find_tpu
+from harness.vllm_platform import PLATFORM, Platform
+
+
+class Parallelism(StrEnum):
+    """How the experts of a layer are spread over the mesh.
+
+    - ``tensor``: every device holds a part of every expert.
+    - ``expert``: every device holds some experts whole.
+    - ``expert-kernel``: the same, packed for the fused kernel (``USE_MOE_EP_KERNEL=1``).
+    """
+
+    TENSOR = "tensor"
+    EXPERT = "expert"
+    EXPERT_KERNEL = "expert-kernel"
+
+
+_TPU_INFERENCE_BACKENDS = {
+    Parallelism.TENSOR: Backend.GMM_TP,
+    Parallelism.EXPERT: Backend.GMM_EP,
+    Parallelism.EXPERT_KERNEL: Backend.FUSED_MOE,
+}
+_TORCH_XLA_BACKENDS = {Parallelism.TENSOR: Backend.XLA_TP, Parallelism.EXPERT: Backend.XLA_EP}
 
 
 @dataclass(frozen=True)
@@ -24,51 +51,62 @@ class Target:
     Attributes:
         name: as the user asks for it.
         devices: size of the mesh.
-        device_indexes: ids of the JAX devices the mesh is built from, in order.
-        platform: what JAX calls the devices.
+        platform: what XLA calls the devices: ``cpu``, ``tpu``, or ``xla`` where torch_xla names
+            them.
+        parallelism: how experts are spread over it.
+        backend: the packing that follows.
+        nan: what this target's way to the device does to NaNs.
+        device_indexes: ids of the JAX devices the mesh is built from, in order; empty for those
+            the process sees.
+        chips: the TPU chips it takes, to be locked while a load runs.
         environment: the variables a load process starts with.
     """
 
     name: str
     devices: int
-    device_indexes: tuple[int, ...]
     platform: str
-    environment: dict[str, str]
+    parallelism: Parallelism
+    backend: Backend
+    nan: Nan
+    device_indexes: tuple[int, ...] = ()
+    chips: tuple[int, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.devices} devices"
+        text = f"{self.name}, {self.devices} device{'' if self.devices == 1 else 's'}"
+        return text if self.parallelism is Parallelism.TENSOR else f"{text}, {self.parallelism}"
 
 
-def emulated_target(devices: int = 4) -> Target:
-    """N emulated XLA devices on the CPU.
+def emulated_target(
+    devices: int | None = None, parallelism: Parallelism = Parallelism.TENSOR
+) -> Target:
+    """N emulated XLA devices on the CPU, through tpu-inference and JAX.
 
     JAX is given N + 1 CPU devices: tpu-inference takes an array on ``jax.devices("cpu")[0]`` for
     "still on the host" (``cleanup_sharding.py``, ``_tensor_is_in_cpu``), so device 0 stays the
     host and the mesh is made of devices 1 to N.
 
     Args:
-        devices: N, at least 2: the mesh of a single device is laid out differently.
+        devices: N, 4 by default.
+        parallelism: how experts are spread.
 
     Raises:
-        BadInput: fewer than 2 devices.
+        BadInput: fewer than 1 device.
     """
-    if devices < 2:
-        raise BadInput(
-            f"{devices} emulated devices",
-            where="--devices",
-            expected="at least 2",
-            hint="--devices 4",
-        )
+    devices = _count(devices)
     return Target(
         name="emulated",
         devices=devices,
-        device_indexes=tuple(range(1, devices + 1)),
         platform="cpu",
-        environment=_stack_environment()
+        parallelism=parallelism,
+        backend=_TPU_INFERENCE_BACKENDS[parallelism],
+        nan=Nan.CANONICAL,
+        device_indexes=tuple(range(1, devices + 1)),
+        environment=_tpu_inference_environment(parallelism)
         | {
-            EMULATED_DEVICES: str(devices),
+            PLATFORM: Platform.EMULATED_TPU,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices + 1}",
+            "XLA_FLAGS": _xla_flags(f"--xla_force_host_platform_device_count={devices + 1}"),
             # Named, so that tpu_inference does not ask a metadata server at import.
             "TPU_ACCELERATOR_TYPE": f"v6e-{devices}",
             "TPU_NAME": "emulated",
@@ -77,17 +115,128 @@ def emulated_target(devices: int = 4) -> Target:
     )
 
 
+def tpu_target(
+    devices: int | None = None, parallelism: Parallelism = Parallelism.TENSOR, share: Share = None
+) -> Target:
+    """The TPU chips of this host, or a part of them.
+
+    Args:
+        devices: how many of the devices JAX shows; all by default.
+        parallelism: how experts are spread.
+        share: ``(number, count)`` of the workers that divide the chips among them.
+
+    Raises:
+        TargetUnavailable: no TPU here, or not so many chips.
+    """
+    host = find_tpu()
+    chips = _share(host.chips, share)
+    wanted = devices or len(chips) * host.devices_per_chip
+    count = -(-wanted // host.devices_per_chip)
+    if count > len(host.chips):
+        raise TargetUnavailable(
+            f"{wanted} devices", where="--devices", expected=f"at most {host.devices} ({host})",
+            hint=f"--devices {host.devices}",
+        )  # fmt: skip
+    # More than a worker's share: from the first chip on; the locks make the others wait.
+    chips = chips[:count] if count <= len(chips) else host.chips[:count]
+    return Target(
+        name="tpu",
+        devices=wanted,
+        platform="tpu",
+        parallelism=parallelism,
+        backend=_TPU_INFERENCE_BACKENDS[parallelism],
+        nan=Nan.CANONICAL,
+        chips=chips,
+        environment=_tpu_inference_environment(parallelism) | chip_environment(host, chips),
+    )
+
+
+def torch_xla_target(
+    devices: int | None = None, parallelism: Parallelism = Parallelism.TENSOR
+) -> Target:
+    """N XLA devices through torch_xla: the TPU where PJRT_DEVICE=TPU says so, else the CPU.
+
+    Args:
+        devices: N, 4 by default; 1 places whole tensors, more shard them by SPMD.
+        parallelism: ``tensor`` cuts the intermediate axis, ``expert`` the expert axis.
+
+    Raises:
+        BadInput: fewer than 1 device, or a parallelism that is tpu-inference's own.
+        TargetUnavailable: torch_xla is not installed, or does not fit the stack's torch.
+    """
+    _require_torch_xla()
+    if parallelism not in _TORCH_XLA_BACKENDS:
+        raise BadInput(
+            f"parallelism {parallelism} on torch-xla",
+            where="--parallelism",
+            expected="one of " + ", ".join(_TORCH_XLA_BACKENDS),
+            hint="--target emulated",
+        )
+    devices = _count(devices)
+    on_tpu = os.environ.get("PJRT_DEVICE") == "TPU"
+    return Target(
+        name="torch-xla",
+        devices=devices,
+        platform="xla",
+        parallelism=parallelism,
+        backend=_TORCH_XLA_BACKENDS[parallelism],
+        nan=Nan.PAYLOAD,
+        chips=find_tpu().chips if on_tpu else (),
+        environment=_stack_environment()
+        | {PLATFORM: Platform.HOST, "VLLM_PLUGINS": "harness"}
+        | ({} if on_tpu else {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(devices)}),
+    )
+
+
+Share = tuple[int, int] | None
+TARGETS: dict[str, Callable[..., Target]] = {
+    "emulated": emulated_target,
+    "tpu": tpu_target,
+    "torch-xla": torch_xla_target,
+}
+
+
+def target_named(
+    name: str,
+    devices: int | None = None,
+    parallelism: Parallelism = Parallelism.TENSOR,
+    share: Share = None,
+) -> Target:
+    """The target a user asked for.
+
+    Args:
+        name: one of :data:`TARGETS`.
+        devices: size of the mesh; the target's own default where None.
+        parallelism: how experts are spread over it.
+        share: ``(number, count)`` where several workers divide a host's chips.
+
+    Raises:
+        BadInput: there is no such target, or not with that many devices.
+        TargetUnavailable: this machine, or this environment, has none.
+    """
+    if name not in TARGETS:
+        raise BadInput(
+            f"unknown target {name!r}",
+            where="--target",
+            expected="one of " + ", ".join(TARGETS),
+            hint="--target emulated",
+        )
+    if name == "tpu":
+        return tpu_target(devices, parallelism, share)
+    return TARGETS[name](devices, parallelism)
+
+
 def cache_directory() -> Path:
-    """Where the stack's caches are kept between runs; ``HARNESS_CACHE`` overrides the place."""
+    """Where the stack's caches are kept between runs; ``HARNESS_CACHE`` overrides the place.
+
+    Workers share it: vLLM writes its entries by renaming (``weight_utils.py``, ``atomic_writer``).
+    """
     return Path(os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_path("moe-load-harness"))
 
 
 def _stack_environment() -> dict[str, str]:
-    """What every load needs of vLLM and tpu-inference, whatever the target."""
+    """What every load needs of vLLM, whatever the target."""
     return {
-        # The vLLM model classes, for target and draft alike: tpu-inference refuses a mix.
-        "MODEL_IMPL_TYPE": "vllm",
-        "DRAFT_MODEL_IMPL_TYPE": "vllm",
         "VLLM_CACHE_ROOT": str(cache_directory() / "vllm"),
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "INFO"),
@@ -96,29 +245,54 @@ def _stack_environment() -> dict[str, str]:
     }
 
 
-TARGETS = ("emulated",)
-PLANNED = ("tpu", "torch-xla")
+def _tpu_inference_environment(parallelism: Parallelism) -> dict[str, str]:
+    return _stack_environment() | {
+        # The vLLM model classes, for target and draft alike: tpu-inference refuses a mix.
+        "MODEL_IMPL_TYPE": "vllm",
+        "DRAFT_MODEL_IMPL_TYPE": "vllm",
+        "USE_MOE_EP_KERNEL": "1" if parallelism is Parallelism.EXPERT_KERNEL else "0",
+    }
 
 
-def target_named(name: str, devices: int) -> Target:
-    """The target a user asked for.
-
-    Raises:
-        BadInput: there is no such target, or not with that many devices.
-        TargetUnavailable: the target is named in the design and not built yet.
-    """
-    if name in PLANNED:
-        raise TargetUnavailable(
-            f"target {name!r} is not supported yet",
-            where="--target",
-            expected="one of " + ", ".join(TARGETS),
-            hint="--target emulated",
-        )
-    if name not in TARGETS:
+def _count(devices: int | None) -> int:
+    devices = 4 if devices is None else devices
+    if devices < 1:
         raise BadInput(
-            f"unknown target {name!r}",
-            where="--target",
-            expected="one of " + ", ".join(TARGETS),
-            hint="--target emulated",
+            f"{devices} devices", where="--devices", expected="at least 1", hint="--devices 4"
         )
-    return emulated_target(devices)
+    return devices
+
+
+def _xla_flags(flag: str) -> str:
+    """The user's flags with ``flag`` instead of any other count of devices."""
+    given = os.environ.get("XLA_FLAGS", "").split()
+    return " ".join([f for f in given if f.split("=")[0] != flag.split("=")[0]] + [flag])
+
+
+def _share(chips: tuple[int, ...], share: Share) -> tuple[int, ...]:
+    """The chips of worker ``number`` of ``count``; workers beyond the chips share the last ones."""
+    if share is None:
+        return chips
+    number, count = share
+    size = max(1, len(chips) // count)
+    start = min(number * size, len(chips) - size)
+    return chips[start : start + size]
+
+
+def _require_torch_xla() -> None:
+    try:
+        xla, torch = version("torch-xla"), version("torch")
+    except PackageNotFoundError as error:
+        raise TargetUnavailable(
+            f"{error.name} is not installed",
+            where="--target torch-xla",
+            expected="torch_xla 2.9.0 with torch 2.9",
+            hint="a stack with torch 2.9, such as STACK=0.26",
+        ) from error
+    if xla.split(".")[:2] != torch.split(".")[:2]:
+        raise TargetUnavailable(
+            f"torch_xla {xla} does not fit torch {torch}",
+            where="--target torch-xla",
+            expected="the same minor release of both",
+            hint="a stack with torch 2.9, such as STACK=0.26",
+        )

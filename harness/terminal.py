@@ -37,18 +37,19 @@ def closing_table(rows: Sequence[tuple[str, Report]], file: TextIO | None = None
 
 def _table(rows: Sequence[tuple[str, Report]]) -> Table:
     stacks = sorted({_stack(report) for _, report in rows})
-    targets = sorted({report.environment.target for _, report in rows})
     table = Table(
-        title=f"{'; '.join(stacks)} on {'; '.join(targets)}",
+        title="; ".join(stacks),
         title_justify="left",
         title_style="bold",
         show_footer=True,
     )
     compared = sum(report.experts_compared for _, report in rows)
     differences = sum(len(report.differences) for _, report in rows)
-    table.add_column("scenario", f"{len(rows)} scenarios", no_wrap=True)
+    table.add_column(
+        "scenario", f"{len(rows)} scenario{'' if len(rows) == 1 else 's'}", no_wrap=True
+    )
     table.add_column("stack", justify="right")
-    table.add_column("family")
+    table.add_column("target")
     table.add_column("experts compared", str(compared), no_wrap=True, justify="right")
     table.add_column("bytes compared", decimal(_bytes(rows)), no_wrap=True, justify="right")
     table.add_column("differences", str(differences), justify="right")
@@ -61,7 +62,7 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
         table.add_row(
             name,
             report.environment.stack,
-            report.family,
+            report.environment.target,
             f"{report.experts_compared}/{total}",
             decimal(report.bytes_compared),
             str(len(report.differences)),

@@ -25,14 +25,16 @@ from harness.compare import Nan, PartComparison, tally_of
 from harness.contract import hook_call
 from harness.device import device_part
 from harness.diagnosis import Explainer
+from harness.errors import HarnessError
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.hook import Hook
 from harness.load import LoadProcess, LoadProcessError
 from harness.load_diagnosis import diagnose_failure
+from harness.loaded import Loaded
 from harness.report import Environment, Failure, Frame, Report, Status, Timings
 from harness.stack import require_stack, stack_name
-from harness.target import Target, emulated_target
+from harness.target import Parallelism, Target, emulated_target
 
 _UPSTREAM = ("vllm", "tpu_inference", "runai_model_streamer", "torchax", "jax", "torch")
 _LOG_LINES = 40
@@ -73,14 +75,14 @@ def verify(
         hook: the loader hook the load goes through.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
         timeout: seconds until the load is ended and reported as failed.
-        process: a running load process of this target to use.
+        process: a running load process to use, of a target of the same name.
 
     Returns:
         The report; its status says whether all experts are equal.
 
     Raises:
         BadInput: a checkpoint cannot be used.
-        TargetUnavailable: the stack is not installed.
+        TargetUnavailable: the stack is not installed, or the target's chips are not free.
     """
     target = target or emulated_target()
     versions = require_stack()
@@ -114,7 +116,10 @@ def verify(
     with nullcontext(process) if process else LoadProcess(target) as running:
         try:
             outcome = running.run(
-                f"{__name__}:verify_job", msgspec.json.encode((request, report)), timeout=timeout
+                f"{__name__}:verify_job",
+                msgspec.json.encode((request, report)),
+                timeout=timeout,
+                target=target,
             )
         except LoadProcessError as error:
             report.failure = Failure(error=error.what, message="", log_tail=error.details)
@@ -129,6 +134,8 @@ def verify_job(argument: bytes) -> bytes:
     parts = reference_parts(Checkpoint(request.reference))
     try:
         loaded = engine.load(request.checkpoint, request.target, request.parts, request.hook)
+    except HarnessError:
+        raise
     except Exception as error:
         _explain_failure(report, error)
         return msgspec.json.encode(report)
@@ -138,7 +145,7 @@ def verify_job(argument: bytes) -> bytes:
     started = time.perf_counter()
     for part in parts:
         if part.part in request.parts:
-            compare_part(report, part, loaded, request.nan)
+            compare_part(report, part, loaded, request)
     report.status = Status.DIFFERENT if report.differences else Status.EQUAL
     report.timings = Timings(
         setup=loaded.setup_seconds,
@@ -150,11 +157,11 @@ def verify_job(argument: bytes) -> bytes:
 
 
 def compare_part(
-    report: Report, part: ReferencePart, loaded: engine.Loaded, nan: Nan = Nan.PAYLOAD
+    report: Report, part: ReferencePart, loaded: Loaded, request: VerifyRequest
 ) -> None:
     """Compare one part and add its tally, differences and diagnoses to ``report``."""
-    device = device_part(loaded.parameters[part.part], loaded.mesh)
-    comparison = PartComparison(part, device, nan=nan)
+    device = device_part(loaded.tensors[part.part], loaded.mesh)
+    comparison = PartComparison(part, device, backend=request.target.backend, nan=request.nan)
     differences = list(comparison.differences())
     offset = len(report.differences)
     report.tallies = [t for t in report.tallies if t.part is not part.part]
@@ -196,7 +203,10 @@ def _repeat(request: VerifyRequest) -> str:
     """The command line that repeats ``request``."""
     words = [f"{name}={value}" for name, value in request.stream_options.items()]
     words += ["harness", "verify", request.checkpoint]
-    words += ["--target", request.target.name, "--devices", str(request.target.devices)]
+    target = request.target
+    words += ["--target", target.name, "--devices", str(target.devices)]
+    if target.parallelism is not Parallelism.TENSOR:
+        words += ["--parallelism", target.parallelism]
     if request.reference != request.checkpoint:
         words += ["--reference", request.reference]
     words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []

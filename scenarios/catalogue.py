@@ -10,6 +10,7 @@ from harness.family import Part
 from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
+from harness.target import Parallelism, Target
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,11 @@ class Scenario:
         recipe: which family and storage to write.
         source: a checkpoint that exists, instead of one to write.
         values: special values in every slice.
-        nan: how the reference's NaNs count.
         parts: the parts to load and compare; a draft model alone shows its own faults on
             releases whose decoder fails first.
         order: the order of the tensors over the files.
+        devices: size of the mesh, where the session's will not do.
+        parallelism: how experts are spread, alike.
         stream_options: ``RUNAI_STREAMER_*`` variables of the load.
     """
 
@@ -34,9 +36,10 @@ class Scenario:
     recipe: str = ""
     source: str = ""
     values: Values = Values.CORNERS
-    nan: Nan = Nan.PAYLOAD
     parts: tuple[Part, ...] = tuple(Part)
     order: Order = Order.PUBLISHED
+    devices: int | None = None
+    parallelism: Parallelism | None = None
     stream_options: dict[str, str] = field(default_factory=dict)
 
     def checkpoint(self, directory: Path) -> str | Path:
@@ -46,6 +49,10 @@ class Scenario:
         return write_checkpoint(
             self.recipe, directory / self.id, values=self.values, order=self.order
         ).path
+
+    def nan(self, target: Target) -> Nan:
+        """How NaNs count: as the target's way to the device leaves them, where some are planted."""
+        return target.nan if self.values is Values.NAN_PAYLOADS else Nan.PAYLOAD
 
 
 def given(checkpoint: str) -> Scenario:
@@ -88,6 +95,33 @@ SCENARIOS: tuple[Scenario, ...] = (
         parts=(Part.MTP,),
     ),
     Scenario(
+        "vl-experts-whole",
+        "every device holds some experts whole (GMM_EP)",
+        "qwen3-vl-moe",
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario(
+        "mtp-experts-whole",
+        "the same for decoder and fused draft model",
+        "qwen3.6-mtp",
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario(
+        "vl-fused-kernel",
+        "experts packed for the fused kernel (FUSED_MOE)",
+        "qwen3-vl-moe",
+        parallelism=Parallelism.EXPERT_KERNEL,
+    ),
+    Scenario(
+        "mtp-fused-kernel",
+        "the same for decoder and per-expert draft model",
+        "qwen3.5-mtp",
+        parallelism=Parallelism.EXPERT_KERNEL,
+    ),
+    Scenario("vl-1-device", "a mesh of one", "qwen3-vl-moe", devices=1),
+    Scenario("vl-2-devices", "a mesh of two", "qwen3-vl-moe", devices=2),
+    Scenario("mtp-8-devices", "a mesh of eight", "qwen3.6-mtp", devices=8),
+    Scenario(
         "vl-vision-first",
         "a vision tower that is streamed before any expert, fused q/k/v (tpu-inference #2647)",
         "qwen3-vl-moe",
@@ -101,9 +135,8 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "vl-nan-payloads",
-        "NaNs arrive as the quiet NaN of their sign, and nothing else changes",
+        "NaNs arrive as the target is known to leave them, and nothing else changes",
         "qwen3-vl-moe",
         values=Values.NAN_PAYLOADS,
-        nan=Nan.CANONICAL,
     ),
 )

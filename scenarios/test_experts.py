@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin import Expected, Verified
+from harness.plugin import Expected, TargetOf, Verified
 from scenarios.catalogue import SCENARIOS, Scenario, given
 from scenarios.known_issues import KNOWN_ISSUES
 
@@ -18,12 +18,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_experts(
-    scenario: Scenario, tmp_path: Path, verified: Verified, expected: Expected
+    scenario: Scenario, tmp_path: Path, target_of: TargetOf, verified: Verified, expected: Expected
 ) -> None:
+    target = target_of(scenario.devices, scenario.parallelism)
     report = verified(
         scenario.checkpoint(tmp_path),
+        target,
         parts=scenario.parts,
-        nan=scenario.nan,
+        nan=scenario.nan(target),
         stream_options=scenario.stream_options,
     )
     expected(scenario.id, report, KNOWN_ISSUES)

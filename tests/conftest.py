@@ -9,6 +9,7 @@ import pytest
 
 from harness.checkpoint import Checkpoint
 from harness.experts import ReferencePart, reference_parts
+from harness.report import Environment, Report, Status
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.writer import write_checkpoint
 
@@ -34,3 +35,17 @@ def recipe(request: pytest.FixtureRequest) -> str:
 def decoder(tiny_checkpoints: dict[str, Path]) -> ReferencePart:
     """The decoder of the tiny Qwen3-VL-MoE checkpoint."""
     return reference_parts(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]))[0]
+
+
+@pytest.fixture
+def tiny_report(tmp_path: Path) -> Path:
+    """The file of a report that is equal."""
+    report = Report(
+        checkpoint="/c",
+        reference="/c",
+        family="qwen3-vl-moe",
+        status=Status.EQUAL,
+        environment=Environment(stack="0.26", python="3.11", versions={}, target="emulated"),
+    )
+    report.write(tmp_path / "given.json")
+    return tmp_path / "given.json"

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from harness import engine
+from harness.arrays import from_jax
 from harness.checkpoint import Checkpoint
 from harness.compare import PartComparison
 from harness.device import DevicePart, DeviceShard, DeviceTensor, device_part
 from harness.diagnosis import Explainer
 from harness.dtypes import Bits
 from harness.experts import ReferencePart, reference_parts
+from harness.family import Part
 from harness.layout import Parameter, Span
+from harness.target import emulated_target
 from harness.verification import VerifyRequest
 
 Seen = list[tuple[list[str], list[str]]]
@@ -64,9 +69,9 @@ def plant(argument: bytes) -> bytes:
     request = msgspec.json.decode(argument, type=VerifyRequest)
     (part,) = reference_parts(Checkpoint(request.reference))
     loaded = engine.load(request.checkpoint, request.target, [part.part])
-    device = device_part(loaded.parameters[part.part], loaded.mesh)
+    device = device_part(loaded.tensors[part.part], loaded.mesh)
     seen = {name: _diagnosed(part, fault(device)) for name, fault in FAULTS.items()}
-    seen["replicated by jax"] = _diagnosed(part, _replicated_by_jax(device, loaded))
+    seen["replicated by jax"] = _diagnosed(part, _replicated_by_jax(device))
     return msgspec.json.encode(seen)
 
 
@@ -76,7 +81,7 @@ def _diagnosed(part: ReferencePart, device: DevicePart) -> tuple[list[str], list
     return [d.cause.value for d in diagnoses], [d.summary for d in diagnoses]
 
 
-Read = Callable[[DeviceShard, int], Bits]
+Read = Callable[[DeviceShard, Any], Bits]
 
 
 def _reading(
@@ -85,7 +90,7 @@ def _reading(
     """``device`` with layer 1 read through ``read``."""
 
     def faulty(tensor: DeviceTensor) -> DeviceTensor:
-        shards = tuple(replace(s, expert_bits=partial(read, s)) for s in tensor.shards)
+        shards = tuple(replace(s, fetch=partial(read, s)) for s in tensor.shards)
         return replace(tensor, shards=shards)
 
     layers = dict(device.layers)
@@ -94,18 +99,18 @@ def _reading(
 
 
 def _changed(shard: DeviceShard, expert: int, change: Callable[[Bits], None]) -> Bits:
-    bits = shard.expert_bits(expert).copy()
+    bits = shard.fetch(expert).copy()
     change(bits)
     return bits
 
 
 def _swap_2_and_5(device: DevicePart) -> DevicePart:
-    return _reading(device, lambda shard, e: shard.expert_bits({2: 5, 5: 2}.get(e, e)))
+    return _reading(device, lambda shard, e: shard.fetch({2: 5, 5: 2}.get(e, e)))
 
 
 def _swap_gate_and_up(device: DevicePart) -> DevicePart:
     def swapped(shard: DeviceShard, expert: int) -> Bits:
-        bits = shard.expert_bits(expert)
+        bits = shard.fetch(expert)
         half = bits.shape[1] // 2
         order = [*range(half, 2 * half), *range(half)]
         return bits[:, order] if expert == 3 else bits
@@ -121,7 +126,7 @@ def _transpose(device: DevicePart) -> DevicePart:
 
     def read(shard: DeviceShard, expert: int) -> Bits:
         rows = shard.index[1].as_slice()
-        return turned[rows] if expert == 4 else shard.expert_bits(expert)
+        return turned[rows] if expert == 4 else shard.fetch(expert)
 
     return _reading(device, read, (Parameter.W2,))
 
@@ -132,7 +137,7 @@ def _flip_a_bit(device: DevicePart) -> DevicePart:
 
     def read(shard: DeviceShard, expert: int) -> Bits:
         planted = expert == 6 and shard.index[1].start == 0
-        return _changed(shard, expert, change) if planted else shard.expert_bits(expert)
+        return _changed(shard, expert, change) if planted else shard.fetch(expert)
 
     return _reading(device, read, (Parameter.W2,))
 
@@ -148,7 +153,7 @@ def _leave_unwritten(device: DevicePart) -> DevicePart:
     def change(bits: Bits) -> None:
         bits[:] = 0
 
-    return _reading(device, lambda s, e: _changed(s, e, change) if e == 7 else s.expert_bits(e))
+    return _reading(device, lambda s, e: _changed(s, e, change) if e == 7 else s.fetch(e))
 
 
 def _dirty_padding(device: DevicePart) -> DevicePart:
@@ -170,21 +175,53 @@ FAULTS: dict[str, Callable[[DevicePart], DevicePart]] = {
 }
 
 
-def _replicated_by_jax(device: DevicePart, loaded: engine.Loaded) -> DevicePart:
+def _replicated_by_jax(device: DevicePart) -> DevicePart:
     """Layer 0's w13 put onto the mesh by JAX itself, with a partition spec that names no axis."""
     import jax
-    from jax.sharding import NamedSharding, PartitionSpec
+    import numpy as np
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    name, array = next(_arrays(loaded, "layers.0.", "w13_weight"))
-    spread = jax.device_put(array, NamedSharding(array.sharding.mesh, PartitionSpec()))
-    replicated = device_part({name: spread}, loaded.mesh).layers[0][Parameter.W13]
+    tensor = device.layers[0][Parameter.W13]
+    bits = [tensor.rectangle(e, *(Span(0, n) for n in tensor.shape[1:])) for e in range(8)]
+    mesh = Mesh(np.array(jax.devices("cpu")[1:5]), ("model",))
+    array = np.stack(bits).view(jax.numpy.bfloat16)
+    spread = from_jax(tensor.name, jax.device_put(array, NamedSharding(mesh, PartitionSpec())))
     layers = {number: dict(tensors) for number, tensors in device.layers.items()}
-    layers[0][Parameter.W13] = replicated
+    layers[0][Parameter.W13] = spread
     return replace(device, layers=layers)
 
 
-def _arrays(loaded: engine.Loaded, *words: str) -> Iterator[tuple[str, Any]]:
-    for parameters in loaded.parameters.values():
-        for name, array in parameters.items():
-            if all(word in name for word in words):
-                yield name, array
+def count_devices(_: bytes) -> bytes:
+    import jax
+
+    return str(jax.device_count("cpu")).encode()
+
+
+def load_eight_with_five_alive(_: bytes) -> bytes:
+    """Ask for a mesh of eight in a process whose XLA was started for one of four."""
+    count_devices(b"")
+    target = emulated_target(8)
+    os.environ.update(target.environment)
+    engine.load("/nowhere", target, [Part.DECODER])
+    return b""
+
+
+def hang_with_a_child(_: bytes) -> bytes:
+    """Never end, and have a child that never ends; its directory and its log hold both pids."""
+    child = subprocess.Popen(["sleep", "600"])
+    pids = f"{os.getpid()} {child.pid}"
+    print(f"pids: {pids}", flush=True)
+    Path(tempfile.gettempdir(), "pids").write_text(pids)
+    time.sleep(600)
+    return b""
+
+
+def hang_deaf(_: bytes) -> bytes:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+    return b""
+
+
+def kill_itself(_: bytes) -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return b""

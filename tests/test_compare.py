@@ -13,7 +13,7 @@ from harness.diagnosis import Cause, Diagnosis, Explainer
 from harness.difference import Difference, Kind
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Part, Projection
-from harness.layout import Parameter
+from harness.layout import Backend, Parameter, expert_layout
 from tests.packing import PackedDevice, replicated
 
 PIECE, PADDED = 12, 128  # F 48 over 4 devices, padded
@@ -42,6 +42,26 @@ def test_a_faithful_device_is_equal(decoder: ReferencePart, device: PackedDevice
     assert comparison.tally.experts_compared == comparison.tally.experts == 16
     assert comparison.tally.bytes_compared == 2 * 8 * 3 * 48 * 128 * 2
     assert comparison.tally.padding_bytes == 2 * 8 * 128 * (1024 - 96) * 2
+
+
+@pytest.mark.parametrize("backend", Backend)
+def test_every_backend_is_compared_and_a_bit_of_it_found(
+    decoder: ReferencePart, backend: Backend
+) -> None:
+    device = PackedDevice(decoder, backend=backend)
+
+    def differences() -> list[Difference]:
+        comparison = PartComparison(decoder, device.part(), backend=backend)
+        return list(comparison.differences())
+
+    assert differences() == []
+    up = expert_layout(backend, decoder.shape, 4).blocks_of(Projection.UP)[-1]
+    w13 = device.arrays[1][Parameter.W13]
+    w13.reshape(8, -1, w13.shape[-1])[6, up.rows.stop - 1, up.columns.stop - 1] ^= 1
+    (found,) = differences()
+    assert found.key == ExpertKey(Part.DECODER, 1, 6, Projection.UP)
+    assert found.index == (up.outputs.stop - 1, up.inputs.stop - 1)
+    assert found.shard == 3
 
 
 def test_two_experts_exchanged(decoder: ReferencePart, device: PackedDevice) -> None:

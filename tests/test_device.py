@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from harness.device import DeviceTensor, device_part, from_jax
+from harness.arrays import from_jax
+from harness.device import DeviceTensor, device_part
 from harness.layout import Parameter, Span
 from tests.packing import sharded
 
@@ -69,9 +70,25 @@ def test_expert_arrays_are_found_under_either_name(infix: str) -> None:
         "vllm_model.model.layers.3.mlp.gate.weight",
         "vllm_model.model.layers.3.mlp.shared_expert.down_proj.weight",
     ]
-    part = device_part(dict.fromkeys(names), MESH, lambda name, _: DeviceTensor(name, "", (), ()))
+    part = device_part([DeviceTensor(name, "BF16", (2, 4, 6), ()) for name in names], MESH)
     assert {p: t.name for p, t in part.layers[3].items()} == {
         Parameter.W13: names[0],
         Parameter.W2: names[1],
     }
     assert part.unknown == (names[2],)
+
+
+FUSED = np.arange(2 * 2 * 3 * 5, dtype=np.uint16).reshape(2, 2, 3, 5)
+
+
+def test_middle_axes_count_as_one() -> None:
+    folded = sharded("w", FUSED, 0, MESH).folded()
+    assert folded.shape == (2, 6, 5)
+    for expert in range(2):
+        got = folded.rectangle(expert, Span(2, 6), Span(1, 5))
+        assert np.array_equal(got, FUSED[expert].reshape(6, 5)[2:, 1:])
+
+
+def test_a_cut_through_a_middle_axis_is_left_to_be_seen() -> None:
+    tensor = sharded("w", FUSED, 1, MESH)
+    assert tensor.folded() is tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from harness.diagnosis import Cause, Diagnosis
@@ -40,7 +41,9 @@ def report(
         reference="/c",
         family="f",
         status=Status.LOAD_FAILED,
-        environment=Environment(stack=stack, python="3.11", versions={}, target="t"),
+        environment=Environment(
+            stack=stack, python="3.11", versions={}, target="emulated, 4 devices"
+        ),
         failure=Failure(error=error, message=message),
         diagnoses=[Diagnosis(cause=cause, summary="", evidence=evidence, next_step="")],
     )
@@ -50,6 +53,16 @@ def verdict(given: Report, issue: KnownIssue = ISSUE, scenario: str = "vl-fused"
     found, row = judge(given, scenario, [issue])
     assert (row is None) == (issue.stacks != (given.environment.stack,) or scenario != "vl-fused")
     return found
+
+
+def test_a_row_is_of_its_targets_only() -> None:
+    elsewhere = report()
+    elsewhere.environment = replace_target(elsewhere, "torch-xla, 4 devices")
+    assert judge(elsewhere, "vl-fused", [ISSUE]) == (Verdict.UNEXPECTED, None)
+
+
+def replace_target(given: Report, target: str) -> Environment:
+    return msgspec.structs.replace(given.environment, target=target)
 
 
 def test_what_the_row_describes_is_known() -> None:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.experts import ExpertShape, ReferencePart
+from harness.experts import ExpertKey, ExpertShape, ReferencePart
 from harness.family import Projection
 from harness.layout import Backend, Block, Layout, Padding, Parameter, UnknownLayout, expert_layout
-from tests.packing import pack
+from tests.packing import AXES, pack
 
 SIZES = [
     (8, 128, 48, 4),
@@ -16,14 +16,19 @@ SIZES = [
 ]
 
 
-def layout_of(size: tuple[int, int, int, int]) -> Layout:
+Size = tuple[int, int, int, int]
+
+
+def layout_of(size: Size, backend: Backend = Backend.GMM_TP) -> Layout:
     experts, hidden, width, shards = size
-    return expert_layout(Backend.GMM_TP, ExpertShape(experts, hidden, width, "BF16"), shards)
+    shards = shards if AXES[backend] != (0, 0) else experts
+    return expert_layout(backend, ExpertShape(experts, hidden, width, "BF16"), shards)
 
 
+@pytest.mark.parametrize("backend", Backend)
 @pytest.mark.parametrize("size", SIZES)
-def test_every_device_element_is_a_block_or_padding_once(size: tuple[int, int, int, int]) -> None:
-    layout = layout_of(size)
+def test_every_device_element_is_a_block_or_padding_once(size: Size, backend: Backend) -> None:
+    layout = layout_of(size, backend)
     for parameter in Parameter:
         covered = np.zeros(layout.shapes[parameter][1:], dtype=int)
         areas: tuple[Block | Padding, ...] = (*layout.blocks, *layout.padding)
@@ -33,16 +38,16 @@ def test_every_device_element_is_a_block_or_padding_once(size: tuple[int, int, i
         assert (covered == 1).all()
 
 
+@pytest.mark.parametrize("backend", Backend)
 @pytest.mark.parametrize("size", SIZES)
-def test_every_matrix_element_is_in_one_block(size: tuple[int, int, int, int]) -> None:
+def test_every_matrix_element_is_in_one_block(size: Size, backend: Backend) -> None:
     _, hidden, width, _ = size
     for projection in Projection:
         shape = (hidden, width) if projection is Projection.DOWN else (width, hidden)
         covered = np.zeros(shape, dtype=int)
-        for block in layout_of(size).blocks_of(projection):
+        for block in layout_of(size, backend).blocks_of(projection):
             covered[block.outputs.as_slice(), block.inputs.as_slice()] += 1
-            assert len(block.rows) == len(block.inputs)
-            assert len(block.columns) == len(block.outputs)
+            assert block.of(covered).shape == (len(block.rows), len(block.columns))
         assert (covered == 1).all()
 
 
@@ -60,26 +65,42 @@ def test_shard_spans_divide_the_axis() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("backend", Backend)
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
-def test_blocks_invert_an_independent_packing(decoder: ReferencePart, devices: int) -> None:
-    arrays = pack(decoder, 0, devices)
-    layout = expert_layout(Backend.GMM_TP, decoder.shape, devices)
-    assert {parameter: array.shape for parameter, array in arrays.items()} == layout.shapes
-    for key in decoder.keys_of(0):
-        for block in layout.blocks_of(key.projection):
-            held = arrays[block.parameter][
-                key.expert, block.rows.as_slice(), block.columns.as_slice()
-            ]
-            wanted = decoder[key][block.outputs.as_slice(), block.inputs.as_slice()]
-            assert np.array_equal(held.T, wanted)
+def test_blocks_invert_an_independent_packing(
+    decoder: ReferencePart, devices: int, backend: Backend
+) -> None:
+    arrays = pack(decoder, 0, backend, devices)
+    layout = expert_layout(backend, decoder.shape, devices)
+    for parameter, array in arrays.items():
+        folded = array.reshape(array.shape[0], -1, array.shape[-1])
+        assert folded.shape == layout.shapes[parameter]
+        for block in layout.blocks:
+            if block.parameter is parameter:
+                held = folded[:, block.rows.as_slice(), block.columns.as_slice()]
+                for expert in range(decoder.shape.experts):
+                    key = ExpertKey(decoder.part, 0, expert, block.projection)
+                    assert np.array_equal(held[expert], block.of(decoder[key]))
 
 
-def test_a_width_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(UnknownLayout, match="50 is no multiple of 4"):
-        layout_of((8, 128, 50, 4))
+@pytest.mark.parametrize("backend", Backend)
+def test_an_element_is_placed_where_its_block_lies(backend: Backend) -> None:
+    layout = layout_of((8, 128, 48, 4), backend)
+    shape = {Projection.DOWN: (128, 48)}
+    for block in layout.blocks:
+        sizes = shape.get(block.projection, (48, 128))
+        numbered = np.arange(sizes[0] * sizes[1]).reshape(sizes).astype(np.uint16)
+        output, input_ = block.outputs.stop - 1, block.inputs.start
+        assert block.holds(output, input_)
+        row, column = block.place(output, input_)
+        held = block.of(numbered)[row - block.rows.start, column - block.columns.start]
+        assert held == numbered[output, input_]
 
 
-@pytest.mark.parametrize("backend", [Backend.GMM_EP, Backend.FUSED_MOE])
-def test_backends_without_a_table_say_so(backend: Backend) -> None:
-    with pytest.raises(UnknownLayout, match=backend):
-        expert_layout(backend, ExpertShape(8, 128, 48, "BF16"), 4)
+@pytest.mark.parametrize(
+    ("backend", "text"),
+    [(b, "48 is no multiple of 5" if AXES[b] != (0, 0) else "8 is no multiple") for b in Backend],
+)
+def test_sizes_that_do_not_divide_are_refused(backend: Backend, text: str) -> None:
+    with pytest.raises(UnknownLayout, match=text):
+        expert_layout(backend, ExpertShape(8, 128, 48, "BF16"), 5)

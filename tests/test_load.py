@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.load import LoadProcess, LoadProcessError
+from harness.target import Target
+
+
+@pytest.fixture(scope="module")
+def load_process(target: Target) -> Iterator[LoadProcess]:
+    """A process that imports no stack: these jobs need none."""
+    with LoadProcess(target, preload=False) as process:
+        yield process
 
 
 def run(process: LoadProcess, job: str, argument: bytes = b"", timeout: float = 60) -> bytes:

@@ -136,7 +136,7 @@ def failed(
     """A load that upstream refuses: config.json promises more attention heads than there are."""
     path = write_checkpoint("qwen3-vl-moe", tmp_path_factory.mktemp("f") / "c").path
     config = json.loads((path / "config.json").read_text())
-    config["text_config"]["num_attention_heads"] = 8
+    config["text_config"]["num_attention_heads"] = 16
     (path / "config.json").write_text(json.dumps(config))
     return verify(path, target, process=load_process)
 

@@ -78,14 +78,14 @@ class ModelShape:
         return self.linear is None or (layer + 1) % self.full_attention_interval == 0
 
 
-_TINY_VISION = VisionShape(depth=2, hidden=64, intermediate=96, heads=4, positions=16)
+_TINY_VISION = VisionShape(depth=2, hidden=64, intermediate=96, heads=8, positions=16)
 _TINY = ModelShape(
-    hidden=128, layers=2, experts=8, intermediate=48, top_k=2, heads=4, kv_heads=2, head_dim=32,
+    hidden=128, layers=2, experts=8, intermediate=48, top_k=2, heads=8, kv_heads=2, head_dim=32,
     vocabulary=512, vision=replace(_TINY_VISION, deepstack=(0, 1)),
 )  # fmt: skip
 _TINY_QWEN3_5 = replace(
     _TINY, vision=_TINY_VISION, shared_intermediate=80, full_attention_interval=2,
-    linear=LinearAttentionShape(key_heads=4, value_heads=8, key_dim=32, value_dim=32),
+    linear=LinearAttentionShape(key_heads=8, value_heads=16, key_dim=16, value_dim=16),
 )  # fmt: skip
 
 _VISION = VisionShape(depth=27, hidden=1152, intermediate=4304, heads=16, positions=2304)

@@ -1,0 +1,45 @@
+"""Sees JAX's arrays as :class:`DeviceTensor`; JAX is not imported, only attributes are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from harness.device import DeviceShard, DeviceTensor
+from harness.dtypes import FROM_ARRAY_NAME, Bits, bits_dtype
+from harness.layout import Span
+
+
+def from_jax(name: str, array: Any) -> DeviceTensor:
+    """See a ``jax.Array`` as a :class:`DeviceTensor`; shards in order of device id.
+
+    Only the shards this process can address are seen.
+    """
+    dtype = FROM_ARRAY_NAME.get(str(array.dtype), str(array.dtype))
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.device.id)
+    return DeviceTensor(
+        name=name,
+        dtype=dtype,
+        shape=tuple(array.shape),
+        shards=tuple(_shard_from_jax(shard, array.shape, dtype) for shard in shards),
+    )
+
+
+def _shard_from_jax(shard: Any, shape: tuple[int, ...], dtype: str) -> DeviceShard:
+    def fetch(index: Any) -> Bits:
+        if shard.device.platform == "cpu":
+            data = np.asarray(shard.data)[index]  # a view: CPU devices share the host's memory
+        else:
+            data = np.asarray(shard.data[index])  # sliced on the device, so only it travels
+        bits: Bits = data.view(bits_dtype(dtype))
+        return bits
+
+    device = f"{shard.device.platform}:{shard.device.id}"
+    return DeviceShard(device, spans(shard.index, shape), fetch)
+
+
+def spans(index: Any, shape: tuple[int, ...]) -> tuple[Span, ...]:
+    """An index of slices as spans; axes it leaves out are whole."""
+    parts = [*index, *[slice(None)] * (len(shape) - len(index))]
+    return tuple(Span(*part.indices(size)[:2]) for part, size in zip(parts, shape, strict=True))

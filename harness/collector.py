@@ -1,0 +1,73 @@
+"""Gathers the reports of a pytest session, from one process or from all of xdist's workers.
+
+Reports travel on pytest's test reports. The order of the rows follows the catalogue, not the
+order in which workers finished, so that the same scenarios give the same file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.report import Report, Row, Session, report_from_json
+
+#: On an item: the reports of its verifications.
+REPORTS = pytest.StashKey[list[Report]]()
+
+SESSION_FILE = "session.json"
+_Order = tuple[Any, ...]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Hang an item's reports on its test report."""
+    outcome = yield
+    if outcome.when == "call":
+        callspec = getattr(item, "callspec", None)
+        name = callspec.id if callspec else item.name
+        order = [item.nodeid.partition("[")[0], *(callspec.indices.values() if callspec else ())]
+        # xdist sends attributes of basic types along, but neither bytes nor objects.
+        texts = [[name, order, r.to_json().decode()] for r in item.stash.get(REPORTS, [])]
+        vars(outcome)["harness_reports"] = texts
+    return outcome
+
+
+class Collector:
+    """On the controller, or the only process: keeps what the test reports carry."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[_Order, Row]] = []
+        self._begun: dict[str, None] = {}
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Note that a test has begun."""
+        self._begun[nodeid] = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the reports of a test, and note its end."""
+        if report.when == "teardown":
+            self._begun.pop(report.nodeid, None)
+        for name, order, encoded in getattr(report, "harness_reports", []):
+            row = Row(scenario=name, report=report_from_json(encoded.encode()))
+            self._rows.append((tuple(order), row))
+
+    def session(self) -> Session:
+        """What is known so far."""
+        return Session(
+            complete=not self._begun,
+            unfinished=sorted(self._begun),
+            rows=[row for _, row in sorted(self._rows, key=lambda pair: pair[0])],
+        )
+
+    def write(self, directory: Path) -> None:
+        """Write a file for each scenario, and one for the session."""
+        directory.mkdir(parents=True, exist_ok=True)
+        session = self.session()
+        for row in session.rows:
+            row.report.write(directory / f"{row.scenario}.json")
+        session.write(directory / SESSION_FILE)

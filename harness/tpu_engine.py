@@ -1,0 +1,176 @@
+"""Loads through vLLM and tpu-inference: the emulated and the TPU target.
+
+The load enters at the top of what serves a model: tpu-inference's ``TPUWorker``, made from the
+configuration vLLM's ``EngineArgs`` makes, then ``init_device`` and ``load_model`` as the engine
+calls them. Those call upstream's own initialisers (``init_distributed_environment``,
+``ensure_model_parallel_initialized``, ``init_pp_distributed_environment``), build the mesh, load
+the target model and, for MTP, the draft model. Nothing upstream is patched or replaced.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from harness.arrays import from_jax
+from harness.errors import TargetUnavailable
+from harness.family import Part
+from harness.hook import Hook, register
+from harness.loaded import Loaded
+from harness.target import Parallelism, Target
+
+_WORKER = "TPUWorker.init_device"
+
+
+#: Imported before the first fork; none of them touches a device.
+MODULES = (
+    "torch",
+    "jax",
+    "vllm.engine.arg_utils",
+    "tpu_inference.models.vllm.vllm_model_wrapper",
+    "tpu_inference.worker.tpu_worker",
+)
+
+
+def load(
+    checkpoint: str, target: Target, parts: Collection[Part], hook: Hook = Hook.UPSTREAM
+) -> Loaded:
+    """Stream ``checkpoint`` onto ``target`` and return what arrived.
+
+    Args:
+        checkpoint: the model path vLLM is given.
+        target: the mesh; this process must have been started with its environment.
+        parts: what to load: the target model, the draft model, or both. A draft model together
+            with its target is loaded by the worker itself; alone, or on releases whose worker
+            knows no MTP, by the function the worker's drafter calls.
+        hook: the loader hook; all but ``upstream`` replace tpu-inference's for this process.
+
+    Raises:
+        TargetUnavailable: XLA is alive in this process, with another number of devices.
+        Exception: whatever the stack under test raises, unchanged.
+    """
+    _require_devices(target)
+    started = time.perf_counter()
+    if hook is not Hook.UPSTREAM:
+        register(hook)
+    by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
+    worker = _worker(_config(checkpoint, target, draft=by_worker))
+    _let_memory_log_fail(worker.init_device, target)
+    _require_mesh(worker, target)
+    ready = time.perf_counter()
+    states: dict[Part, Mapping[str, Any]] = {}
+    entry = [_WORKER]
+    if Part.DECODER in parts:
+        _let_memory_log_fail(worker.load_model, target)
+        states[Part.DECODER] = worker.model_runner.state
+        entry.append("TPUWorker.load_model")
+    if by_worker:
+        states[Part.MTP] = worker.model_runner.drafter.state
+    elif Part.MTP in parts:
+        states[Part.MTP] = _draft_alone(worker, _config(checkpoint, target, draft=True))
+        entry.append("models.common.model_loader.get_model(is_draft_model=True)")
+    return Loaded(
+        tensors={
+            part: [from_jax(name, array) for name, array in state.items()]
+            for part, state in states.items()
+        },
+        mesh=tuple(f"{d.platform}:{d.id}" for d in worker.model_runner.mesh.devices.flat),
+        entry=", ".join(entry),
+        setup_seconds=ready - started,
+        load_seconds=time.perf_counter() - ready,
+    )
+
+
+def _config(checkpoint: str, target: Target, *, draft: bool) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    strategy = {"device_indexes": list(target.device_indexes)} if target.device_indexes else {}
+    return EngineArgs(
+        model=checkpoint,
+        load_format="runai_streamer",
+        tensor_parallel_size=target.devices,
+        enable_expert_parallel=target.parallelism is not Parallelism.TENSOR,
+        speculative_config={"method": "mtp", "num_speculative_tokens": 1} if draft else None,
+        additional_config={"sharding": {"sharding_strategy": strategy}},
+        # No token is ever generated: keep what only serving needs small.
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        disable_chunked_mm_input=True,
+        max_model_len=512,
+        max_num_seqs=8,
+        max_num_batched_tokens=512,
+    ).create_engine_config()
+
+
+def _worker(config: Any) -> Any:
+    from tpu_inference.worker.tpu_worker import TPUWorker
+
+    return TPUWorker(
+        config, local_rank=0, rank=0, distributed_init_method="", is_driver_worker=True
+    )
+
+
+def _worker_drafts_mtp() -> bool:
+    """Whether the worker's runner takes method ``mtp``: from 0.22 on.
+
+    0.21 raises NotImplementedError for all but ``ngram`` and ``eagle3`` (tpu-inference
+    ``runner/tpu_runner.py``, ``_init_speculative_decoding``).
+    """
+    from importlib.metadata import version
+
+    release = version("tpu-inference").split(".")
+    return tuple(map(int, release[:2])) >= (0, 22)
+
+
+def _draft_alone(worker: Any, config: Any) -> Mapping[str, Any]:
+    """Load the draft model onto the worker's mesh, as ``Eagle3Proposer.load_model`` does."""
+    from tpu_inference.models.common.model_loader import get_model
+    from vllm.config import set_current_vllm_config
+
+    runner = worker.model_runner
+    with set_current_vllm_config(config):
+        model = get_model(config, runner.rng_key, runner.mesh, is_draft_model=True)
+    state: Mapping[str, Any] = model.state
+    return state
+
+
+def _let_memory_log_fail(step: Callable[[], None], target: Target) -> None:
+    """Run a step of the worker whose last statement logs the devices' memory.
+
+    ``TPUWorker.init_device`` and ``TPUModelRunner.load_model`` end by logging
+    ``hbm_usage_gb(devices)`` (tpu-inference ``utils.py``). CPU devices have no memory statistics:
+    up to 0.26 their None is subscripted, from 0.32 on a TPU is insisted on. On CPU devices, an
+    error out of that function, raised after the step's work is done, is let pass.
+    """
+    try:
+        step()
+    except (TypeError, RuntimeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        logging_memory = any(frame.name == "hbm_usage_gb" for frame in frames)
+        if target.platform != "cpu" or not logging_memory:
+            raise
+
+
+def _require_devices(target: Target) -> None:
+    """The count of CPU devices is fixed once XLA is alive; a process with another is of no use."""
+    import jax
+
+    if target.platform != "cpu":
+        return
+    found, wanted = len(jax.devices("cpu")), max(target.device_indexes) + 1
+    if found != wanted:
+        raise TargetUnavailable(
+            f"XLA is alive with {found} CPU devices",
+            where="this process",
+            expected=f"{wanted}, the host's and {target.devices} of the mesh",
+            hint="load in a process of its own, which the target's environment starts",
+        )
+
+
+def _require_mesh(worker: Any, target: Target) -> None:
+    found = [(d.platform, d.id) for d in worker.model_runner.mesh.devices.flat]
+    wanted = [(target.platform, i) for i in target.device_indexes or sorted(i for _, i in found)]
+    if len(found) != target.devices or found != wanted:
+        raise RuntimeError(f"the worker's mesh is {found}, the target's is {wanted}")

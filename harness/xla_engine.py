@@ -1,0 +1,193 @@
+"""Loads through vLLM's own streamer loader and torch_xla: the torch-xla target.
+
+vLLM has no torch_xla platform any more. Its loader streams the checkpoint into the model's
+parameters on the host, by the load format under test; each expert parameter then goes to the XLA
+devices, whole or cut by SPMD, and is read back from there. vLLM's processing after a load, which
+repacks weights for a kernel, is no part of this way and is not run.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from harness.arrays import spans
+from harness.device import DeviceShard, DeviceTensor
+from harness.dtypes import FROM_ARRAY_NAME, Bits, bits_dtype
+from harness.errors import TargetUnavailable
+from harness.family import Part
+from harness.hook import Hook, attach
+from harness.layout import Backend, Parameter
+from harness.loaded import Loaded
+from harness.target import Target
+
+MODULES = ("torch", "vllm.engine.arg_utils", "vllm.model_executor.model_loader")
+
+#: The axis of [E, rows, columns] each parameter is cut along.
+_CUT = {
+    Backend.XLA_TP: {Parameter.W13: 1, Parameter.W2: 2},
+    Backend.XLA_EP: {Parameter.W13: 0, Parameter.W2: 0},
+}
+
+
+def load(
+    checkpoint: str, target: Target, parts: Collection[Part], hook: Hook = Hook.UPSTREAM
+) -> Loaded:
+    """Stream ``checkpoint`` to the host, carry its experts to ``target``, return what arrived.
+
+    Args:
+        checkpoint: the model path vLLM is given.
+        target: this process must have been started with its environment.
+        parts: the target model, the draft model, or both.
+        hook: the loader hook; ``upstream`` is none here, vLLM's own loaders are called as they are.
+
+    Raises:
+        TargetUnavailable: torch_xla has another number of devices.
+        Exception: whatever the stack under test raises, unchanged.
+    """
+    started = time.perf_counter()
+    place = _placer(target)
+    _initialise_distributed(checkpoint)
+    ready = time.perf_counter()
+    tensors = {part: list(_part(checkpoint, part, hook, place)) for part in parts}
+    return Loaded(
+        tensors=tensors,
+        mesh=tuple(f"xla:{index}" for index in range(target.devices)),
+        entry="model_loader.get_model_loader, initialize_model, RunaiModelStreamerLoader"
+        ".load_weights; torch_xla",
+        setup_seconds=ready - started,
+        load_seconds=time.perf_counter() - ready,
+    )
+
+
+def _initialise_distributed(checkpoint: str) -> None:
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
+
+    with set_current_vllm_config(_config(checkpoint, Part.DECODER)):
+        rendezvous = f"file://{tempfile.mkstemp()[1]}"
+        init_distributed_environment(1, 0, rendezvous, 0, "gloo")
+        ensure_model_parallel_initialized(1, 1)
+
+
+def _part(checkpoint: str, part: Part, hook: Hook, place: Any) -> Iterator[DeviceTensor]:
+    """Load one part on the host and yield its expert parameters from the devices."""
+    for name, parameter in _model(checkpoint, part, hook).named_parameters():
+        if name.rsplit(".", 1)[-1] in set(Parameter):
+            yield place(name, parameter)
+
+
+def _model(checkpoint: str, part: Part, hook: Hook) -> Any:
+    """What ``BaseModelLoader.load_model`` does, up to the processing after the load."""
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader import get_model_loader
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    config = _config(checkpoint, part)
+    draft = part is Part.MTP
+    model_config = config.speculative_config.draft_model_config if draft else config.model_config
+    loader = get_model_loader(config.load_config)
+    with set_current_vllm_config(config):
+        with set_default_torch_dtype(model_config.dtype), torch.device("cpu"):
+            model = initialize_model(vllm_config=config, model_config=model_config)
+        if hook is not Hook.UPSTREAM:
+            attach(model, hook)
+        loader.load_weights(model, model_config)
+    return model
+
+
+def _config(checkpoint: str, part: Part) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    draft = {"method": "mtp", "num_speculative_tokens": 1}
+    return EngineArgs(
+        model=checkpoint,
+        load_format="runai_streamer",
+        speculative_config=draft if part is Part.MTP else None,
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        disable_chunked_mm_input=True,
+        max_model_len=512,
+        max_num_seqs=8,
+        max_num_batched_tokens=512,
+    ).create_engine_config()
+
+
+def _placer(target: Target) -> Any:
+    """A function that carries a named parameter to the devices.
+
+    Raises:
+        TargetUnavailable: torch_xla has another number of devices than the target.
+    """
+    import torch_xla.runtime as xr
+
+    found = xr.global_runtime_device_count()
+    if found < target.devices or (found != target.devices and target.devices > 1):
+        raise TargetUnavailable(
+            f"torch_xla has {found} devices",
+            where=f"--target torch-xla, PJRT_DEVICE={xr.device_type()}",
+            expected=str(target.devices),
+            hint=f"--devices {found}, or --devices 1",
+        )
+    if target.devices == 1:
+        return lambda name, parameter: _see(name, parameter.data.to("xla:0"), "xla:0")
+    return _spmd_placer(target)
+
+
+def _spmd_placer(target: Target) -> Any:
+    import numpy as np
+    import torch_xla
+    import torch_xla.distributed.spmd as xs
+    import torch_xla.runtime as xr
+
+    xr.use_spmd()
+    mesh = xs.Mesh(np.arange(target.devices), (target.devices,), ("experts",))
+
+    def place(name: str, parameter: Any) -> DeviceTensor:
+        cut = _CUT[target.backend][Parameter(name.rsplit(".", 1)[-1])]
+        spec = tuple("experts" if axis == cut else None for axis in range(parameter.dim()))
+        sharded = xs.mark_sharding(parameter.data.to("xla"), mesh, spec)
+        torch_xla.sync()
+        return _see(name, sharded, "")
+
+    return place
+
+
+def _see(name: str, tensor: Any, device: str) -> DeviceTensor:
+    """See a tensor on one XLA device, or an ``XLAShardedTensor``, as a :class:`DeviceTensor`.
+
+    The latter's shards know their place (torch_xla 2.9.0, ``distributed/spmd/
+    xla_sharded_tensor.py``); shards are read one by one, which keeps every bit.
+    """
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    dtype = FROM_ARRAY_NAME.get(dtype, dtype)
+    shape = tuple(tensor.shape)
+    if not hasattr(tensor, "local_shards"):
+        whole = DeviceShard(device, spans((), shape), _reader(tensor, dtype))
+        return DeviceTensor(name, dtype, shape, (whole,))
+    shards = tuple(
+        DeviceShard(
+            f"xla:{shard.shard_device.rpartition(':')[2]}",
+            spans(() if shard.indices is Ellipsis else shard.indices, shape),
+            _reader(shard.data, dtype),
+        )
+        for shard in tensor.local_shards
+    )
+    return DeviceTensor(name, dtype, shape, shards)
+
+
+def _reader(tensor: Any, dtype: str) -> Any:
+    import torch
+
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+    def fetch(index: Any) -> Bits:
+        part = tensor[index].cpu().contiguous()
+        bits: Bits = part.view(integers[part.element_size()]).numpy().view(bits_dtype(dtype))
+        return bits
+
+    return fetch

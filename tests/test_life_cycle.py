@@ -1,0 +1,196 @@
+"""Interrupted, terminated, killed, hung: nothing is left behind, and what is known is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.load import LoadProcess, LoadProcessError
+from harness.target import Target, emulated_target
+
+ROOT = Path(__file__).parent.parent
+
+#: A parent that starts a load which never ends, and says where its files are.
+PARENT = """
+import sys
+from harness.load import LoadProcess
+from harness.target import emulated_target
+with LoadProcess(emulated_target(), preload=False) as process:
+    print(process._scratch, flush=True)
+    process.run("tests.jobs:hang_with_a_child", b"", timeout=600)
+"""
+
+#: A session: one test that passes with a report, then one whose load never ends.
+SESSION = """
+import pytest
+from harness.load import LoadProcess
+from harness.plugin import REPORTS
+from harness.report import report_from_json
+from pathlib import Path
+
+@pytest.fixture
+def load_process(target):
+    with LoadProcess(target, preload=False) as process:
+        yield process
+
+def test_a_done(request):
+    report = report_from_json(Path({report!r}).read_bytes())
+    request.node.stash.setdefault(REPORTS, []).append(report)
+
+def test_b_hangs(load_process):
+    Path({started!r}).write_text(str(load_process._scratch))
+    load_process.run("tests.jobs:hang_with_a_child", b"", timeout=600)
+"""
+
+
+@pytest.fixture(scope="module")
+def load_process(target: Target) -> Iterator[LoadProcess]:
+    """A process that imports no stack: what is tested here needs none."""
+    with LoadProcess(target, preload=False) as process:
+        yield process
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def hanging_children(scratch: Path) -> list[psutil.Process]:
+    """The load and what it started, once both are there."""
+    pids = scratch / "1" / "pids"
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    return [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_parent_that_dies_takes_its_load_and_its_files_along(number: signal.Signals) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    ) as parent:
+        assert parent.stdout is not None
+        scratch = Path(parent.stdout.readline().decode().strip())
+        processes = [*hanging_children(scratch), *psutil.Process(parent.pid).children()]
+        parent.send_signal(number)
+        parent.wait(30)
+    wait_for(lambda: gone(processes))
+    wait_for(lambda: not scratch.exists())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["one process", "xdist"])
+def test_an_interrupted_session_writes_what_is_known(
+    pytester: pytest.Pytester, tiny_report: Path, number: signal.Signals, workers: list[str]
+) -> None:
+    started = pytester.path / "started"
+    pytester.makepyfile(SESSION.format(report=str(tiny_report), started=str(started)))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "-p", "no:randomly", "--reports", "out", *workers]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as session:
+        wait_for(lambda: started.exists() and started.read_text())
+        scratch = Path(started.read_text())
+        processes = hanging_children(scratch)
+        session.send_signal(number)
+        output, _ = session.communicate(timeout=60)
+    wait_for(lambda: gone(processes))
+    wait_for(lambda: not scratch.exists())
+    assert "MoE load verification" in output
+    written = json.loads((pytester.path / "out" / "session.json").read_text())
+    assert [row["scenario"] for row in written["rows"]] == ["test_a_done"]
+    assert not written["complete"]
+    assert [name.rpartition("::")[2] for name in written["unfinished"]] == ["test_b_hangs"]
+
+
+def test_a_killed_worker_leaves_nothing_and_is_named(
+    pytester: pytest.Pytester, tiny_report: Path
+) -> None:
+    started = pytester.path / "started"
+    pytester.makepyfile(SESSION.format(report=str(tiny_report), started=str(started)))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "--reports", "out", "-n", "1", "--maxfail", "1"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as session:
+        wait_for(lambda: started.exists() and started.read_text())
+        scratch = Path(started.read_text())
+        processes = hanging_children(scratch)
+        load_process = processes[0].parent()
+        assert load_process is not None
+        worker = load_process.parent()
+        assert worker is not None
+        worker.kill()
+        output, _ = session.communicate(timeout=60)
+    wait_for(lambda: gone([*processes, load_process]))
+    wait_for(lambda: not scratch.exists())
+    assert "crashed while running" in output
+    written = json.loads((pytester.path / "out" / "session.json").read_text())
+    assert [row["scenario"] for row in written["rows"]] == ["test_a_done"]
+    assert [name.rpartition("::")[2] for name in written["unfinished"]] == ["test_b_hangs"]
+
+
+def test_a_load_that_hangs_shows_its_stacks_and_takes_its_children_along(
+    load_process: LoadProcess,
+) -> None:
+    with pytest.raises(LoadProcessError, match="did not end within 3 s") as raised:
+        load_process.run("tests.jobs:hang_with_a_child", b"", timeout=3)
+    assert "hang_with_a_child" in raised.value.details
+    assert "most recent call first" in raised.value.details
+    pids = raised.value.details.split("pids: ")[1].split("\n")[0]
+    wait_for(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids.split()))
+
+
+def test_a_load_that_ignores_a_request_to_end_is_killed(load_process: LoadProcess) -> None:
+    with pytest.raises(LoadProcessError, match="did not end within 1 s"):
+        load_process.run("tests.jobs:hang_deaf", b"", timeout=1)
+    assert load_process.run("tests.jobs:echo", b"on", timeout=60) == b"on"
+
+
+def test_a_loading_process_that_is_killed_is_replaced(target: Target) -> None:
+    with LoadProcess(target, preload=False) as process:
+        assert process.run("tests.jobs:echo", b"1", timeout=60) == b"1"
+        assert process._process is not None
+        process._process.kill()
+        with pytest.raises(LoadProcessError, match="the loading process ended"):
+            process.run("tests.jobs:echo", b"2", timeout=60)
+        assert process.run("tests.jobs:echo", b"3", timeout=60) == b"3"
+
+
+def descriptors() -> int:
+    count: int = psutil.Process().num_fds()
+    return count
+
+
+def test_soak(target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """200 short-lived targets and 20 killed loads leave no process, descriptor, lock or file."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("HARNESS_LOCKS", str(tmp_path / "locks"))
+    chips = [(), (0,), (0, 1, 2, 3)]
+    before = descriptors(), len(psutil.Process().children(recursive=True))
+    with LoadProcess(target, preload=False) as process:
+        for number in range(200):
+            mesh = emulated_target(1 + number % 8)
+            object.__setattr__(mesh, "chips", chips[number % 3])
+            answer = process.run("tests.jobs:echo", b"%d" % number, timeout=60, target=mesh)
+            assert answer == b"%d" % number
+            if number % 10 == 0:
+                with pytest.raises(LoadProcessError, match="SIGKILL"):
+                    process.run("tests.jobs:kill_itself", b"", timeout=60, target=mesh)
+    assert (descriptors(), len(psutil.Process().children(recursive=True))) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["locks"]
+    assert not list((tmp_path / "locks").glob("*.pid"))
