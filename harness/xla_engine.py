@@ -134,7 +134,7 @@ def _placer(target: Target) -> Any:
             hint=f"--devices {found}, or --devices 1",
         )
     if target.devices == 1:
-        return lambda name, parameter: _see(name, parameter.data.to("xla:0"), "xla:0")
+        return lambda name, parameter: seen_by_torch_xla(name, parameter.data.to("xla:0"), "xla:0")
     return _spmd_placer(target)
 
 
@@ -152,12 +152,12 @@ def _spmd_placer(target: Target) -> Any:
         spec = tuple("experts" if axis == cut else None for axis in range(parameter.dim()))
         sharded = xs.mark_sharding(parameter.data.to("xla"), mesh, spec)
         torch_xla.sync()
-        return _see(name, sharded, "")
+        return seen_by_torch_xla(name, sharded)
 
     return place
 
 
-def _see(name: str, tensor: Any, device: str) -> DeviceTensor:
+def seen_by_torch_xla(name: str, tensor: Any, device: str = "") -> DeviceTensor:
     """See a tensor on one XLA device, or an ``XLAShardedTensor``, as a :class:`DeviceTensor`.
 
     The latter's shards know their place (torch_xla 2.9.0, ``distributed/spmd/

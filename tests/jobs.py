@@ -24,9 +24,10 @@ from harness.diagnosis import Explainer
 from harness.dtypes import Bits
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
-from harness.layout import Parameter, Span
+from harness.layout import Backend, Parameter, Span
 from harness.target import emulated_target
 from harness.verification import VerifyRequest
+from harness.xla_engine import seen_by_torch_xla
 
 Seen = list[tuple[list[str], list[str]]]
 
@@ -64,19 +65,23 @@ def plant(argument: bytes) -> bytes:
     """Load once for real, then plant each fault into the view of the device and compare.
 
     Returns:
-        For each fault of :data:`FAULTS`, its name, causes and summaries, as JSON.
+        For each fault that the target's layout allows, its name, causes and summaries, as JSON.
     """
     request = msgspec.json.decode(argument, type=VerifyRequest)
     (part,) = reference_parts(Checkpoint(request.reference))
+    backend = request.target.backend
     loaded = engine.load(request.checkpoint, request.target, [part.part])
     device = device_part(loaded.tensors[part.part], loaded.mesh)
-    seen = {name: _diagnosed(part, fault(device)) for name, fault in FAULTS.items()}
-    seen["replicated by jax"] = _diagnosed(part, _replicated_by_jax(device))
+    seen = {
+        name: _diagnosed(part, fault(device), backend) for name, fault in PLANTED[backend].items()
+    }
     return msgspec.json.encode(seen)
 
 
-def _diagnosed(part: ReferencePart, device: DevicePart) -> tuple[list[str], list[str]]:
-    comparison = PartComparison(part, device)
+def _diagnosed(
+    part: ReferencePart, device: DevicePart, backend: Backend
+) -> tuple[list[str], list[str]]:
+    comparison = PartComparison(part, device, backend=backend)
     diagnoses = Explainer(comparison).diagnose(list(comparison.differences()))
     return [d.cause.value for d in diagnoses], [d.summary for d in diagnoses]
 
@@ -163,16 +168,38 @@ def _dirty_padding(device: DevicePart) -> DevicePart:
     return _reading(device, lambda shard, e: _changed(shard, e, change), (Parameter.W13,))
 
 
-FAULTS: dict[str, Callable[[DevicePart], DevicePart]] = {
+Fault = Callable[[DevicePart], DevicePart]
+ON_ANY_LAYOUT: dict[str, Fault] = {
     "none": lambda device: device,
+    "sign of zero lost": _lose_the_sign_of_zero,
+}
+WITH_ALL_EXPERTS_IN_A_SHARD: dict[str, Fault] = ON_ANY_LAYOUT | {
     "experts swapped": _swap_2_and_5,
+    "unwritten": _leave_unwritten,
+}
+FAULTS: dict[str, Fault] = WITH_ALL_EXPERTS_IN_A_SHARD | {
     "gate and up swapped": _swap_gate_and_up,
     "transposed": _transpose,
     "bit flipped": _flip_a_bit,
-    "sign of zero lost": _lose_the_sign_of_zero,
-    "unwritten": _leave_unwritten,
     "padding": _dirty_padding,
 }
+
+
+def _replicated_by_torch_xla(device: DevicePart) -> DevicePart:
+    """Layer 0's w13 put onto the mesh by torch_xla itself, with no axis in its partition spec."""
+    import numpy as np
+    import torch
+    import torch_xla
+    import torch_xla.distributed.spmd as xs
+
+    tensor = device.layers[0][Parameter.W13]
+    mesh = xs.Mesh(np.arange(4), (4,), ("experts",))
+    zeros = torch.zeros(tensor.shape, dtype=torch.bfloat16).to("xla")
+    spread = xs.mark_sharding(zeros, mesh, (None, None, None))
+    torch_xla.sync()
+    layers = {number: dict(tensors) for number, tensors in device.layers.items()}
+    layers[0][Parameter.W13] = seen_by_torch_xla(tensor.name, spread)
+    return replace(device, layers=layers)
 
 
 def _replicated_by_jax(device: DevicePart) -> DevicePart:
@@ -225,3 +252,11 @@ def hang_deaf(_: bytes) -> bytes:
 def kill_itself(_: bytes) -> bytes:
     os.kill(os.getpid(), signal.SIGKILL)
     return b""
+
+
+PLANTED: dict[Backend, dict[str, Fault]] = {
+    Backend.GMM_TP: FAULTS | {"replicated by jax": _replicated_by_jax},
+    Backend.XLA_TP: WITH_ALL_EXPERTS_IN_A_SHARD
+    | {"replicated by torch_xla": _replicated_by_torch_xla},
+    Backend.XLA_EP: ON_ANY_LAYOUT | {"replicated by torch_xla": _replicated_by_torch_xla},
+}

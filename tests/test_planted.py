@@ -10,10 +10,11 @@ import pytest
 
 from harness.diagnosis import Cause
 from harness.family import Part
+from harness.layout import Backend
 from harness.load import LoadProcess
 from harness.target import Target
 from harness.verification import VerifyRequest
-from tests.jobs import FAULTS
+from tests.jobs import PLANTED
 
 Seen = dict[str, tuple[list[str], list[str]]]
 
@@ -62,7 +63,7 @@ EXPECTED = {
 
 
 def test_every_fault_has_an_expectation() -> None:
-    assert set(EXPECTED) == {*FAULTS, "replicated by jax"}
+    assert set(EXPECTED) == set(PLANTED[Backend.GMM_TP])
 
 
 @pytest.mark.parametrize("fault", EXPECTED)

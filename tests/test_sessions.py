@@ -1,0 +1,51 @@
+"""The scenarios give the same report whatever the number of workers and the order."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from harness.errors import TargetUnavailable
+from harness.report import Row, Session
+from harness.target import torch_xla_target
+
+ROOT = Path(__file__).parent.parent
+ROWS = "mtp-fused-alone or vl-2-devices"
+
+
+def run(reports: Path, *options: str) -> Session:
+    command = [sys.executable, "-m", "pytest", "scenarios", "-k", ROWS, "--target", "torch-xla"]
+    subprocess.run(
+        [*command, "--reports", str(reports), *options],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={name: value for name, value in os.environ.items() if "PYTEST" not in name},
+    )
+    return msgspec.json.decode((reports / "session.json").read_bytes(), type=Session)
+
+
+def facts(row: Row) -> object:
+    """A row without what differs from run to run: times, and the place of the checkpoint."""
+    report = msgspec.to_builtins(row.report)
+    for name in ("timings", "checkpoint", "reference", "repeat"):
+        del report[name]
+    return row.scenario, report
+
+
+def test_workers_and_order_change_nothing(tmp_path: Path) -> None:
+    try:
+        torch_xla_target()
+    except TargetUnavailable as error:
+        pytest.skip(str(error))
+    one = run(tmp_path / "one")
+    assert one.complete
+    assert [row.scenario for row in one.rows] == ["mtp-fused-alone", "vl-2-devices"]
+    for name, options in {"two": ["-n", "2"], "backwards": ["-p", "tests.backwards"]}.items():
+        other = run(tmp_path / name, *options)
+        assert [facts(row) for row in other.rows] == [facts(row) for row in one.rows]
