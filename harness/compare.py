@@ -97,7 +97,10 @@ class PartComparison:
 
     def reference_bits(self, key: ExpertKey) -> Bits:
         """What the device is to hold for ``key``, [output, input]."""
-        bits = self.reference[key]
+        return self.expected(self.reference[key])
+
+    def expected(self, bits: Bits) -> Bits:
+        """What becomes of reference bits on the way to the device."""
         return canonical_nans(bits) if self._nan is Nan.CANONICAL else bits
 
     def device_bits(self, key: ExpertKey) -> Bits:

@@ -15,7 +15,7 @@ from harness.family import Part, Projection
 
 
 class Kind(StrEnum):
-    """What departs: presence, shape, dtype, placement, padding or bits."""
+    """What departs: presence, shape, dtype, placement, padding, bits, or the way to the device."""
 
     MISSING = "missing"
     EXTRA = "extra"
@@ -24,6 +24,9 @@ class Kind(StrEnum):
     SHARDING = "sharding"
     PADDING = "padding"
     BITS = "bits"
+    DELIVERY = "delivery"
+    UNREAD = "unread"
+    UNWRITTEN = "unwritten"
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

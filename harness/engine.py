@@ -8,7 +8,7 @@ from collections.abc import Collection
 from harness import tpu_engine, xla_engine
 from harness.family import Part
 from harness.hook import Hook
-from harness.loaded import Loaded
+from harness.loaded import Adapt, Ledgers, Loaded
 from harness.target import Target
 
 _MODELS = (
@@ -26,7 +26,13 @@ def preload(target: str) -> None:
 
 
 def load(
-    checkpoint: str, target: Target, parts: Collection[Part], hook: Hook = Hook.UPSTREAM
+    checkpoint: str,
+    target: Target,
+    parts: Collection[Part],
+    *,
+    hook: Hook = Hook.UPSTREAM,
+    ledgers: Ledgers | None = None,
+    adapt: Adapt = lambda loader: loader,
 ) -> Loaded:
     """Stream ``checkpoint`` onto ``target`` and return what arrived.
 
@@ -35,10 +41,13 @@ def load(
         target: where to; this process must have been started with its environment.
         parts: what to load: the target model, the draft model, or both.
         hook: the loader hook the load goes through.
+        ledgers: receives each part's loader calls, also those before an error.
+        adapt: changes the loader class under test, for tests that plant faults in it.
 
     Raises:
         TargetUnavailable: this process has other devices than the target's.
         Exception: whatever the stack under test raises, unchanged.
     """
     load_onto = xla_engine.load if target.name == "torch-xla" else tpu_engine.load
-    return load_onto(checkpoint, target, parts, hook)
+    ledgers = {} if ledgers is None else ledgers
+    return load_onto(checkpoint, target, parts, hook=hook, ledgers=ledgers, adapt=adapt)

@@ -69,7 +69,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         self.part = naming.part
         self.naming = naming
         self.layers = naming.layers_in(checkpoint.entries)
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self.shape = self._shape()
         for layer in self.layers:
             self._require_layout(layer)
@@ -89,13 +89,13 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def __getitem__(self, key: ExpertKey) -> Bits:
         name, index = self._locate(key)
-        matrix = self._checkpoint.bits(name)[index]
+        matrix = self.checkpoint.bits(name)[index]
         return matrix.T if self.naming.storage is Storage.FUSED_TRANSPOSED else matrix
 
     def source(self, key: ExpertKey) -> ExpertSource:
         """File, tensor and slice of ``key``, as a reader would write them."""
         name, index = self._locate(key)
-        file = self._checkpoint.entries[name].file.name
+        file = self.checkpoint.entries[name].file.name
         if self.naming.storage is Storage.PER_EXPERT:
             return ExpertSource(file, name, "")
         return ExpertSource(file, name, f"[{', '.join(map(_as_text, index))}]")
@@ -114,19 +114,19 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def _shape(self) -> ExpertShape:
         """The sizes, from config.json: the orientation of a fused tensor must not be guessed."""
-        text = self._checkpoint.config.get("text_config", self._checkpoint.config)
+        text = self.checkpoint.config.get("text_config", self.checkpoint.config)
         keys = ("num_experts", "hidden_size", "moe_intermediate_size")
         try:
             experts, hidden, intermediate = (int(text[key]) for key in keys)
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(
                 "config.json lacks the experts' sizes",
-                where=str(self._checkpoint.path / "config.json"),
+                where=str(self.checkpoint.path / "config.json"),
                 expected="text_config with " + ", ".join(keys),
                 hint="the config.json of the published model",
             ) from error
         name = next(iter(self._expected(self.layers[0], experts, hidden, intermediate)))
-        entry = self._checkpoint.entries.get(name)
+        entry = self.checkpoint.entries.get(name)
         return ExpertShape(experts, hidden, intermediate, entry.dtype if entry else "BF16")
 
     def _expected(
@@ -154,11 +154,11 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         shape = self.shape
         wanted = self._expected(layer, shape.experts, shape.hidden, shape.intermediate)
         for name, sizes in wanted.items():
-            entry = self._checkpoint.entries.get(name)
+            entry = self.checkpoint.entries.get(name)
             if entry is None:
                 raise BadInput(
                     f"expert tensor {name!r} is absent",
-                    where=str(self._checkpoint.path),
+                    where=str(self.checkpoint.path),
                     expected=f"{len(wanted)} expert tensors in {self.part} layer {layer}",
                     hint="finish the download, or correct num_experts in config.json",
                 )
@@ -167,7 +167,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
                     f"expert tensor {name!r} is {entry.dtype} {list(entry.shape)}",
                     where=str(entry.file),
                     expected=f"{shape.dtype} {list(sizes)}, the layout "
-                    f"{self._checkpoint.family.name} is published in ({self.naming.storage})",
+                    f"{self.checkpoint.family.name} is published in ({self.naming.storage})",
                     hint="the published files; transformers saves other layouts than these",
                 )
 

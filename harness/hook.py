@@ -52,15 +52,14 @@ def wrap(weight_loader: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
     return hooked
 
 
-def register(hook: Hook) -> None:
-    """Register a model loader for ``runai_streamer`` that loads through ``hook``.
+def hooked_loader(hook: Hook) -> type[Any]:
+    """A model loader that loads through ``hook``, in tpu-inference's stead.
 
-    It replaces the loader of tpu-inference in this process, by the extension point that
-    tpu-inference itself uses (vLLM ``model_loader/__init__.py``, ``register_model_loader``).
-    Layers are processed after the whole model is loaded, as vLLM's own loaders do it.
+    It is registered where tpu-inference registers its own (vLLM ``model_loader/__init__.py``,
+    ``register_model_loader``). Layers are processed after the whole model is loaded, as vLLM's
+    own loaders do it.
     """
     import torch
-    from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.runai_streamer_loader import RunaiModelStreamerLoader
     from vllm.model_executor.model_loader.utils import (
         initialize_model,
@@ -68,7 +67,6 @@ def register(hook: Hook) -> None:
     )
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    @register_model_loader("runai_streamer")
     class HookedLoader(RunaiModelStreamerLoader):  # type: ignore[misc]
         def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
             device = torch.device(vllm_config.device_config.device)
@@ -80,16 +78,14 @@ def register(hook: Hook) -> None:
                 process_weights_after_loading(model, model_config, device)
             return model.eval()
 
+    return HookedLoader
+
 
 def attach(model: Any, hook: Hook) -> None:
-    """Wrap the loader of every expert parameter of ``model``, and zero the parameter.
-
-    Zeros tell what was never delivered from what was; fresh memory holds anything.
-    """
+    """Wrap the loader of every expert parameter of ``model``."""
     for module in model.modules():
         if not hasattr(module, "global_num_experts"):
             continue
         for parameter in module.parameters(recurse=False):
             if original := getattr(parameter, "weight_loader", None):
-                parameter.data.zero_()
                 parameter.weight_loader = wrap(original, hook)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from harness.diagnosis import Cause
+from harness.causes import Cause
 from harness.report import Report, Status
 
 

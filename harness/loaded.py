@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harness.device import DeviceTensor
 from harness.family import Part
+from harness.ledger import Ledger
+
+Ledgers = dict[Part, Ledger]
+
+#: Changes the loader class under test; tests plant faults with it.
+Adapt = Callable[[type[Any]], type[Any]]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from harness.diagnosis import Diagnosis
+from harness.causes import Diagnosis
 from harness.difference import Difference, Tally
+from harness.family import Part
 
 SCHEMA = 1
 
@@ -67,6 +68,28 @@ class Timings(msgspec.Struct, kw_only=True):
     peak_rss: int = 0
 
 
+class Delivery(msgspec.Struct, kw_only=True):
+    """How one part of the stack was loaded, as the ledger has it.
+
+    Attributes:
+        part: decoder or mtp.
+        calls: calls of a ``weight_loader``.
+        sites: callers of experts' loaders and how often each called.
+        streamed: tensors the streamer gave.
+        delivered: of those, the ones a loader was called for.
+        unused: those this part leaves alone on purpose.
+        unread: those nobody accounts for.
+    """
+
+    part: Part
+    calls: int
+    sites: dict[str, int]
+    streamed: int
+    delivered: int
+    unused: int
+    unread: int
+
+
 class Report(msgspec.Struct, kw_only=True):
     """One verification of one checkpoint on one target.
 
@@ -81,6 +104,7 @@ class Report(msgspec.Struct, kw_only=True):
     tallies: list[Tally] = []
     differences: list[Difference] = []
     diagnoses: list[Diagnosis] = []
+    deliveries: list[Delivery] = []
     failure: Failure | None = None
     timings: Timings = msgspec.field(default_factory=Timings)
     repeat: str = ""

@@ -17,8 +17,9 @@ from typing import Any
 from harness.arrays import from_jax
 from harness.errors import TargetUnavailable
 from harness.family import Part
-from harness.hook import Hook, register
-from harness.loaded import Loaded
+from harness.hook import Hook, hooked_loader
+from harness.loaded import Adapt, Ledgers, Loaded
+from harness.recording import recording
 from harness.target import Parallelism, Target
 
 _WORKER = "TPUWorker.init_device"
@@ -35,7 +36,13 @@ MODULES = (
 
 
 def load(
-    checkpoint: str, target: Target, parts: Collection[Part], hook: Hook = Hook.UPSTREAM
+    checkpoint: str,
+    target: Target,
+    parts: Collection[Part],
+    *,
+    hook: Hook = Hook.UPSTREAM,
+    ledgers: Ledgers,
+    adapt: Adapt,
 ) -> Loaded:
     """Stream ``checkpoint`` onto ``target`` and return what arrived.
 
@@ -46,6 +53,8 @@ def load(
             with its target is loaded by the worker itself; alone, or on releases whose worker
             knows no MTP, by the function the worker's drafter calls.
         hook: the loader hook; all but ``upstream`` replace tpu-inference's for this process.
+        ledgers: receives each part's loader calls, also those before an error.
+        adapt: changes the loader class under test, for tests that plant faults in it.
 
     Raises:
         TargetUnavailable: XLA is alive in this process, with another number of devices.
@@ -53,8 +62,7 @@ def load(
     """
     _require_devices(target)
     started = time.perf_counter()
-    if hook is not Hook.UPSTREAM:
-        register(hook)
+    _register_loader(hook, ledgers, adapt)
     by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
     worker = _worker(_config(checkpoint, target, draft=by_worker))
     _let_memory_log_fail(worker.init_device, target)
@@ -81,6 +89,15 @@ def load(
         setup_seconds=ready - started,
         load_seconds=time.perf_counter() - ready,
     )
+
+
+def _register_loader(hook: Hook, ledgers: Ledgers, adapt: Adapt) -> None:
+    """Register a recording subclass of tpu-inference's loader, or of the one with our hook."""
+    from tpu_inference.models.vllm.vllm_model_loader import RunaiIncrementalModelLoader
+    from vllm.model_executor.model_loader import register_model_loader
+
+    base = RunaiIncrementalModelLoader if hook is Hook.UPSTREAM else hooked_loader(hook)
+    register_model_loader("runai_streamer")(recording(adapt(base), ledgers))
 
 
 def _config(checkpoint: str, target: Target, *, draft: bool) -> Any:

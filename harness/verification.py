@@ -13,7 +13,8 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -22,17 +23,17 @@ import msgspec
 from harness import engine
 from harness.checkpoint import Checkpoint
 from harness.compare import Nan, PartComparison, tally_of
-from harness.contract import hook_call
+from harness.coverage import Counts, coverage
 from harness.device import device_part
-from harness.diagnosis import Explainer
+from harness.diagnosis import Explainer, diagnose_failure
 from harness.errors import HarnessError
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.hook import Hook
+from harness.ledger import Ledger, LoaderCall
 from harness.load import LoadProcess, LoadProcessError
-from harness.load_diagnosis import diagnose_failure
-from harness.loaded import Loaded
-from harness.report import Environment, Failure, Frame, Report, Status, Timings
+from harness.loaded import Adapt, Ledgers, Loaded
+from harness.report import Delivery, Environment, Failure, Frame, Report, Status, Timings
 from harness.stack import require_stack, stack_name
 from harness.target import Parallelism, Target, emulated_target
 
@@ -131,21 +132,40 @@ def verify_job(argument: bytes) -> bytes:
     """The job of a loading process: a request and an unfinished report in, the report out."""
     request, report = msgspec.json.decode(argument, type=tuple[VerifyRequest, Report])
     os.environ.update(request.stream_options)
-    parts = reference_parts(Checkpoint(request.reference))
+    return msgspec.json.encode(run(request, report))
+
+
+def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: loader) -> Report:
+    """Load, compare and explain, in this process; completes and returns ``report``.
+
+    Args:
+        request: what to verify.
+        report: names the checkpoint, the target and what there is to compare.
+        adapt: changes the loader class under test, for tests that plant faults in it.
+    """
+    parts = [
+        part
+        for part in reference_parts(Checkpoint(request.reference))
+        if part.part in request.parts
+    ]
+    ledgers: Ledgers = {}
     try:
-        loaded = engine.load(request.checkpoint, request.target, request.parts, request.hook)
+        loaded = engine.load(
+            request.checkpoint, request.target, request.parts,
+            hook=request.hook, ledgers=ledgers, adapt=adapt,
+        )  # fmt: skip
     except HarnessError:
         raise
     except Exception as error:
-        _explain_failure(report, error)
-        return msgspec.json.encode(report)
+        report.failure = _failure(error)
+        report.diagnoses = diagnose_failure(*_last_call(parts, ledgers))
+        return report
     report.environment = msgspec.structs.replace(
         report.environment, mesh=loaded.mesh, entry=loaded.entry
     )
     started = time.perf_counter()
     for part in parts:
-        if part.part in request.parts:
-            compare_part(report, part, loaded, request)
+        compare_part(report, part, parts, loaded, ledgers.get(part.part, Ledger()), request)
     report.status = Status.DIFFERENT if report.differences else Status.EQUAL
     report.timings = Timings(
         setup=loaded.setup_seconds,
@@ -153,28 +173,56 @@ def verify_job(argument: bytes) -> bytes:
         compare=time.perf_counter() - started,
         peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
-    return msgspec.json.encode(report)
+    return report
 
 
 def compare_part(
-    report: Report, part: ReferencePart, loaded: Loaded, request: VerifyRequest
+    report: Report,
+    part: ReferencePart,
+    parts: Sequence[ReferencePart],
+    loaded: Loaded,
+    ledger: Ledger,
+    request: VerifyRequest,
 ) -> None:
     """Compare one part and add its tally, differences and diagnoses to ``report``."""
+    _name_sites(ledger)
     device = device_part(loaded.tensors[part.part], loaded.mesh)
     comparison = PartComparison(part, device, backend=request.target.backend, nan=request.nan)
-    differences = list(comparison.differences())
+    counts, uncovered = coverage(part, ledger)
+    differences = [*comparison.differences(), *uncovered]
     offset = len(report.differences)
     report.tallies = [t for t in report.tallies if t.part is not part.part]
     report.tallies.append(comparison.tally)
+    report.deliveries.append(_delivery(part.part, ledger, counts))
     report.differences += differences
-    report.diagnoses += Explainer(comparison).diagnose(differences, offset)
+    report.diagnoses += Explainer(comparison, parts, ledger).diagnose(differences, offset)
 
 
-def _explain_failure(report: Report, error: Exception) -> None:
-    call = hook_call(error)
-    call_site = f"{_upstream_file(call.file) or call.file}:{call.line}" if call else ""
-    report.failure = _failure(error)
-    report.diagnoses = diagnose_failure(call, call_site)
+def _delivery(part: Part, ledger: Ledger, counts: Counts) -> Delivery:
+    sites = Counter(call.site for call in ledger.calls if call.is_of_expert)
+    return Delivery(part=part, calls=len(ledger.calls), sites=dict(sites), **counts._asdict())
+
+
+def _last_call(
+    parts: Sequence[ReferencePart], ledgers: Ledgers
+) -> tuple[LoaderCall | None, dict[int, tuple[int, ...]]]:
+    """The loader call a load failed in, and the experts that had not been delivered by then."""
+    for part in parts:
+        ledger = ledgers.get(part.part, Ledger())
+        if ledger.failed:
+            _name_sites(ledger)
+            return ledger.calls[-1], ledger.undelivered(part.layers, part.shape.experts)
+    return None, {}
+
+
+def _name_sites(ledger: Ledger) -> None:
+    """Call sites as a reader knows them: from the package on."""
+    names: dict[str, str] = {}
+    for number, call in enumerate(ledger.calls):
+        if call.site not in names:
+            file, _, line = call.site.rpartition(":")
+            names[call.site] = f"{_upstream_file(file) or file}:{line}"
+        ledger.calls[number] = call._replace(site=names[call.site])
 
 
 def _failure(error: Exception) -> Failure:

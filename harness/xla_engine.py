@@ -20,7 +20,8 @@ from harness.errors import TargetUnavailable
 from harness.family import Part
 from harness.hook import Hook, attach
 from harness.layout import Backend, Parameter
-from harness.loaded import Loaded
+from harness.loaded import Adapt, Ledgers, Loaded
+from harness.recording import recording
 from harness.target import Target
 
 MODULES = ("torch", "vllm.engine.arg_utils", "vllm.model_executor.model_loader")
@@ -33,7 +34,13 @@ _CUT = {
 
 
 def load(
-    checkpoint: str, target: Target, parts: Collection[Part], hook: Hook = Hook.UPSTREAM
+    checkpoint: str,
+    target: Target,
+    parts: Collection[Part],
+    *,
+    hook: Hook = Hook.UPSTREAM,
+    ledgers: Ledgers,
+    adapt: Adapt,
 ) -> Loaded:
     """Stream ``checkpoint`` to the host, carry its experts to ``target``, return what arrived.
 
@@ -42,12 +49,15 @@ def load(
         target: this process must have been started with its environment.
         parts: the target model, the draft model, or both.
         hook: the loader hook; ``upstream`` is none here, vLLM's own loaders are called as they are.
+        ledgers: receives each part's loader calls, also those before an error.
+        adapt: changes the loader class under test, for tests that plant faults in it.
 
     Raises:
         TargetUnavailable: torch_xla has another number of devices.
         Exception: whatever the stack under test raises, unchanged.
     """
     started = time.perf_counter()
+    _register_loader(ledgers, adapt)
     place = _placer(target)
     _initialise_distributed(checkpoint)
     ready = time.perf_counter()
@@ -60,6 +70,14 @@ def load(
         setup_seconds=ready - started,
         load_seconds=time.perf_counter() - ready,
     )
+
+
+def _register_loader(ledgers: Ledgers, adapt: Adapt) -> None:
+    """Register a recording subclass of vLLM's own loader."""
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.runai_streamer_loader import RunaiModelStreamerLoader
+
+    register_model_loader("runai_streamer")(recording(adapt(RunaiModelStreamerLoader), ledgers))
 
 
 def _initialise_distributed(checkpoint: str) -> None:

@@ -6,7 +6,7 @@ otherwise, or names a stack or scenario that does not exist, fails the run.
 
 from __future__ import annotations
 
-from harness.diagnosis import Cause
+from harness.causes import Cause
 from harness.known import KnownIssue, Owner
 
 _POSITIONAL = (

@@ -154,7 +154,7 @@ def _lose_the_sign_of_zero(device: DevicePart) -> DevicePart:
     return _reading(device, lambda shard, e: _changed(shard, e, change))
 
 
-def _leave_unwritten(device: DevicePart) -> DevicePart:
+def _zero(device: DevicePart) -> DevicePart:
     def change(bits: Bits) -> None:
         bits[:] = 0
 
@@ -175,7 +175,7 @@ ON_ANY_LAYOUT: dict[str, Fault] = {
 }
 WITH_ALL_EXPERTS_IN_A_SHARD: dict[str, Fault] = ON_ANY_LAYOUT | {
     "experts swapped": _swap_2_and_5,
-    "unwritten": _leave_unwritten,
+    "zeroed": _zero,
 }
 FAULTS: dict[str, Fault] = WITH_ALL_EXPERTS_IN_A_SHARD | {
     "gate and up swapped": _swap_gate_and_up,

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from harness.causes import Cause, Diagnosis
 from harness.compare import Nan, PartComparison, canonical_nans
 from harness.device import DevicePart, DeviceTensor
-from harness.diagnosis import Cause, Diagnosis, Explainer
+from harness.diagnosis import Explainer
 from harness.difference import Difference, Kind
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Part, Projection
@@ -80,8 +81,8 @@ def test_experts_in_another_order(decoder: ReferencePart, device: PackedDevice) 
         array[[1, 2, 3]] = array[[2, 3, 1]]
     differences, (diagnosis,) = compare(decoder, device.part())
     assert len(differences) == 9
-    assert diagnosis.cause is Cause.OTHER_SLICE
-    assert "expert 1 gate_proj holds the bytes of expert 2's gate_proj" in diagnosis.evidence
+    assert diagnosis.cause is Cause.EXPERTS_PERMUTED
+    assert "expert 1 gate_proj holds the bytes of decoder layer 0 expert 2" in diagnosis.evidence
 
 
 def test_gate_and_up_exchanged(decoder: ReferencePart, device: PackedDevice) -> None:
@@ -130,13 +131,19 @@ def test_negative_zero_turned_positive(decoder: ReferencePart, device: PackedDev
     assert {(d.reference, d.device) for d in differences} == {("0x8000", "0x0000")}
 
 
-def test_an_expert_left_unwritten(decoder: ReferencePart, device: PackedDevice) -> None:
-    for array in device.arrays[0].values():
-        array[7] = 0
+@pytest.mark.parametrize(("held", "cause"), [(0xDEAD, Cause.UNWRITTEN), (0, Cause.ZEROS)])
+def test_an_expert_left_unwritten(
+    decoder: ReferencePart, device: PackedDevice, held: int, cause: Cause
+) -> None:
+    layout = expert_layout(Backend.GMM_TP, decoder.shape, 4)
+    for block in layout.blocks:
+        array = device.arrays[0][block.parameter]
+        array[7, block.rows.as_slice(), block.columns.as_slice()] = held
     differences, (diagnosis,) = compare(decoder, device.part())
     assert slices(differences) == {(0, 7, p) for p in Projection}
-    assert diagnosis.cause is Cause.UNWRITTEN
-    assert diagnosis.summary.startswith("expert 7 of decoder layer 0 never written")
+    assert diagnosis.cause is cause
+    what = "never written" if held else "hold only zeros"
+    assert diagnosis.summary == f"expert 7 of decoder layer 0 {what}"
 
 
 def test_padding_that_is_not_zero(decoder: ReferencePart, device: PackedDevice) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.diagnosis import Cause
+from harness.causes import Cause
 from harness.hook import Hook
 from harness.load import LoadProcess
 from harness.message import failure_text

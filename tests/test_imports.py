@@ -14,9 +14,11 @@ ROOT = Path(harness.__file__).parent
 #: The order of the flow; a module may import those before it.
 FLOW = [
     "errors", "dtypes", "safetensors_file", "family", "checkpoint", "experts", "synthetic",
-    "layout", "device", "arrays", "difference", "compare", "diagnosis", "contract",
-    "load_diagnosis", "report", "known", "message", "terminal",
-    "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "loaded",
+    "layout", "device", "arrays", "difference", "compare", "ledger", "causes",
+    "provenance", "evidence", "origin", "rules", "diagnosis",
+    "coverage", "report", "known", "message", "terminal",
+    "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "recording",
+    "loaded",
     "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verification", "collector",
     "cli", "plugin",
 ]  # fmt: skip
@@ -69,5 +71,5 @@ def test_only_the_load_imports_the_stack_and_not_at_its_top(path: Path) -> None:
     for name, at_top in imports(path):
         assert name != f"harness.{IMPORTED_BY_VLLM}"
         if name.split(".")[0] in UNDER_TEST and noun(path) != IMPORTED_BY_VLLM:
-            assert noun(path) in ("tpu_engine", "xla_engine", "hook")
+            assert noun(path) in ("tpu_engine", "xla_engine", "hook", "recording")
             assert not at_top

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from harness.diagnosis import Cause, Diagnosis
+from harness.causes import Cause, Diagnosis
 from harness.known import KnownIssue, Owner, Verdict, judge
 from harness.message import known_text
 from harness.report import Environment, Failure, Report, Status

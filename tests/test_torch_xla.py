@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from harness.diagnosis import Cause
+from harness.causes import Cause
 from harness.errors import TargetUnavailable
 from harness.family import Part
 from harness.hook import Hook
@@ -74,7 +74,7 @@ def test_planted_faults_are_named(
     assert placed[0] == Cause.REPLICATED
     expected = {"none": [], "sign of zero lost": [Cause.SIGN_OF_ZERO]}
     if parallelism is Parallelism.TENSOR:
-        expected |= {"experts swapped": [Cause.EXPERTS_EXCHANGED], "unwritten": [Cause.UNWRITTEN]}
+        expected |= {"experts swapped": [Cause.EXPERTS_EXCHANGED], "zeroed": [Cause.ZEROS]}
     assert causes == expected
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from harness.causes import Cause
 from harness.checkpoint import Checkpoint
 from harness.cli import main
 from harness.compare import Nan
-from harness.diagnosis import Cause
 from harness.experts import ExpertKey
 from harness.family import Part, Projection
 from harness.load import LoadProcess

@@ -1,0 +1,119 @@
+"""The causes a report can name, and what to do about each."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Cause(StrEnum):
+    """The classes of fault that can be told apart."""
+
+    ARGUMENT_CONTRACT = "argument-contract"
+    FUSED_WITHOUT_SHARD = "fused-without-shard"
+    NOT_STREAMED = "not-streamed"
+    NOT_DELIVERED = "not-delivered"
+    DELIVERED_LATE = "delivered-late"
+    DELIVERED_TWICE = "delivered-twice"
+    UNWRITTEN = "unwritten"
+    ZEROS = "zeros"
+    NARROWED = "narrowed"
+    WRONG_CORNER = "wrong-corner"
+    EXPERTS_EXCHANGED = "experts-exchanged"
+    EXPERTS_PERMUTED = "experts-permuted"
+    PROJECTIONS_EXCHANGED = "projections-exchanged"
+    OTHER_SLICE = "other-slice"
+    OTHER_LAYER = "other-layer"
+    OTHER_BYTES = "other-bytes"
+    TRANSPOSED = "transposed"
+    ROLLED = "rolled"
+    MIXED = "mixed"
+    DTYPE_ROUND_TRIP = "dtype-round-trip"
+    BIT_FLIP = "bit-flip"
+    SIGN_OF_ZERO = "sign-of-zero"
+    NAN_CANONICALISED = "nan-canonicalised"
+    REPLICATED = "replicated"
+    MISPLACED = "misplaced"
+    PADDING = "padding"
+    STRUCTURE = "structure"
+    TENSOR_UNREAD = "tensor-unread"
+    PARAMETER_UNWRITTEN = "parameter-unwritten"
+    UNEXPLAINED = "unexplained"
+
+
+NEXT_STEP: dict[Cause, str] = {
+    Cause.ARGUMENT_CONTRACT: "pass them by keyword at the call site: shard_id=shard_id, "
+    "expert_id=expert_id",
+    Cause.FUSED_WITHOUT_SHARD: "let the hook take a call without shard_id as one that loads all "
+    "shards; fixed by tpu-inference #2647, released with 0.22",
+    Cause.NOT_STREAMED: "look at the list of files the streamer was given: _prepare_weights, the "
+    "index, a filter",
+    Cause.NOT_DELIVERED: "look at the name mapping of the model's load_weights: expert_params_"
+    "mapping, a skip under a nested prefix, a filter by expert id",
+    Cause.DELIVERED_LATE: "look at what the hook counts as complete: it processed the layer "
+    "before all its pieces had come",
+    Cause.DELIVERED_TWICE: "look for files that hold the same tensors twice, and for tensors "
+    "that are streamed twice",
+    Cause.UNWRITTEN: "look at the weight_loader that was called: it returned without writing",
+    Cause.ZEROS: "look for a zero fill, or a buffer that was replaced after it was written",
+    Cause.NARROWED: "look for a narrow() or copy_() with the smaller of two sizes",
+    Cause.WRONG_CORNER: "look at the layout the file is taken for: sizes that do not fit are "
+    "narrowed to the smaller of the two (_narrow_expert_data_for_padding)",
+    Cause.EXPERTS_EXCHANGED: "look at the order of expert ids: a permuted expert map",
+    Cause.EXPERTS_PERMUTED: "look at the order of expert ids: sorted as strings, or a permuted "
+    "expert map",
+    Cause.PROJECTIONS_EXCHANGED: "look at the shard_id each half is loaded under (w1, w2, w3) and "
+    "at how the fused tensor is chunked",
+    Cause.OTHER_SLICE: "look at the expert_id and shard_id the slice was loaded under",
+    Cause.OTHER_LAYER: "look for a view of the streamer's buffer that was kept past the next "
+    "tensor, or for a layer number taken from the wrong name",
+    Cause.OTHER_BYTES: "look for a view of the streamer's buffer that was kept past the next "
+    "tensor",
+    Cause.TRANSPOSED: "look for a transpose too many or too few on the way from the file",
+    Cause.ROLLED: "look at the offset a shard of this tensor starts from",
+    Cause.MIXED: "look at how the fused tensor is split: halves, or interleaved rows; per shard, "
+    "or as a whole",
+    Cause.DTYPE_ROUND_TRIP: "look for a cast on the way: set_default_torch_dtype, .to()",
+    Cause.BIT_FLIP: "read the file and the device again: storage, memory or link corruption",
+    Cause.SIGN_OF_ZERO: "look for arithmetic on the weights (x + 0, casts): a copy keeps -0.0",
+    Cause.NAN_CANONICALISED: "expected where tpu-inference casts bf16 to f32 and back (t2j); "
+    "compare with nan=canonical",
+    Cause.REPLICATED: "look at the partition spec: every device holds the whole array; an expert "
+    "axis without NEW_MODEL_DESIGN=1 does this",
+    Cause.MISPLACED: "look at the mesh's device order and the array's partition spec",
+    Cause.PADDING: "look at get_w13_padding_config: something was written past a piece's end",
+    Cause.STRUCTURE: "look at the parameter's creation: shape, dtype or name changed upstream",
+    Cause.TENSOR_UNREAD: "look at the name mapping of the model's load_weights, or tell the "
+    "harness why this model leaves the tensor alone (harness/coverage.py)",
+    Cause.PARAMETER_UNWRITTEN: "look for the checkpoint tensor that should have come, and at the "
+    "name mapping it went through",
+    Cause.UNEXPLAINED: "the differences are listed raw; rerun to see whether they are stable",
+}
+
+
+class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
+    """One cause, the sentence that states it, its evidence, the next step, and how much it covers.
+
+    ``first`` indexes the report's differences; ``covers`` counts those with this cause. Both are
+    0 where a load failed and nothing was compared.
+    """
+
+    cause: Cause
+    summary: str
+    evidence: str
+    next_step: str
+    first: int = 0
+    covers: int = 0
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """What one difference was explained by. Findings with the same ``group`` become one diagnosis.
+
+    ``{experts}`` in the summary stands for the experts of all of them.
+    """
+
+    cause: Cause
+    group: str
+    summary: str
+    evidence: str

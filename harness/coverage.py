@@ -1,0 +1,124 @@
+"""Every tensor of the checkpoint and every parameter of the model is accounted for.
+
+A tensor that no loader was called for, and a parameter that nothing was ever written to, are
+facts worth a difference even where all experts are equal: a wrong name mapping loses tensors
+without a word (vLLM's streamer loader checks neither). What a model leaves alone on purpose is
+data, with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from harness.difference import Difference, Kind
+from harness.experts import ReferencePart
+from harness.family import Part
+from harness.ledger import Ledger
+
+
+class Unused(NamedTuple):
+    """Tensors that a part of the stack leaves alone on purpose."""
+
+    part: Part
+    pattern: str
+    reason: str
+
+
+UNUSED: tuple[Unused, ...] = (
+    Unused(Part.DECODER, r"mtp\..*", "the draft model's own"),
+    Unused(
+        Part.MTP,
+        r"model\.(language_model\.layers|language_model\.norm|visual)\..*",
+        "the target model's own",
+    ),
+    Unused(
+        Part.DECODER,
+        r"lm_head\.weight",
+        "tied to the embedding, where config.json says tie_word_embeddings",
+    ),
+)
+
+
+class Counts(NamedTuple):
+    """How the checkpoint's tensors are accounted for, as one part of the stack was given them."""
+
+    streamed: int
+    delivered: int
+    unused: int
+    unread: int
+
+
+def unused_reason(part: Part, tensor: str, tied: bool) -> str:
+    """Why ``part`` leaves ``tensor`` alone; empty when it should not.
+
+    Args:
+        part: the part of the stack.
+        tensor: the tensor's name in the checkpoint.
+        tied: whether config.json ties the head to the embedding.
+    """
+    for row in UNUSED:
+        if row.part is part and re.fullmatch(row.pattern, tensor):
+            if row.pattern.startswith("lm_head") and not tied:
+                continue
+            return row.reason
+    return ""
+
+
+def coverage(part: ReferencePart, ledger: Ledger) -> tuple[Counts, list[Difference]]:
+    """Account for the tensors and parameters of one part.
+
+    Args:
+        part: the part's experts, and through them the checkpoint.
+        ledger: its load.
+
+    Returns:
+        The counts, and a difference for each tensor nobody read, each parameter nobody wrote and
+        each expert's matrix that was delivered more than once.
+    """
+    tied = bool(part.checkpoint.config.get("tie_word_embeddings"))
+    unread = set(ledger.unread())
+    unused = {name for name in unread if unused_reason(part.part, name, tied)}
+    counts = Counts(
+        streamed=len(ledger.streamed),
+        delivered=len(ledger.streamed) - len(unread),
+        unused=len(unused),
+        unread=len(unread - unused),
+    )
+    return counts, [
+        *_unread(part, sorted(unread - unused)),
+        *_unwritten(part, ledger),
+        *_repeated(part, ledger),
+    ]
+
+
+def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
+    for name in names:
+        entry = part.checkpoint.entries.get(name)
+        yield Difference(
+            kind=Kind.UNREAD, part=part.part, reference="a loader call",
+            device="no weight_loader was called for it",
+            source=f"{entry.file.name} {name}" if entry else name,
+        )  # fmt: skip
+
+
+def _unwritten(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
+    for name in ledger.unwritten:
+        if ".experts." not in name:  # of experts the comparison tells more
+            yield Difference(
+                kind=Kind.UNWRITTEN, part=part.part, parameter=name,
+                reference="a value from the checkpoint",
+                device="never written: all of it is the poison",
+            )  # fmt: skip
+
+
+def _repeated(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
+    counts = ledger.counts()
+    for key in part:
+        if (count := counts[ledger.slot(key.layer, key.expert, key.projection)]) > 1:
+            yield Difference(
+                kind=Kind.DELIVERY, part=key.part, layer=key.layer, expert=key.expert,
+                projection=key.projection, source=str(part.source(key)),
+                reference="delivered once", device=f"delivered {count} times",
+            )  # fmt: skip

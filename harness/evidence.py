@@ -1,0 +1,55 @@
+"""One unequal slice, with all that a rule may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.causes import Cause, Finding
+from harness.checkpoint import Checkpoint
+from harness.dtypes import Bits
+from harness.experts import ExpertKey
+from harness.provenance import ReferenceIndex
+
+
+class Evidence(NamedTuple):
+    """One unequal slice.
+
+    Attributes:
+        key: which.
+        reference: what it should hold, [output, input].
+        device: what it holds.
+        others: all reference slices.
+        bits_of: what the device holds for any key.
+        checkpoint: the files, to look for bytes in.
+    """
+
+    key: ExpertKey
+    reference: Bits
+    device: Bits
+    others: ReferenceIndex
+    bits_of: Callable[[ExpertKey], Bits]
+    checkpoint: Checkpoint
+
+    @property
+    def where(self) -> str:
+        """Part and layer."""
+        return f"{self.key.part} layer {self.key.layer}"
+
+    @property
+    def unequal(self) -> Bits:
+        """Which elements differ, as booleans."""
+        unequal: Bits = self.reference != self.device
+        return unequal
+
+    def finding(self, cause: Cause, group: object, summary: str, evidence: str) -> Finding:
+        """A finding about this slice; ``group`` tells it from others of its cause."""
+        return Finding(cause, f"{cause} {self.key.part} {group}", summary, evidence)
+
+
+def extent(unequal: Bits) -> tuple[str, str]:
+    """Rows and columns of the smallest rectangle around the unequal elements."""
+    rows, columns = np.nonzero(unequal)
+    return f"{rows.min()}:{rows.max() + 1}", f"{columns.min()}:{columns.max() + 1}"

@@ -1,0 +1,130 @@
+"""The rules of a diagnosis: each looks at one slice and says what it holds, or nothing.
+
+Rules know the reference's and the device's bits of the slice, and the index of all others. They
+are tried in order; the first that explains every unequal element wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from harness.causes import Cause, Finding
+from harness.evidence import Evidence, extent
+from harness.ledger import POISON
+from harness.origin import another_slice, other_bytes, reordered, transposed, wrong_corner
+
+Rule = Callable[[Evidence], Finding | None]
+
+
+def zeros(slice_: Evidence) -> Finding | None:
+    """All of it is zero, and zeros were written: fresh memory holds poison."""
+    if slice_.device.any():
+        return None
+    return slice_.finding(
+        Cause.ZEROS,
+        slice_.key.layer,
+        f"{{experts}} of {slice_.where} hold only zeros",
+        f"{slice_.key} holds zeros, not the poison it held before the load",
+    )
+
+
+def sign_of_zero(slice_: Evidence) -> Finding | None:
+    """Only zeros differ, in their sign."""
+    unequal = slice_.unequal
+    sign = 1 << (8 * slice_.reference.itemsize - 1)
+    if (((slice_.reference[unequal] | slice_.device[unequal]) & (sign - 1)) != 0).any():
+        return None
+    return slice_.finding(
+        Cause.SIGN_OF_ZERO,
+        "",
+        "zeros lost or gained their sign, all else is equal",
+        f"{slice_.key}: {int(unequal.sum())} zeros differ in their sign alone",
+    )
+
+
+def bit_flip(slice_: Evidence) -> Finding | None:
+    """One bit of one element differs."""
+    unequal = slice_.unequal
+    if unequal.sum() != 1:
+        return None
+    flipped = int((slice_.reference[unequal] ^ slice_.device[unequal])[0])
+    if flipped.bit_count() != 1:
+        return None
+    return slice_.finding(
+        Cause.BIT_FLIP,
+        slice_.key,
+        f"one bit of {slice_.key} is flipped",
+        f"bit {flipped.bit_length() - 1} of one element differs, the other "
+        f"{slice_.reference.size - 1} elements are equal",
+    )
+
+
+def nan_canonicalised(slice_: Evidence) -> Finding | None:
+    """Only NaNs differ, each now the quiet NaN of its sign."""
+    if slice_.reference.itemsize != 2:
+        return None
+    before, after = slice_.reference[slice_.unequal], slice_.device[slice_.unequal]
+    if not (((before & 0x7FFF) > 0x7F80) & (after == ((before & 0x8000) | 0x7FC0))).all():
+        return None
+    return slice_.finding(
+        Cause.NAN_CANONICALISED,
+        "",
+        "NaN payloads were replaced by the quiet NaN of their sign, all else is equal",
+        f"{slice_.key}: {before.size} NaNs",
+    )
+
+
+def narrowed(slice_: Evidence) -> Finding | None:
+    """What was written is right; the rest was never written, or is zero."""
+    device, unequal = slice_.device, slice_.unequal
+    for what, value in (("never written", POISON[device.itemsize]), ("zero", 0)):
+        if (device[unequal] != value).any():
+            continue
+        rows, columns = extent(unequal)
+        return slice_.finding(
+            Cause.NARROWED,
+            f"{slice_.key.layer} {slice_.key.projection} {what}",
+            f"a part of {slice_.key.projection} in {slice_.where} is {what}, {{experts}}",
+            f"{slice_.key}: [{rows}, {columns}] is {what}, all else is equal",
+        )
+    return None
+
+
+def dtype_round_trip(slice_: Evidence) -> Finding | None:
+    """It went through float16 and back."""
+    if slice_.reference.itemsize != 2:
+        return None
+    wide = (slice_.reference.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        back = wide.astype(np.float16).astype(np.float32).view(np.uint32)
+    rounded = ((back + 0x7FFF + ((back >> 16) & 1)) >> 16).astype(np.uint16)
+    nan = np.isnan(wide)
+    if not np.array_equal(rounded[~nan], slice_.device[~nan]):
+        return None
+    return slice_.finding(
+        Cause.DTYPE_ROUND_TRIP,
+        slice_.key.layer,
+        f"slices of {slice_.where} went through float16, {{experts}}",
+        f"{slice_.key} is the reference cast to float16 and back",
+    )
+
+
+def unexplained(slice_: Evidence) -> Finding:
+    """The raw facts."""
+    share = np.count_nonzero(slice_.unequal) / slice_.reference.size
+    rows, columns = extent(slice_.unequal)
+    return slice_.finding(
+        Cause.UNEXPLAINED,
+        slice_.key.layer,
+        f"slices of {slice_.where} differ for no known reason",
+        f"{slice_.key}: {share:.1%} of its elements differ, within [{rows}, {columns}]; no other "
+        "slice, row or run of bytes of the reference fits",
+    )
+
+
+RULES: tuple[Rule, ...] = (
+    zeros, another_slice, transposed, sign_of_zero, bit_flip, nan_canonicalised, narrowed,
+    wrong_corner, dtype_round_trip, reordered, other_bytes,
+)  # fmt: skip
