@@ -14,6 +14,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from harness.audit import Format, audit, rendered
+from harness.audit.report import write
 from harness.compare import Nan
 from harness.errors import BadInput, HarnessError
 from harness.family import Part
@@ -150,6 +152,37 @@ def checkpoint_command(family: str, out: Path, values: str, **options: Any) -> N
         f"{RECIPES[family].summary}: {written.tensors} tensors, {written.nbytes} bytes "
         f"in {written.files} files under {written.path}"
     )
+
+
+@main.command("audit")
+@click.option("--vllm", type=click.Path(path_type=Path), help="A checkout, or a package directory.")
+@click.option("--tpu-inference", type=click.Path(path_type=Path), help="Alike, for its hooks.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([f.value for f in Format]),
+    default=Format.TEXT.value,
+    show_default=True,
+    help="sarif: for code scanning, findings alone.",
+)
+@click.option("--all", "everything", is_flag=True, help="List the calls that are in order too.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of printing.")
+@_exits
+def audit_command(
+    vllm: Path | None, tpu_inference: Path | None, form: str, everything: bool, output: Path | None
+) -> None:
+    """Find the calls of weight loaders that hide an expert's ids from a loader hook.
+
+    Reads sources and imports none of them; the installed ones by default. 1 on findings.
+    """
+    _require_parent(output)
+    report = audit(vllm, tpu_inference)
+    shown = rendered(report if everything else report.without_others(), Format(form))
+    if output:
+        write(shown, output)
+    else:
+        click.echo(shown, nl=False)
+    sys.exit(report.exit_code)
 
 
 @main.command("doctor")

@@ -17,7 +17,7 @@ FLOW = [
     "layout", "device", "difference", "compare", "diagnosis", "contract", "load_diagnosis",
     "report", "known", "message", "terminal",
     "vllm_platform", "target", "stack", "overlay", "hook", "engine", "child", "load",
-    "verification", "cli", "plugin",
+    "verification", "audit", "cli", "plugin",
 ]  # fmt: skip
 
 UNDER_TEST = {"vllm", "tpu_inference", "torch", "torchax", "jax", "runai_model_streamer"}
