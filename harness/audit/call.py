@@ -25,7 +25,7 @@ class Verdict(StrEnum):
     - ``linear``: the contract of linear layers, the shard as the one extra argument by position.
     - ``plain``: parameter and weight, nothing else.
     - ``other``: extra arguments that make no call of the expert loader: another class's contract.
-    - ``forwarded``: ``*args`` or ``**kwargs`` passed on; what is in them is decided elsewhere.
+    - ``forwarded``: ``*args``, ``**kwargs`` or what ``partial`` bound; judged where it is made.
     - ``wrapped``: the original loader, the parent's, or a layer's own method; no hook is on it.
     """
 
@@ -142,7 +142,7 @@ class Arguments:
             return Verdict.POSITIONAL if kind is Kind.PARAMETER else Verdict.UNDECIDED
         if set(IDS) <= set(self.names):
             return Verdict.NULL if self._null_ids() else Verdict.KEYWORD
-        if self._open:
+        if self._open or signature.positional_ids(self.bound):
             return Verdict.FORWARDED
         extra = len(self.positional) + len(self.names) - 2
         if extra == 1 and len(self.positional) == 3:
