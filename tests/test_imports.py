@@ -16,7 +16,7 @@ FLOW = [
     "errors", "dtypes", "safetensors_file", "family", "checkpoint", "experts", "synthetic",
     "layout", "device", "difference", "compare", "diagnosis", "contract", "load_diagnosis",
     "report", "known", "message", "terminal",
-    "vllm_platform", "target", "stack", "overlay", "hook", "engine", "child", "load",
+    "vllm_platform", "target", "stack", "overlay", "hook", "engine", "recording", "child", "load",
     "verification", "audit", "cli", "plugin",
 ]  # fmt: skip
 
@@ -62,5 +62,5 @@ def test_imports_run_down_the_flow(path: Path) -> None:
 def test_only_the_load_imports_the_stack_and_not_at_its_top(path: Path) -> None:
     for name, at_top in imports(path):
         if name.split(".")[0] in UNDER_TEST:
-            assert noun(path) in ("engine", "hook")
+            assert noun(path) in ("engine", "hook", "recording")
             assert not at_top
