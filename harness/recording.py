@@ -48,7 +48,8 @@ class CallSite(msgspec.Struct, frozen=True, kw_only=True):
     """Calls of expert parameters' loaders from one line, alike in what they pass how.
 
     Attributes:
-        place: ``file:line`` inside the package, and the function.
+        place: ``file:line`` inside the package, with its function.
+        parameter: the layer's name for it.
         positional: how many arguments came by position after parameter and weight.
         ids: of shard_id and expert_id, those by keyword and not None.
         count: how many such calls.
@@ -56,6 +57,7 @@ class CallSite(msgspec.Struct, frozen=True, kw_only=True):
 
     place: str
     function: str
+    parameter: str
     positional: int
     ids: tuple[str, ...]
     count: int = 0
@@ -106,25 +108,29 @@ class Recorder:
             experts = getattr(module, "global_num_experts", 0)
             if experts and hasattr(module, "weight_loader"):
                 self._experts[id(module)] = experts
-            for parameter in module.parameters(recurse=False):
+            for name, parameter in module.named_parameters(recurse=False):
                 if original := getattr(parameter, "weight_loader", None):
-                    parameter.weight_loader = self._recorded(original, module)
+                    parameter.weight_loader = self._recorded(original, module, name)
 
-    def _recorded(self, original: Callable[..., Any], layer: Any) -> Callable[..., Any]:
+    def _recorded(
+        self, original: Callable[..., Any], layer: Any, parameter: str
+    ) -> Callable[..., Any]:
         def recorded(*args: Any, **kwargs: Any) -> Any:
             self.recording.calls += 1
             if id(layer) in self._experts:
-                self._remember(id(layer), args, kwargs, sys._getframe(1))
+                self._remember((id(layer), parameter), args, kwargs, sys._getframe(1))
             return original(*args, **kwargs)
 
         return recorded
 
-    def _remember(self, layer: int, args: Any, kwargs: Any, caller: Any) -> None:
+    def _remember(self, of: tuple[int, str], args: Any, kwargs: Any, caller: Any) -> None:
+        layer, parameter = of
         ids = tuple(name for name in _IDS if kwargs.get(name) is not None)
         before_hook = 2 - len({"param", "loaded_weight"} & set(kwargs))
         site = CallSite(
             place=f"{_inside_package(caller.f_code.co_filename)}:{caller.f_lineno}",
             function=caller.f_code.co_qualname,
+            parameter=parameter,
             positional=len(args) - before_hook,
             ids=ids,
         )
@@ -200,8 +206,10 @@ def _inside_package(file: str) -> str:
 
 
 def _in_words(error: Exception) -> str:
-    """The innermost cause's type and first line: pydantic and vLLM wrap what really happened."""
+    """The innermost cause: its type, its first lines, and where it was raised."""
     while error.__cause__ and isinstance(error.__cause__, Exception):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:3])}"[:400]
+    *_, last = traceback.extract_tb(error.__traceback__) or [None]
+    where = f" ({_inside_package(last.filename)}:{last.lineno})" if last else ""
+    return f"{type(error).__name__}: {' '.join(lines[:3])[:300]}{where}"

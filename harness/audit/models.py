@@ -257,4 +257,68 @@ MODELS: tuple[Model, ...] = (
             "use_mixed_mlp_moe": True,
         },
     ),
+    Model(
+        "AfmoeForCausalLM",
+        "afmoe",
+        per_expert(f"{_MLP}.experts") | {f"{_MLP}.router.gate.weight": (E, D)},
+        _ROUTED
+        | {
+            "num_dense_layers": 1,
+            "num_shared_experts": 1,
+            "sliding_window": 128,
+            "layer_types": ["full_attention"] * LAYERS,
+        },
+        first_layer=1,
+    ),
+    Model(
+        "GraniteMoeSharedForCausalLM",
+        "granitemoeshared",
+        {
+            f"{_SPARSE}.input_linear.weight": (E, 2 * F, D),
+            f"{_SPARSE}.output_linear.weight": (E, D, F),
+            f"{_SPARSE}.router.layer.weight": (E, D),
+        },
+        {
+            "num_local_experts": E,
+            "num_experts_per_tok": TOP_K,
+            "intermediate_size": F,
+            "shared_intermediate_size": F,
+        },
+    ),
+    Model(
+        "HYV3ForCausalLM",
+        "hy_v3",
+        per_expert(f"{_MLP}.experts") | {f"{_MLP}.router.gate.weight": (E, D)},
+        _ROUTED
+        | {
+            "expert_hidden_dim": F,
+            "num_shared_experts": 1,
+            "mlp_layer_types": ["dense", "sparse"],
+            "first_k_dense_replace": 1,
+            "route_norm": True,
+            "qk_norm": True,
+        },
+        first_layer=1,
+    ),
+    Model(
+        "HYV4ForCausalLM",
+        "hy_v4",
+        {
+            f"{_MLP}.experts.gate_up_proj": (E, 2 * F, D),
+            f"{_MLP}.experts.down_proj": (E, D, F),
+            f"{_MLP}.router.gate.weight": (E, D),
+        },
+        _DEEPSEEK
+        | _LATENT
+        | {
+            "mlp_layer_types": ["dense", "sparse"],
+            "layer_types": ["full_attention"] * LAYERS,
+            "index_topk": 64,
+            "index_head_dim": 32,
+            "index_n_heads": 2,
+            "enable_ihc": False,
+        },
+        first_layer=1,
+        environment=_NO_MLA,
+    ),
 )

@@ -7,11 +7,13 @@ run sees all of it, of those models that can be built here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from enum import StrEnum
 
 import msgspec
 
 from harness.audit.models import MODELS
+from harness.errors import BadInput
 from harness.family import Part
 from harness.load import LoadProcess, LoadProcessError
 from harness.recording import ModelSource, Recording, record_job
@@ -83,7 +85,11 @@ def sources() -> dict[str, ModelSource]:
 
 
 def run_audit(
-    target: Target, names: Iterable[str] = (), *, timeout: float = 600.0
+    target: Target,
+    names: Iterable[str] = (),
+    *,
+    timeout: float = 600.0,
+    process: LoadProcess | None = None,
 ) -> Iterator[RunRow]:
     """Build, feed and judge the rows whose id holds one of ``names``; all without names.
 
@@ -91,12 +97,29 @@ def run_audit(
         target: the device platform the models are built on.
         names: parts of ids.
         timeout: seconds a row may take.
+        process: a running load process of this target to use.
+
+    Raises:
+        BadInput: there is no such row.
     """
-    wanted = list(names)
-    with LoadProcess(target) as process:
-        for name, source in sources().items():
-            if not wanted or any(part.lower() in name.lower() for part in wanted):
-                yield judged(name, _recorded(process, source, timeout))
+    chosen = _chosen(list(names))
+    with nullcontext(process) if process else LoadProcess(target) as running:
+        for name, source in chosen.items():
+            yield judged(name, _recorded(running, source, timeout))
+
+
+def _chosen(names: list[str]) -> dict[str, ModelSource]:
+    every = sources()
+    parts = [name.lower() for name in names]
+    chosen = {n: s for n, s in every.items() if not parts or any(p in n.lower() for p in parts)}
+    if not chosen:
+        raise BadInput(
+            "no model of this name",
+            where=" ".join(names),
+            expected="a part of one of: " + ", ".join(every),
+            hint="harness audit-run qwen3-vl-moe",
+        )
+    return chosen
 
 
 def _recorded(process: LoadProcess, source: ModelSource, timeout: float) -> Recording:
@@ -116,7 +139,7 @@ def judged(name: str, recording: Recording) -> RunRow:
     without = [s for s in recording.sites if len(s.ids) < _IDS and s not in wrong]
     if wrong or without:
         row.outcome = Outcome.POSITIONAL if wrong else Outcome.NO_IDS
-        row.why = ", ".join(dict.fromkeys(s.place for s in wrong or without))
+        row.why = ", ".join(dict.fromkeys(f"{s.place} ({s.parameter})" for s in wrong or without))
     elif recording.error:
         row.outcome = Outcome.LOAD_FAILED if recording.stage == "load" else Outcome.NOT_BUILT
     elif not recording.sites:

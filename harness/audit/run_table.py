@@ -15,11 +15,12 @@ _COLUMNS = ("calls", "expert calls", "by keyword", "positional", "layers complet
 
 
 def run_text(rows: Sequence[RunRow]) -> str:
-    """One line a model: architecture, calls, verdict, and why where there is a why."""
+    """One line a model: architecture, calls, verdict; then where or why, where there is a why."""
     console = Console(width=_WIDTH_OF_LOGS, highlight=False, force_terminal=False)
     with console.capture() as capture:
         console.print(_table(rows))
-    return capture.get() + _sum(rows) + "\n"
+    whys = [f"{row.model}: {row.outcome}: {row.why}" for row in rows if row.why]
+    return "\n".join([capture.get(), *whys, _sum(rows), ""])
 
 
 def run_json(rows: Sequence[RunRow]) -> bytes:
@@ -38,11 +39,10 @@ def _table(rows: Sequence[RunRow]) -> Table:
     for column in _COLUMNS:
         table.add_column(column, justify="right")
     table.add_column("verdict", no_wrap=True)
-    table.add_column("where or why")
     for row in rows:
         counts = (row.recording.calls, row.expert_calls, row.by_keyword, row.positional)
         complete = f"{row.recording.complete}/{row.recording.layers}"
-        table.add_row(row.model, *map(str, counts), complete, row.outcome, row.why)
+        table.add_row(row.model, *map(str, counts), complete, row.outcome)
     return table
 
 
