@@ -39,7 +39,7 @@ class Package:
     def texts(self) -> dict[str, str]:
         """Every Python file's text, by its path inside the package's parent."""
         files = sorted(self.path.rglob("*.py"))
-        return {self._relative(file): file.read_text(encoding="utf-8") for file in files}
+        return {self._relative(file): file.read_text("utf-8", "replace") for file in files}
 
     @property
     def version(self) -> str:
