@@ -22,6 +22,7 @@ from harness.audit.model import (
 _MLP = "model.layers.{layer}.mlp"
 _SPARSE = "model.layers.{layer}.block_sparse_moe"
 _ROUTED = {"num_experts": E, "num_experts_per_tok": TOP_K, "moe_intermediate_size": F}
+_LOCAL = {"num_local_experts": E, "num_experts_per_tok": TOP_K, "intermediate_size": F}
 _DEEPSEEK = {
     "n_routed_experts": E,
     "num_experts_per_tok": TOP_K,
@@ -47,6 +48,11 @@ _LATENT = {
 _NO_MLA = {"VLLM_MLA_DISABLE": "1"}
 _EXPERTS = per_expert(f"{_MLP}.experts") | {f"{_MLP}.gate.weight": (E, D)}
 _W123 = per_expert(f"{_SPARSE}.experts", ("w1", "w3", "w2")) | {f"{_SPARSE}.gate.weight": (E, D)}
+_GRANITE = {
+    f"{_SPARSE}.input_linear.weight": (E, 2 * F, D),
+    f"{_SPARSE}.output_linear.weight": (E, D, F),
+    f"{_SPARSE}.router.layer.weight": (E, D),
+}
 
 MODELS: tuple[Model, ...] = (
     Model("Qwen3MoeForCausalLM", "qwen3_moe", _EXPERTS, _ROUTED | {"norm_topk_prob": True}),
@@ -72,12 +78,7 @@ MODELS: tuple[Model, ...] = (
             "linear_conv_kernel_dim": 4,
         },
     ),
-    Model(
-        "MixtralForCausalLM",
-        "mixtral",
-        _W123,
-        {"num_local_experts": E, "num_experts_per_tok": TOP_K, "intermediate_size": F},
-    ),
+    Model("MixtralForCausalLM", "mixtral", _W123, _LOCAL),
     Model(
         "DeepseekV2ForCausalLM",
         "deepseek_v2",
@@ -120,7 +121,7 @@ MODELS: tuple[Model, ...] = (
             f"{_MLP}.router.weight": (E, D),
             f"{_MLP}.router.bias": (E,),
         },
-        {"num_local_experts": E, "num_experts_per_tok": TOP_K, "intermediate_size": F},
+        _LOCAL,
         name="bf16",
     ),
     Model(
@@ -144,24 +145,10 @@ MODELS: tuple[Model, ...] = (
         "OlmoeForCausalLM",
         "olmoe",
         _EXPERTS,
-        {"num_experts": E, "num_experts_per_tok": TOP_K, "intermediate_size": F},
+        _ROUTED | {"intermediate_size": F},
     ),
-    Model(
-        "PhiMoEForCausalLM",
-        "phimoe",
-        _W123,
-        {"num_local_experts": E, "num_experts_per_tok": TOP_K, "intermediate_size": F},
-    ),
-    Model(
-        "GraniteMoeForCausalLM",
-        "granitemoe",
-        {
-            f"{_SPARSE}.input_linear.weight": (E, 2 * F, D),
-            f"{_SPARSE}.output_linear.weight": (E, D, F),
-            f"{_SPARSE}.router.layer.weight": (E, D),
-        },
-        {"num_local_experts": E, "num_experts_per_tok": TOP_K, "intermediate_size": F},
-    ),
+    Model("PhiMoEForCausalLM", "phimoe", _W123, _LOCAL),
+    Model("GraniteMoeForCausalLM", "granitemoe", _GRANITE, _LOCAL),
     Model(
         "DbrxForCausalLM",
         "dbrx",
@@ -242,7 +229,7 @@ MODELS: tuple[Model, ...] = (
         "FlexOlmoForCausalLM",
         "flex_olmo",
         _EXPERTS,
-        {"num_experts": E, "num_experts_per_tok": TOP_K, "intermediate_size": F},
+        _ROUTED | {"intermediate_size": F},
     ),
     Model(
         "HunYuanMoEV1ForCausalLM",
@@ -273,17 +260,8 @@ MODELS: tuple[Model, ...] = (
     Model(
         "GraniteMoeSharedForCausalLM",
         "granitemoeshared",
-        {
-            f"{_SPARSE}.input_linear.weight": (E, 2 * F, D),
-            f"{_SPARSE}.output_linear.weight": (E, D, F),
-            f"{_SPARSE}.router.layer.weight": (E, D),
-        },
-        {
-            "num_local_experts": E,
-            "num_experts_per_tok": TOP_K,
-            "intermediate_size": F,
-            "shared_intermediate_size": F,
-        },
+        _GRANITE,
+        _LOCAL | {"shared_intermediate_size": F},
     ),
     Model(
         "HYV3ForCausalLM",
