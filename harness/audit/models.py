@@ -47,6 +47,7 @@ _LATENT = {
 #: (``platforms/tpu_platform.py``); experts are called alike without it.
 _NO_MLA = {"VLLM_MLA_DISABLE": "1"}
 _EXPERTS = per_expert(f"{_MLP}.experts") | {f"{_MLP}.gate.weight": (E, D)}
+_BIASED = _EXPERTS | {f"{_MLP}.gate.e_score_correction_bias": (E,)}
 _W123 = per_expert(f"{_SPARSE}.experts", ("w1", "w3", "w2")) | {f"{_SPARSE}.gate.weight": (E, D)}
 _GRANITE = {
     f"{_SPARSE}.input_linear.weight": (E, 2 * F, D),
@@ -90,22 +91,16 @@ MODELS: tuple[Model, ...] = (
     Model(
         "DeepseekV3ForCausalLM",
         "deepseek_v3",
-        _EXPERTS | {f"{_MLP}.gate.e_score_correction_bias": (E,)},
+        _BIASED,
         _DEEPSEEK | _LATENT | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
         first_layer=1,
         environment=_NO_MLA,
     ),
-    Model(
-        "Glm4MoeForCausalLM",
-        "glm4_moe",
-        _EXPERTS | {f"{_MLP}.gate.e_score_correction_bias": (E,)},
-        _DEEPSEEK,
-        first_layer=1,
-    ),
+    Model("Glm4MoeForCausalLM", "glm4_moe", _BIASED, _DEEPSEEK, first_layer=1),
     Model(
         "Glm4MoeLiteForCausalLM",
         "glm4_moe_lite",
-        _EXPERTS | {f"{_MLP}.gate.e_score_correction_bias": (E,)},
+        _BIASED,
         _DEEPSEEK | _LATENT,
         first_layer=1,
         environment=_NO_MLA,
@@ -197,7 +192,7 @@ MODELS: tuple[Model, ...] = (
     Model(
         "Dots1ForCausalLM",
         "dots1",
-        _EXPERTS | {f"{_MLP}.gate.e_score_correction_bias": (E,)},
+        _BIASED,
         _DEEPSEEK | {"topk_method": "noaux_tc", "scoring_func": "noaux_tc"},
         first_layer=1,
     ),
