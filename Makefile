@@ -20,8 +20,8 @@ verify:
 # Every test: the canary on the releases with the bug, the fix taken back where it was made first,
 # then everything on the default stack.
 test:
-	@bin=$$($(SETUP) 0.21)/bin && $$bin/pytest scenarios tests/test_contract.py --expect=known
-	@bin=$$($(SETUP) 0.22)/bin && $$bin/pytest tests/test_contract.py
+	@bin=$$($(SETUP) 0.21)/bin && $$bin/pytest scenarios tests/test_contract.py tests/test_audit_installed.py tests/test_audit_run.py --expect=known
+	@bin=$$($(SETUP) 0.22)/bin && $$bin/pytest tests/test_contract.py tests/test_audit_installed.py tests/test_audit_run.py
 	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest
 
 lint:

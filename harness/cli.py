@@ -14,6 +14,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from harness.audit import Format, audit, rendered
+from harness.audit.report import write
+from harness.audit.run import run_audit
+from harness.audit.run_table import run_exit_code, run_json, run_text
 from harness.compare import Nan
 from harness.errors import BadInput, HarnessError
 from harness.family import Part
@@ -24,7 +28,13 @@ from harness.stack import PACKAGES, installed_versions, require_stack, stack_nam
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
-from harness.target import TARGETS, Parallelism, cache_directory, target_named
+from harness.target import (
+    TARGETS,
+    Parallelism,
+    cache_directory,
+    emulated_target,
+    target_named,
+)
 from harness.terminal import closing_table
 from harness.verification import verify
 
@@ -158,6 +168,64 @@ def checkpoint_command(family: str, out: Path, values: str, **options: Any) -> N
         f"{RECIPES[family].summary}: {written.tensors} tensors, {written.nbytes} bytes "
         f"in {written.files} files under {written.path}"
     )
+
+
+@main.command("audit")
+@click.option("--vllm", type=click.Path(path_type=Path), help="A checkout, or a package directory.")
+@click.option("--tpu-inference", type=click.Path(path_type=Path), help="Alike, for its hooks.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([f.value for f in Format]),
+    default=Format.TEXT.value,
+    show_default=True,
+    help="sarif: for code scanning, findings alone.",
+)
+@click.option("--all", "everything", is_flag=True, help="List the calls that are in order too.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of printing.")
+@_exits
+def audit_command(
+    vllm: Path | None, tpu_inference: Path | None, form: str, everything: bool, output: Path | None
+) -> None:
+    """Find the calls of weight loaders that hide an expert's ids from a loader hook.
+
+    Reads sources and imports none of them; the installed ones by default. 1 on findings.
+    """
+    _require_parent(output)
+    report = audit(vllm, tpu_inference)
+    shown = rendered(report if everything else report.without_others(), Format(form))
+    _put(shown, output)
+    sys.exit(report.exit_code)
+
+
+@main.command("audit-run")
+@click.argument("models", nargs=-1)
+@click.option("--timeout", default=600.0, show_default=True, help="Seconds one model may take.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
+@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of printing.")
+@_exits
+def audit_run_command(
+    models: tuple[str, ...], timeout: float, form: str, output: Path | None
+) -> None:
+    """Build tiny models of the installed vLLM, feed them, and judge how they call their loaders.
+
+    MODELS are parts of architecture names; without any, every model there is a row for.
+    """
+    _require_parent(output)
+    require_stack()
+    rows = []
+    for row in run_audit(emulated_target(2), models, timeout=timeout):
+        click.echo(f"{row.model}: {row.outcome}", err=True)
+        rows.append(row)
+    _put(run_json(rows) if form == "json" else run_text(rows).encode(), output)
+    sys.exit(run_exit_code(rows))
+
+
+def _put(content: bytes, output: Path | None) -> None:
+    if output:
+        write(content, output)
+    else:
+        click.echo(content, nl=False)
 
 
 @main.command("doctor")

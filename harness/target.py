@@ -41,6 +41,10 @@ _TPU_INFERENCE_BACKENDS = {
     Parallelism.EXPERT: Backend.GMM_EP,
     Parallelism.EXPERT_KERNEL: Backend.FUSED_MOE,
 }
+#: No compilation for CPUs with native bf16 conversion: that instruction (``VCVTNEPS2BF16``) takes
+#: subnormals for zero, and jaxlib 0.11.2 uses it to move weights. A TPU's copies keep all bits.
+_ISA = "--xla_cpu_max_isa=AVX512"
+
 _TORCH_XLA_BACKENDS = {Parallelism.TENSOR: Backend.XLA_TP, Parallelism.EXPERT: Backend.XLA_EP}
 
 
@@ -106,7 +110,7 @@ def emulated_target(
         | {
             PLATFORM: Platform.EMULATED_TPU,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": _xla_flags(f"--xla_force_host_platform_device_count={devices + 1}"),
+            "XLA_FLAGS": _xla_flags(f"--xla_force_host_platform_device_count={devices + 1}", _ISA),
             # Named, so that tpu_inference does not ask a metadata server at import.
             "TPU_ACCELERATOR_TYPE": f"v6e-{devices}",
             "TPU_NAME": "emulated",
@@ -263,10 +267,11 @@ def _count(devices: int | None) -> int:
     return devices
 
 
-def _xla_flags(flag: str) -> str:
-    """The user's flags with ``flag`` instead of any other count of devices."""
+def _xla_flags(*flags: str) -> str:
+    """The user's flags, with ``flags`` instead of theirs of the same names."""
+    ours = {flag.split("=")[0] for flag in flags}
     given = os.environ.get("XLA_FLAGS", "").split()
-    return " ".join([f for f in given if f.split("=")[0] != flag.split("=")[0]] + [flag])
+    return " ".join([*(f for f in given if f.split("=")[0] not in ours), *flags])
 
 
 def _share(chips: tuple[int, ...], share: Share) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ FLOW = [
     "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "recording",
     "loaded",
     "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verification", "collector",
-    "cli", "plugin",
+    "audit", "cli", "plugin",
 ]  # fmt: skip
 
 UNDER_TEST = {
@@ -71,5 +71,5 @@ def test_only_the_load_imports_the_stack_and_not_at_its_top(path: Path) -> None:
     for name, at_top in imports(path):
         assert name != f"harness.{IMPORTED_BY_VLLM}"
         if name.split(".")[0] in UNDER_TEST and noun(path) != IMPORTED_BY_VLLM:
-            assert noun(path) in ("tpu_engine", "xla_engine", "hook", "recording")
+            assert noun(path) in ("tpu_engine", "xla_engine", "hook", "recording", "audit")
             assert not at_top

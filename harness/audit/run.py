@@ -1,0 +1,161 @@
+"""The audit at run time: every row's model is built, fed, and its calls judged.
+
+Static reading cannot see what a loader is handed through ``**kwargs``, or that an id is None; a
+run sees all of it, of those models that can be built here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from enum import StrEnum
+
+import msgspec
+
+from harness.audit.feeding import ModelSource, Recording, record_job
+from harness.audit.models import MODELS
+from harness.errors import BadInput
+from harness.family import Part
+from harness.load import LoadProcess, LoadProcessError
+from harness.synthetic.config import model_config
+from harness.synthetic.recipes import RECIPES, Recipe
+from harness.synthetic.shapes import resolve_shape
+from harness.synthetic.tensors import checkpoint_tensors
+from harness.target import Target
+
+_IDS = 2
+
+
+class Outcome(StrEnum):
+    """What a row's run shows.
+
+    - ``keyword``: every expert of every layer came with both ids by keyword.
+    - ``positional``: an expert's loader was called with ids by position.
+    - ``no ids``: called without one of the ids, or with None: no hook knows the expert.
+    - ``incomplete``: all calls were right and yet some experts of the stream never came.
+    - ``no experts``: no expert parameter's loader was called.
+    - ``not built``: the model raised before its weights were loaded.
+    - ``load failed``: the model raised while it loaded them.
+    """
+
+    KEYWORD = "keyword"
+    POSITIONAL = "positional"
+    NO_IDS = "no ids"
+    INCOMPLETE = "incomplete"
+    NO_EXPERTS = "no experts"
+    NOT_BUILT = "not built"
+    LOAD_FAILED = "load failed"
+
+
+#: The outcomes under which a hook does not learn which expert it is handed.
+BROKEN = (Outcome.POSITIONAL, Outcome.NO_IDS)
+
+
+class RunRow(msgspec.Struct, kw_only=True):
+    """One model's result; ``why`` says where, or which error."""
+
+    model: str
+    outcome: Outcome
+    recording: Recording
+    why: str = ""
+
+    @property
+    def expert_calls(self) -> int:
+        """Calls of expert parameters' loaders."""
+        return sum(site.count for site in self.recording.sites)
+
+    @property
+    def by_keyword(self) -> int:
+        """Those with both ids by keyword."""
+        return sum(s.count for s in self.recording.sites if len(s.ids) == _IDS)
+
+    @property
+    def positional(self) -> int:
+        """Those with ids by position."""
+        return sum(s.count for s in self.recording.sites if s.ids_are_positional)
+
+
+def sources() -> dict[str, ModelSource]:
+    """Every row by its id: this project's families first, then the other models."""
+    families = {
+        f"{recipe.family.architecture} {recipe.name}": _of_recipe(recipe)
+        for recipe in RECIPES.values()
+    }
+    return families | {model.id: model.source() for model in MODELS}
+
+
+def run_audit(
+    target: Target,
+    names: Iterable[str] = (),
+    *,
+    timeout: float = 600.0,
+    process: LoadProcess | None = None,
+) -> Iterator[RunRow]:
+    """Build, feed and judge the rows whose id holds one of ``names``; all without names.
+
+    Args:
+        target: the device platform the models are built on.
+        names: parts of ids.
+        timeout: seconds a row may take.
+        process: a running load process of this target to use.
+
+    Raises:
+        BadInput: there is no such row.
+    """
+    chosen = _chosen(list(names))
+    with nullcontext(process) if process else LoadProcess(target) as running:
+        for name, source in chosen.items():
+            yield judged(name, _recorded(running, source, timeout))
+
+
+def _chosen(names: list[str]) -> dict[str, ModelSource]:
+    every = sources()
+    parts = [name.lower() for name in names]
+    chosen = {n: s for n, s in every.items() if not parts or any(p in n.lower() for p in parts)}
+    if not chosen:
+        raise BadInput(
+            "no model of this name",
+            where=" ".join(names),
+            expected="a part of one of: " + ", ".join(every),
+            hint="harness audit-run qwen3-vl-moe",
+        )
+    return chosen
+
+
+def _recorded(process: LoadProcess, source: ModelSource, timeout: float) -> Recording:
+    job = f"{record_job.__module__}:{record_job.__name__}"
+    argument = msgspec.json.encode((source, process.target))
+    try:
+        return msgspec.json.decode(process.run(job, argument, timeout=timeout), type=Recording)
+    except LoadProcessError as error:
+        last = [line for line in error.details.splitlines() if line.strip()][-1:]
+        return Recording(error=f"{error.what}: {''.join(last)}")
+
+
+def judged(name: str, recording: Recording) -> RunRow:
+    """The row's outcome. What was called wrongly counts more than how the load ended."""
+    row = RunRow(model=name, outcome=Outcome.KEYWORD, recording=recording)
+    wrong = [s for s in recording.sites if s.ids_are_positional]
+    without = [s for s in recording.sites if len(s.ids) < _IDS and s not in wrong]
+    if wrong or without:
+        row.outcome = Outcome.POSITIONAL if wrong else Outcome.NO_IDS
+        row.why = ", ".join(dict.fromkeys(f"{s.place} ({s.parameter})" for s in wrong or without))
+    elif recording.error:
+        row.outcome = Outcome.LOAD_FAILED if recording.stage == "load" else Outcome.NOT_BUILT
+    elif not recording.sites:
+        row.outcome = Outcome.NO_EXPERTS
+    elif recording.complete < recording.layers:
+        row.outcome = Outcome.INCOMPLETE
+        row.why = f"{recording.complete} of {recording.layers} expert layers complete"
+    row.why = "; ".join(filter(None, [row.why, recording.error]))
+    return row
+
+
+def _of_recipe(recipe: Recipe) -> ModelSource:
+    shape = resolve_shape(recipe.family.name, "tiny")
+    part = Part.MTP if recipe.mtp else Part.DECODER
+    return ModelSource(
+        config=model_config(recipe, shape),
+        tensors=tuple((spec.name, spec.shape) for spec in checkpoint_tensors(recipe, shape)),
+        part=part,
+    )
