@@ -53,8 +53,8 @@ class ExpertSource:
 class ReferencePart(Mapping[ExpertKey, Bits]):
     """The experts of one part of a checkpoint: a lazy mapping of keys to bits.
 
-    Values are views of the mapped file, uint of the dtype's width, shape [F, D] for gate and up,
-    [D, F] for down. Nothing is read before a value is touched.
+    Values are views of the mapped file, or of one range of a store's object, uint of the
+    dtype's width, shape [F, D] for gate and up, [D, F] for down. Nothing is read before a value is touched.
 
     Args:
         checkpoint: where the tensors are.
@@ -89,7 +89,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def __getitem__(self, key: ExpertKey) -> Bits:
         name, index = self._locate(key)
-        matrix = self._checkpoint.bits(name)[index]
+        matrix = self._checkpoint.bits(name, index)
         return matrix.T if self.naming.storage is Storage.FUSED_TRANSPOSED else matrix
 
     def source(self, key: ExpertKey) -> ExpertSource:
@@ -121,7 +121,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(
                 "config.json lacks the experts' sizes",
-                where=str(self._checkpoint.path / "config.json"),
+                where=self._checkpoint.place.where("config.json"),
                 expected="text_config with " + ", ".join(keys),
                 hint="the config.json of the published model",
             ) from error
@@ -158,7 +158,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
             if entry is None:
                 raise BadInput(
                     f"expert tensor {name!r} is absent",
-                    where=str(self._checkpoint.path),
+                    where=self._checkpoint.path,
                     expected=f"{len(wanted)} expert tensors in {self.part} layer {layer}",
                     hint="finish the download, or correct num_experts in config.json",
                 )
@@ -194,7 +194,7 @@ def reference_parts(checkpoint: Checkpoint) -> tuple[ReferencePart, ...]:
     if Part.DECODER not in names or len(set(names)) != len(names):
         raise BadInput(
             "no decoder experts" if Part.DECODER not in names else "a part is stored twice",
-            where=str(checkpoint.path),
+            where=checkpoint.path,
             expected=f"the tensors of {checkpoint.family.name}, each part once",
             hint="the published files; a directory may hold two formats of the same weights",
         )
@@ -215,7 +215,7 @@ def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) 
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {list(found) or 'none'}",
-            where=str(checkpoint.path),
+            where=checkpoint.path,
             expected=f"layers 0 to {len(announced) - 1}, as {_LAYER_COUNT[part]} of config.json "
             "says"
             if announced

@@ -67,9 +67,9 @@ def verify(
     """Stream ``checkpoint`` through the real stack onto ``target`` and compare every expert.
 
     Args:
-        checkpoint: the directory to load.
+        checkpoint: what to load: a directory, ``s3://…``, ``gs://…`` or a hub id.
         target: where to; four emulated devices by default.
-        reference: the directory to compare with, instead of ``checkpoint`` itself.
+        reference: the checkpoint to compare with, instead of ``checkpoint`` itself.
         nan: how NaNs in the reference count.
         parts: load and compare these parts only, of those the checkpoint has.
         hook: the loader hook the load goes through.
@@ -90,8 +90,8 @@ def verify(
     against = Checkpoint(reference) if reference is not None else opened
     chosen = [part for part in reference_parts(against) if part.part in parts]
     report = Report(
-        checkpoint=str(opened.path),
-        reference=str(against.path),
+        checkpoint=opened.path,
+        reference=against.path,
         family=opened.family.name,
         status=Status.LOAD_FAILED,
         environment=Environment(
@@ -104,8 +104,8 @@ def verify(
         tallies=[tally_of(part) for part in chosen],
     )
     request = VerifyRequest(
-        checkpoint=str(opened.path.resolve()),
-        reference=str(against.path.resolve()),
+        checkpoint=opened.model,
+        reference=against.model,
         target=target,
         parts=tuple(part.part for part in chosen),
         nan=nan,

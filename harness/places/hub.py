@@ -19,7 +19,7 @@ FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 
 
 def hub_snapshot(name: str) -> Directory:
-    """The snapshot ``org/name[@revision]``; the cache is asked before the network.
+    """The snapshot ``org/name[@revision]``: complete, or what the cache has where no network is.
 
     Raises:
         BadInput: it is neither in the cache nor to be downloaded.
@@ -27,20 +27,10 @@ def hub_snapshot(name: str) -> Directory:
     found = HUB_ID.fullmatch(name)
     assert found is not None
     repo, revision = found["repo"], found["revision"]
-    return Directory(_cached(repo, revision) or _downloaded(repo, revision, name), shown=name)
+    return Directory(_snapshot(repo, revision, name), shown=name)
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):
-        return None
-
-
-def _downloaded(repo: str, revision: str | None, name: str) -> Path:
+def _snapshot(repo: str, revision: str | None, name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
