@@ -143,7 +143,9 @@ def _read_all(place: Place) -> dict[str, TensorEntry]:
             expected="an object weight_map of tensor names and file names",
             hint="download the index again",
         )
-    chosen = {name: _file_in(place, name) for name in dict.fromkeys(map(_text, weight_map.values()))}
+    chosen = {
+        name: _file_in(place, name) for name in dict.fromkeys(map(_text, weight_map.values()))
+    }
     files = {name: read_entries(chosen[name]) for name in sorted(chosen)}
     for tensor, name in weight_map.items():
         if tensor not in files[name]:

@@ -26,7 +26,11 @@ def preload(target: str) -> None:
 
 
 def load(
-    checkpoint: str, target: Target, parts: Collection[Part], hook: Hook = Hook.UPSTREAM
+    checkpoint: str,
+    target: Target,
+    parts: Collection[Part],
+    hook: Hook = Hook.UPSTREAM,
+    num_layers: int | None = None,
 ) -> Loaded:
     """Stream ``checkpoint`` onto ``target`` and return what arrived.
 
@@ -35,10 +39,11 @@ def load(
         target: where to; this process must have been started with its environment.
         parts: what to load: the target model, the draft model, or both.
         hook: the loader hook the load goes through.
+        num_layers: build the decoder with its first layers only; all of it is streamed anyway.
 
     Raises:
         TargetUnavailable: this process has other devices than the target's.
         Exception: whatever the stack under test raises, unchanged.
     """
     load_onto = xla_engine.load if target.name == "torch-xla" else tpu_engine.load
-    return load_onto(checkpoint, target, parts, hook)
+    return load_onto(checkpoint, target, parts, hook, num_layers)

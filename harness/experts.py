@@ -53,22 +53,28 @@ class ExpertSource:
 class ReferencePart(Mapping[ExpertKey, Bits]):
     """The experts of one part of a checkpoint: a lazy mapping of keys to bits.
 
-    Values are views of the mapped file, or of one range of a store's object, uint of the
-    dtype's width, shape [F, D] for gate and up, [D, F] for down. Nothing is read before a value is touched.
+    Values are views of the mapped file, or of one range of a store's object: uint of the
+    dtype's width, shape [F, D] for gate and up, [D, F] for down. Nothing is read before a value
+    is asked for.
 
     Args:
         checkpoint: where the tensors are.
         naming: how this part's experts are named and stored.
+        num_layers: of the decoder, this many layers from the first on.
 
     Raises:
         BadInput: a tensor of a layer is absent, or shapes or dtypes contradict the layout that
             the family publishes.
     """
 
-    def __init__(self, checkpoint: Checkpoint, naming: ExpertNaming) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, naming: ExpertNaming, num_layers: int | None = None
+    ) -> None:
         self.part = naming.part
         self.naming = naming
         self.layers = naming.layers_in(checkpoint.entries)
+        if num_layers is not None and self.part is Part.DECODER:
+            self.layers = self.layers[:num_layers]
         self._checkpoint = checkpoint
         self.shape = self._shape()
         for layer in self.layers:
@@ -178,8 +184,15 @@ def _as_text(index: int | slice) -> str:
     return ":" if index.start is None else f"{index.start}:{index.stop}"
 
 
-def reference_parts(checkpoint: Checkpoint) -> tuple[ReferencePart, ...]:
+def reference_parts(
+    checkpoint: Checkpoint, num_layers: int | None = None
+) -> tuple[ReferencePart, ...]:
     """The experts of ``checkpoint``, part by part: the decoder, then the MTP layer if it has one.
+
+    Args:
+        checkpoint: where they are.
+        num_layers: cut the decoder to its first layers, as an override of the model's
+            configuration cuts it for the load.
 
     Raises:
         BadInput: there is no expert tensor, expert tensors of a part stand in two storages, or
@@ -202,7 +215,21 @@ def reference_parts(checkpoint: Checkpoint) -> tuple[ReferencePart, ...]:
         found = next((p.layers for p in parts if p.part is part), ())
         _require_layers(checkpoint, part, found)
     _require_no_stray(checkpoint, parts)
-    return tuple(parts)
+    if num_layers is None:
+        return tuple(parts)
+    _require_cut(parts, num_layers)
+    return tuple(ReferencePart(checkpoint, part.naming, num_layers) for part in parts)
+
+
+def _require_cut(parts: list[ReferencePart], num_layers: int) -> None:
+    count = next(len(part.layers) for part in parts if part.part is Part.DECODER)
+    if not 1 <= num_layers <= count:
+        raise BadInput(
+            f"a load of {num_layers} layers",
+            where="--num-layers",
+            expected=f"1 to {count}, the layers of the checkpoint",
+            hint="--num-layers 1",
+        )
 
 
 _LAYER_COUNT = {Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers"}

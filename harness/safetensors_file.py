@@ -121,7 +121,7 @@ def _read_header(file: File) -> tuple[dict[str, Any], int]:
 
 def _other_format(first: bytes) -> str:
     """What the file may be instead; never opened as such."""
-    if first.startswith(b"PK\3\4") or first.startswith(b"\x80"):
+    if first.startswith((b"PK\3\4", b"\x80")):
         return "; it looks like a pickle of PyTorch's"
     if first.startswith(b"version "):
         return "; it looks like a git-lfs pointer"
@@ -137,7 +137,7 @@ def _entry(file: File, name: str, fields: Any, data_start: int) -> TensorEntry:
     if not name or len(name) > _MAX_NAME or not name.isprintable():
         raise _broken(
             file,
-            f"a tensor has the name {ascii(name[:80])} of {len(name)} characters",
+            f"a tensor has the name {name[:80]!a} of {len(name)} characters",
             f"1 to {_MAX_NAME} printable characters",
         )
     try:
@@ -182,9 +182,7 @@ def _require_gapless(file: File, entries: list[TensorEntry], data_start: int) ->
         end += entry.nbytes
     if end != file.size:
         state = "truncated" if file.size < end else "too long"
-        raise _broken(
-            file, f"the file is {state}: {file.size} bytes", f"{end} bytes by its header"
-        )
+        raise _broken(file, f"the file is {state}: {file.size} bytes", f"{end} bytes by its header")
 
 
 def _broken(file: File, what: str, expected: str) -> BadInput:

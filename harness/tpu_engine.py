@@ -35,7 +35,11 @@ MODULES = (
 
 
 def load(
-    checkpoint: str, target: Target, parts: Collection[Part], hook: Hook = Hook.UPSTREAM
+    checkpoint: str,
+    target: Target,
+    parts: Collection[Part],
+    hook: Hook = Hook.UPSTREAM,
+    num_layers: int | None = None,
 ) -> Loaded:
     """Stream ``checkpoint`` onto ``target`` and return what arrived.
 
@@ -46,6 +50,7 @@ def load(
             with its target is loaded by the worker itself; alone, or on releases whose worker
             knows no MTP, by the function the worker's drafter calls.
         hook: the loader hook; all but ``upstream`` replace tpu-inference's for this process.
+        num_layers: build the decoder with its first layers only; all of it is streamed anyway.
 
     Raises:
         TargetUnavailable: XLA is alive in this process, with another number of devices.
@@ -56,7 +61,7 @@ def load(
     if hook is not Hook.UPSTREAM:
         register(hook)
     by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
-    worker = _worker(_config(checkpoint, target, draft=by_worker))
+    worker = _worker(_config(checkpoint, target, num_layers, draft=by_worker))
     _let_memory_log_fail(worker.init_device, target)
     _require_mesh(worker, target)
     ready = time.perf_counter()
@@ -69,7 +74,7 @@ def load(
     if by_worker:
         states[Part.MTP] = worker.model_runner.drafter.state
     elif Part.MTP in parts:
-        states[Part.MTP] = _draft_alone(worker, _config(checkpoint, target, draft=True))
+        states[Part.MTP] = _draft_alone(worker, _config(checkpoint, target, num_layers, draft=True))
         entry.append("models.common.model_loader.get_model(is_draft_model=True)")
     return Loaded(
         tensors={
@@ -83,7 +88,7 @@ def load(
     )
 
 
-def _config(checkpoint: str, target: Target, *, draft: bool) -> Any:
+def _config(checkpoint: str, target: Target, num_layers: int | None, *, draft: bool) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     strategy = {"device_indexes": list(target.device_indexes)} if target.device_indexes else {}
@@ -93,6 +98,7 @@ def _config(checkpoint: str, target: Target, *, draft: bool) -> Any:
         tensor_parallel_size=target.devices,
         enable_expert_parallel=target.parallelism is not Parallelism.TENSOR,
         speculative_config={"method": "mtp", "num_speculative_tokens": 1} if draft else None,
+        hf_overrides={"text_config": {"num_hidden_layers": num_layers}} if num_layers else {},
         additional_config={"sharding": {"sharding_strategy": strategy}},
         # No token is ever generated: keep what only serving needs small.
         skip_tokenizer_init=True,

@@ -32,12 +32,14 @@ from harness.hook import Hook
 from harness.load import LoadProcess, LoadProcessError
 from harness.load_diagnosis import diagnose_failure
 from harness.loaded import Loaded
-from harness.report import Environment, Failure, Frame, Report, Status, Timings
+from harness.report import Environment, Failure, Frame, Report, Status, Timings, redacted_report
+from harness.selection import Chosen, Selection, choose
 from harness.stack import require_stack, stack_name
 from harness.target import Parallelism, Target, emulated_target
 
 _UPSTREAM = ("vllm", "tpu_inference", "runai_model_streamer", "torchax", "jax", "torch")
 _LOG_LINES = 40
+_EVERYTHING = Selection()
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +52,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     nan: Nan = Nan.PAYLOAD
     hook: Hook = Hook.UPSTREAM
     stream_options: dict[str, str] = {}
+    selection: Selection = Selection()
+    num_layers: int | None = None
 
 
 def verify(
@@ -61,6 +65,9 @@ def verify(
     parts: Collection[Part] = tuple(Part),
     hook: Hook = Hook.UPSTREAM,
     stream_options: Mapping[str, str] | None = None,
+    selection: Selection = _EVERYTHING,
+    num_layers: int | None = None,
+    checksums: bool = False,
     timeout: float = 3600.0,
     process: LoadProcess | None = None,
 ) -> Report:
@@ -74,6 +81,10 @@ def verify(
         parts: load and compare these parts only, of those the checkpoint has.
         hook: the loader hook the load goes through.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
+        selection: the experts to compare; the load is whole all the same.
+        num_layers: load the decoder with its first layers only, by an override of its
+            configuration.
+        checksums: read every file whole first and compare it with its store's checksums.
         timeout: seconds until the load is ended and reported as failed.
         process: a running load process to use, of a target of the same name.
 
@@ -88,7 +99,9 @@ def verify(
     versions = require_stack()
     opened = Checkpoint(checkpoint)
     against = Checkpoint(reference) if reference is not None else opened
-    chosen = [part for part in reference_parts(against) if part.part in parts]
+    chosen = [part for part in reference_parts(against, num_layers) if part.part in parts]
+    experts = choose(chosen, selection)
+    files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     report = Report(
         checkpoint=opened.path,
         reference=against.path,
@@ -101,7 +114,8 @@ def verify(
             target=str(target),
             overlay=str(process.overlay) if process else "",
         ),
-        tallies=[tally_of(part) for part in chosen],
+        tallies=[tally_of(part, experts[part.part]) for part in chosen],
+        files_checked=files_checked,
     )
     request = VerifyRequest(
         checkpoint=opened.model,
@@ -111,6 +125,8 @@ def verify(
         nan=nan,
         hook=hook,
         stream_options=dict(stream_options or {}),
+        selection=selection,
+        num_layers=num_layers,
     )
     report.repeat = _repeat(request)
     with nullcontext(process) if process else LoadProcess(target) as running:
@@ -123,17 +139,21 @@ def verify(
             )
         except LoadProcessError as error:
             report.failure = Failure(error=error.what, message="", log_tail=error.details)
-            return report
-    return msgspec.json.decode(outcome, type=Report)
+            return redacted_report(report)
+    return redacted_report(msgspec.json.decode(outcome, type=Report))
 
 
 def verify_job(argument: bytes) -> bytes:
     """The job of a loading process: a request and an unfinished report in, the report out."""
     request, report = msgspec.json.decode(argument, type=tuple[VerifyRequest, Report])
     os.environ.update(request.stream_options)
-    parts = reference_parts(Checkpoint(request.reference))
+    parts = reference_parts(Checkpoint(request.reference), request.num_layers)
+    parts = tuple(part for part in parts if part.part in request.parts)
+    experts = choose(parts, request.selection)
     try:
-        loaded = engine.load(request.checkpoint, request.target, request.parts, request.hook)
+        loaded = engine.load(
+            request.checkpoint, request.target, request.parts, request.hook, request.num_layers
+        )
     except HarnessError:
         raise
     except Exception as error:
@@ -144,8 +164,7 @@ def verify_job(argument: bytes) -> bytes:
     )
     started = time.perf_counter()
     for part in parts:
-        if part.part in request.parts:
-            compare_part(report, part, loaded, request)
+        compare_part(report, part, loaded, request, experts[part.part])
     report.status = Status.DIFFERENT if report.differences else Status.EQUAL
     report.timings = Timings(
         setup=loaded.setup_seconds,
@@ -157,11 +176,13 @@ def verify_job(argument: bytes) -> bytes:
 
 
 def compare_part(
-    report: Report, part: ReferencePart, loaded: Loaded, request: VerifyRequest
+    report: Report, part: ReferencePart, loaded: Loaded, request: VerifyRequest, chosen: Chosen
 ) -> None:
     """Compare one part and add its tally, differences and diagnoses to ``report``."""
     device = device_part(loaded.tensors[part.part], loaded.mesh)
-    comparison = PartComparison(part, device, backend=request.target.backend, nan=request.nan)
+    comparison = PartComparison(
+        part, device, backend=request.target.backend, nan=request.nan, chosen=chosen
+    )
     differences = list(comparison.differences())
     offset = len(report.differences)
     report.tallies = [t for t in report.tallies if t.part is not part.part]
@@ -212,4 +233,6 @@ def _repeat(request: VerifyRequest) -> str:
     words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
     words += ["--hook", request.hook] if request.hook is not Hook.UPSTREAM else []
     words += ["--only", *request.parts] if request.parts == (Part.MTP,) else []
+    words += request.selection.options()
+    words += ["--num-layers", str(request.num_layers)] if request.num_layers else []
     return shlex.join(words)

@@ -145,7 +145,9 @@ class Proxy:
         return head
 
     def _ask(self, head: bytes) -> bytes:
-        lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")]
+        lines = [
+            line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")
+        ]
         asked = b"\r\n".join([lines[0], b"Connection: close", *lines[1:]])
         with socket.create_connection(("127.0.0.1", self._upstream), timeout=60) as server:
             server.sendall(asked)

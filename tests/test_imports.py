@@ -13,7 +13,8 @@ ROOT = Path(harness.__file__).parent
 
 #: The order of the flow; a module may import those before it.
 FLOW = [
-    "secrets", "errors", "dtypes", "places", "safetensors_file", "family", "checkpoint", "experts", "synthetic",
+    "secrets", "errors", "dtypes", "places", "safetensors_file", "family", "checkpoint",
+    "experts", "selection", "synthetic",
     "layout", "device", "arrays", "difference", "compare", "diagnosis", "contract",
     "load_diagnosis", "report", "known", "message", "terminal",
     "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "loaded",

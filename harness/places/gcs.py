@@ -90,7 +90,7 @@ _MEANING = {
 }
 
 
-class _as_bad_input:  # noqa: N801  # used like a function
+class _as_bad_input:  # noqa: N801 - used like a function
     """Turn the client's errors into :class:`BadInput`."""
 
     def __init__(self, url: str) -> None:

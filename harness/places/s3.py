@@ -110,7 +110,7 @@ _MEANING = {
 }
 
 
-class _as_bad_input:  # noqa: N801  # used like a function
+class _as_bad_input:  # noqa: N801 - used like a function
     """Turn botocore's errors into :class:`BadInput`."""
 
     def __init__(self, url: str) -> None:
