@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from harness.arrays import from_jax
+from harness.cut import drop_later_layers, overrides
 from harness.errors import TargetUnavailable
 from harness.family import Part
 from harness.hook import Hook, register
@@ -58,6 +59,7 @@ def load(
     """
     _require_devices(target)
     started = time.perf_counter()
+    drop_later_layers(num_layers)
     if hook is not Hook.UPSTREAM:
         register(hook)
     by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
@@ -98,7 +100,7 @@ def _config(checkpoint: str, target: Target, num_layers: int | None, *, draft: b
         tensor_parallel_size=target.devices,
         enable_expert_parallel=target.parallelism is not Parallelism.TENSOR,
         speculative_config={"method": "mtp", "num_speculative_tokens": 1} if draft else None,
-        hf_overrides={"text_config": {"num_hidden_layers": num_layers}} if num_layers else {},
+        hf_overrides=overrides(num_layers),
         additional_config={"sharding": {"sharding_strategy": strategy}},
         # No token is ever generated: keep what only serving needs small.
         skip_tokenizer_init=True,

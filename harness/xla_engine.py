@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from harness.arrays import spans
+from harness.cut import drop_later_layers, overrides
 from harness.device import DeviceShard, DeviceTensor
 from harness.dtypes import FROM_ARRAY_NAME, Bits, bits_dtype
 from harness.errors import TargetUnavailable
@@ -53,6 +54,7 @@ def load(
         Exception: whatever the stack under test raises, unchanged.
     """
     started = time.perf_counter()
+    drop_later_layers(num_layers)
     place = _placer(target)
     _initialise_distributed(checkpoint, num_layers)
     ready = time.perf_counter()
@@ -115,7 +117,7 @@ def _config(checkpoint: str, part: Part, num_layers: int | None) -> Any:
         model=checkpoint,
         load_format="runai_streamer",
         speculative_config=draft if part is Part.MTP else None,
-        hf_overrides={"text_config": {"num_hidden_layers": num_layers}} if num_layers else {},
+        hf_overrides=overrides(num_layers),
         skip_tokenizer_init=True,
         enforce_eager=True,
         disable_chunked_mm_input=True,

@@ -17,7 +17,7 @@ FLOW = [
     "experts", "selection", "synthetic",
     "layout", "device", "arrays", "difference", "compare", "diagnosis", "contract",
     "load_diagnosis", "report", "known", "message", "terminal",
-    "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "loaded",
+    "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "cut", "loaded",
     "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verification", "collector",
     "cli", "plugin",
 ]  # fmt: skip
@@ -70,5 +70,5 @@ def test_only_the_load_imports_the_stack_and_not_at_its_top(path: Path) -> None:
     for name, at_top in imports(path):
         assert name != f"harness.{IMPORTED_BY_VLLM}"
         if name.split(".")[0] in UNDER_TEST and noun(path) != IMPORTED_BY_VLLM:
-            assert noun(path) in ("tpu_engine", "xla_engine", "hook")
+            assert noun(path) in ("tpu_engine", "xla_engine", "hook", "cut")
             assert not at_top
