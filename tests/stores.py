@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import boto3
 from botocore.config import Config
@@ -155,3 +157,41 @@ class Proxy:
             while part := server.recv(1 << 16):
                 answer += part
         return answer
+
+
+@contextmanager
+def gcs_server() -> Iterator[str]:
+    """The GCS emulator, in memory, with the bucket; gives its URL."""
+    port = free_port()
+    command = (
+        sys.executable, "-W", "ignore", "-m", "gcp_storage_emulator", "start", "--in-memory",
+        "--host", "127.0.0.1", "--port", str(port), "--default-bucket", BUCKET,
+    )  # fmt: skip
+    with serving(*command, port=port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def gcs_environment(url: str) -> dict[str, str]:
+    return {
+        "STORAGE_EMULATOR_HOST": url,
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,
+        "RUNAI_STREAMER_GCS_USE_ANONYMOUS_CREDENTIALS": "1",
+        "GOOGLE_CLOUD_PROJECT": "emulated",
+    }
+
+
+def gcs_upload(url: str, directory: Path, prefix: str) -> str:
+    """Put the files of a directory under a prefix; gives the URL."""
+    for file in sorted(directory.iterdir()):
+        gcs_put(url, f"{prefix}/{file.name}", file.read_bytes())
+    return f"gs://{BUCKET}/{prefix}"
+
+
+def gcs_put(url: str, key: str, content: bytes) -> None:
+    asked = urllib.request.Request(
+        f"{url}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={quote(key, safe='')}",
+        data=content,
+        headers={"Content-Type": "application/octet-stream"},
+    )
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        answer.read()
