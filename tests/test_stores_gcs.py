@@ -16,7 +16,7 @@ from harness.load import LoadProcess
 from harness.report import Status
 from harness.target import Target
 from harness.verification import verify
-from tests.stores import gcs_environment, gcs_put, gcs_server, gcs_upload
+from scenarios.stores import gcs_environment, gcs_put, gcs_server, gcs_upload
 
 FAMILY = "qwen3.5-moe"
 FILE = "model-00002-of-00004.safetensors"

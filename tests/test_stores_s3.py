@@ -24,18 +24,17 @@ from harness.load import LoadProcess
 from harness.report import Status
 from harness.target import Target
 from harness.verification import verify
-from tests.stores import (
+from scenarios.stores import (
     BUCKET,
     KEY_ID,
     SECRET,
-    Proxy,
-    Spoil,
     free_port,
     s3_client,
     s3_environment,
     s3_server,
     upload,
 )
+from tests.proxy import Proxy, Spoil
 
 
 @pytest.fixture(scope="session")

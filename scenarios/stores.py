@@ -1,14 +1,13 @@
-"""An S3 server and a GCS emulator on 127.0.0.1, and a proxy that spoils what they answer."""
+"""An S3 server and a GCS emulator on 127.0.0.1, for scenarios and tests; ended by their ids."""
 
 from __future__ import annotations
 
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,71 +91,6 @@ def upload(client: Any, directory: Path, prefix: str) -> str:
     for file in sorted(directory.iterdir()):
         client.put_object(Bucket=BUCKET, Key=f"{prefix}/{file.name}", Body=file.read_bytes())
     return f"s3://{BUCKET}/{prefix}"
-
-
-Spoil = Callable[[bytes, socket.socket, bytes], bool]
-
-
-class Proxy:
-    """Passes connections on to a server; ``spoil`` sees each request first and may answer it.
-
-    One request a connection. ``spoil(head, client, answer)`` is given the request's head, the
-    client's socket and the server's whole answer; true says that it has answered by itself.
-    """
-
-    def __init__(self, upstream: str, spoil: Spoil) -> None:
-        self._upstream = int(upstream.rpartition(":")[2])
-        self._spoil = spoil
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self.requests: list[str] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        try:
-            with client:
-                head = self._read_head(client)
-                if not head:
-                    return
-                self.requests.append(head.split(b"\r\n")[0].decode())
-                answer = self._ask(head)
-                if not self._spoil(head, client, answer):
-                    client.sendall(answer)
-        except OSError:
-            pass
-
-    @staticmethod
-    def _read_head(client: socket.socket) -> bytes:
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            byte = client.recv(1)
-            if not byte:
-                return b""
-            head += byte
-        return head
-
-    def _ask(self, head: bytes) -> bytes:
-        lines = [
-            line for line in head.split(b"\r\n") if not line.lower().startswith(b"connection:")
-        ]
-        asked = b"\r\n".join([lines[0], b"Connection: close", *lines[1:]])
-        with socket.create_connection(("127.0.0.1", self._upstream), timeout=60) as server:
-            server.sendall(asked)
-            answer = b""
-            while part := server.recv(1 << 16):
-                answer += part
-        return answer
 
 
 @contextmanager
