@@ -21,6 +21,7 @@ BUCKET = "weights"
 
 
 def free_port() -> int:
+    """A port nobody listens on right now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -41,6 +42,7 @@ def serving(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_for_port(port: int, server: subprocess.Popen[bytes], seconds: float = 60) -> None:
+    """Return when the server takes connections; fail when it ends or takes too long."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         assert server.poll() is None, f"the server ended with {server.returncode}"
@@ -62,6 +64,7 @@ def s3_server() -> Iterator[str]:
 
 
 def s3_environment(url: str) -> dict[str, str]:
+    """What boto3 and the streamer need to find the server and nothing else."""
     return {
         "AWS_ENDPOINT_URL": url,
         "RUNAI_STREAMER_S3_ENDPOINT": url,
@@ -76,6 +79,7 @@ def s3_environment(url: str) -> dict[str, str]:
 
 
 def s3_client(url: str) -> Any:
+    """A client of the server, whatever the environment says."""
     return boto3.client(
         "s3",
         endpoint_url=url,
@@ -106,6 +110,7 @@ def gcs_server() -> Iterator[str]:
 
 
 def gcs_environment(url: str) -> dict[str, str]:
+    """What google-cloud-storage and the streamer need to find the emulator."""
     return {
         "STORAGE_EMULATOR_HOST": url,
         "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,
@@ -122,6 +127,7 @@ def gcs_upload(url: str, directory: Path, prefix: str) -> str:
 
 
 def gcs_put(url: str, key: str, content: bytes) -> None:
+    """Store one object."""
     asked = urllib.request.Request(
         f"{url}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name={quote(key, safe='')}",
         data=content,
