@@ -91,4 +91,16 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         error="RuntimeError",
         message="Cannot find any safetensors model weights with",
     ),
+    KnownIssue(
+        id="store-while-offline",
+        owner=Owner.VLLM,
+        reason="with HF_HUB_OFFLINE=1 the URL of a store is taken for a hub id; HF_HUB_OFFLINE=0 "
+        "avoids it",
+        threads=("vllm#39155",),
+        stacks=("0.21", "0.22"),
+        scenarios=("vl-s3", "decoder-s3", "mtp-s3", "vl-gcs", "decoder-gcs", "mtp-gcs"),
+        cause=Cause.UNEXPLAINED,
+        error="huggingface_hub.errors.HFValidationError",
+        message="Repo id must be in the form .*: '(s3|gs)://",
+    ),
 )
