@@ -48,6 +48,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
             "mtp-experts-whole",
             "mtp-fused-kernel",
             "mtp-8-devices",
+            "mtp-numbered-files",
         ),
         cause=Cause.ARGUMENT_CONTRACT,
         error="AssertionError",
