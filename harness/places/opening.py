@@ -62,4 +62,13 @@ def _store(text: str, scheme: str, rest: str) -> Store:
             hint="credentials belong into the environment, never into the URL",
         )
     path = f"{bucket}/{prefix}".rstrip("/")
-    return Store(f"{scheme}://{path}", _BUCKETS[scheme](bucket), f"{prefix}/" if prefix else "")
+    try:
+        client = _BUCKETS[scheme](bucket)
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"{error.name} is not installed, which reads {scheme}://",
+            where=text,
+            expected="boto3 for s3://, google-cloud-storage for gs://",
+            hint="pip install boto3 google-cloud-storage",
+        ) from error
+    return Store(f"{scheme}://{path}", client, f"{prefix}/" if prefix else "")

@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import google_crc32c
 import numpy as np
 
 from harness.dtypes import ITEMSIZE, Bits, bits_dtype
@@ -182,12 +181,18 @@ class _Crc32:
         return self._value.to_bytes(4, "big")
 
 
+def _crc32c() -> object:
+    import google_crc32c  # comes with google-cloud-storage
+
+    return google_crc32c.Checksum()
+
+
 #: S3 calls them CRC32, CRC32C, SHA1 and SHA256 (``ChecksumCRC32`` and so on, AWS SDK), GCS
 #: ``md5Hash`` and ``crc32c`` (objects resource); all base64 of big-endian bytes.
 _DIGESTS: Mapping[str, Callable[[], object]] = {
     "MD5": lambda: hashlib.md5(usedforsecurity=False),
     "CRC32": _Crc32,
-    "CRC32C": google_crc32c.Checksum,
+    "CRC32C": _crc32c,
     "SHA1": lambda: hashlib.sha1(usedforsecurity=False),
     "SHA256": hashlib.sha256,
 }
