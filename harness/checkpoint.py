@@ -1,165 +1,238 @@
 """The truth: a checkpoint's files, index, headers and bytes, read without the stack under test.
 
-This is the reference CPU load. It imports neither vllm nor tpu_inference nor transformers, and it
-maps files rather than reading them, so that a slice costs its own bytes and no more.
+This is the reference CPU load. It imports neither vllm nor tpu_inference nor transformers. Files
+of a directory are mapped rather than read, objects of a store are read by ranges, so that a slice
+costs its own bytes and no more.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from harness.dtypes import Bits
 from harness.errors import BadInput
 from harness.family import FAMILIES, Family, family_of_architecture
-from harness.safetensors_file import TensorEntry, read_entries
+from harness.places.opening import open_place
+from harness.places.place import File, Place
+from harness.safetensors_file import Index, TensorEntry, parsed_json, read_entries
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+_WEIGHTS = ".safetensors"  # what the streamer takes for weights, whatever the index says
+_LARGEST_JSON = 256 * 2**20
 
 
 class Checkpoint:
-    """A checkpoint in a directory: ``config.json``, an index and safetensors files.
+    """A checkpoint: ``config.json``, an index and safetensors files, wherever they lie.
 
     Args:
-        path: the directory.
+        path: a directory, ``s3://bucket/prefix``, ``gs://bucket/prefix``, or a hub id with an
+            optional ``@revision``.
 
     Raises:
         BadInput: anything of it is absent, contradicts itself, or is of no known family.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = _require_directory(Path(path))
-        self.config = _read_json(self.path / "config.json")
-        self.family = _family(self.path, self.config)
-        _require_unquantized(self.path, self.config)
-        self.entries = _read_all(self.path)
+        self.place = open_place(path)
+        self.config = _read_json(self.place, "config.json")
+        self.family = _family(self.place, self.config)
+        _require_unquantized(self.place, self.config)
+        self.entries = _read_all(self.place)
 
-    def bits(self, name: str) -> Bits:
-        """The raw bits of tensor ``name``, in its stored shape, mapped from the file."""
-        return self.entries[name].bits()
+    @property
+    def path(self) -> str:
+        """The place as the user named it."""
+        return str(self.place)
+
+    @property
+    def model(self) -> str:
+        """What vLLM is given as the model's path."""
+        return self.place.model
+
+    def bits(self, name: str, index: Index = ()) -> Bits:
+        """The raw bits of tensor ``name``, in its stored shape, or those at ``index`` of it.
+
+        Of a directory, a view of the mapped file; of a store, read by one range.
+        """
+        return self.entries[name].bits(index)
 
     @cached_property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(entry.nbytes for entry in self.entries.values())
 
+    def require_checksums(self) -> int:
+        """Read every file whole and compare it with the checksums its place keeps.
 
-def _require_directory(path: Path) -> Path:
-    if not path.is_dir():
+        Returns:
+            How many files had any; a directory keeps none.
+
+        Raises:
+            BadInput: a checksum differs.
+        """
+        return sum(file.require_checksum() for file in self.place.files.values())
+
+
+def _read_json(place: Place, name: str) -> dict[str, Any]:
+    file = place.files.get(name)
+    if file is None:
         raise BadInput(
-            "no such directory" if not path.exists() else "not a directory",
-            where=str(path),
-            expected="a directory with config.json and safetensors files",
-            hint="the path of a downloaded model, or harness checkpoint FAMILY OUT to write one",
-        )
-    return path
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadInput(
-            f"no {path.name}",
-            where=str(path.parent),
-            expected=f"a file {path.name}",
+            f"no {name}",
+            where=str(place),
+            expected=f"a file {name}",
             hint="the directory that holds it; a partial download lacks it",
-        ) from error
+        )
+    try:
+        if file.size > _LARGEST_JSON:
+            raise ValueError(f"has {file.size} bytes")
+        return parsed_json(file.read(0, file.size))
     except ValueError as error:
         raise BadInput(
-            f"{path.name} is not JSON: {error}",
-            where=str(path),
+            f"{name} {error}",
+            where=str(file),
             expected="a JSON object",
             hint="download the file again",
         ) from error
-    if not isinstance(content, dict):
-        raise BadInput(
-            f"{path.name} holds a JSON {type(content).__name__}",
-            where=str(path),
-            expected="a JSON object",
-            hint="download the file again",
-        )
-    return content
 
 
-def _family(path: Path, config: dict[str, Any]) -> Family:
+def _family(place: Place, config: dict[str, Any]) -> Family:
     architectures = config.get("architectures") or []
+    architectures = architectures if isinstance(architectures, list) else [architectures]
     for architecture in architectures:
         if family := family_of_architecture(architecture):
             return family
     raise BadInput(
         f"unknown architecture {', '.join(map(str, architectures)) or '(none)'}",
-        where=str(path / "config.json"),
+        where=place.where("config.json"),
         expected="architectures: one of " + ", ".join(f.architecture for f in FAMILIES),
         hint="a checkpoint of a supported family, or add a row to harness/family.py",
     )
 
 
-def _require_unquantized(path: Path, config: dict[str, Any]) -> None:
+def _require_unquantized(place: Place, config: dict[str, Any]) -> None:
     text = config.get("text_config") or {}
-    if quantization := config.get("quantization_config") or text.get("quantization_config"):
+    if not isinstance(text, dict):
         raise BadInput(
-            f"a quantised checkpoint ({quantization.get('quant_method', 'unknown method')})",
-            where=str(path / "config.json"),
+            f"text_config is a JSON {type(text).__name__}",
+            where=place.where("config.json"),
+            expected="a JSON object",
+            hint="the config.json of the published model",
+        )
+    if quantization := config.get("quantization_config") or text.get("quantization_config"):
+        known = isinstance(quantization, dict) and quantization.get("quant_method")
+        raise BadInput(
+            f"a quantised checkpoint ({known or 'unknown method'})",
+            where=place.where("config.json"),
             expected="unquantised weights: no quantization_config",
             hint="the bf16 release of the model; quantised layouts are not covered yet",
         )
 
 
-def _read_all(path: Path) -> dict[str, TensorEntry]:
-    if not (path / INDEX).exists():
-        return _read_single(path)
-    weight_map = _read_json(path / INDEX).get("weight_map")
+def _read_all(place: Place) -> dict[str, TensorEntry]:
+    if INDEX not in place.files:
+        return _read_single(place)
+    weight_map = _read_json(place, INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput(
             "the index has no weight_map",
-            where=str(path / INDEX),
+            where=place.where(INDEX),
             expected="an object weight_map of tensor names and file names",
             hint="download the index again",
         )
-    files = {name: read_entries(_file_in(path, name)) for name in sorted(set(weight_map.values()))}
+    chosen = {
+        name: _file_in(place, name) for name in dict.fromkeys(map(_text, weight_map.values()))
+    }
+    files = {name: read_entries(chosen[name]) for name in sorted(chosen)}
     for tensor, name in weight_map.items():
         if tensor not in files[name]:
             raise BadInput(
                 f"the index names tensor {tensor!r}, its file does not hold it",
-                where=str(path / name),
+                where=place.where(name),
                 expected=f"the tensor that {INDEX} promises",
                 hint="download index and files from the same revision",
             )
+    _require_each_once(place, weight_map, files)
+    _require_no_other_weights(place, set(files))
     return {tensor: files[name][tensor] for tensor, name in weight_map.items()}
 
 
-def _read_single(path: Path) -> dict[str, TensorEntry]:
-    if (path / SINGLE_FILE).is_file():
-        return read_entries(path / SINGLE_FILE)
+def _read_single(place: Place) -> dict[str, TensorEntry]:
+    if SINGLE_FILE in place.files:
+        _require_no_other_weights(place, {SINGLE_FILE})
+        return read_entries(place.files[SINGLE_FILE])
+    pickles = [name for name in place.files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     raise BadInput(
-        "no index and no single weight file",
-        where=str(path),
+        "no index and no single weight file"
+        + (f", only pickles such as {pickles[0]!r}" if pickles else ""),
+        where=str(place),
         expected=f"{INDEX} or {SINGLE_FILE}",
-        hint="finish the download; weights in .bin files are not streamed by the loader under test",
+        hint="finish the download; pickles are neither streamed by the loader under test nor "
+        "opened here",
     )
 
 
-def _file_in(directory: Path, name: Any) -> Path:
-    """The file ``name`` of the index; by name inside the directory (the hub's cache links out)."""
-    plain = isinstance(name, str) and name != "" and "\\" not in name and "\0" not in name
+def _require_each_once(
+    place: Place, weight_map: dict[str, str], files: dict[str, dict[str, TensorEntry]]
+) -> None:
+    """The loader streams every tensor of every file, whatever the index says: the last one wins."""
+    for name, entries in files.items():
+        for tensor in entries:
+            placed = weight_map.get(tensor)
+            if placed != name:
+                raise BadInput(
+                    f"tensor {tensor!r} stands in this file, "
+                    + (f"the index places it in {placed!r}" if placed else "not in the index"),
+                    where=place.where(name),
+                    expected="every tensor in one file, and that in the index: the loader under "
+                    "test streams all that the files hold",
+                    hint="download index and files from the same revision",
+                )
+
+
+def _require_no_other_weights(place: Place, used: set[str]) -> None:
+    """The loader streams each ``*.safetensors`` beside ``config.json``, in the index or not."""
+    other = sorted(n for n in place.files if n.endswith(_WEIGHTS) and n not in used)
+    if other:
+        raise BadInput(
+            f"weight files that the index does not name: {', '.join(map(repr, other[:3]))}"
+            + (f" and {len(other) - 3} more" if len(other) > 3 else ""),
+            where=str(place),
+            expected="only files of the index: the loader under test streams all of them, and of "
+            "a tensor that stands twice it keeps the last",
+            hint="move consolidated or old files elsewhere",
+        )
+
+
+def _text(name: Any) -> str:
+    return name if isinstance(name, str) else repr(name)
+
+
+def _file_in(place: Place, name: str) -> File:
+    """The file ``name`` of the index; right in the place, though the hub's cache links out."""
+    plain = name != "" and "\\" not in name and "\0" not in name
     if not plain or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise BadInput(
             f"the index names a file outside the directory: {name!r}",
-            where=str(directory / INDEX),
+            where=place.where(INDEX),
             expected="file names relative to the index, without '..'",
             hint="do not trust this index; download the checkpoint again",
         )
-    file = directory / str(name)
-    if not file.is_file():
+    if "/" in name or not name.endswith(_WEIGHTS):
+        raise BadInput(
+            f"the index names a file that would not be streamed: {name!r}",
+            where=place.where(INDEX),
+            expected="*.safetensors beside the index: pickles are refused, folders not searched",
+            hint="convert the weights to safetensors, all in one directory",
+        )
+    if name not in place.files:
         raise BadInput(
             f"the index names an absent file: {name!r}",
-            where=str(directory / INDEX),
+            where=place.where(INDEX),
             expected="every file of weight_map in the directory",
             hint="finish the download",
         )
-    return file
+    return place.files[name]

@@ -164,6 +164,8 @@ def _run(request: Request) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(request.environment)
     os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
+    # What vLLM pulls of a store, config.json and the like, it keeps by URL: never an old one.
+    os.environ["VLLM_ASSETS_CACHE"] = str(directory / "assets")
     faulthandler.enable(log)
     faulthandler.register(DUMP_STACKS, log, all_threads=True)
     try:

@@ -24,6 +24,8 @@ from harness.family import Part
 from harness.hook import Hook
 from harness.message import failure_text
 from harness.report import Report
+from harness.secrets import credentials_found
+from harness.selection import Selection
 from harness.stack import PACKAGES, installed_versions, require_stack, stack_name
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.values import Values
@@ -94,6 +96,13 @@ def main() -> None:
     show_default=True,
     help="Load through a hook of ours that insists on its ids, or passes over calls without.",
 )
+@click.option("--layers", default="", help="Compare these layers only: 0,12,-1 or 0-3.")
+@click.option("--experts", default="", help="Compare these experts of each layer: 0-3,7,-1.")
+@click.option("--sample", type=int, help="Compare so many experts, drawn by --seed.")
+@click.option("--max-bytes", type=int, help="Compare so many bytes of experts at most.")
+@click.option("--seed", default=0, show_default=True, help="The draw follows from it.")
+@click.option("--num-layers", type=int, help="Load the first decoder layers only.")
+@click.option("--checksums", is_flag=True, help="First compare whole files with their store's.")
 @click.option("--timeout", default=3600.0, show_default=True, help="Seconds the load may take.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
 @_exits
@@ -106,10 +115,17 @@ def verify_command(
     nan: str,
     only: tuple[str, ...],
     hook: str,
+    num_layers: int | None,
+    checksums: bool,
     timeout: float,
     json_path: Path | None,
+    **selection: Any,
 ) -> None:
-    """Stream CHECKPOINT onto a target and compare every expert."""
+    """Stream CHECKPOINT onto a target and compare every expert.
+
+    CHECKPOINT is a directory, s3://bucket/prefix, gs://bucket/prefix or a hub id with an optional
+    @revision.
+    """
     _require_parent(json_path)
     report = verify(
         checkpoint,
@@ -118,6 +134,9 @@ def verify_command(
         nan=Nan(nan),
         hook=Hook(hook),
         parts=[Part(part) for part in only] or tuple(Part),
+        selection=Selection(**selection),
+        num_layers=num_layers,
+        checksums=checksums,
         timeout=timeout,
     )
     if json_path:
@@ -238,6 +257,7 @@ def doctor_command() -> None:
     for package in PACKAGES:
         click.echo(f"          {package} {versions.get(package, 'not installed')}")
     click.echo(f"caches    {cache_directory()}")
+    click.echo(f"found     credentials: {', '.join(credentials_found()) or 'none'}")
     for name in TARGETS:
         click.echo(f"target    {name}: {_availability(name)}")
     require_stack()

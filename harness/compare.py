@@ -18,6 +18,7 @@ from harness.dtypes import Bits, as_hex, bits_dtype
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Projection
 from harness.layout import Backend, Layout, Parameter, Span, expert_layout
+from harness.selection import Chosen, keys_of
 
 PARAMETER_OF = {
     Projection.GATE: Parameter.W13,
@@ -45,12 +46,13 @@ def canonical_nans(bits: Bits) -> Bits:
     return np.where(nan, (bits & 0x8000) | 0x7FC0, bits).astype(bits.dtype)
 
 
-def tally_of(reference: ReferencePart) -> Tally:
+def tally_of(reference: ReferencePart, chosen: Chosen | None = None) -> Tally:
     """The tally of a part of which nothing has been compared yet."""
     return Tally(
         part=reference.part,
         layers=len(reference.layers),
         experts=len(reference.layers) * reference.shape.experts,
+        left_out=chosen.left_out if chosen else 0,
     )
 
 
@@ -62,6 +64,7 @@ class PartComparison:
         device: the part's arrays on the mesh.
         backend: the packing the device is to have.
         nan: how NaNs count; ``canonical`` is defined for bf16 only.
+        chosen: the experts to compare, all by default; arrays as a whole are looked at anyway.
     """
 
     def __init__(
@@ -71,12 +74,14 @@ class PartComparison:
         *,
         backend: Backend = Backend.GMM_TP,
         nan: Nan = Nan.PAYLOAD,
+        chosen: Chosen | None = None,
     ) -> None:
         self.reference = reference
         self.device = device
         self.layout: Layout = expert_layout(backend, reference.shape, len(device.mesh))
         self._nan = nan
-        self.tally = tally_of(reference)
+        self.chosen = chosen or Chosen(reference)
+        self.tally = tally_of(reference, self.chosen)
 
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: what is extra, then layer by layer."""
@@ -120,12 +125,13 @@ class PartComparison:
             if not any(d.kind in (Kind.MISSING, Kind.SHAPE, Kind.DTYPE) for d in found):
                 readable.add(parameter)
                 yield from self._padding(layer, parameter, tensors[parameter])
-        for key in self.reference.keys_of(layer):
+        experts = self.chosen.of(layer)
+        for key in keys_of(self.reference.part, layer, experts):
             parameter = PARAMETER_OF[key.projection]
             if parameter in readable:
                 yield from self._expert(key, tensors[parameter])
         if readable == set(Parameter):
-            self.tally.experts_compared += self.reference.shape.experts
+            self.tally.experts_compared += len(experts)
 
     def _metadata(
         self, layer: int, parameter: Parameter, tensor: DeviceTensor | None
@@ -180,7 +186,7 @@ class PartComparison:
         for gap in self.layout.padding:
             if gap.parameter is not parameter:
                 continue
-            for expert in range(self.reference.shape.experts):
+            for expert in self.chosen.of(layer):
                 bits = tensor.rectangle(expert, gap.rows, gap.columns)
                 self.tally.padding_bytes += bits.nbytes
                 if not bits.any():

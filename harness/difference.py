@@ -74,7 +74,10 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Tally(msgspec.Struct, kw_only=True):
-    """How much of one part was compared. ``experts`` counts experts of all layers."""
+    """How much of one part was compared. ``experts`` counts experts of all layers.
+
+    ``left_out`` of them were not selected; the load brought them along all the same.
+    """
 
     part: Part
     layers: int
@@ -82,3 +85,4 @@ class Tally(msgspec.Struct, kw_only=True):
     experts_compared: int = 0
     bytes_compared: int = 0
     padding_bytes: int = 0
+    left_out: int = 0

@@ -31,6 +31,7 @@ def load(
     parts: Collection[Part],
     *,
     hook: Hook = Hook.UPSTREAM,
+    num_layers: int | None = None,
     ledgers: Ledgers | None = None,
     adapt: Adapt = lambda loader: loader,
 ) -> Loaded:
@@ -41,6 +42,7 @@ def load(
         target: where to; this process must have been started with its environment.
         parts: what to load: the target model, the draft model, or both.
         hook: the loader hook the load goes through.
+        num_layers: build the decoder with its first layers only; all of it is streamed anyway.
         ledgers: receives each part's loader calls, also those before an error.
         adapt: changes the loader class under test, for tests that plant faults in it.
 
@@ -50,4 +52,6 @@ def load(
     """
     load_onto = xla_engine.load if target.name == "torch-xla" else tpu_engine.load
     ledgers = {} if ledgers is None else ledgers
-    return load_onto(checkpoint, target, parts, hook=hook, ledgers=ledgers, adapt=adapt)
+    return load_onto(
+        checkpoint, target, parts, hook=hook, num_layers=num_layers, ledgers=ledgers, adapt=adapt
+    )

@@ -6,6 +6,8 @@ fills the four fields; one method turns them into the paragraph the user reads.
 
 from __future__ import annotations
 
+from harness.secrets import redact
+
 
 class HarnessError(Exception):
     """An error a user can act on.
@@ -27,7 +29,7 @@ class HarnessError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.where}). Expected: {self.expected}. Try: {self.hint}."
+        return redact(f"{self.what} ({self.where}). Expected: {self.expected}. Try: {self.hint}.")
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.where, self.expected, self.hint)

@@ -53,22 +53,28 @@ class ExpertSource:
 class ReferencePart(Mapping[ExpertKey, Bits]):
     """The experts of one part of a checkpoint: a lazy mapping of keys to bits.
 
-    Values are views of the mapped file, uint of the dtype's width, shape [F, D] for gate and up,
-    [D, F] for down. Nothing is read before a value is touched.
+    Values are views of the mapped file, or of one range of a store's object: uint of the
+    dtype's width, shape [F, D] for gate and up, [D, F] for down. Nothing is read before a value
+    is asked for.
 
     Args:
         checkpoint: where the tensors are.
         naming: how this part's experts are named and stored.
+        num_layers: of the decoder, this many layers from the first on.
 
     Raises:
         BadInput: a tensor of a layer is absent, or shapes or dtypes contradict the layout that
             the family publishes.
     """
 
-    def __init__(self, checkpoint: Checkpoint, naming: ExpertNaming) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, naming: ExpertNaming, num_layers: int | None = None
+    ) -> None:
         self.part = naming.part
         self.naming = naming
         self.layers = naming.layers_in(checkpoint.entries)
+        if num_layers is not None and self.part is Part.DECODER:
+            self.layers = self.layers[:num_layers]
         self.checkpoint = checkpoint
         self.shape = self._shape()
         for layer in self.layers:
@@ -89,7 +95,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def __getitem__(self, key: ExpertKey) -> Bits:
         name, index = self._locate(key)
-        matrix = self.checkpoint.bits(name)[index]
+        matrix = self.checkpoint.bits(name, index)
         return matrix.T if self.naming.storage is Storage.FUSED_TRANSPOSED else matrix
 
     def source(self, key: ExpertKey) -> ExpertSource:
@@ -121,7 +127,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         except (KeyError, TypeError, ValueError) as error:
             raise BadInput(
                 "config.json lacks the experts' sizes",
-                where=str(self.checkpoint.path / "config.json"),
+                where=self.checkpoint.place.where("config.json"),
                 expected="text_config with " + ", ".join(keys),
                 hint="the config.json of the published model",
             ) from error
@@ -158,7 +164,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
             if entry is None:
                 raise BadInput(
                     f"expert tensor {name!r} is absent",
-                    where=str(self.checkpoint.path),
+                    where=self.checkpoint.path,
                     expected=f"{len(wanted)} expert tensors in {self.part} layer {layer}",
                     hint="finish the download, or correct num_experts in config.json",
                 )
@@ -178,8 +184,15 @@ def _as_text(index: int | slice) -> str:
     return ":" if index.start is None else f"{index.start}:{index.stop}"
 
 
-def reference_parts(checkpoint: Checkpoint) -> tuple[ReferencePart, ...]:
+def reference_parts(
+    checkpoint: Checkpoint, num_layers: int | None = None
+) -> tuple[ReferencePart, ...]:
     """The experts of ``checkpoint``, part by part: the decoder, then the MTP layer if it has one.
+
+    Args:
+        checkpoint: where they are.
+        num_layers: cut the decoder to its first layers, as an override of the model's
+            configuration cuts it for the load.
 
     Raises:
         BadInput: there is no expert tensor, expert tensors of a part stand in two storages, or
@@ -194,7 +207,7 @@ def reference_parts(checkpoint: Checkpoint) -> tuple[ReferencePart, ...]:
     if Part.DECODER not in names or len(set(names)) != len(names):
         raise BadInput(
             "no decoder experts" if Part.DECODER not in names else "a part is stored twice",
-            where=str(checkpoint.path),
+            where=checkpoint.path,
             expected=f"the tensors of {checkpoint.family.name}, each part once",
             hint="the published files; a directory may hold two formats of the same weights",
         )
@@ -202,7 +215,21 @@ def reference_parts(checkpoint: Checkpoint) -> tuple[ReferencePart, ...]:
         found = next((p.layers for p in parts if p.part is part), ())
         _require_layers(checkpoint, part, found)
     _require_no_stray(checkpoint, parts)
-    return tuple(parts)
+    if num_layers is None:
+        return tuple(parts)
+    _require_cut(parts, num_layers)
+    return tuple(ReferencePart(checkpoint, part.naming, num_layers) for part in parts)
+
+
+def _require_cut(parts: list[ReferencePart], num_layers: int) -> None:
+    count = next(len(part.layers) for part in parts if part.part is Part.DECODER)
+    if not 1 <= num_layers <= count:
+        raise BadInput(
+            f"a load of {num_layers} layers",
+            where="--num-layers",
+            expected=f"1 to {count}, the layers of the checkpoint",
+            hint="--num-layers 1",
+        )
 
 
 _LAYER_COUNT = {Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers"}
@@ -215,7 +242,7 @@ def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) 
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {list(found) or 'none'}",
-            where=str(checkpoint.path),
+            where=checkpoint.path,
             expected=f"layers 0 to {len(announced) - 1}, as {_LAYER_COUNT[part]} of config.json "
             "says"
             if announced

@@ -26,6 +26,7 @@ import msgspec
 from harness.child import Answer, Request
 from harness.chips import locked
 from harness.overlay import Overlay
+from harness.places.opening import store_environment
 from harness.target import Target
 
 _LOG_TAIL = 20000  # a crash ends with the stacks of all threads
@@ -100,7 +101,8 @@ class LoadProcess:
         target = target or self.target
         assert target.name == self.target.name
         with locked(target.chips, timeout=timeout), self._directory() as directory:
-            request = Request(job, argument, str(directory), timeout, target.environment)
+            environment = store_environment() | target.environment
+            request = Request(job, argument, str(directory), timeout, environment)
             answer = self._ask(request)
             result, refusal, error = (directory / n for n in ("result", "refusal", "error"))
             if answer.late:

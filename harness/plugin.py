@@ -21,6 +21,7 @@ from harness.load import LoadProcess, LoadProcesses
 from harness.message import failure_text, known_text
 from harness.overlay import Overlay, overlay_from
 from harness.report import Report, report_from_json
+from harness.selection import Selection
 from harness.stack import installed_versions
 from harness.target import Parallelism, Target, target_named
 from harness.terminal import closing_table
@@ -48,9 +49,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--checkpoint",
         action="append",
         default=[],
-        metavar="DIR",
-        help="run the scenarios on this checkpoint instead of the synthetic ones; repeatable",
+        metavar="PLACE",
+        help="run the scenarios on this directory, s3://…, gs://… or hub id instead of the "
+        "synthetic ones; repeatable",
     )
+    group.addoption("--layers", default="", help="compare these layers only: 0,12,-1 or 0-3")
+    group.addoption("--experts", default="", help="compare these experts of each layer: 0-3,7,-1")
+    group.addoption("--sample", type=int, help="compare so many experts, drawn by --seed")
+    group.addoption("--max-bytes", type=int, help="compare so many bytes of experts at most")
+    group.addoption("--seed", type=int, default=0, help="the draw follows from it (default: 0)")
+    group.addoption("--num-layers", type=int, help="load the first decoder layers only")
+    group.addoption("--checksums", action="store_true", help="compare files with their store's")
     group.addoption(
         "--reports", type=Path, metavar="DIR", help="write each scenario's report as JSON here"
     )
@@ -187,12 +196,23 @@ def verified(
                 checkpoint, target, process=load_processes.of(target), **options
             ).to_json()
 
-        options.setdefault("timeout", request.config.getoption("--load-timeout"))
+        options = _selected(request.config) | options
         report = report_from_json(once(f"{checkpoint} {target!r} {options!r}", load))
         request.node.stash.setdefault(REPORTS, []).append(report)
         return report
 
     return run
+
+
+def _selected(config: pytest.Config) -> dict[str, Any]:
+    """What the command line says about every verification."""
+    names = ("layers", "experts", "sample", "max_bytes", "seed")
+    return {
+        "timeout": config.getoption("--load-timeout"),
+        "selection": Selection(**{name: config.getoption(name) for name in names}),
+        "num_layers": config.getoption("--num-layers"),
+        "checksums": config.getoption("--checksums"),
+    }
 
 
 @pytest.fixture

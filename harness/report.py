@@ -14,6 +14,7 @@ import msgspec
 from harness.causes import Diagnosis
 from harness.difference import Difference, Tally
 from harness.family import Part
+from harness.secrets import redacted
 
 SCHEMA = 1
 
@@ -93,7 +94,8 @@ class Delivery(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """One verification of one checkpoint on one target.
 
-    ``known_issue`` is the id of the row that describes the failure, where one does.
+    ``known_issue`` is the id of the row that describes the failure, where one does;
+    ``files_checked`` the files whose store's checksum was compared, where that was asked for.
     """
 
     checkpoint: str
@@ -109,6 +111,7 @@ class Report(msgspec.Struct, kw_only=True):
     timings: Timings = msgspec.field(default_factory=Timings)
     repeat: str = ""
     known_issue: str = ""
+    files_checked: int = 0
     schema: int = SCHEMA
 
     @property
@@ -167,6 +170,11 @@ def _write(path: Path, content: msgspec.Struct) -> None:
 
 def _indented(content: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+
+
+def redacted_report(report: Report) -> Report:
+    """``report`` with every credential that is known here replaced by its name."""
+    return msgspec.convert(redacted(msgspec.to_builtins(report)), Report)
 
 
 def report_from_json(encoded: bytes) -> Report:

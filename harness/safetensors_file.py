@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from harness.dtypes import ITEMSIZE, Bits, bits_dtype
+from harness.dtypes import ITEMSIZE, Bits
 from harness.errors import BadInput
+from harness.places.place import File
 
 _MAX_HEADER = 100_000_000  # the limit of safetensors itself, MAX_HEADER_SIZE
+_MAX_NAME = 1000  # characters; published names have some 80
+
+Index = tuple[int | slice, ...]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class TensorEntry:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: Path
+    file: File
     offset: int
 
     @property
@@ -37,65 +38,125 @@ class TensorEntry:
         """Bytes the tensor takes in the file."""
         return math.prod(self.shape) * ITEMSIZE[self.dtype]
 
-    def bits(self) -> Bits:
-        """The tensor's bits, shape :attr:`shape`, mapped from the file and read when touched."""
-        return np.memmap(
-            self.file, dtype=bits_dtype(self.dtype), mode="r", offset=self.offset, shape=self.shape
-        )
+    def bits(self, index: Index = ()) -> Bits:
+        """The tensor's bits, or those at ``index``, read when touched or by one range.
+
+        Leading integers, and a slice without step after them, are taken in the file: nothing
+        before or after is read. What is left of the index is applied to that.
+        """
+        offset, shape, rest = self.offset, self.shape, index
+        while rest and isinstance(rest[0], int):
+            offset += rest[0] * math.prod(shape[1:]) * ITEMSIZE[self.dtype]
+            shape, rest = shape[1:], rest[1:]
+        if rest and isinstance(rest[0], slice) and rest[0].step is None:
+            start, stop, _ = rest[0].indices(shape[0])
+            offset += start * math.prod(shape[1:]) * ITEMSIZE[self.dtype]
+            shape, rest = (max(stop - start, 0), *shape[1:]), (slice(None), *rest[1:])
+        bits: Bits = self.file.bits(offset, self.dtype, shape)[rest]
+        return bits
 
 
-def read_entries(path: Path) -> dict[str, TensorEntry]:
-    """The tensors of the safetensors file ``path``, by name.
+def read_entries(file: File) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file, by name; two ranges of it are read.
 
     Raises:
         BadInput: the file is truncated, is no safetensors file, or its header does not fit it.
     """
-    size = path.stat().st_size
-    header, data_start = _read_header(path, size)
-    entries = {
-        name: _entry(path, name, fields, data_start)
-        for name, fields in header.items()
-        if name != "__metadata__"
-    }
-    _require_gapless(path, list(entries.values()), data_start, size)
+    header, data_start = _read_header(file)
+    _require_metadata(file, header.pop("__metadata__", {}))
+    entries = {name: _entry(file, name, fields, data_start) for name, fields in header.items()}
+    _require_gapless(file, list(entries.values()), data_start)
     return entries
 
 
-def _read_header(path: Path, size: int) -> tuple[dict[str, Any], int]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise _broken(
-                path,
-                f"its first 8 bytes announce a header of {length} bytes, the file has {size}",
-                "a safetensors header that fits into the file",
-            )
-        encoded = file.read(length)
+def parsed_json(encoded: bytes) -> dict[str, Any]:
+    """A JSON object, strictly: no name twice, no NaN, UTF-8.
+
+    Raises:
+        ValueError: it is something else; the message says what.
+    """
     try:
-        header = json.loads(encoded)
+        content = json.loads(
+            encoded.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not JSON: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"holds a JSON {type(content).__name__}")
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"names {twice!r} twice")
+    return content
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"is not JSON: it holds {text}")
+
+
+def _read_header(file: File) -> tuple[dict[str, Any], int]:
+    size, first = file.size, file.read(0, 8)
+    length = int.from_bytes(first, "little")
+    if size < 8 or length > min(size - 8, _MAX_HEADER):
+        kind = _other_format(first)
+        raise _broken(
+            file,
+            f"its first 8 bytes announce a header of {length} bytes, the file has {size}{kind}",
+            "a safetensors header that fits into the file",
+        )
+    try:
+        return parsed_json(file.read(8, 8 + length)), 8 + length
     except ValueError as error:
-        raise _broken(path, f"its header is not JSON: {error}", "a JSON object") from error
-    if not isinstance(header, dict):
-        raise _broken(path, f"its header is a JSON {type(header).__name__}", "a JSON object")
-    return header, 8 + length
+        raise _broken(file, f"its header {error}", "a JSON object") from error
 
 
-def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
+def _other_format(first: bytes) -> str:
+    """What the file may be instead; never opened as such."""
+    if first.startswith((b"PK\3\4", b"\x80")):
+        return "; it looks like a pickle of PyTorch's"
+    if first.startswith(b"version "):
+        return "; it looks like a git-lfs pointer"
+    return "; it looks like GGUF" if first.startswith(b"GGUF") else ""
+
+
+def _require_metadata(file: File, metadata: Any) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _broken(file, "its __metadata__ is malformed", "an object of strings")
+
+
+def _entry(file: File, name: str, fields: Any, data_start: int) -> TensorEntry:
+    if not name or len(name) > _MAX_NAME or not name.isprintable():
+        raise _broken(
+            file,
+            f"a tensor has the name {name[:80]!a} of {len(name)} characters",
+            f"1 to {_MAX_NAME} printable characters",
+        )
     try:
         dtype, shape = fields["dtype"], tuple(map(_natural, fields["shape"]))
         start, end = map(_natural, fields["data_offsets"])
     except (KeyError, TypeError, ValueError) as error:
         raise _broken(
-            path,
-            f"the header's entry of tensor {name!r} is malformed: {fields!r}",
+            file,
+            f"the header's entry of tensor {name!r} is malformed: {ascii(fields)[:200]}",
             "dtype, shape and two data_offsets",
         ) from error
-    if dtype not in ITEMSIZE:
-        raise _broken(path, f"tensor {name!r} has dtype {dtype!r}", "one of " + ", ".join(ITEMSIZE))
-    entry = TensorEntry(name, dtype, shape, path, data_start + start)
+    if not isinstance(dtype, str) or dtype not in ITEMSIZE:
+        raise _broken(
+            file, f"tensor {name!r} has dtype {ascii(dtype)[:80]}", "one of " + ", ".join(ITEMSIZE)
+        )
+    entry = TensorEntry(name, dtype, shape, file, data_start + start)
     if end - start != entry.nbytes:
         raise _broken(
-            path,
+            file,
             f"the header lies about tensor {name!r}: its data_offsets span {end - start} bytes",
             f"{entry.nbytes} bytes for {dtype} {list(shape)}",
         )
@@ -103,30 +164,31 @@ def _entry(path: Path, name: str, fields: Any, data_start: int) -> TensorEntry:
 
 
 def _natural(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(value)
+    """An unsigned integer of 64 bits, as safetensors has them (``usize``)."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
+        raise ValueError("not a natural number of 64 bits")
     return value
 
 
-def _require_gapless(path: Path, entries: list[TensorEntry], data_start: int, size: int) -> None:
+def _require_gapless(file: File, entries: list[TensorEntry], data_start: int) -> None:
     end = data_start
     for entry in sorted(entries, key=lambda e: (e.offset, e.nbytes)):
         if entry.offset != end:
             raise _broken(
-                path,
+                file,
                 f"tensor {entry.name!r} begins at byte {entry.offset}",
                 f"byte {end}, where the tensor before it ends",
             )
         end += entry.nbytes
-    if end != size:
-        state = "truncated" if size < end else "too long"
-        raise _broken(path, f"the file is {state}: {size} bytes", f"{end} bytes by its header")
+    if end != file.size:
+        state = "truncated" if file.size < end else "too long"
+        raise _broken(file, f"the file is {state}: {file.size} bytes", f"{end} bytes by its header")
 
 
-def _broken(path: Path, what: str, expected: str) -> BadInput:
+def _broken(file: File, what: str, expected: str) -> BadInput:
     return BadInput(
         f"broken safetensors file: {what}",
-        where=str(path),
+        where=str(file),
         expected=expected,
         hint="download or copy the file again and compare its checksum",
     )

@@ -110,7 +110,7 @@ def emulated_target(
         | {
             PLATFORM: Platform.EMULATED_TPU,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": _xla_flags(f"--xla_force_host_platform_device_count={devices + 1}", _ISA),
+            "XLA_FLAGS": _xla_flags(_ISA, f"--xla_force_host_platform_device_count={devices + 1}"),
             # Named, so that tpu_inference does not ask a metadata server at import.
             "TPU_ACCELERATOR_TYPE": f"v6e-{devices}",
             "TPU_NAME": "emulated",

@@ -59,11 +59,12 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
     for name, report in rows:
         status, colour = _STATUS[report.status]
         total = sum(tally.experts for tally in report.tallies)
+        left = sum(tally.left_out for tally in report.tallies)
         table.add_row(
             name,
             report.environment.stack,
             report.environment.target,
-            f"{report.experts_compared}/{total}",
+            f"{report.experts_compared}/{total}" + (f", {left} left out" if left else ""),
             decimal(report.bytes_compared),
             str(len(report.differences)),
             _seconds([report.timings.load]),

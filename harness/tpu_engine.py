@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from harness.arrays import from_jax
+from harness.cut import cut, overrides
 from harness.errors import TargetUnavailable
 from harness.family import Part
 from harness.hook import Hook, hooked_loader
@@ -41,6 +42,7 @@ def load(
     parts: Collection[Part],
     *,
     hook: Hook = Hook.UPSTREAM,
+    num_layers: int | None = None,
     ledgers: Ledgers,
     adapt: Adapt,
 ) -> Loaded:
@@ -53,6 +55,7 @@ def load(
             with its target is loaded by the worker itself; alone, or on releases whose worker
             knows no MTP, by the function the worker's drafter calls.
         hook: the loader hook; all but ``upstream`` replace tpu-inference's for this process.
+        num_layers: build the decoder with its first layers only; all of it is streamed anyway.
         ledgers: receives each part's loader calls, also those before an error.
         adapt: changes the loader class under test, for tests that plant faults in it.
 
@@ -62,9 +65,9 @@ def load(
     """
     _require_devices(target)
     started = time.perf_counter()
-    _register_loader(hook, ledgers, adapt)
+    _register_loader(hook, num_layers, ledgers, adapt)
     by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
-    worker = _worker(_config(checkpoint, target, draft=by_worker))
+    worker = _worker(_config(checkpoint, target, num_layers, draft=by_worker))
     _let_memory_log_fail(worker.init_device, target)
     _require_mesh(worker, target)
     ready = time.perf_counter()
@@ -77,7 +80,7 @@ def load(
     if by_worker:
         states[Part.MTP] = worker.model_runner.drafter.state
     elif Part.MTP in parts:
-        states[Part.MTP] = _draft_alone(worker, _config(checkpoint, target, draft=True))
+        states[Part.MTP] = _draft_alone(worker, _config(checkpoint, target, num_layers, draft=True))
         entry.append("models.common.model_loader.get_model(is_draft_model=True)")
     return Loaded(
         tensors={
@@ -91,16 +94,16 @@ def load(
     )
 
 
-def _register_loader(hook: Hook, ledgers: Ledgers, adapt: Adapt) -> None:
+def _register_loader(hook: Hook, num_layers: int | None, ledgers: Ledgers, adapt: Adapt) -> None:
     """Register a recording subclass of tpu-inference's loader, or of the one with our hook."""
     from tpu_inference.models.vllm.vllm_model_loader import RunaiIncrementalModelLoader
     from vllm.model_executor.model_loader import register_model_loader
 
     base = RunaiIncrementalModelLoader if hook is Hook.UPSTREAM else hooked_loader(hook)
-    register_model_loader("runai_streamer")(recording(adapt(base), ledgers))
+    register_model_loader("runai_streamer")(recording(adapt(cut(base, num_layers)), ledgers))
 
 
-def _config(checkpoint: str, target: Target, *, draft: bool) -> Any:
+def _config(checkpoint: str, target: Target, num_layers: int | None, *, draft: bool) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     strategy = {"device_indexes": list(target.device_indexes)} if target.device_indexes else {}
@@ -110,6 +113,7 @@ def _config(checkpoint: str, target: Target, *, draft: bool) -> Any:
         tensor_parallel_size=target.devices,
         enable_expert_parallel=target.parallelism is not Parallelism.TENSOR,
         speculative_config={"method": "mtp", "num_speculative_tokens": 1} if draft else None,
+        hf_overrides=overrides(num_layers),
         additional_config={"sharding": {"sharding_strategy": strategy}},
         # No token is ever generated: keep what only serving needs small.
         skip_tokenizer_init=True,

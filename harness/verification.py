@@ -33,12 +33,23 @@ from harness.hook import Hook
 from harness.ledger import Ledger, LoaderCall
 from harness.load import LoadProcess, LoadProcessError
 from harness.loaded import Adapt, Ledgers, Loaded
-from harness.report import Delivery, Environment, Failure, Frame, Report, Status, Timings
+from harness.report import (
+    Delivery,
+    Environment,
+    Failure,
+    Frame,
+    Report,
+    Status,
+    Timings,
+    redacted_report,
+)
+from harness.selection import Chosen, Selection, choose
 from harness.stack import require_stack, stack_name
 from harness.target import Parallelism, Target, emulated_target
 
 _UPSTREAM = ("vllm", "tpu_inference", "runai_model_streamer", "torchax", "jax", "torch")
 _LOG_LINES = 40
+_EVERYTHING = Selection()
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +62,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     nan: Nan = Nan.PAYLOAD
     hook: Hook = Hook.UPSTREAM
     stream_options: dict[str, str] = {}
+    selection: Selection = Selection()
+    num_layers: int | None = None
 
 
 def verify(
@@ -62,19 +75,26 @@ def verify(
     parts: Collection[Part] = tuple(Part),
     hook: Hook = Hook.UPSTREAM,
     stream_options: Mapping[str, str] | None = None,
+    selection: Selection = _EVERYTHING,
+    num_layers: int | None = None,
+    checksums: bool = False,
     timeout: float = 3600.0,
     process: LoadProcess | None = None,
 ) -> Report:
     """Stream ``checkpoint`` through the real stack onto ``target`` and compare every expert.
 
     Args:
-        checkpoint: the directory to load.
+        checkpoint: what to load: a directory, ``s3://…``, ``gs://…`` or a hub id.
         target: where to; four emulated devices by default.
-        reference: the directory to compare with, instead of ``checkpoint`` itself.
+        reference: the checkpoint to compare with, instead of ``checkpoint`` itself.
         nan: how NaNs in the reference count.
         parts: load and compare these parts only, of those the checkpoint has.
         hook: the loader hook the load goes through.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
+        selection: the experts to compare; the load is whole all the same.
+        num_layers: load the decoder with its first layers only, by an override of its
+            configuration.
+        checksums: read every file whole first and compare it with its store's checksums.
         timeout: seconds until the load is ended and reported as failed.
         process: a running load process to use, of a target of the same name.
 
@@ -89,10 +109,12 @@ def verify(
     versions = require_stack()
     opened = Checkpoint(checkpoint)
     against = Checkpoint(reference) if reference is not None else opened
-    chosen = [part for part in reference_parts(against) if part.part in parts]
+    chosen = [part for part in reference_parts(against, num_layers) if part.part in parts]
+    experts = choose(chosen, selection)
+    files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     report = Report(
-        checkpoint=str(opened.path),
-        reference=str(against.path),
+        checkpoint=opened.path,
+        reference=against.path,
         family=opened.family.name,
         status=Status.LOAD_FAILED,
         environment=Environment(
@@ -102,16 +124,19 @@ def verify(
             target=str(target),
             overlay=str(process.overlay) if process else "",
         ),
-        tallies=[tally_of(part) for part in chosen],
+        tallies=[tally_of(part, experts[part.part]) for part in chosen],
+        files_checked=files_checked,
     )
     request = VerifyRequest(
-        checkpoint=str(opened.path.resolve()),
-        reference=str(against.path.resolve()),
+        checkpoint=opened.model,
+        reference=against.model,
         target=target,
         parts=tuple(part.part for part in chosen),
         nan=nan,
         hook=hook,
         stream_options=dict(stream_options or {}),
+        selection=selection,
+        num_layers=num_layers,
     )
     report.repeat = _repeat(request)
     with nullcontext(process) if process else LoadProcess(target) as running:
@@ -124,8 +149,8 @@ def verify(
             )
         except LoadProcessError as error:
             report.failure = Failure(error=error.what, message="", log_tail=error.details)
-            return report
-    return msgspec.json.decode(outcome, type=Report)
+            return redacted_report(report)
+    return redacted_report(msgspec.json.decode(outcome, type=Report))
 
 
 def verify_job(argument: bytes) -> bytes:
@@ -143,16 +168,14 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
         report: names the checkpoint, the target and what there is to compare.
         adapt: changes the loader class under test, for tests that plant faults in it.
     """
-    parts = [
-        part
-        for part in reference_parts(Checkpoint(request.reference))
-        if part.part in request.parts
-    ]
+    parts = reference_parts(Checkpoint(request.reference), request.num_layers)
+    parts = tuple(part for part in parts if part.part in request.parts)
+    experts = choose(parts, request.selection)
     ledgers: Ledgers = {}
     try:
         loaded = engine.load(
             request.checkpoint, request.target, request.parts,
-            hook=request.hook, ledgers=ledgers, adapt=adapt,
+            hook=request.hook, num_layers=request.num_layers, ledgers=ledgers, adapt=adapt,
         )  # fmt: skip
     except HarnessError:
         raise
@@ -165,7 +188,8 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
     )
     started = time.perf_counter()
     for part in parts:
-        compare_part(report, part, parts, loaded, ledgers.get(part.part, Ledger()), request)
+        ledger = ledgers.get(part.part, Ledger())
+        compare_part(report, part, parts, loaded, ledger, request, experts[part.part])
     report.status = Status.DIFFERENT if report.differences else Status.EQUAL
     report.timings = Timings(
         setup=loaded.setup_seconds,
@@ -183,11 +207,14 @@ def compare_part(
     loaded: Loaded,
     ledger: Ledger,
     request: VerifyRequest,
+    chosen: Chosen,
 ) -> None:
     """Compare one part and add its tally, differences and diagnoses to ``report``."""
     _name_sites(ledger)
     device = device_part(loaded.tensors[part.part], loaded.mesh)
-    comparison = PartComparison(part, device, backend=request.target.backend, nan=request.nan)
+    comparison = PartComparison(
+        part, device, backend=request.target.backend, nan=request.nan, chosen=chosen
+    )
     counts, uncovered = coverage(part, ledger)
     differences = [*comparison.differences(), *uncovered]
     offset = len(report.differences)
@@ -260,4 +287,6 @@ def _repeat(request: VerifyRequest) -> str:
     words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
     words += ["--hook", request.hook] if request.hook is not Hook.UPSTREAM else []
     words += ["--only", *request.parts] if request.parts == (Part.MTP,) else []
+    words += request.selection.options()
+    words += ["--num-layers", str(request.num_layers)] if request.num_layers else []
     return shlex.join(words)

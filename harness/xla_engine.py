@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from harness.arrays import spans
+from harness.cut import cut, overrides
 from harness.device import DeviceShard, DeviceTensor
 from harness.dtypes import FROM_ARRAY_NAME, Bits, bits_dtype
 from harness.errors import TargetUnavailable
@@ -39,6 +40,7 @@ def load(
     parts: Collection[Part],
     *,
     hook: Hook = Hook.UPSTREAM,
+    num_layers: int | None = None,
     ledgers: Ledgers,
     adapt: Adapt,
 ) -> Loaded:
@@ -49,6 +51,7 @@ def load(
         target: this process must have been started with its environment.
         parts: the target model, the draft model, or both.
         hook: the loader hook; ``upstream`` is none here, vLLM's own loaders are called as they are.
+        num_layers: build the decoder with its first layers only; all of it is streamed anyway.
         ledgers: receives each part's loader calls, also those before an error.
         adapt: changes the loader class under test, for tests that plant faults in it.
 
@@ -57,11 +60,11 @@ def load(
         Exception: whatever the stack under test raises, unchanged.
     """
     started = time.perf_counter()
-    _register_loader(ledgers, adapt)
+    _register_loader(num_layers, ledgers, adapt)
     place = _placer(target)
-    _initialise_distributed(checkpoint)
+    _initialise_distributed(checkpoint, num_layers)
     ready = time.perf_counter()
-    tensors = {part: list(_part(checkpoint, part, hook, place)) for part in parts}
+    tensors = {part: list(_part(checkpoint, part, hook, num_layers, place)) for part in parts}
     return Loaded(
         tensors=tensors,
         mesh=tuple(f"xla:{index}" for index in range(target.devices)),
@@ -72,32 +75,36 @@ def load(
     )
 
 
-def _register_loader(ledgers: Ledgers, adapt: Adapt) -> None:
+def _register_loader(num_layers: int | None, ledgers: Ledgers, adapt: Adapt) -> None:
     """Register a recording subclass of vLLM's own loader."""
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.runai_streamer_loader import RunaiModelStreamerLoader
 
-    register_model_loader("runai_streamer")(recording(adapt(RunaiModelStreamerLoader), ledgers))
+    register_model_loader("runai_streamer")(
+        recording(adapt(cut(RunaiModelStreamerLoader, num_layers)), ledgers)
+    )
 
 
-def _initialise_distributed(checkpoint: str) -> None:
+def _initialise_distributed(checkpoint: str, num_layers: int | None) -> None:
     from vllm.config import set_current_vllm_config
     from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 
-    with set_current_vllm_config(_config(checkpoint, Part.DECODER)):
+    with set_current_vllm_config(_config(checkpoint, Part.DECODER, num_layers)):
         rendezvous = f"file://{tempfile.mkstemp()[1]}"
         init_distributed_environment(1, 0, rendezvous, 0, "gloo")
         ensure_model_parallel_initialized(1, 1)
 
 
-def _part(checkpoint: str, part: Part, hook: Hook, place: Any) -> Iterator[DeviceTensor]:
+def _part(
+    checkpoint: str, part: Part, hook: Hook, num_layers: int | None, place: Any
+) -> Iterator[DeviceTensor]:
     """Load one part on the host and yield its expert parameters from the devices."""
-    for name, parameter in _model(checkpoint, part, hook).named_parameters():
+    for name, parameter in _model(checkpoint, part, hook, num_layers).named_parameters():
         if name.rsplit(".", 1)[-1] in set(Parameter):
             yield place(name, parameter)
 
 
-def _model(checkpoint: str, part: Part, hook: Hook) -> Any:
+def _model(checkpoint: str, part: Part, hook: Hook, num_layers: int | None) -> Any:
     """What ``BaseModelLoader.load_model`` does, up to the processing after the load."""
     import torch
     from vllm.config import set_current_vllm_config
@@ -105,7 +112,7 @@ def _model(checkpoint: str, part: Part, hook: Hook) -> Any:
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    config = _config(checkpoint, part)
+    config = _config(checkpoint, part, num_layers)
     draft = part is Part.MTP
     model_config = config.speculative_config.draft_model_config if draft else config.model_config
     loader = get_model_loader(config.load_config)
@@ -118,7 +125,7 @@ def _model(checkpoint: str, part: Part, hook: Hook) -> Any:
     return model
 
 
-def _config(checkpoint: str, part: Part) -> Any:
+def _config(checkpoint: str, part: Part, num_layers: int | None) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     draft = {"method": "mtp", "num_speculative_tokens": 1}
@@ -126,6 +133,7 @@ def _config(checkpoint: str, part: Part) -> Any:
         model=checkpoint,
         load_format="runai_streamer",
         speculative_config=draft if part is Part.MTP else None,
+        hf_overrides=overrides(num_layers),
         skip_tokenizer_init=True,
         enforce_eager=True,
         disable_chunked_mm_input=True,

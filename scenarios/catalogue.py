@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
+from harness.checkpoint import INDEX
 from harness.compare import Nan
 from harness.family import Part
 from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from harness.target import Parallelism, Target
+
+
+class Store(StrEnum):
+    """The object store a synthetic checkpoint is put into, by its URL's scheme."""
+
+    NONE = ""
+    S3 = "s3"
+    GCS = "gs"
+
+    @property
+    def server(self) -> str:
+        """The package that serves it on this machine."""
+        return {Store.S3: "moto", Store.GCS: "gcp_storage_emulator"}[self]
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,8 @@ class Scenario:
         order: the order of the tensors over the files.
         devices: size of the mesh, where the session's will not do.
         parallelism: how experts are spread, alike.
+        store: where the checkpoint is streamed from, if not from a directory.
+        numbered: file names get plain numbers, which sort otherwise as text than as numbers.
         stream_options: ``RUNAI_STREAMER_*`` variables of the load.
     """
 
@@ -40,19 +57,39 @@ class Scenario:
     order: Order = Order.PUBLISHED
     devices: int | None = None
     parallelism: Parallelism | None = None
+    store: Store = Store.NONE
+    numbered: bool = False
     stream_options: dict[str, str] = field(default_factory=dict)
 
     def checkpoint(self, directory: Path) -> str | Path:
         """Where the checkpoint is; a synthetic one is written under ``directory``."""
         if self.source:
             return self.source
-        return write_checkpoint(
-            self.recipe, directory / self.id, values=self.values, order=self.order
+        path = write_checkpoint(
+            self.recipe,
+            directory / self.id,
+            values=self.values,
+            order=self.order,
+            files=12 if self.numbered else 4,
         ).path
+        if self.numbered:
+            number_files(path)
+        return path
 
     def nan(self, target: Target) -> Nan:
         """How NaNs count: as the target's way to the device leaves them, where some are planted."""
         return target.nan if self.values is Values.NAN_PAYLOADS else Nan.PAYLOAD
+
+
+def number_files(path: Path) -> None:
+    """Rename ``model-00001-of-…`` to ``model-1.safetensors``, in the index, too."""
+    index = path / INDEX
+    text = index.read_text()
+    for number, file in enumerate(sorted(path.glob("*.safetensors")), start=1):
+        name = f"model-{number}.safetensors"
+        text = text.replace(file.name, name)
+        file.rename(path / name)
+    index.write_text(text)
 
 
 def given(checkpoint: str) -> Scenario:
@@ -139,4 +176,16 @@ SCENARIOS: tuple[Scenario, ...] = (
         "qwen3-vl-moe",
         values=Values.NAN_PAYLOADS,
     ),
+    Scenario(
+        "mtp-numbered-files",
+        "model-10 comes before model-2: the order of files must not matter (vLLM #33491, #34190)",
+        "qwen3.6-mtp",
+        numbered=True,
+    ),
+    Scenario("vl-s3", "streamed from S3 by its URL", "qwen3-vl-moe", store=Store.S3),
+    Scenario("decoder-s3", "the same for fused experts", "qwen3.5-moe", store=Store.S3),
+    Scenario("mtp-s3", "the same with a draft model", "qwen3.6-mtp", store=Store.S3),
+    Scenario("vl-gcs", "streamed from GCS by its URL", "qwen3-vl-moe", store=Store.GCS),
+    Scenario("decoder-gcs", "the same for fused experts", "qwen3.5-moe", store=Store.GCS),
+    Scenario("mtp-gcs", "the same with a draft model", "qwen3.6-mtp", store=Store.GCS),
 )

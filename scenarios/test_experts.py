@@ -8,6 +8,7 @@ import pytest
 
 from harness.plugin import Expected, TargetOf, Verified
 from scenarios.catalogue import SCENARIOS, Scenario, given
+from scenarios.conftest import Stored
 from scenarios.known_issues import KNOWN_ISSUES
 
 
@@ -18,11 +19,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_experts(
-    scenario: Scenario, tmp_path: Path, target_of: TargetOf, verified: Verified, expected: Expected
+    scenario: Scenario,
+    tmp_path: Path,
+    target_of: TargetOf,
+    stored: Stored,
+    verified: Verified,
+    expected: Expected,
 ) -> None:
     target = target_of(scenario.devices, scenario.parallelism)
     report = verified(
-        scenario.checkpoint(tmp_path),
+        stored(scenario.store, scenario.checkpoint(tmp_path)),
         target,
         parts=scenario.parts,
         nan=scenario.nan(target),

@@ -13,7 +13,7 @@ from harness.report import Environment, Report, Status
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.writer import write_checkpoint
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.s3"]
 
 WriteTiny = Callable[..., Path]
 

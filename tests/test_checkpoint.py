@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -15,178 +13,12 @@ from harness.checkpoint import INDEX, SINGLE_FILE, Checkpoint
 from harness.cli import main
 from harness.errors import BadInput
 from harness.experts import reference_parts
+from harness.places.directory import LocalFile
+from harness.safetensors_file import read_entries
+from tests.spoiling import DEFECTS, edit_json
+from tests.spoiling_files import MORE_DEFECTS
 
-FIRST = "model-00001-of-00004.safetensors"
-
-
-def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def edit_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a safetensors header; the data after it stays."""
-    raw = path.read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    change(header)
-    encoded = json.dumps(header).encode()
-    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + raw[8 + length :])
-
-
-def no_directory(at: Path) -> None:
-    shutil.rmtree(at)
-
-
-def a_file_instead(at: Path) -> None:
-    shutil.rmtree(at)
-    at.touch()
-
-
-def no_config(at: Path) -> None:
-    (at / "config.json").unlink()
-
-
-def config_not_json(at: Path) -> None:
-    (at / "config.json").write_text("{")
-
-
-def config_is_a_list(at: Path) -> None:
-    (at / "config.json").write_text("[]")
-
-
-def unknown_architecture(at: Path) -> None:
-    edit_json(at / "config.json", lambda c: c.update(architectures=["LlamaForCausalLM"]))
-
-
-def quantised(at: Path) -> None:
-    edit_json(at / "config.json", lambda c: c.update(quantization_config={"quant_method": "fp8"}))
-
-
-def no_sizes(at: Path) -> None:
-    edit_json(at / "config.json", lambda c: c["text_config"].pop("num_experts"))
-
-
-def fewer_experts_announced(at: Path) -> None:
-    edit_json(at / "config.json", lambda c: c["text_config"].update(num_experts=7))
-
-
-def more_layers_announced(at: Path) -> None:
-    edit_json(at / "config.json", lambda c: c["text_config"].update(num_hidden_layers=3))
-
-
-def no_index(at: Path) -> None:
-    (at / INDEX).unlink()
-
-
-def index_without_map(at: Path) -> None:
-    (at / INDEX).write_text("{}")
-
-
-def absent_file(at: Path) -> None:
-    (at / FIRST).unlink()
-
-
-def outside(at: Path) -> None:
-    edit_json(at / INDEX, lambda c: c["weight_map"].update(x="../other.safetensors"))
-
-
-def absolute(at: Path) -> None:
-    edit_json(at / INDEX, lambda c: c["weight_map"].update(x="/etc/passwd"))
-
-
-def tensor_not_in_file(at: Path) -> None:
-    edit_json(at / INDEX, lambda c: c["weight_map"].update(x=FIRST))
-
-
-def truncated(at: Path) -> None:
-    (at / FIRST).write_bytes((at / FIRST).read_bytes()[:-100])
-
-
-def too_long(at: Path) -> None:
-    (at / FIRST).write_bytes((at / FIRST).read_bytes() + b"\0")
-
-
-def empty_file(at: Path) -> None:
-    (at / FIRST).write_bytes(b"")
-
-
-def header_longer_than_file(at: Path) -> None:
-    raw = (at / FIRST).read_bytes()
-    (at / FIRST).write_bytes((1 << 40).to_bytes(8, "little") + raw[8:])
-
-
-def header_not_json(at: Path) -> None:
-    raw = (at / FIRST).read_bytes()
-    (at / FIRST).write_bytes(raw[:8] + b"!" + raw[9:])
-
-
-def header_lies_about_shape(at: Path) -> None:
-    edit_header(at / FIRST, lambda h: next(iter(list(h.values())[1:])).update(shape=[3, 3]))
-
-
-def header_overlaps(at: Path) -> None:
-    def overlap(header: dict[str, Any]) -> None:
-        tensors = [fields for name, fields in header.items() if name != "__metadata__"]
-        last = tensors[-1]["data_offsets"]
-        tensors[-1]["data_offsets"] = [last[0] - 2, last[1] - 2]
-
-    edit_header(at / FIRST, overlap)
-
-
-def header_entry_malformed(at: Path) -> None:
-    edit_header(at / FIRST, lambda h: h.update(x={"dtype": "BF16"}))
-
-
-def header_dtype_unknown(at: Path) -> None:
-    edit_header(at / FIRST, lambda h: list(h.values())[1].update(dtype="F4"))
-
-
-def transformers_layout(at: Path) -> None:
-    """[E, 2F, D], as transformers 5 saves Qwen3-VL-MoE: vLLM 0.26 loads it without a word."""
-    name = "model.language_model.layers.0.mlp.experts.gate_up_proj"
-    edit_header(at / FIRST, lambda h: h[name].update(shape=[*h[name]["shape"][:1], 96, 128]))
-
-
-def stray_expert(at: Path) -> None:
-    def rename(header: dict[str, Any]) -> None:
-        header["a.experts.b"] = header.pop("model.language_model.embed_tokens.weight")
-
-    edit_header(at / FIRST, rename)
-    edit_json(at / INDEX, lambda c: c["weight_map"].update({"a.experts.b": FIRST}))
-    edit_json(at / INDEX, lambda c: c["weight_map"].pop("model.language_model.embed_tokens.weight"))
-
-
-DEFECTS = [
-    (no_directory, "no such directory"),
-    (a_file_instead, "not a directory"),
-    (no_config, "no config.json"),
-    (config_not_json, "config.json is not JSON"),
-    (config_is_a_list, "config.json holds a JSON list"),
-    (unknown_architecture, "unknown architecture LlamaForCausalLM"),
-    (quantised, "a quantised checkpoint"),
-    (no_sizes, "lacks the experts' sizes"),
-    (fewer_experts_announced, r"gate_up_proj' is BF16 \[8, 128, 96\]"),
-    (more_layers_announced, r"layers with experts in the files: \[0, 1\]"),
-    (no_index, "no index and no single weight file"),
-    (index_without_map, "no weight_map"),
-    (absent_file, "absent file: 'model-00001-of-00004.safetensors'"),
-    (outside, "a file outside the directory: '../other.safetensors'"),
-    (absolute, "a file outside the directory: '/etc/passwd'"),
-    (tensor_not_in_file, "its file does not hold it"),
-    (truncated, "the file is truncated"),
-    (too_long, "the file is too long"),
-    (empty_file, "the file has 0"),
-    (header_longer_than_file, "announce a header of 1099511627776 bytes"),
-    (header_not_json, "its header is not JSON"),
-    (header_lies_about_shape, "the header lies about tensor"),
-    (header_overlaps, "begins at byte"),
-    (header_entry_malformed, "entry of tensor 'x' is malformed"),
-    (header_dtype_unknown, "has dtype 'F4'"),
-    (transformers_layout, r"is BF16 \[8, 96, 128\].*transformers saves other layouts"),
-    (stray_expert, "would not be compared, the first is 'a.experts.b'"),
-]
+ALL = [*DEFECTS, *MORE_DEFECTS]
 
 
 @pytest.fixture
@@ -194,7 +26,7 @@ def copy(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "checkpoint"))
 
 
-@pytest.mark.parametrize(("spoil", "match"), DEFECTS, ids=[spoil.__name__ for spoil, _ in DEFECTS])
+@pytest.mark.parametrize(("spoil", "match"), ALL, ids=[spoil.__name__ for spoil, _ in ALL])
 def test_defect(copy: Path, spoil: Callable[[Path], None], match: str) -> None:
     spoil(copy)
     with pytest.raises(BadInput, match=match) as raised:
@@ -206,6 +38,7 @@ def test_defect(copy: Path, spoil: Callable[[Path], None], match: str) -> None:
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
+    assert not Path("opened-the-pickle").exists()
 
 
 def test_an_mtp_layer_that_config_announces_must_be_there(
@@ -232,3 +65,24 @@ def test_files_may_be_links(tiny_checkpoints: dict[str, Path], tmp_path: Path) -
     for file in tiny_checkpoints["qwen3.5-moe"].iterdir():
         (tmp_path / file.name).symlink_to(file)
     assert len(Checkpoint(tmp_path).entries) == 69
+
+
+def test_a_file_nobody_may_read(
+    tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may run as a user who may read everything."""
+
+    def denied(path: Path, *args: object) -> object:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(BadInput, match="cannot be read: Permission denied"):
+        Checkpoint(tiny_checkpoints["qwen3.5-moe"])
+
+
+def test_an_empty_tensor_is_read(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"BF16","shape":[2,0,3],"data_offsets":[0,0]}}'
+    (tmp_path / "f").write_bytes(len(header).to_bytes(8, "little") + header)
+    (entry,) = read_entries(LocalFile(tmp_path / "f")).values()
+    assert entry.bits().shape == (2, 0, 3)
+    assert entry.bits((1,)).shape == (0, 3)

@@ -13,12 +13,13 @@ ROOT = Path(harness.__file__).parent
 
 #: The order of the flow; a module may import those before it.
 FLOW = [
-    "errors", "dtypes", "safetensors_file", "family", "checkpoint", "experts", "synthetic",
+    "secrets", "errors", "dtypes", "places", "safetensors_file", "family", "checkpoint",
+    "experts", "selection", "synthetic",
     "layout", "device", "arrays", "difference", "compare", "ledger", "causes",
     "provenance", "evidence", "origin", "rules", "diagnosis",
     "coverage", "report", "known", "message", "terminal",
-    "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "recording",
-    "loaded",
+    "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "cut",
+    "recording", "loaded",
     "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verification", "collector",
     "audit", "cli", "plugin",
 ]  # fmt: skip

@@ -159,10 +159,10 @@ def test_an_emulated_mesh_leaves_the_first_device_to_the_host(devices: int) -> N
 
 
 def test_the_users_xla_flags_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = "--xla_a=1 --xla_force_host_platform_device_count=64"
+    given = "--xla_a=1 --xla_cpu_max_isa=AVX2 --xla_force_host_platform_device_count=64"
     monkeypatch.setenv("XLA_FLAGS", given)
     flags = emulated_target(2).environment["XLA_FLAGS"]
-    assert flags == "--xla_a=1 --xla_force_host_platform_device_count=3"
+    assert flags == ("--xla_a=1 --xla_cpu_max_isa=AVX512 --xla_force_host_platform_device_count=3")
 
 
 def test_each_parallelism_has_its_packing() -> None:

@@ -58,7 +58,7 @@ FLIPS = {
 def with_one_byte_flipped(checkpoint: Path, copy: Path, tensor: str, element: int) -> Path:
     shutil.copytree(checkpoint, copy)
     entry = Checkpoint(copy).entries[tensor]
-    with entry.file.open("r+b") as file:
+    with (copy / entry.file.name).open("r+b") as file:
         file.seek(entry.offset + 2 * element)
         byte = file.read(1)[0]
         file.seek(-1, 1)

@@ -24,7 +24,7 @@ def test_the_safetensors_library_reads_the_same_bytes(
     """The format is written and read by hand here; the format's own library is the judge."""
     checkpoint = Checkpoint(tiny_checkpoints[recipe])
     seen = set()
-    for file in sorted(checkpoint.path.glob("*.safetensors")):
+    for file in sorted(Path(checkpoint.path).glob("*.safetensors")):
         with safe_open(file, framework="np") as opened:
             for name in opened.keys():  # noqa: SIM118 - no mapping
                 entry = checkpoint.entries[name]
@@ -39,7 +39,7 @@ def test_the_index_names_every_tensor_and_the_total(
     tiny_checkpoints: dict[str, Path], recipe: str
 ) -> None:
     checkpoint = Checkpoint(tiny_checkpoints[recipe])
-    index = json.loads((checkpoint.path / INDEX).read_text())
+    index = json.loads((Path(checkpoint.path) / INDEX).read_text())
     assert index["metadata"]["total_size"] == checkpoint.nbytes
     assert len(set(index["weight_map"].values())) == 4
 

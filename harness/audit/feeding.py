@@ -1,9 +1,9 @@
 """Records every call of an expert parameter's ``weight_loader`` while a model loads its weights.
 
-The recorder stands where a loader hook stands: a loader made from the one under test builds the model, replaces the parameters' loaders, and hands the
-model a stream of tensors. The stream is made on the spot from names and shapes; neither files nor
-the streamer are needed to see how a model calls. Nothing is put onto devices: when the last
-tensor is consumed, the load is over.
+The recorder stands where a loader hook stands: a loader made from the one under test builds the
+model, replaces the parameters' loaders, and hands the model a stream of tensors. The stream is
+made on the spot from names and shapes; neither files nor the streamer are needed to see how a
+model calls. Nothing is put onto devices: when the last tensor is consumed, the load is over.
 """
 
 from __future__ import annotations

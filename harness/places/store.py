@@ -1,0 +1,210 @@
+"""An object store: ranges of objects, read when they are asked for, through a bounded cache.
+
+What S3 and GCS have in common. A bucket's client lists objects and reads ranges; everything else
+is here: names, arrays, the cache, and the checksums the store keeps.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import zlib
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from harness.dtypes import ITEMSIZE, Bits, bits_dtype
+from harness.errors import BadInput
+from harness.places.place import File, Place
+
+#: Bytes of ranges one store keeps. A layer's experts are read one after the other, gate and up of
+#: a transposed expert share a range: a few experts are enough.
+CACHE_BYTES = 64 * 2**20
+_CHUNK = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object: its bytes, the tag of its version, its checksums by algorithm, in base64."""
+
+    size: int
+    version: str
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+
+class Bucket(ABC):
+    """A bucket's client. Every call ends within a bounded time."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> dict[str, StoredObject]:
+        """The objects right under ``prefix``, by their name without it."""
+
+    @abstractmethod
+    def read(self, key: str, version: str, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of that version of an object.
+
+        Raises:
+            BadInput: it cannot be read, or is another version by now.
+        """
+
+    @abstractmethod
+    def checksums(self, key: str) -> Mapping[str, str]:
+        """The checksums of a whole object, by algorithm, in base64."""
+
+
+class RangeCache:
+    """The ranges read last, up to ``limit`` bytes; a larger one is not kept."""
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self._limit = limit
+        self._ranges: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
+        self.nbytes = 0
+
+    def get(self, key: tuple[str, int, int], read: Callable[[], bytes]) -> bytes:
+        """What is kept for ``key``, or what ``read`` gives."""
+        if key in self._ranges:
+            self._ranges.move_to_end(key)
+            return self._ranges[key]
+        content = read()
+        if len(content) <= self._limit:
+            self._ranges[key] = content
+            self.nbytes += len(content)
+        while self.nbytes > self._limit:
+            self.nbytes -= len(self._ranges.popitem(last=False)[1])
+        return content
+
+
+class StoreFile(File):
+    """An object under a store's prefix."""
+
+    def __init__(self, store: Store, name: str, stored: StoredObject) -> None:
+        self.name = name
+        self.size = stored.size
+        self._store = store
+        self._version = stored.version
+
+    def __str__(self) -> str:
+        return self._store.where(self.name)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """See :meth:`File.read`."""
+        stop = min(stop, self.size)
+        if start >= stop:
+            return b""
+        return self._store.cache.get((self.name, start, stop), lambda: self._fetch(start, stop))
+
+    def bits(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Bits:
+        """A read-only array of the range; a request, unless the cache has it."""
+        content = self.read(offset, offset + math.prod(shape) * ITEMSIZE[dtype])
+        return np.frombuffer(content, dtype=bits_dtype(dtype)).reshape(shape)
+
+    def require_checksum(self) -> bool:
+        """Read the whole object, past the cache, and compare it with the store's checksums."""
+        wanted = {
+            algorithm: value
+            for algorithm, value in self._store.bucket.checksums(self._key).items()
+            if algorithm in _DIGESTS
+        }
+        for algorithm, found in digests(self._chunks(), wanted).items():
+            if found != wanted[algorithm]:
+                raise BadInput(
+                    f"the object's {algorithm} is {found}",
+                    where=str(self),
+                    expected=f"{wanted[algorithm]}, as the store keeps it",
+                    hint="the object was damaged after its upload: upload it again",
+                )
+        return bool(wanted)
+
+    @property
+    def _key(self) -> str:
+        return self._store.prefix + self.name
+
+    def _chunks(self) -> Iterator[bytes]:
+        for start in range(0, self.size, _CHUNK):
+            yield self._fetch(start, min(start + _CHUNK, self.size))
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        content = self._store.bucket.read(self._key, self._version, start, stop)
+        if len(content) != stop - start:
+            raise BadInput(
+                f"the store gave {len(content)} bytes of range {start}-{stop}",
+                where=str(self),
+                expected=f"{stop - start} bytes",
+                hint="try again; the object or the connection is broken",
+            )
+        return content
+
+
+class Store(Place):
+    """The objects under a prefix of a bucket.
+
+    Args:
+        url: ``scheme://bucket/prefix``, as vLLM is given it.
+        bucket: the bucket's client.
+        prefix: empty, or ending in a slash.
+
+    Raises:
+        BadInput: the bucket cannot be read, or holds nothing under the prefix.
+    """
+
+    def __init__(self, url: str, bucket: Bucket, prefix: str) -> None:
+        self.model = url
+        self.bucket = bucket
+        self.prefix = prefix
+        self.cache = RangeCache()
+        objects = bucket.list(prefix)
+        self.files = {name: StoreFile(self, name, objects[name]) for name in sorted(objects)}
+        if not self.files:
+            raise BadInput(
+                "no objects under this prefix",
+                where=url,
+                expected="config.json and safetensors files right under it",
+                hint="list the bucket with its own command line; prefixes are case-sensitive",
+            )
+
+    def __str__(self) -> str:
+        return self.model
+
+
+class _Crc32:
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+def _crc32c() -> object:
+    import google_crc32c  # comes with google-cloud-storage
+
+    return google_crc32c.Checksum()
+
+
+#: S3 calls them CRC32, CRC32C, SHA1 and SHA256 (``ChecksumCRC32`` and so on, AWS SDK), GCS
+#: ``md5Hash`` and ``crc32c`` (objects resource); all base64 of big-endian bytes.
+_DIGESTS: Mapping[str, Callable[[], object]] = {
+    "MD5": lambda: hashlib.md5(usedforsecurity=False),
+    "CRC32": _Crc32,
+    "CRC32C": _crc32c,
+    "SHA1": lambda: hashlib.sha1(usedforsecurity=False),
+    "SHA256": hashlib.sha256,
+}
+
+
+def digests(chunks: Iterator[bytes], algorithms: Mapping[str, str]) -> dict[str, str]:
+    """The digests of a stream by each of ``algorithms``, in base64; unknown ones left out."""
+    running = {name: _DIGESTS[name]() for name in algorithms if name in _DIGESTS}
+    for chunk in chunks if running else ():
+        for digest in running.values():
+            digest.update(chunk)  # type: ignore[attr-defined]
+    return {
+        name: base64.b64encode(digest.digest()).decode()  # type: ignore[attr-defined]
+        for name, digest in running.items()
+    }
