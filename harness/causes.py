@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -30,6 +31,8 @@ class Cause(StrEnum):
     ROLLED = "rolled"
     MIXED = "mixed"
     DTYPE_ROUND_TRIP = "dtype-round-trip"
+    SUBNORMALS_FLUSHED = "subnormals-flushed"
+    DAMAGED = "damaged"
     BIT_FLIP = "bit-flip"
     SIGN_OF_ZERO = "sign-of-zero"
     NAN_CANONICALISED = "nan-canonicalised"
@@ -75,6 +78,10 @@ NEXT_STEP: dict[Cause, str] = {
     Cause.MIXED: "look at how the fused tensor is split: halves, or interleaved rows; per shard, "
     "or as a whole",
     Cause.DTYPE_ROUND_TRIP: "look for a cast on the way: set_default_torch_dtype, .to()",
+    Cause.SUBNORMALS_FLUSHED: "look for arithmetic or a conversion by a unit that takes subnormals "
+    "for zero (VCVTNEPS2BF16 on CPUs does): a copy keeps them",
+    Cause.DAMAGED: "compare the file with its checksum (--checksums), then read it and the device "
+    "again",
     Cause.BIT_FLIP: "read the file and the device again: storage, memory or link corruption",
     Cause.SIGN_OF_ZERO: "look for arithmetic on the weights (x + 0, casts): a copy keeps -0.0",
     Cause.NAN_CANONICALISED: "expected where tpu-inference casts bf16 to f32 and back (t2j); "
@@ -117,3 +124,29 @@ class Finding(msgspec.Struct, frozen=True):
     group: str
     summary: str
     evidence: str
+
+
+def experts_text(experts: Iterable[int]) -> str:
+    """``expert 3``, or ``experts 0-5, 7``."""
+    runs: list[list[int]] = []
+    for number in sorted(experts):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    text = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return f"expert{'' if sum(map(len, runs)) == 1 else 's'} {text}"
+
+
+#: The fixes of positional ids, by the file of the call site; all released with vLLM 0.22.0.
+FIXES: dict[str, str] = {
+    "qwen3_5.py": "vLLM #42521",
+    "qwen3_vl_moe.py": "vLLM #42671 and #42716",
+    "qwen3_5_mtp.py": "vLLM #42716",
+}
+
+
+def fix_of(site: str) -> str:
+    """What fixed the positional call at ``site`` (``file:line``), as the end of a sentence."""
+    file = site.rsplit("/", 1)[-1].split(":")[0]
+    return f"; fixed by {FIXES[file]}, released with vLLM 0.22.0" if file in FIXES else ""

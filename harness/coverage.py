@@ -97,7 +97,7 @@ def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
     for name in names:
         entry = part.checkpoint.entries.get(name)
         yield Difference(
-            kind=Kind.UNREAD, part=part.part, reference="a loader call",
+            kind=Kind.UNREAD, part=part.part, parameter=name, reference="a loader call",
             device="no weight_loader was called for it",
             source=f"{entry.file.name} {name}" if entry else name,
         )  # fmt: skip

@@ -6,17 +6,17 @@ knows what became of it. What was written is told by its bytes. "Unexplained" is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from harness.causes import NEXT_STEP, Cause, Diagnosis, Finding
+from harness.causes import NEXT_STEP, Cause, Diagnosis, Finding, experts_text, fix_of
 from harness.checkpoint import Checkpoint
 from harness.compare import PartComparison
 from harness.difference import Difference, Kind
 from harness.evidence import Evidence
 from harness.experts import ReferencePart
-from harness.family import Part
-from harness.ledger import POISON, Ledger, LoaderCall
+from harness.family import Part, Storage
+from harness.ledger import POISON, Ledger
 from harness.provenance import ReferenceIndex
 from harness.rules import RULES, unexplained
 
@@ -29,18 +29,6 @@ class _Group:
 
     def summary(self) -> str:
         return self.finding.summary.replace("{experts}", experts_text(self.experts))
-
-
-def experts_text(experts: Iterable[int]) -> str:
-    """``expert 3``, or ``experts 0-5, 7``."""
-    runs: list[list[int]] = []
-    for number in sorted(experts):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    text = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"expert{'' if sum(map(len, runs)) == 1 else 's'} {text}"
 
 
 class Explainer:
@@ -60,6 +48,7 @@ class Explainer:
     ) -> None:
         self._comparison = comparison
         self._ledger = ledger
+        self._undelivered: dict[str, Finding] = {}  # by the tensor that was to bring it
         self._checkpoint: Checkpoint = comparison.reference.checkpoint
         others = {part.part: part for part in parts} | {
             comparison.reference.part: comparison.reference
@@ -96,6 +85,10 @@ class Explainer:
 
     def _explain(self, difference: Difference) -> Finding:
         key = difference.key
+        if difference.kind is Kind.UNREAD and (
+            known := self._undelivered.get(difference.parameter)
+        ):
+            return known
         if difference.kind is not Kind.BITS or key is None:
             return explain_metadata(difference)
         slice_ = Evidence(
@@ -105,6 +98,7 @@ class Explainer:
             self._index,
             self._comparison.device_bits,
             self._checkpoint,
+            self._comparison.reference.naming.storage is Storage.FUSED_TRANSPOSED,
         )
         if (slice_.device == POISON.get(slice_.device.itemsize)).all():
             return self._never_written(slice_)
@@ -122,7 +116,8 @@ class Explainer:
                 f"{key.layer} {call.site}",
                 f"weight_loader got shard_id and expert_id positionally, where the hook does not "
                 f"look for them; {lost}",
-                f"{call.site} called {call.as_call} of a {call.layer_type}; {poison}",
+                f"{call.site} called {call.as_call} of a {call.layer_type}; {poison}"
+                f"{fix_of(call.site)}",
             )
         if call := next((c for c in ledger.of(*key[1:]) if c.late), None):
             return slice_.finding(
@@ -143,12 +138,13 @@ class Explainer:
                 f"{poison}",
             )
         if ledger.calls:
-            return slice_.finding(
+            self._undelivered[tensor] = slice_.finding(
                 Cause.NOT_DELIVERED,
                 key.layer,
                 f"{lost}: no weight_loader was called for them",
                 f"{tensor} was streamed, no call named {key}; {poison}",
             )
+            return self._undelivered[tensor]
         return slice_.finding(Cause.UNWRITTEN, key.layer, lost, poison)
 
 
@@ -194,50 +190,3 @@ def _sharding(difference: Difference) -> Finding:
         return Finding(Cause.REPLICATED, f"replicated {where}", summary, evidence)
     summary = f"shards of {where} lie on the wrong devices"
     return Finding(Cause.MISPLACED, f"misplaced {where}", summary, evidence)
-
-
-#: The fixes of positional ids, by the file of the call site; all released with vLLM 0.22.0.
-FIXES: dict[str, str] = {
-    "qwen3_5.py": "vLLM #42521",
-    "qwen3_vl_moe.py": "vLLM #42671 and #42716",
-    "qwen3_5_mtp.py": "vLLM #42716",
-}
-
-
-def diagnose_failure(
-    call: LoaderCall | None, undelivered: dict[int, tuple[int, ...]]
-) -> list[Diagnosis]:
-    """The cause of a failed load, if the loader call it failed in explains it; else "unexplained".
-
-    Args:
-        call: the call that raised.
-        undelivered: by layer, the experts that were not delivered when it did.
-    """
-    if call is None:
-        return [_failed(Cause.UNEXPLAINED, "the stack under test raised an error", "see above")]
-    evidence = f"{call.site} called {call.as_call} of a {call.layer_type}"
-    if call.ids_are_positional:
-        summary = (
-            "the hook received shard_id and expert_id positionally and reads them from the "
-            f"keyword arguments; {_lost(undelivered)}"
-        )
-        return [_failed(Cause.ARGUMENT_CONTRACT, summary, evidence, _fix(call.site))]
-    if call.layer_type == "QKVParallelLinear" and not call.arguments:
-        summary = "the hook wants a shard_id for a tensor that is stored fused and has none"
-        return [_failed(Cause.FUSED_WITHOUT_SHARD, summary, evidence)]
-    return [_failed(Cause.UNEXPLAINED, "a weight_loader raised an error", evidence)]
-
-
-def _failed(cause: Cause, summary: str, evidence: str, fix: str = "") -> Diagnosis:
-    next_step = f"{NEXT_STEP[cause]}{fix}"
-    return Diagnosis(cause=cause, summary=summary, evidence=evidence, next_step=next_step)
-
-
-def _lost(undelivered: dict[int, tuple[int, ...]]) -> str:
-    layers = [f"layer {layer}: {experts_text(e)}" for layer, e in undelivered.items()]
-    return f"never arrived: {'; '.join(layers)}" if layers else "its experts never arrived"
-
-
-def _fix(call_site: str) -> str:
-    file = call_site.rsplit("/", 1)[-1].split(":")[0]
-    return f"; fixed by {FIXES[file]}, released with vLLM 0.22.0" if file in FIXES else ""

@@ -24,6 +24,7 @@ class Evidence(NamedTuple):
         others: all reference slices.
         bits_of: what the device holds for any key.
         checkpoint: the files, to look for bytes in.
+        stored_transposed: the files hold it as [input, output].
     """
 
     key: ExpertKey
@@ -32,6 +33,7 @@ class Evidence(NamedTuple):
     others: ReferenceIndex
     bits_of: Callable[[ExpertKey], Bits]
     checkpoint: Checkpoint
+    stored_transposed: bool = False
 
     @property
     def where(self) -> str:

@@ -103,14 +103,19 @@ class Ledger:
         streamed: names of the checkpoint's tensors, in the order the streamer gave them.
         parameters: names of the model's parameters before the load.
         unwritten: those that were never written: no element of theirs lost its poison.
+        processed: when the load ended early, the parameters that had been processed: their layer
+            no longer held them.
         failed: the last call raised.
+        finished: the load ended as it should.
     """
 
     calls: list[LoaderCall] = field(default_factory=list)
     streamed: list[str] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)
     unwritten: list[str] = field(default_factory=list)
+    processed: list[str] = field(default_factory=list)
     failed: bool = False
+    finished: bool = False
 
     def deliveries(self) -> Iterator[tuple[Slot, LoaderCall]]:
         """Every call that named an expert's shard, with what it named."""
@@ -152,6 +157,11 @@ class Ledger:
             for layer in layers
         }
         return {layer: lost for layer, lost in missing.items() if lost}
+
+    def processed_layers(self) -> list[int]:
+        """Of the layers of experts, those that had been processed when the load ended early."""
+        found = map(_EXPERT_PARAMETER.search, self.processed)
+        return sorted({int(match[1]) for match in found if match})
 
     def unread(self) -> list[str]:
         """Streamed tensors that no loader was called for, and that no parameter could hide."""

@@ -83,7 +83,9 @@ def _fused_transposed(slice_: Evidence) -> bool:
     halves = [slice_.key._replace(projection=p) for p in (Projection.GATE, Projection.UP)]
     fused = np.concatenate([slice_.others.bits_of(key) for key in halves])
     held = np.concatenate([slice_.bits_of(key) for key in halves])
-    return np.array_equal(held.ravel(), fused.T.ravel())
+    return np.array_equal(held.ravel(), fused.T.ravel()) or np.array_equal(
+        held.T.ravel(), fused.ravel()
+    )
 
 
 def wrong_corner(slice_: Evidence) -> Finding | None:
@@ -96,7 +98,7 @@ def wrong_corner(slice_: Evidence) -> Finding | None:
     corner = device[:rows, :columns]
     gate_up = [slice_.key._replace(projection=p) for p in (Projection.GATE, Projection.UP)]
     fused = np.concatenate([slice_.others.bits_of(key) for key in gate_up])
-    for whole in (slice_.reference.T, fused.T):
+    for whole in (slice_.reference.T, fused.T, fused.T[fused.shape[1] // 2 :]):
         held = whole[:rows, :columns]
         if held.shape == corner.shape and (held == corner)[written[:rows, :columns]].all():
             return slice_.finding(

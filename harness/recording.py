@@ -15,6 +15,7 @@ at once, which incremental processing is there to avoid.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from functools import update_wrapper
 from typing import Any
@@ -43,7 +44,11 @@ def recording(base: type[Any], ledgers: dict[Part, Ledger]) -> type[Any]:
             recorder = Recorder(model, ledgers.setdefault(part, Ledger()))
             self._recorder = recorder
             recorder.attach()
-            super().load_weights(model, model_config)
+            try:
+                super().load_weights(model, model_config)
+            except Exception:
+                recorder.note_processed()
+                raise
             recorder.finish()
 
         def _get_weights_iterator(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
@@ -67,6 +72,7 @@ class Recorder:
         self._ledger = ledger
         self._source = ""
         self._clean: set[int] = set()  # ids of parameters that hold no poison yet
+        self._places: dict[str, tuple[Any, str, weakref.ref[Any]]] = {}
 
     def attach(self) -> None:
         """Wrap the ``weight_loader`` of every parameter.
@@ -83,6 +89,7 @@ class Recorder:
                 if id(parameter) in self._clean:
                     continue  # tied: it belongs to several modules
                 self._clean.add(id(parameter))
+                self._places[full_name] = (module, name, weakref.ref(parameter))
                 loader = getattr(parameter, "weight_loader", default_weight_loader)
                 parameter.weight_loader = self._wrapped(loader, module, name, full_name)
 
@@ -91,8 +98,17 @@ class Recorder:
         self._source = name
         self._ledger.streamed.append(name)
 
+    def note_processed(self) -> None:
+        """Name the parameters that are in their modules no more: processing replaced them."""
+        self._ledger.processed += [
+            full_name
+            for full_name, (module, name, parameter) in self._places.items()
+            if module._parameters.get(name) is not parameter()
+        ]
+
     def finish(self) -> None:
         """Poison what was never written, and name it."""
+        self._ledger.finished = True
         for name, parameter in self._model.named_parameters():
             if id(parameter) in self._clean:
                 _poison(parameter)

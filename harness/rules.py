@@ -15,6 +15,8 @@ from harness.evidence import Evidence, extent
 from harness.ledger import POISON
 from harness.origin import another_slice, other_bytes, reordered, transposed, wrong_corner
 
+_BF16 = 2  # bytes
+_DAMAGED = 2048  # elements; a longer run is more than a broken sector
 Rule = Callable[[Evidence], Finding | None]
 
 
@@ -44,6 +46,37 @@ def sign_of_zero(slice_: Evidence) -> Finding | None:
     )
 
 
+def subnormals_flushed(slice_: Evidence) -> Finding | None:
+    """Only subnormals differ: they are zeros of their sign."""
+    if slice_.reference.itemsize != _BF16:
+        return None
+    before, after = slice_.reference[slice_.unequal], slice_.device[slice_.unequal]
+    if ((before & 0x7F80) != 0).any() or (after != (before & 0x8000)).any():
+        return None
+    return slice_.finding(
+        Cause.SUBNORMALS_FLUSHED,
+        "",
+        "subnormals became zeros of their sign, all else is equal",
+        f"{slice_.key}: {before.size} elements of {slice_.reference.size}",
+    )
+
+
+def damaged(slice_: Evidence) -> Finding | None:
+    """One short run of the file's bytes differs, the slice around it is right."""
+    unequal = slice_.unequal.T if slice_.stored_transposed else slice_.unequal
+    (places,) = np.nonzero(unequal.ravel())
+    length = int(places[-1] - places[0]) + 1
+    if length > min(_DAMAGED, unequal.size // 4) or places.size < length // 2:
+        return None
+    return slice_.finding(
+        Cause.DAMAGED,
+        slice_.key,
+        f"a run of {length * slice_.reference.itemsize} bytes of {slice_.key} is damaged",
+        f"elements {places[0]} to {places[-1]} in the file's order differ, the other "
+        f"{unequal.size - length} are equal, and their bytes stand nowhere else in the checkpoint",
+    )
+
+
 def bit_flip(slice_: Evidence) -> Finding | None:
     """One bit of one element differs."""
     unequal = slice_.unequal
@@ -63,7 +96,7 @@ def bit_flip(slice_: Evidence) -> Finding | None:
 
 def nan_canonicalised(slice_: Evidence) -> Finding | None:
     """Only NaNs differ, each now the quiet NaN of its sign."""
-    if slice_.reference.itemsize != 2:
+    if slice_.reference.itemsize != _BF16:
         return None
     before, after = slice_.reference[slice_.unequal], slice_.device[slice_.unequal]
     if not (((before & 0x7FFF) > 0x7F80) & (after == ((before & 0x8000) | 0x7FC0))).all():
@@ -94,7 +127,7 @@ def narrowed(slice_: Evidence) -> Finding | None:
 
 def dtype_round_trip(slice_: Evidence) -> Finding | None:
     """It went through float16 and back."""
-    if slice_.reference.itemsize != 2:
+    if slice_.reference.itemsize != _BF16:
         return None
     wide = (slice_.reference.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -125,6 +158,6 @@ def unexplained(slice_: Evidence) -> Finding:
 
 
 RULES: tuple[Rule, ...] = (
-    zeros, another_slice, transposed, sign_of_zero, bit_flip, nan_canonicalised, narrowed,
-    wrong_corner, dtype_round_trip, reordered, other_bytes,
+    zeros, another_slice, transposed, sign_of_zero, subnormals_flushed, bit_flip,
+    nan_canonicalised, narrowed, wrong_corner, dtype_round_trip, reordered, other_bytes, damaged,
 )  # fmt: skip

@@ -21,17 +21,19 @@ from pathlib import Path
 import msgspec
 
 from harness import engine
+from harness.causes import Diagnosis
 from harness.checkpoint import Checkpoint
 from harness.compare import Nan, PartComparison, tally_of
 from harness.coverage import Counts, coverage
 from harness.device import device_part
-from harness.diagnosis import Explainer, diagnose_failure
+from harness.diagnosis import Explainer
 from harness.errors import HarnessError
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.hook import Hook
-from harness.ledger import Ledger, LoaderCall
+from harness.ledger import Ledger
 from harness.load import LoadProcess, LoadProcessError
+from harness.load_failure import diagnose_failure
 from harness.loaded import Adapt, Ledgers, Loaded
 from harness.report import (
     Delivery,
@@ -181,7 +183,7 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
         raise
     except Exception as error:
         report.failure = _failure(error)
-        report.diagnoses = diagnose_failure(*_last_call(parts, ledgers))
+        report.diagnoses = _diagnoses_of_failure(parts, ledgers)
         return report
     report.environment = msgspec.structs.replace(
         report.environment, mesh=loaded.mesh, entry=loaded.entry
@@ -230,16 +232,14 @@ def _delivery(part: Part, ledger: Ledger, counts: Counts) -> Delivery:
     return Delivery(part=part, calls=len(ledger.calls), sites=dict(sites), **counts._asdict())
 
 
-def _last_call(
-    parts: Sequence[ReferencePart], ledgers: Ledgers
-) -> tuple[LoaderCall | None, dict[int, tuple[int, ...]]]:
-    """The loader call a load failed in, and the experts that had not been delivered by then."""
+def _diagnoses_of_failure(parts: Sequence[ReferencePart], ledgers: Ledgers) -> list[Diagnosis]:
+    """Why the load ended early, from the ledger of the part it ended in."""
     for part in parts:
-        ledger = ledgers.get(part.part, Ledger())
-        if ledger.failed:
+        ledger = ledgers.get(part.part)
+        if ledger and not ledger.finished:
             _name_sites(ledger)
-            return ledger.calls[-1], ledger.undelivered(part.layers, part.shape.experts)
-    return None, {}
+            return diagnose_failure(ledger, part.layers, part.shape.experts)
+    return diagnose_failure(Ledger(), (), 0)
 
 
 def _name_sites(ledger: Ledger) -> None:

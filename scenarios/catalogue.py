@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
-from harness.checkpoint import INDEX
 from harness.compare import Nan
 from harness.family import Part
 from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from harness.target import Parallelism, Target
+from scenarios.rewriting import number_files, swap_axes
 
 
 class Store(StrEnum):
@@ -45,6 +45,9 @@ class Scenario:
         parallelism: how experts are spread, alike.
         store: where the checkpoint is streamed from, if not from a directory.
         numbered: file names get plain numbers, which sort otherwise as text than as numbers.
+        axes_swapped: fused experts are stored as transformers 5 saves them, not as published; the
+            reference is the published layout.
+        shapes: of the checkpoint to write.
         stream_options: ``RUNAI_STREAMER_*`` variables of the load.
     """
 
@@ -59,37 +62,32 @@ class Scenario:
     parallelism: Parallelism | None = None
     store: Store = Store.NONE
     numbered: bool = False
+    axes_swapped: bool = False
+    shapes: str = "tiny"
     stream_options: dict[str, str] = field(default_factory=dict)
 
-    def checkpoint(self, directory: Path) -> str | Path:
-        """Where the checkpoint is; a synthetic one is written under ``directory``."""
+    def checkpoint(self, directory: Path) -> tuple[str | Path, Path | None]:
+        """The checkpoint, and the one to compare with if that is another.
+
+        A synthetic one is written under ``directory``.
+        """
         if self.source:
-            return self.source
+            return self.source, None
         path = write_checkpoint(
             self.recipe,
             directory / self.id,
+            shapes=self.shapes,
             values=self.values,
             order=self.order,
             files=12 if self.numbered else 4,
         ).path
         if self.numbered:
             number_files(path)
-        return path
+        return path, swap_axes(path) if self.axes_swapped else None
 
     def nan(self, target: Target) -> Nan:
         """How NaNs count: as the target's way to the device leaves them, where some are planted."""
         return target.nan if self.values is Values.NAN_PAYLOADS else Nan.PAYLOAD
-
-
-def number_files(path: Path) -> None:
-    """Rename ``model-00001-of-…`` to ``model-1.safetensors``, in the index, too."""
-    index = path / INDEX
-    text = index.read_text()
-    for number, file in enumerate(sorted(path.glob("*.safetensors")), start=1):
-        name = f"model-{number}.safetensors"
-        text = text.replace(file.name, name)
-        file.rename(path / name)
-    index.write_text(text)
 
 
 def given(checkpoint: str) -> Scenario:
@@ -181,6 +179,18 @@ SCENARIOS: tuple[Scenario, ...] = (
         "model-10 comes before model-2: the order of files must not matter (vLLM #33491, #34190)",
         "qwen3.6-mtp",
         numbered=True,
+    ),
+    Scenario(
+        "vl-square",
+        "2F = D: an orientation that is guessed from the shape can be guessed wrong",
+        "qwen3-vl-moe",
+        shapes="tiny-square",
+    ),
+    Scenario(
+        "vl-axes-swapped",
+        "experts as transformers 5 saves them: to be refused or put right, not narrowed to fit",
+        "qwen3-vl-moe",
+        axes_swapped=True,
     ),
     Scenario("vl-s3", "streamed from S3 by its URL", "qwen3-vl-moe", store=Store.S3),
     Scenario("decoder-s3", "the same for fused experts", "qwen3.5-moe", store=Store.S3),

@@ -27,9 +27,11 @@ def test_experts(
     expected: Expected,
 ) -> None:
     target = target_of(scenario.devices, scenario.parallelism)
+    checkpoint, reference = scenario.checkpoint(tmp_path)
     report = verified(
-        stored(scenario.store, scenario.checkpoint(tmp_path)),
+        stored(scenario.store, checkpoint),
         target,
+        reference=reference,
         parts=scenario.parts,
         nan=scenario.nan(target),
         stream_options=scenario.stream_options,

@@ -25,9 +25,11 @@ from harness.dtypes import Bits
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.layout import Backend, Parameter, Span
+from harness.report import Environment, Report, Status
 from harness.target import emulated_target
-from harness.verification import VerifyRequest
+from harness.verification import VerifyRequest, run
 from harness.xla_engine import seen_by_torch_xla
+from tests.fault_catalogue import FAULTS
 
 Seen = list[tuple[list[str], list[str]]]
 
@@ -84,6 +86,21 @@ def _diagnosed(
     comparison = PartComparison(part, device, backend=backend)
     diagnoses = Explainer(comparison).diagnose(list(comparison.differences()))
     return [d.cause.value for d in diagnoses], [d.summary for d in diagnoses]
+
+
+def verify_with_fault(argument: bytes) -> bytes:
+    """Verify a checkpoint with a fault of the table planted; the report."""
+    request, fault = msgspec.json.decode(argument, type=tuple[VerifyRequest, str])
+    environment = Environment(stack="", python="", versions={}, target=str(request.target))
+    report = Report(
+        checkpoint=request.checkpoint,
+        reference=request.reference,
+        family="",
+        status=Status.LOAD_FAILED,
+        environment=environment,
+    )
+    adapt = next(row.inject for row in FAULTS if row.name == fault)
+    return msgspec.json.encode(run(request, report, adapt))
 
 
 Read = Callable[[DeviceShard, Any], Bits]
@@ -177,7 +194,7 @@ WITH_ALL_EXPERTS_IN_A_SHARD: dict[str, Fault] = ON_ANY_LAYOUT | {
     "experts swapped": _swap_2_and_5,
     "zeroed": _zero,
 }
-FAULTS: dict[str, Fault] = WITH_ALL_EXPERTS_IN_A_SHARD | {
+_ON_A_TENSOR_MESH: dict[str, Fault] = WITH_ALL_EXPERTS_IN_A_SHARD | {
     "gate and up swapped": _swap_gate_and_up,
     "transposed": _transpose,
     "bit flipped": _flip_a_bit,
@@ -255,7 +272,7 @@ def kill_itself(_: bytes) -> bytes:
 
 
 PLANTED: dict[Backend, dict[str, Fault]] = {
-    Backend.GMM_TP: FAULTS | {"replicated by jax": _replicated_by_jax},
+    Backend.GMM_TP: _ON_A_TENSOR_MESH | {"replicated by jax": _replicated_by_jax},
     Backend.XLA_TP: WITH_ALL_EXPERTS_IN_A_SHARD
     | {"replicated by torch_xla": _replicated_by_torch_xla},
     Backend.XLA_EP: ON_ANY_LAYOUT | {"replicated by torch_xla": _replicated_by_torch_xla},

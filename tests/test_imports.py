@@ -16,7 +16,7 @@ FLOW = [
     "secrets", "errors", "dtypes", "places", "safetensors_file", "family", "checkpoint",
     "experts", "selection", "synthetic",
     "layout", "device", "arrays", "difference", "compare", "ledger", "causes",
-    "provenance", "evidence", "origin", "rules", "diagnosis",
+    "provenance", "evidence", "origin", "rules", "diagnosis", "load_failure",
     "coverage", "report", "known", "message", "terminal",
     "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "cut",
     "recording", "loaded",

@@ -3,8 +3,9 @@
 Sources of the published figures: the ``config.json`` files of Qwen/Qwen3-VL-30B-A3B-Instruct,
 Qwen/Qwen3-VL-235B-A22B-Instruct, Qwen/Qwen3.5-35B-A3B and Qwen/Qwen3.5-397B-A17B.
 
-Tiny shapes are never square: F != D and 2F != D, because vLLM 0.26 guesses a fused tensor's
-orientation from its shape (``routed_experts.load_weights``) and a square hides a transpose.
+The tiny shape is not square: F != D and 2F != D, because vLLM 0.26 guesses a fused tensor's
+orientation from its shape (``routed_experts.load_weights``) and a square hides a transpose. One
+that is square is there on purpose.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ class ModelShape:
         return self.linear is None or (layer + 1) % self.full_attention_interval == 0
 
 
+_SQUARE = 32  # F of the tiny square shape, whose D is 2F
+
 _TINY_VISION = VisionShape(depth=2, hidden=64, intermediate=96, heads=8, positions=16)
 _TINY = ModelShape(
     hidden=128, layers=2, experts=8, intermediate=48, top_k=2, heads=8, kv_heads=2, head_dim=32,
@@ -122,18 +125,19 @@ _PUBLISHED_OF = {"qwen3-vl-moe": _QWEN3_VL, "qwen3.5-moe": _QWEN3_5}
 def resolve_shape(
     model: str, shapes: str, *, layers: int | None = None, experts: int | None = None
 ) -> ModelShape:
-    """The shape named ``tiny`` or ``published:<model>``, with layers and experts overridden.
+    """The shape named ``shapes``, with layers and experts overridden.
 
     Args:
         model: the main model's family, ``qwen3-vl-moe`` or ``qwen3.5-moe``.
-        shapes: ``tiny`` or ``published:`` and one of the models named above.
+        shapes: ``tiny``, ``tiny-square`` (2F = D), or ``published:`` and a model named above.
         layers: number of decoder layers to write instead of the shape's own.
         experts: number of experts a layer to write instead of the shape's own.
 
     Raises:
         BadInput: an unknown shape, or a count that no router can work with.
     """
-    known = {"tiny": _TINY_OF[model]}
+    tiny = _TINY_OF[model]
+    known = {"tiny": tiny, "tiny-square": replace(tiny, hidden=2 * _SQUARE, intermediate=_SQUARE)}
     known |= {f"published:{name}": shape for name, shape in _PUBLISHED_OF[model].items()}
     if shapes not in known:
         raise BadInput(
