@@ -45,6 +45,7 @@ class LoadProcessError(Exception):
 
     def __init__(self, what: str, details: str) -> None:
         super().__init__(what)
+        self.add_note(details)
         self.what = what
         self.details = details
 

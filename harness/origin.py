@@ -134,7 +134,7 @@ def reordered(slice_: Evidence) -> Finding | None:
 
 
 def _rolled(slice_: Evidence, lines: list[Line | None], name: str) -> Finding:
-    shifts = {(line.number - at) % len(lines) for at, line in enumerate(lines) if line}
+    shifts = {(at - line.number) % len(lines) for at, line in enumerate(lines) if line}
     how = f"rolled by {shifts.pop()}" if len(shifts) == 1 else "in another order"
     return slice_.finding(
         Cause.ROLLED,

@@ -84,7 +84,7 @@ class Recorder:
 
         for module_name, module in self._model.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
-                full_name = f"{module_name}.{name}"
+                full_name = f"{module_name}.{name}".lstrip(".")
                 self._ledger.parameters.append(full_name)
                 if id(parameter) in self._clean:
                     continue  # tied: it belongs to several modules

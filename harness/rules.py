@@ -72,7 +72,7 @@ def damaged(slice_: Evidence) -> Finding | None:
         Cause.DAMAGED,
         slice_.key,
         f"a run of {length * slice_.reference.itemsize} bytes of {slice_.key} is damaged",
-        f"elements {places[0]} to {places[-1]} in the file's order differ, the other "
+        f"elements {places[0]} to {places[-1]} of it in the file's order differ, the other "
         f"{unequal.size - length} are equal, and their bytes stand nowhere else in the checkpoint",
     )
 

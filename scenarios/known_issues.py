@@ -116,8 +116,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         id="untied-head-unwritten",
         owner=Owner.TPU_INFERENCE,
         reason="_patch_tied_embedding_mapper maps lm_head to nothing, whatever config.json ties; "
-        "the head of a model whose decoder sits under language_model is left as it was allocated "
-        "(no thread known)",
+        "the head of a model whose decoder sits under language_model is left as it was allocated",
         threads=(),
         stacks=("0.32",),
         scenarios=_WITH_A_DECODER,
@@ -128,7 +127,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         id="orientation-guessed",
         owner=Owner.VLLM,
         reason="routed_experts.load_weights tells a fused tensor's orientation from its shape; "
-        "with 2F = D it takes the published layout for the other one (no thread known)",
+        "with 2F = D it takes the published layout for the other one",
         threads=(),
         stacks=("0.26",),
         scenarios=("vl-square",),
@@ -139,7 +138,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         id="narrowed-to-fit",
         owner=Owner.VLLM,
         reason="_narrow_expert_data_for_padding cuts an expert of the wrong layout to the smaller "
-        "of the two sizes and copies that corner, without a word (no thread known)",
+        "of the two sizes and copies that corner, without a word",
         threads=(),
         stacks=("0.22",),
         scenarios=("vl-axes-swapped",),
@@ -149,8 +148,8 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="other-layout-refused",
         owner=Owner.VLLM,
-        reason="an expert of the wrong layout is refused, by an error of sizes that names no tensor "
-        "(no thread known)",
+        reason="an expert of the wrong layout is refused, by an error of sizes that names no "
+        "tensor",
         threads=(),
         stacks=("0.32",),
         scenarios=("vl-axes-swapped",),

@@ -18,6 +18,11 @@ pytest_plugins = ["pytester", "tests.s3"]
 WriteTiny = Callable[..., Path]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--write-docs`` renews the tables in ``docs/`` that a run is the source of."""
+    parser.addoption("--write-docs", action="store_true", help="renew the tables in docs/")
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One tiny checkpoint of every recipe. Not to be changed: copy one first."""

@@ -25,6 +25,8 @@ from harness.dtypes import Bits
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.layout import Backend, Parameter, Span
+from harness.ledger import Ledger
+from harness.recording import Recorder
 from harness.report import Environment, Report, Status
 from harness.target import emulated_target
 from harness.verification import VerifyRequest, run
@@ -277,3 +279,52 @@ PLANTED: dict[Backend, dict[str, Fault]] = {
     | {"replicated by torch_xla": _replicated_by_torch_xla},
     Backend.XLA_EP: ON_ANY_LAYOUT | {"replicated by torch_xla": _replicated_by_torch_xla},
 }
+
+
+def record_a_module(_: bytes) -> bytes:
+    """Record loads of a module of our own; what became of each of its parameters."""
+    import torch
+
+    def keep(param: Any, loaded_weight: Any, *args: Any, **kwargs: Any) -> str:
+        param.data.copy_(loaded_weight)
+        return "kept"
+
+    keep.supports_moe_loading = True  # type: ignore[attr-defined]
+    model = torch.nn.Module()
+    for name in ("written", "partly", "never", "counter"):
+        dtype = torch.int32 if name == "counter" else torch.bfloat16
+        data = torch.zeros(4, dtype=dtype)
+        setattr(model, name, torch.nn.Parameter(data, requires_grad=False))
+    model.alias = model.written
+    model.written.weight_loader = keep
+    model.partly.weight_loader = lambda p, w: p.data[:2].copy_(w)
+    ledger = Ledger()
+    recorder = Recorder(model, ledger)
+    recorder.attach()
+    recorder.streaming("first")
+    answer = model.written.weight_loader(model.written, torch.ones(4), "q", expert_id=3)
+    recorder.streaming("second")
+    model.partly.weight_loader(model.partly, torch.ones(2))
+    loader, held = model.written.weight_loader, model.written
+    model.written = torch.nn.Parameter(torch.ones(4), requires_grad=False)
+    loader(param=held, loaded_weight=torch.ones(4))
+    try:
+        model.partly.weight_loader(model.partly, torch.ones(3))
+    except RuntimeError:
+        recorder.note_processed()
+    failed = ledger.failed
+    recorder.finish()
+    bits = {n: (p.data.view(torch.int16).tolist()) for n, p in model.named_parameters()
+            if p.dtype is torch.bfloat16}  # fmt: skip
+    facts = {
+        "answer": answer,
+        "attribute": loader.supports_moe_loading,
+        "calls": [[c.source, list(c.arguments), c.keywords, c.late] for c in ledger.calls],
+        "site": ledger.calls[0].site.rsplit("/", 1)[-1].split(":")[0],
+        "failed": failed,
+        "processed": ledger.processed,
+        "unwritten": ledger.unwritten,
+        "partly": bits["partly"],
+        "counter": model.counter.tolist(),
+    }
+    return msgspec.json.encode(facts)

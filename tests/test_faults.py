@@ -5,18 +5,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from harness.causes import Cause
 from harness.family import Part
 from harness.load import LoadProcess
 from harness.report import Report, Status
 from harness.synthetic.writer import write_checkpoint
 from harness.target import Target
 from harness.verification import VerifyRequest
-from tests.fault_catalogue import FAULTS
+from tests.fault_catalogue import ELSEWHERE, FAULTS
+from tests.fault_table import NOT_APPLICABLE, cell, is_right, read_table, write_table
 from tests.faults import EXPERTS, Fault
 
 #: Where the faults are planted: the recipe and the part of it that is loaded.
@@ -27,6 +30,8 @@ FAMILIES: dict[str, tuple[str, Part]] = {
     "Qwen3.5-MTP per expert": ("qwen3.5-mtp", Part.MTP),
 }
 PER_EXPERT = "Qwen3.5-MTP per expert"
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "faults.md"
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +62,61 @@ def cases() -> list[tuple[Fault, str]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def seen() -> Iterator[dict[tuple[str, str], str]]:
+    """What this run saw: by fault and family the causes that were diagnosed."""
+    yield {}
+
+
 @pytest.mark.parametrize(
     ("fault", "family"), cases(), ids=[f"{fault.name}-{family}" for fault, family in cases()]
 )
 def test_fault(
     fault: Fault, family: str, checkpoints: dict[str, Path], load_process: LoadProcess,
-    target: Target,
+    target: Target, seen: dict[tuple[str, str], str],
 ) -> None:  # fmt: skip
     part = FAMILIES[family][1]
     report = verified(fault, checkpoints[family], part, load_process, target)
-    if not fault.causes:
-        assert report.status is Status.EQUAL
-        return
-    assert report.status is not Status.EQUAL, "not detected"
-    seen = {diagnosis.cause for diagnosis in report.diagnoses}
-    assert seen, "no diagnosis"
-    assert seen <= set(fault.causes), [d.summary for d in report.diagnoses]
+    causes = list(dict.fromkeys(diagnosis.cause.value for diagnosis in report.diagnoses))
+    seen[fault.name, family] = cell(fault, report.status, causes)
+    assert is_right(fault, report.status, causes), [d.summary for d in report.diagnoses]
+
+
+def test_the_document_shows_what_was_seen(
+    seen: dict[tuple[str, str], str], request: pytest.FixtureRequest
+) -> None:
+    if request.config.getoption("--write-docs"):
+        assert len(seen) == len(cases()), "the table needs a run of all its faults"
+        write_table(DOCUMENT, seen, list(FAMILIES))
+    written = read_table(DOCUMENT)
+    assert {case: written.get(case) for case in seen} == seen, "run with --write-docs"
+
+
+def test_the_document_has_every_row() -> None:
+    every = {(fault.name, family) for fault, family in cases()}
+    assert {case for case, text in read_table(DOCUMENT).items() if text != NOT_APPLICABLE} == every
+
+
+def test_every_class_of_the_catalogue_is_planted_or_told_why_not() -> None:
+    planted = {fault.catalogued for fault in FAULTS}
+    assert not planted & set(ELSEWHERE)
+    text = DOCUMENT.read_text()
+    assert all(f"| {name} |" in text for name in planted | set(ELSEWHERE))
+
+
+@pytest.mark.parametrize(
+    ("status", "causes", "right"),
+    [
+        (Status.DIFFERENT, ["bit-flip"], True),
+        (Status.LOAD_FAILED, ["bit-flip"], True),
+        (Status.EQUAL, [], False),
+        (Status.DIFFERENT, [], False),
+        (Status.DIFFERENT, ["bit-flip", "zeros"], False),
+        (Status.DIFFERENT, ["unexplained"], False),
+    ],
+)
+def test_what_counts_as_right(status: Status, causes: list[str], right: bool) -> None:
+    fault = Fault("f", "corruption", lambda base: base, (Cause.BIT_FLIP,))
+    assert is_right(fault, status, causes) is right
+    harmless = Fault("f", "file order", lambda base: base, ())
+    assert is_right(harmless, status, causes) is (status is Status.EQUAL)

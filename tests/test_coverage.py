@@ -1,0 +1,85 @@
+"""Tensors nobody read, parameters nobody wrote and experts that came twice are differences."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.checkpoint import Checkpoint
+from harness.coverage import coverage, unused_reason
+from harness.difference import Difference, Kind
+from harness.experts import ReferencePart, reference_parts
+from harness.family import Part
+from harness.ledger import Ledger, LoaderCall
+from tests.test_ledger import call, whole
+
+HEAD = "lm_head.weight"
+
+
+def delivered(*names: str) -> list[LoaderCall]:
+    return [call("some.weight", source=name) for name in names]
+
+
+def uncovered(part: ReferencePart, **ledger: Any) -> list[Difference]:
+    return coverage(part, Ledger(**ledger))[1]
+
+
+def test_all_is_accounted_for(decoder: ReferencePart) -> None:
+    counts, differences = coverage(decoder, Ledger(calls=delivered("a"), streamed=["a"]))
+    assert (counts.streamed, counts.delivered, counts.unused, counts.unread) == (1, 1, 0, 0)
+    assert differences == []
+
+
+def test_a_tensor_nobody_read(decoder: ReferencePart) -> None:
+    (difference,) = uncovered(decoder, streamed=[HEAD])
+    assert difference.kind is Kind.UNREAD
+    assert difference.source.endswith(f".safetensors {HEAD}")
+
+
+def test_a_parameter_nobody_wrote(decoder: ReferencePart) -> None:
+    (difference,) = uncovered(decoder, unwritten=["language_model.lm_head.weight"])
+    assert (difference.kind, difference.parameter) == (
+        Kind.UNWRITTEN, "language_model.lm_head.weight",
+    )  # fmt: skip
+
+
+def test_unwritten_experts_are_left_to_the_comparison(decoder: ReferencePart) -> None:
+    assert uncovered(decoder, unwritten=["model.layers.0.mlp.experts.w13_weight"]) == []
+
+
+def test_an_expert_delivered_twice(decoder: ReferencePart) -> None:
+    calls = [c._replace(parameter=c.parameter.replace(".3.", ".1.")) for c in whole(2) * 2]
+    differences = uncovered(decoder, calls=calls)
+    assert [(d.kind, d.layer, d.expert) for d in differences] == [(Kind.DELIVERY, 1, 2)] * 3
+    assert differences[0].device == "delivered 2 times"
+
+
+@pytest.mark.parametrize(
+    ("part", "tensor", "tied", "unused"),
+    [
+        (Part.DECODER, "mtp.layers.0.mlp.gate.weight", False, True),
+        (Part.MTP, "mtp.layers.0.mlp.gate.weight", False, False),
+        (Part.MTP, "model.visual.blocks.0.attn.qkv.weight", False, True),
+        (Part.MTP, "model.language_model.layers.1.mlp.gate.weight", False, True),
+        (Part.MTP, "model.language_model.embed_tokens.weight", False, False),
+        (Part.DECODER, HEAD, True, True),
+        (Part.DECODER, HEAD, False, False),
+        (Part.DECODER, "model.visual.blocks.0.attn.qkv.weight", False, False),
+    ],
+)
+def test_what_a_part_leaves_alone(part: Part, tensor: str, tied: bool, unused: bool) -> None:
+    assert bool(unused_reason(part, tensor, tied)) is unused
+
+
+def test_a_tied_head_is_counted_as_unused(
+    tiny_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    path = shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "tied")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    counts, differences = coverage(reference_parts(Checkpoint(path))[0], Ledger(streamed=[HEAD]))
+    assert (counts.unused, counts.unread, differences) == (1, 0, [])

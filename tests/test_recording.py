@@ -1,0 +1,47 @@
+"""The recorder notes every call, poisons what it must, and changes nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from harness.ledger import POISON
+from harness.load import LoadProcess
+
+
+@pytest.fixture(scope="module")
+def facts(load_process: LoadProcess) -> dict[str, Any]:
+    answer = load_process.run("tests.jobs:record_a_module", b"", timeout=120)
+    return dict(json.loads(answer))
+
+
+def test_calls_are_noted_in_order(facts: dict[str, Any]) -> None:
+    assert facts["calls"] == [
+        ["first", ["q"], {"expert_id": 3}, False],
+        ["second", [], {}, False],
+        ["second", [], {}, True],
+        ["second", [], {}, False],
+    ]
+    assert facts["site"] == "jobs.py"
+
+
+def test_the_loader_is_what_it_was(facts: dict[str, Any]) -> None:
+    assert (facts["answer"], facts["attribute"]) == ("kept", True)
+
+
+def test_an_error_passes_and_is_noted(facts: dict[str, Any]) -> None:
+    assert facts["failed"]
+    assert facts["processed"] == ["written"]
+
+
+def test_what_was_not_written_holds_poison(facts: dict[str, Any]) -> None:
+    signed = POISON[2] - (1 << 16)
+    assert facts["unwritten"] == ["never"]
+    assert facts["partly"][2:] == [signed, signed]
+    assert facts["partly"][:2] != [signed, signed]
+
+
+def test_integers_are_left_alone(facts: dict[str, Any]) -> None:
+    assert facts["counter"] == [0, 0, 0, 0]

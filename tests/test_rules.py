@@ -1,0 +1,166 @@
+"""Each rule sees what it is for, names its place, and lets everything else pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from harness.causes import Cause, Finding
+from harness.dtypes import Bits
+from harness.evidence import Evidence
+from harness.experts import ExpertKey, ReferencePart
+from harness.family import Part, Projection
+from harness.ledger import POISON
+from harness.provenance import ReferenceIndex, find_bytes, needle
+from harness.rules import RULES, unexplained
+
+KEY = ExpertKey(Part.DECODER, 1, 4, Projection.UP)
+Change = Callable[[Bits, ReferencePart], Bits]
+
+
+def found(reference: ReferencePart, change: Change, key: ExpertKey = KEY) -> Finding:
+    """What is said of ``key`` when the device holds ``change`` of its reference."""
+
+    def held(other: ExpertKey) -> Bits:
+        bits = reference[other]
+        return change(bits.copy(), reference) if other == key else bits
+
+    slice_ = Evidence(
+        key, reference[key], held(key), ReferenceIndex([reference], reference.__getitem__), held,
+        reference.checkpoint, stored_transposed=True,
+    )  # fmt: skip
+    return next((f for rule in RULES if (f := rule(slice_))), None) or unexplained(slice_)
+
+
+def other(**changes: object) -> Change:
+    return lambda bits, reference: reference[KEY._replace(**changes)]  # type: ignore[arg-type]
+
+
+def filled(value: int, where: tuple[slice, slice]) -> Change:
+    def change(bits: Bits, _: ReferencePart) -> Bits:
+        bits[where] = value
+        return bits
+
+    return change
+
+
+def flip(bits: Bits, _: ReferencePart) -> Bits:
+    bits[5, 7] ^= 64
+    return bits
+
+
+def no_sign(bits: Bits, _: ReferencePart) -> Bits:
+    bits[bits == 0x8000] = 0
+    return bits
+
+
+def flushed(bits: Bits, _: ReferencePart) -> Bits:
+    return np.where((bits & 0x7F80) == 0, bits & 0x8000, bits).astype(bits.dtype)
+
+
+def through_float16(bits: Bits, _: ReferencePart) -> Bits:
+    wide = (bits.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):
+        back = wide.astype(np.float16).astype(np.float32).view(np.uint32)
+    return ((back + 0x7FFF + ((back >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def halves_of_two(bits: Bits, reference: ReferencePart) -> Bits:
+    bits[:24] = reference[KEY._replace(expert=2)][:24]
+    return bits
+
+
+def corner(bits: Bits, reference: ReferencePart) -> Bits:
+    bits[:] = POISON[2]
+    bits[:48, :48] = reference[KEY].T[:48, :48]
+    return bits
+
+
+def bytes_of_attention(bits: Bits, reference: ReferencePart) -> Bits:
+    name = "model.language_model.layers.0.self_attn.o_proj.weight"
+    bits.ravel()[:] = reference.checkpoint.bits(name).ravel()[: bits.size]
+    return bits
+
+
+def broken_run(bits: Bits, _: ReferencePart) -> Bits:
+    flat = bits.T.copy()
+    flat.ravel()[640:704] = np.arange(64) * 257 + 11
+    return np.ascontiguousarray(flat.T)
+
+
+def noise(bits: Bits, _: ReferencePart) -> Bits:
+    return np.random.default_rng(1).integers(0, 1 << 15, bits.shape).astype(np.uint16)
+
+
+ROWS = slice(44, 48), slice(None)
+CASES: dict[str, tuple[Change, Cause]] = {
+    "zeros": (filled(0, (slice(None), slice(None))), Cause.ZEROS),
+    "another layer": (other(layer=0), Cause.OTHER_LAYER),
+    "another expert": (other(expert=2), Cause.EXPERTS_PERMUTED),
+    "another projection": (other(projection=Projection.GATE), Cause.OTHER_SLICE),
+    "the transpose": (lambda b, _: b.T.reshape(b.shape), Cause.TRANSPOSED),
+    "no sign of zero": (no_sign, Cause.SIGN_OF_ZERO),
+    "no subnormals": (flushed, Cause.SUBNORMALS_FLUSHED),
+    "one bit": (flip, Cause.BIT_FLIP),
+    "last rows never written": (filled(POISON[2], ROWS), Cause.NARROWED),
+    "last rows zero": (filled(0, ROWS), Cause.NARROWED),
+    "a corner of the transpose": (corner, Cause.WRONG_CORNER),
+    "through float16": (through_float16, Cause.DTYPE_ROUND_TRIP),
+    "rows rolled": (lambda b, _: np.roll(b, 12, 0), Cause.ROLLED),
+    "columns rolled": (lambda b, _: np.roll(b, -3, 1), Cause.ROLLED),
+    "half of another expert": (halves_of_two, Cause.MIXED),
+    "bytes of another tensor": (bytes_of_attention, Cause.OTHER_BYTES),
+    "a broken run": (broken_run, Cause.DAMAGED),
+    "noise": (noise, Cause.UNEXPLAINED),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_slice_is_explained(decoder: ReferencePart, case: str) -> None:
+    change, cause = CASES[case]
+    finding = found(decoder, change)
+    assert finding.cause is cause, finding
+    assert "decoder layer 1" in f"{finding.summary} {finding.evidence}"
+
+
+def test_every_rule_has_a_case() -> None:
+    """NaNs are not in this checkpoint; an exchange takes two slices: both have tests elsewhere."""
+    elsewhere = {Cause.NAN_CANONICALISED, Cause.EXPERTS_EXCHANGED, Cause.PROJECTIONS_EXCHANGED}
+    named = {
+        Cause.ZEROS, Cause.OTHER_LAYER, Cause.EXPERTS_PERMUTED, Cause.OTHER_SLICE,
+        Cause.TRANSPOSED, Cause.SIGN_OF_ZERO, Cause.SUBNORMALS_FLUSHED, Cause.BIT_FLIP,
+        Cause.NARROWED, Cause.WRONG_CORNER, Cause.DTYPE_ROUND_TRIP, Cause.ROLLED, Cause.MIXED,
+        Cause.OTHER_BYTES, Cause.DAMAGED, Cause.UNEXPLAINED,
+    }  # fmt: skip
+    assert {cause for _, cause in CASES.values()} == named
+    assert not named & elsewhere
+
+
+def test_the_place_is_told(decoder: ReferencePart) -> None:
+    assert "rolled by 12" in found(decoder, CASES["rows rolled"][0]).summary
+    assert (
+        "[44:48, 0:128] is never written"
+        in found(decoder, CASES["last rows never written"][0]).evidence
+    )
+    assert (
+        "0-23 from expert 2 up_proj" in found(decoder, CASES["half of another expert"][0]).evidence
+    )
+    assert "a run of 128 bytes" in found(decoder, CASES["a broken run"][0]).summary
+    bytes_ = found(decoder, CASES["bytes of another tensor"][0])
+    assert "layers.0.self_attn.o_proj.weight at byte 0" in bytes_.evidence
+
+
+def test_a_mutual_exchange_needs_both(decoder: ReferencePart) -> None:
+    """Expert 4 holding 2's bytes is an exchange only if 2 holds 4's."""
+    assert found(decoder, other(expert=2)).cause is Cause.EXPERTS_PERMUTED
+
+
+def test_a_run_of_one_value_is_no_needle(decoder: ReferencePart) -> None:
+    constant = np.full((4, 64), 7, np.uint16)
+    assert needle(constant, constant == constant) is None
+    varied = np.arange(256, dtype=np.uint16).reshape(4, 64)
+    run = needle(varied, varied == varied)
+    assert run == varied[0, :24].tobytes()
+    assert find_bytes(decoder.checkpoint, run) is None
