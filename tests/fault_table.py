@@ -10,7 +10,7 @@ from tests.fault_catalogue import ELSEWHERE, FAULTS
 from tests.faults import Fault
 
 _BEGIN, _END = "<!-- table: written by tests/test_faults.py -->", "<!-- end of table -->"
-NOT_APPLICABLE = "–"
+NOT_APPLICABLE = "n/a"
 _MISSED = "**not detected**"
 _WRONG = " (**wrong**)"
 
