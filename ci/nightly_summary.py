@@ -1,0 +1,177 @@
+"""What a nightly run came to: the verdict of each stack, as JSON and as Markdown.
+
+Reads the session file that the harness's pytest plugin leaves (``--reports``), so it needs no
+environment. ``summary.md`` is made for a Buildkite annotation and for ``GITHUB_STEP_SUMMARY``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+SHOWN_FAILURES = 20
+
+
+class Outcome(IntEnum):
+    """How a stack, or the whole run, ended; the number is the exit code."""
+
+    AS_EXPECTED = 0
+    DIFFERENT = 1
+    BAD_INPUT = 2
+    BROKEN = 3
+    PROVISIONING = 75
+
+    @property
+    def text(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+#: A difference is never hidden behind something that would be tried again.
+_WORST_FIRST = (
+    Outcome.DIFFERENT, Outcome.BROKEN, Outcome.BAD_INPUT, Outcome.PROVISIONING, Outcome.AS_EXPECTED,
+)  # fmt: skip
+
+#: pytest's exit codes (``pytest.ExitCode``).
+_PYTEST = {
+    0: (Outcome.AS_EXPECTED, ""),
+    1: (Outcome.DIFFERENT, "a scenario ended otherwise than expected"),
+    2: (Outcome.BROKEN, "pytest was interrupted"),
+    3: (Outcome.BROKEN, "pytest had an internal error"),
+    4: (Outcome.BAD_INPUT, "pytest refused its options"),
+    5: (Outcome.BAD_INPUT, "no scenario fits the selection"),
+}
+
+
+@dataclass
+class StackResult:
+    """One stack: its verdict, and where its files are."""
+
+    stack: str
+    folder: Path
+    outcome: Outcome = Outcome.BROKEN
+    what: str = "not finished"
+    seconds: float = 0.0
+    findings: int | None = None
+    interrupted: bool = False
+
+    def end(self, outcome: Outcome, what: str) -> None:
+        self.outcome, self.what = outcome, what
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The scenarios' rows; none where the session left no file."""
+        path = self.folder / "session.json"
+        if not path.exists():
+            return []
+        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+        return rows
+
+
+def verdict(ended: int) -> tuple[Outcome, str]:
+    """What pytest's exit code means."""
+    return _PYTEST.get(ended, (Outcome.BROKEN, f"pytest ended with status {ended}"))
+
+
+def worst(results: Sequence[StackResult]) -> Outcome:
+    """The outcome of a run from those of its stacks."""
+    return min((result.outcome for result in results), key=_WORST_FIRST.index)
+
+
+def findings(sarif: Path) -> int:
+    """The number of results in a SARIF file."""
+    return sum(len(run["results"]) for run in json.loads(sarif.read_text())["runs"])
+
+
+def write(
+    out: Path, results: Sequence[StackResult], outcome: Outcome, target: str, command: list[str]
+) -> str:
+    """Leave ``nightly.json`` and ``summary.md`` in ``out``; gives the text of the latter."""
+    out.mkdir(parents=True, exist_ok=True)
+    text = markdown(results, outcome, target)
+    content = {
+        "schema": SCHEMA,
+        "command": command,
+        "target": target,
+        "outcome": outcome.text,
+        "exit_code": int(outcome),
+        "stacks": [figures(result) for result in results],
+    }
+    (out / "nightly.json").write_text(json.dumps(content, indent=2) + "\n")
+    (out / "summary.md").write_text(text)
+    return text
+
+
+def figures(result: StackResult) -> dict[str, Any]:
+    """One stack as data."""
+    rows = result.rows()
+    return {
+        "stack": result.stack,
+        "outcome": result.outcome.text,
+        "what": result.what,
+        "seconds": result.seconds,
+        "scenarios": len(rows),
+        "equal": sum(row["report"]["status"] == "equal" for row in rows),
+        "known": sum(bool(row["report"]["known_issue"]) for row in rows),
+        "experts_compared": total(rows, "experts_compared"),
+        "bytes_compared": total(rows, "bytes_compared"),
+        "audit_findings": result.findings,
+        "failures": [failure(row) for row in rows if unexpected(row)],
+    }
+
+
+def total(rows: Sequence[dict[str, Any]], name: str) -> int:
+    return sum(tally[name] for row in rows for tally in row["report"]["tallies"])
+
+
+def unexpected(row: dict[str, Any]) -> bool:
+    report = row["report"]
+    return report["status"] != "equal" and not report["known_issue"]
+
+
+def failure(row: dict[str, Any]) -> dict[str, str]:
+    """A scenario that failed, with the first cause and the command that repeats it."""
+    report = row["report"]
+    causes = [f"{item['cause']}: {item['summary']}" for item in report["diagnoses"]]
+    return {
+        "scenario": row["scenario"],
+        "status": report["status"],
+        "cause": causes[0] if causes else "unexplained",
+        "repeat": report["repeat"],
+    }
+
+
+def markdown(results: Sequence[StackResult], outcome: Outcome, target: str) -> str:
+    """The summary: a table of stacks, then what failed."""
+    lines = [
+        f"### MoE load verification on {target}: {outcome.text}",
+        "",
+        "| stack | outcome | scenarios | equal | known | experts | bytes | audit | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        one = figures(result)
+        found = "" if result.findings is None else result.findings
+        lines.append(
+            f"| {result.stack} | {result.outcome.text} | {one['scenarios']} | {one['equal']} "
+            f"| {one['known']} | {one['experts_compared']} | {one['bytes_compared']} | {found} "
+            f"| {result.seconds:.0f} |"
+        )
+    for result in results:
+        lines += details(result)
+    return "\n".join(lines) + "\n"
+
+
+def details(result: StackResult) -> list[str]:
+    """What went wrong with a stack."""
+    lines = ["", f"**{result.stack}**: {result.what}"] if result.what else []
+    failures = figures(result)["failures"]
+    for one in failures[:SHOWN_FAILURES]:
+        lines += ["", f"- `{one['scenario']}` {one['status']}: {one['cause']}"]
+        lines += [f"  Repeat: `{one['repeat']}`"] if one["repeat"] else []
+    if len(failures) > SHOWN_FAILURES:
+        lines += ["", f"- and {len(failures) - SHOWN_FAILURES} more in session.json"]
+    return lines
