@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 import nightly_summary
 import setup
@@ -23,6 +24,7 @@ from nightly_summary import Outcome, StackResult
 
 INSTALLED = "installed"
 SECONDS_TO_END = 60.0
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class Unprovisioned(Exception):
@@ -169,7 +171,7 @@ def provision(stack: str, options: argparse.Namespace) -> Path:
 
 
 def last_line(path: Path) -> str:
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     return lines[-1] if lines else f"nothing in {path.name}"
 
 
@@ -204,32 +206,34 @@ def audit(programs: Path, stack: str, result: StackResult) -> None:
 
 
 def logged(command: Sequence[str | Path], log: Path) -> int:
-    """Run ``command`` with its output here and in ``log``; it is ended when this process is."""
-    try:
-        process = subprocess.Popen(
-            command, cwd=setup.ROOT, text=True, errors="replace",
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-    except OSError as error:
-        raise Unprovisioned(f"{Path(command[0]).name} does not start: {error}") from error
-    with log.open("w") as file:
+    """Run ``command`` with its output here and in ``log``; it is ended when this process is.
+
+    The output goes by the file, not by a pipe: a process left behind cannot hold this one up.
+    """
+    with log.open("w") as output, log.open(errors="replace") as shown:
         try:
-            copy(process, file.write)
-            return process.wait()
-        except BaseException:
-            process.terminate()
-            copy(process, file.write)
-            raise
+            process = subprocess.Popen(
+                command, cwd=setup.ROOT, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        except OSError as error:
+            name = Path(command[0]).name
+            raise Unprovisioned(f"{name} does not start: {error}") from error
+        try:
+            while process.poll() is None:
+                show(shown)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
         finally:
+            process.terminate()
             end(process)
+            show(shown)
+    return process.returncode
 
 
-def copy(process: subprocess.Popen[str], write: Callable[[str], int]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        sys.stdout.write(line)
-        sys.stdout.flush()
-        write(line)
+def show(log: TextIO) -> None:
+    """Print what was added to ``log`` since the last look."""
+    sys.stdout.write(log.read())
+    sys.stdout.flush()
 
 
 def end(process: subprocess.Popen[str]) -> None:
