@@ -1,8 +1,9 @@
 """The nightly run over stacks: environment, target, scenarios, audit; standard library only.
 
 Exit: 0 all as expected; 1 a difference, or a known failure that did not happen; 2 bad input;
-3 the run broke off before its verdict; 75 (EX_TEMPFAIL) the environment or the target could not be
-had, so nothing was compared. Only 75 is worth another try, and CI tries again on nothing else.
+3 the run, or all that failed in it, broke off before its verdict; 75 (EX_TEMPFAIL) the environment
+or the target could not be had, so nothing was compared. Only 75 is worth another try, and CI tries
+again on nothing else.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def verify(stack: str, result: StackResult, options: argparse.Namespace) -> None
     if ended:
         raise Unprovisioned(last_line(doctor))
     command = scenarios(programs, stack, options, result.folder)
-    result.end(*nightly_summary.verdict(logged(command, result.folder / "log.txt")))
+    ended = logged(command, result.folder / "log.txt")
+    result.end(*nightly_summary.verdict(ended, result.folder))
     if options.audit:
         audit(programs, stack, result)
     return None

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 SCHEMA = 1
 SHOWN_FAILURES = 20
+NO_REPORT = "error"
 
 
 class Outcome(IntEnum):
@@ -63,18 +64,24 @@ class StackResult:
     def end(self, outcome: Outcome, what: str) -> None:
         self.outcome, self.what = outcome, what
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The scenarios' rows; none where the session left no file."""
-        path = self.folder / "session.json"
-        if not path.exists():
-            return []
-        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
-        return rows
+
+def verdict(ended: int, folder: Path) -> tuple[Outcome, str]:
+    """What pytest's exit code, and the files it left in ``folder``, mean."""
+    outcome, what = _PYTEST.get(ended, (Outcome.BROKEN, f"pytest ended with status {ended}"))
+    if outcome is Outcome.DIFFERENT:
+        failed = failures(folder / "junit.xml", rows_in(folder))
+        if failed and all(one["status"] == NO_REPORT for one in failed):
+            return Outcome.BROKEN, "what failed broke off before anything was compared"
+    return outcome, what
 
 
-def verdict(ended: int) -> tuple[Outcome, str]:
-    """What pytest's exit code means."""
-    return _PYTEST.get(ended, (Outcome.BROKEN, f"pytest ended with status {ended}"))
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """The scenarios' rows of a session; none where it left no file."""
+    path = folder / "session.json"
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return rows
 
 
 def worst(results: Sequence[StackResult]) -> Outcome:
@@ -109,7 +116,7 @@ def write(
 
 def figures(result: StackResult) -> dict[str, Any]:
     """One stack as data."""
-    rows = result.rows()
+    rows = rows_in(result.folder)
     return {
         "stack": result.stack,
         "outcome": result.outcome.text,
@@ -149,7 +156,7 @@ def failure(scenario: str, message: str, report: dict[str, Any]) -> dict[str, st
     causes = [f"{item['cause']}: {item['summary']}" for item in report.get("diagnoses", [])]
     return {
         "scenario": scenario,
-        "status": report.get("status", "error"),
+        "status": report.get("status", NO_REPORT),
         "cause": causes[0] if causes else (message.splitlines() or ["no message"])[0],
         "repeat": report.get("repeat", ""),
     }

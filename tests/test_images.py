@@ -22,7 +22,6 @@ EMULATED = ROOT / "docker" / "Dockerfile.emulated"
 TPU = ROOT / "docker" / "Dockerfile.tpu"
 README = ROOT / "docker" / "README.md"
 STACKS = script("setup").stacks()
-#: What Docker's own builder needs in every file.
 Instruction = tuple[str, str]
 
 
@@ -140,7 +139,7 @@ def test_build_arguments_are_documented(path: Path) -> None:
 @pytest.mark.parametrize("kind", ["emulated", "tpu"])
 def test_what_docker_is_asked_to_build(stack: str, kind: str) -> None:
     environment = {"DRY_RUN": "1", "PATH": "/usr/bin:/bin"}
-    command = [ROOT / "docker" / "build.sh", kind, stack, "--no-cache"]
+    command = [str(ROOT / "docker" / "build.sh"), kind, stack, "--no-cache"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     words = shlex.split(ran.stdout)
     given = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))

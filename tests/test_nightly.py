@@ -171,6 +171,15 @@ def test_failures_are_summed_up(fake: FakeStack) -> None:
     assert "and 12 more in session.json" in summary
 
 
+def test_what_broke_off_before_its_verdict_is_no_difference(fake: FakeStack) -> None:
+    """A bucket that is not there: the scenario ends without a report."""
+    plan_session(fake.plan, [], ["absent"])
+    fake.tell(pytest=1)
+    assert fake.run().returncode == 3
+    (failed,) = fake.written()["stacks"][0]["failures"]
+    assert failed == {"scenario": "absent", "status": "error", "cause": "first", "repeat": ""}
+
+
 def test_the_installed_stack(fake: FakeStack) -> None:
     (fake.root / "bin" / "python3").symlink_to(sys.executable)
     for name in ("pytest", "harness"):

@@ -33,8 +33,8 @@ Document = dict[str, Any]
 
 def load(path: Path) -> Document:
     """A YAML document; the key ``on``, which YAML 1.1 takes for true, is put right."""
-    document: Document = yaml.safe_load(path.read_text())
-    return {("on" if key is True else key): value for key, value in document.items()}
+    document: dict[Any, Any] = yaml.safe_load(path.read_text())
+    return {("on" if key is True else str(key)): value for key, value in document.items()}
 
 
 @pytest.mark.parametrize("path", BUILDKITE, ids=lambda path: path.name)
