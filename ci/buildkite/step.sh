@@ -11,8 +11,8 @@ if [[ ${1:-} == --image ]]; then
   image=$2
   shift 2
 fi
-rm -rf "$out"  # an earlier build's files on this agent
-mkdir -p "$out"
+# An earlier build's files on this agent.
+{ rm -rf "$out" && mkdir -p "$out"; } || exit "$PROVISIONING"
 
 on_the_agent() {
   ci/run_nightly.sh --out "$out" "$@"
@@ -21,11 +21,13 @@ on_the_agent() {
 # The options upstream's run_in_docker.sh gives docker, and the hub's cache kept on the agent.
 in_the_image() {
   local stack=${HARNESS_STACK:-0.32} models=${HARNESS_MODELS:-/mnt/disks/persist/models}
-  local ended=0
+  local name="moe-load-harness:$image-$stack" ended=0
   docker/build.sh "$image" "$stack" || return "$PROVISIONING"
   docker run --privileged --net host --shm-size=16G --rm \
     -v "$PWD/$out:/reports" -v "$models:/models" -e HF_HOME=/models \
-    -e HF_TOKEN -e HF_HUB_OFFLINE "moe-load-harness:$image-$stack" "$@" || ended=$?
+    -e HF_TOKEN -e HF_HUB_OFFLINE "$name" "$@" || ended=$?
+  docker run --rm -v "$PWD/$out:/reports" --entrypoint chown "$name" \
+    -R "$(id -u):$(id -g)" /reports || true # the container's root wrote them
   if [[ $ended == 125 ]]; then return "$PROVISIONING"; fi # docker itself failed, nothing ran
   return "$ended"
 }
