@@ -135,6 +135,37 @@ def test_build_arguments_are_documented(path: Path) -> None:
     assert documented == {rest.partition("=")[0] for p in DOCKERFILES for rest in of(p, "ARG")}
 
 
+def undeclared(path: Path) -> set[str]:
+    """Arguments a stage uses and does not declare: builders differ in what a stage inherits.
+
+    buildah 1.28 hands none from a stage to those made from it: a label stayed empty so.
+    """
+    missing, declared, arguments = set(), set(), set()
+    for name, rest in instructions(path):
+        if name == "FROM":
+            declared = set()
+        elif name == "ARG":
+            declared.add(rest.partition("=")[0])
+        arguments |= declared
+        missing |= (set(re.findall(r"\$\{(\w+)", rest)) & arguments) - declared
+        for built in re.findall(r"docker/(install_\w+\.sh)$", rest) if name == "RUN" else ():
+            text = (ROOT / "docker" / built).read_text()
+            missing |= (set(re.findall(r"\$\{?([A-Z_]+)", text)) & arguments) - declared
+    return missing - {"BASE_IMAGE"}
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_every_stage_declares_what_it_uses(path: Path) -> None:
+    assert undeclared(path) == set()
+
+
+@pytest.mark.parametrize("name", ["STACK", "TORCH"])
+def test_an_undeclared_argument_is_seen(tmp_path: Path, name: str) -> None:
+    head, stage, rest = TPU.read_text().partition("AS tpu\n")
+    (tmp_path / "Dockerfile").write_text(head + stage + rest.replace(f"ARG {name}\n", ""))
+    assert undeclared(tmp_path / "Dockerfile") == {name}
+
+
 @pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize("kind", ["emulated", "tpu"])
 def test_what_docker_is_asked_to_build(stack: str, kind: str) -> None:
