@@ -12,7 +12,9 @@ fi
 shift $(($# < 2 ? $# : 2))
 
 pinned() { sed -n "s/^$1==//p" "ci/stacks/$stack.txt"; }
-python=$(sed -n "s/.*\"$stack\": {\"python\": \"\([0-9.]*\)\".*/\1/p" ci/stacks/stacks.json)
+# libtpu 0.0.43, which tpu-inference 0.26 pins, has wheels from Python 3.12 on only.
+python=3.12
+[[ $kind == tpu ]] || python=$(sed -n "s/.*\"$stack\": {\"python\": \"\([0-9.]*\)\".*/\1/p" ci/stacks/stacks.json)
 
 command=(docker build --file "docker/Dockerfile.$kind" --tag "moe-load-harness:$kind-$stack"
   --build-arg "BASE_IMAGE=python:$python-slim-bookworm"

@@ -7,14 +7,15 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
 
-from tests.pipelines import ROOT, linted, script, tool
+from tests.pipelines import ROOT, linted, program, script, tool
 from tests.test_pipelines import parsed
 
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
@@ -175,7 +176,8 @@ def test_what_docker_is_asked_to_build(stack: str, kind: str) -> None:
     words = shlex.split(ran.stdout)
     given = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
     pins = (ROOT / "ci" / "stacks" / f"{stack}.txt").read_text()
-    assert given["BASE_IMAGE"] == f"python:{STACKS[stack]['python']}-slim-bookworm"
+    python = "3.12" if kind == "tpu" else STACKS[stack]["python"]
+    assert given["BASE_IMAGE"] == f"python:{python}-slim-bookworm"
     assert given["STACK"] == stack
     assert f"vllm=={given['VLLM_VERSION']}\n" in pins
     assert f"tpu-inference=={given['TPU_INFERENCE_VERSION']}\n" in pins
@@ -244,3 +246,24 @@ def test_libtpu_of_the_installed_stack() -> None:
     assert re.fullmatch(r"libtpu==\d+\.\d+\.\d+", pinned)
     with pytest.raises(SystemExit, match="pins no libtpu"):
         script("libtpu", "docker").pin(["jax==0.11.2", "libtpu"])
+
+
+def test_the_harness_beside_a_stack_changes_none_of_its_packages(tmp_path: Path) -> None:
+    """Every installed version is a constraint of the installation."""
+    python = tmp_path / "python3"
+    program(
+        python,
+        f"""#!/bin/sh
+        if [ "$1" != -m ]; then exec {sys.executable} "$@"; fi
+        echo "$@" >> {tmp_path}/calls
+        [ "$5" != --constraint ] || cp "$6" {tmp_path}/constraints
+        """,
+    )
+    environment = {"PYTHON": str(python), "PATH": "/usr/bin:/bin"}
+    subprocess.run([ROOT / "ci" / "install_beside.sh"], env=environment, check=True)
+    tools, harness = (tmp_path / "calls").read_text().splitlines()
+    assert tools.endswith("--requirement ci/stacks/tools.in")
+    assert harness.endswith("--no-deps --editable .")
+    constraints = (tmp_path / "constraints").read_text().splitlines()
+    assert f"vllm=={version('vllm')}" in constraints
+    assert not any(line.startswith("moe-load-harness==") for line in constraints)
