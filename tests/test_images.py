@@ -141,7 +141,9 @@ def undeclared(path: Path) -> set[str]:
 
     buildah 1.28 hands none from a stage to those made from it: a label stayed empty so.
     """
-    missing, declared, arguments = set(), set(), set()
+    missing: set[str] = set()
+    declared: set[str] = set()
+    arguments: set[str] = set()
     for name, rest in instructions(path):
         if name == "FROM":
             declared = set()
