@@ -220,7 +220,8 @@ def logged(command: Sequence[str | Path], log: Path) -> int:
             )  # fmt: skip
         except OSError as error:
             name = Path(command[0]).name
-            raise Unprovisioned(f"{name} does not start: {error}") from error
+            hint = "ci/install_beside.sh, with --stacks installed"
+            raise Unprovisioned(f"{name} does not start: {error}. Try: {hint}.") from error
         try:
             while process.poll() is None:
                 show(shown)
