@@ -32,10 +32,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stack", nargs="?", default="", help="the default one for this Python")
     parser.add_argument("--lock", action="store_true", help="compile the requirements files anew")
+    parser.add_argument("--uv", action="store_true", help="print where uv is; it is made there")
     options = parser.parse_args()
     try:
         if options.lock:
             lock()
+        elif options.uv:
+            print(find_uv())
         else:
             print(setup(choose(options.stack)))
     except SetupError as error:

@@ -248,8 +248,9 @@ def _put(content: bytes, output: Path | None) -> None:
 
 
 @main.command("doctor")
+@click.option("--target", "wanted", help="End with an error unless this target would run.")
 @_exits
-def doctor_command() -> None:
+def doctor_command(wanted: str | None) -> None:
     """Say what is here, what would run, and what would not and why."""
     versions = installed_versions()
     click.echo(f"python    {platform.python_version()} ({sys.executable})")
@@ -261,6 +262,8 @@ def doctor_command() -> None:
     for name in TARGETS:
         click.echo(f"target    {name}: {_availability(name)}")
     require_stack()
+    if wanted:
+        target_named(wanted)
 
 
 def _availability(target: str) -> str:

@@ -99,6 +99,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         causes=(Cause.UNEXPLAINED,),
         error="RuntimeError",
         message="Cannot find any safetensors model weights with",
+        targets=("emulated", "tpu", "torch-xla"),
     ),
     KnownIssue(
         id="store-while-offline",

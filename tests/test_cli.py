@@ -17,6 +17,7 @@ from harness.stack import require_stack
         (["verify", "/nowhere", "--devices", "0"], 2, "0 devices"),
         (["verify", "/nowhere", "--json", "/nowhere/out.json"], 2, "no directory for the report"),
         (["checkpoint", "mixtral", "OUT"], 2, "unknown family 'mixtral'"),
+        (["doctor", "--target", "gpu"], 2, "unknown target 'gpu'"),
     ],
 )
 def test_bad_input(arguments: list[str], exit_code: int, message: str) -> None:
@@ -31,6 +32,13 @@ def test_a_target_this_machine_lacks_is_not_available() -> None:
     result = CliRunner().invoke(main, ["verify", "/nowhere", "--target", "tpu"])
     assert result.exit_code == 4
     assert "no TPU chip (/dev/accel*, /dev/vfio/*)" in result.stderr
+
+
+@pytest.mark.parametrize(("target", "exit_code"), [("emulated", 0), ("tpu", 4)])
+def test_doctor_of_one_target(target: str, exit_code: int) -> None:
+    result = CliRunner().invoke(main, ["doctor", "--target", target])
+    assert result.exit_code == exit_code, result.output
+    assert f"target    {target}: would " in result.stdout
 
 
 def test_an_absent_stack_is_named(

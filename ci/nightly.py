@@ -1,0 +1,255 @@
+"""The nightly run over stacks: environment, target, scenarios, audit; standard library only.
+
+Exit: 0 all as expected; 1 a difference, or a known failure that did not happen; 2 bad input;
+3 the run, or all that failed in it, broke off before its verdict; 75 (EX_TEMPFAIL) the environment
+or the target could not be had, so nothing was compared. Only 75 is worth another try, and CI tries
+again on nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+import nightly_summary
+import setup
+from nightly_summary import Outcome, StackResult
+
+INSTALLED = "installed"
+SECONDS_TO_END = 60.0
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class Unprovisioned(Exception):
+    """The environment or the target of a stack could not be had."""
+
+
+class Interrupted(BaseException):
+    """CI or the user ended the run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        stacks = named(options.stacks)
+    except setup.SetupError as error:
+        print(f"nightly: {error}", file=sys.stderr)
+        return Outcome.BAD_INPUT
+    signal.signal(signal.SIGTERM, interrupt)
+    results: list[StackResult] = []
+    for name, stack in stacks.items():
+        results.append(run_stack(stack, StackResult(name, folder=options.out / name), options))
+        if results[-1].interrupted:
+            break
+    outcome = nightly_summary.worst(results)
+    print(nightly_summary.write(options.out, results, outcome, options.target, options.command))
+    return outcome
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options; everything after ``--`` is pytest's."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser().parse_args(arguments[:cut])
+    options.pytest = arguments[cut + 1 :]
+    options.command = ["ci/run_nightly.sh", *arguments]
+    options.out = options.out.resolve()
+    options.stacks = list(dict.fromkeys(split(options.stacks or [""])))
+    return options
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="ci/run_nightly.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = made.add_argument
+    add("--stacks", action="append", metavar="LIST", help="0.21,0.26; or installed: this Python's "
+        "own environment; or path:VLLM[,TPU_INFERENCE]; repeatable")  # fmt: skip
+    add("--target", default="emulated", help="emulated, torch-xla or tpu")
+    add("--checkpoint", action="append", default=[], metavar="PLACE", help="instead of the "
+        "synthetic ones: a directory, s3://, gs:// or a hub id; repeatable")  # fmt: skip
+    add("--out", type=Path, default=setup.ROOT / "reports" / "nightly", help="where files are left")
+    add("--audit", action="store_true", help="audit the stack's sources too, as SARIF")
+    add("--workers", type=int, default=0, help="pytest workers")
+    add("--attempts", type=int, default=3, help="tries to make an environment")
+    add("--retry-seconds", type=float, default=20.0, help="wait between them")
+    return made
+
+
+def split(given: Sequence[str]) -> list[str]:
+    """The stacks of all ``--stacks``; a ``path:`` has a comma of its own."""
+    whole = [[value] if value.startswith("path:") else value.split(",") for value in given]
+    return [stack.strip() for part in whole for stack in part]
+
+
+def named(stacks: Sequence[str]) -> dict[str, str]:
+    """The stacks by the names of their folders.
+
+    Raises:
+        setup.SetupError: there is no such stack.
+    """
+    names: dict[str, str] = {}
+    for stack in stacks:
+        name = stack if stack == INSTALLED else setup.choose(stack)
+        if stack.startswith("path:"):
+            name = f"path-{name}"
+        names[name if name not in names else f"{name}-{len(names) + 1}"] = stack
+    return names
+
+
+def run_stack(stack: str, result: StackResult, options: argparse.Namespace) -> StackResult:
+    """Run ``stack``; ``result`` gets its verdict, whatever ends it."""
+    print(f"--- {result.stack}", flush=True)  # Buildkite folds its log at such lines
+    started = time.monotonic()
+    try:
+        empty(result.folder)
+        verify(stack, result, options)
+    except Unprovisioned as error:
+        result.end(Outcome.PROVISIONING, str(error))
+    except (Interrupted, KeyboardInterrupt):
+        result.end(Outcome.BROKEN, "interrupted")
+        result.interrupted = True
+    result.seconds = round(time.monotonic() - started, 1)
+    return result
+
+
+def empty(folder: Path) -> None:
+    """Make ``folder`` anew: an earlier run's files must not pass for this one's."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def verify(stack: str, result: StackResult, options: argparse.Namespace) -> None:
+    """Make the environment, ask for the target, run the scenarios and the audit.
+
+    Raises:
+        Unprovisioned: the environment or the target cannot be had.
+    """
+    programs = provision(stack, options)
+    doctor = result.folder / "doctor.txt"
+    ended = logged([programs / "harness", "doctor", "--target", options.target], doctor)
+    if ended == Outcome.BAD_INPUT:
+        return result.end(Outcome.BAD_INPUT, last_line(doctor))
+    if ended:
+        raise Unprovisioned(last_line(doctor))
+    command = scenarios(programs, stack, options, result.folder)
+    ended = logged(command, result.folder / "log.txt")
+    result.end(*nightly_summary.verdict(ended, result.folder))
+    if options.audit:
+        audit(programs, stack, result)
+    return None
+
+
+def provision(stack: str, options: argparse.Namespace) -> Path:
+    """The folder of the stack's programs; its environment is made where it is not there.
+
+    Raises:
+        Unprovisioned: it cannot be had, after so many tries where another may help.
+    """
+    if stack == INSTALLED:
+        return Path(sys.executable).parent
+    error: Exception | None = None
+    for attempt in range(options.attempts):
+        if attempt:
+            time.sleep(options.retry_seconds)
+        try:
+            return setup.setup(setup.choose(stack)) / "bin"
+        except setup.SetupError as without_hope:
+            raise Unprovisioned(str(without_hope)) from without_hope
+        except (subprocess.CalledProcessError, OSError) as again:
+            error = again
+            print(f"nightly: try {attempt + 1} of {options.attempts}: {again}", file=sys.stderr)
+    raise Unprovisioned(f"no environment in {options.attempts} tries: {error}")
+
+
+def last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return lines[-1] if lines else f"nothing in {path.name}"
+
+
+def scenarios(
+    programs: Path, stack: str, options: argparse.Namespace, out: Path
+) -> list[str | Path]:
+    """The command that runs the scenarios; the known upstream failures must happen, no others."""
+    return [
+        programs / "pytest",
+        "scenarios",
+        f"--target={options.target}",
+        "--expect=known",
+        f"--reports={out}",
+        f"--junit-xml={out / 'junit.xml'}",
+        *([f"--numprocesses={options.workers}"] if options.workers else []),
+        *([f"--stack={stack}"] if stack.startswith("path:") else []),
+        *(f"--checkpoint={place}" for place in options.checkpoint),
+        *options.pytest,
+    ]
+
+
+def audit(programs: Path, stack: str, result: StackResult) -> None:
+    """Audit the sources. Findings are counted and no failure: code scanning tells new from old."""
+    sarif, log = result.folder / "audit.sarif", result.folder / "audit.txt"
+    sources = stack.removeprefix("path:").split(",") if stack.startswith("path:") else []
+    options = [f"{o}={s}" for o, s in zip(("--vllm", "--tpu-inference"), sources)]  # noqa: B905
+    command = ["audit", "--format=sarif", f"--output={sarif}", *options]
+    if logged([programs / "harness", *command], log) in (0, 1):
+        result.findings = nightly_summary.findings(sarif)
+    elif result.outcome is Outcome.AS_EXPECTED:
+        result.end(Outcome.BROKEN, f"audit: {last_line(log)}")
+
+
+def logged(command: Sequence[str | Path], log: Path) -> int:
+    """Run ``command`` with its output here and in ``log``; it is ended when this process is.
+
+    The output goes by the file, not by a pipe: a process left behind cannot hold this one up.
+    """
+    with log.open("w") as output, log.open(errors="replace") as shown:
+        try:
+            process = subprocess.Popen(
+                command, cwd=setup.ROOT, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        except OSError as error:
+            name = Path(command[0]).name
+            hint = "ci/install_beside.sh, with --stacks installed"
+            raise Unprovisioned(f"{name} does not start: {error}. Try: {hint}.") from error
+        try:
+            while process.poll() is None:
+                show(shown)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        finally:
+            process.terminate()
+            end(process)
+            show(shown)
+    return process.returncode
+
+
+def show(log: TextIO) -> None:
+    """Print what was added to ``log`` since the last look."""
+    sys.stdout.write(log.read())
+    sys.stdout.flush()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    try:
+        process.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(signal.Signals(number).name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""What a nightly run came to: the verdict of each stack, as JSON and as Markdown.
+
+Reads the session file that the harness's pytest plugin leaves (``--reports``), so it needs no
+environment. ``summary.md`` is made for a Buildkite annotation and for ``GITHUB_STEP_SUMMARY``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+SCHEMA = 1
+SHOWN_FAILURES = 20
+NO_REPORT = "error"
+
+
+class Outcome(IntEnum):
+    """How a stack, or the whole run, ended; the number is the exit code."""
+
+    AS_EXPECTED = 0
+    DIFFERENT = 1
+    BAD_INPUT = 2
+    BROKEN = 3
+    PROVISIONING = 75
+
+    @property
+    def text(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+#: A difference is never hidden behind something that would be tried again.
+_WORST_FIRST = (
+    Outcome.DIFFERENT, Outcome.BROKEN, Outcome.BAD_INPUT, Outcome.PROVISIONING, Outcome.AS_EXPECTED,
+)  # fmt: skip
+
+#: pytest's exit codes (``pytest.ExitCode``).
+_PYTEST = {
+    0: (Outcome.AS_EXPECTED, ""),
+    1: (Outcome.DIFFERENT, "a scenario ended otherwise than expected"),
+    2: (Outcome.BROKEN, "pytest was interrupted"),
+    3: (Outcome.BROKEN, "pytest had an internal error"),
+    4: (Outcome.BAD_INPUT, "pytest refused its options"),
+    5: (Outcome.BAD_INPUT, "no scenario fits the selection"),
+}
+
+
+@dataclass
+class StackResult:
+    """One stack: its verdict, and where its files are."""
+
+    stack: str
+    folder: Path
+    outcome: Outcome = Outcome.BROKEN
+    what: str = "not finished"
+    seconds: float = 0.0
+    findings: int | None = None
+    interrupted: bool = False
+
+    def end(self, outcome: Outcome, what: str) -> None:
+        self.outcome, self.what = outcome, what
+
+
+def verdict(ended: int, folder: Path) -> tuple[Outcome, str]:
+    """What pytest's exit code, and the files it left in ``folder``, mean."""
+    outcome, what = _PYTEST.get(ended, (Outcome.BROKEN, f"pytest ended with status {ended}"))
+    if outcome is Outcome.DIFFERENT:
+        failed = failures(folder / "junit.xml", rows_in(folder))
+        if failed and all(one["status"] == NO_REPORT for one in failed):
+            return Outcome.BROKEN, "what failed broke off before anything was compared"
+    return outcome, what
+
+
+def rows_in(folder: Path) -> list[dict[str, Any]]:
+    """The scenarios' rows of a session; none where it left no file."""
+    path = folder / "session.json"
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+    return rows
+
+
+def worst(results: Sequence[StackResult]) -> Outcome:
+    """The outcome of a run from those of its stacks."""
+    return min((result.outcome for result in results), key=_WORST_FIRST.index)
+
+
+def findings(sarif: Path) -> int:
+    """The number of results in a SARIF file."""
+    return sum(len(run["results"]) for run in json.loads(sarif.read_text())["runs"])
+
+
+def write(
+    out: Path, results: Sequence[StackResult], outcome: Outcome, target: str, command: list[str]
+) -> str:
+    """Leave ``nightly.json`` and ``summary.md`` in ``out``; gives the text of the latter."""
+    out.mkdir(parents=True, exist_ok=True)
+    stacks = [figures(result) for result in results]
+    text = markdown(stacks, outcome, target)
+    content = {
+        "schema": SCHEMA,
+        "command": command,
+        "target": target,
+        "outcome": outcome.text,
+        "exit_code": int(outcome),
+        "stacks": stacks,
+    }
+    (out / "nightly.json").write_text(json.dumps(content, indent=2) + "\n")
+    (out / "summary.md").write_text(text)
+    return text
+
+
+def figures(result: StackResult) -> dict[str, Any]:
+    """One stack as data."""
+    rows = rows_in(result.folder)
+    return {
+        "stack": result.stack,
+        "outcome": result.outcome.text,
+        "what": result.what,
+        "seconds": result.seconds,
+        "scenarios": len(rows),
+        "equal": sum(row["report"]["status"] == "equal" for row in rows),
+        "known": sum(bool(row["report"]["known_issue"]) for row in rows),
+        "experts_compared": total(rows, "experts_compared"),
+        "bytes_compared": total(rows, "bytes_compared"),
+        "audit_findings": result.findings,
+        "failures": failures(result.folder / "junit.xml", rows),
+    }
+
+
+def total(rows: Sequence[dict[str, Any]], name: str) -> int:
+    return sum(tally[name] for row in rows for tally in row["report"]["tallies"])
+
+
+def failures(junit: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
+    """The scenarios that failed, as the JUnit file says: a known failure that was accepted is none,
+    and one that did not happen is one.
+    """
+    if not junit.exists():
+        return []
+    reports = {row["scenario"]: row["report"] for row in rows}
+    failed = []
+    for case in ElementTree.parse(junit).iter("testcase"):
+        name = case.get("name", "").partition("[")[2].rstrip("]") or case.get("name", "")
+        for problem in [*case.findall("failure"), *case.findall("error")][:1]:
+            failed.append(failure(name, problem.get("message", ""), reports.get(name, {})))
+    return failed
+
+
+def failure(scenario: str, message: str, report: dict[str, Any]) -> dict[str, str]:
+    """A scenario that failed, with the first cause and the command that repeats it."""
+    causes = [f"{item['cause']}: {item['summary']}" for item in report.get("diagnoses", [])]
+    return {
+        "scenario": scenario,
+        "status": report.get("status", NO_REPORT),
+        "cause": causes[0] if causes else (message.splitlines() or ["no message"])[0],
+        "repeat": report.get("repeat", ""),
+    }
+
+
+def markdown(stacks: Sequence[dict[str, Any]], outcome: Outcome, target: str) -> str:
+    """The summary: a table of stacks, then what failed."""
+    columns = {
+        "stack": "stack", "outcome": "outcome", "scenarios": "scenarios", "equal": "equal",
+        "known": "known", "experts": "experts_compared", "bytes": "bytes_compared",
+        "audit findings": "audit_findings", "seconds": "seconds",
+    }  # fmt: skip
+    lines = [
+        f"### MoE load verification on {target}: {outcome.text}",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+    ]
+    for one in stacks:
+        cells = ["" if one[name] is None else str(one[name]) for name in columns.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    for one in stacks:
+        lines += details(one)
+    return "\n".join(lines) + "\n"
+
+
+def details(one: dict[str, Any]) -> list[str]:
+    """What went wrong with a stack."""
+    lines = ["", f"**{one['stack']}**: {one['what']}"] if one["what"] else []
+    for failed in one["failures"][:SHOWN_FAILURES]:
+        lines += ["", f"- `{failed['scenario']}` {failed['status']}: {failed['cause']}"]
+        lines += [f"  Repeat: `{failed['repeat']}`"] if failed["repeat"] else []
+    if (more := len(one["failures"]) - SHOWN_FAILURES) > 0:
+        lines += ["", f"- and {more} more in session.json"]
+    return lines
