@@ -47,11 +47,14 @@ def sign_of_zero(slice_: Evidence) -> Finding | None:
 
 
 def subnormals_flushed(slice_: Evidence) -> Finding | None:
-    """Only subnormals differ: they are zeros of their sign."""
+    """Only subnormals differ: they are signed zeros. One alone, others kept, is a flipped bit."""
     if slice_.reference.itemsize != _BF16:
         return None
     before, after = slice_.reference[slice_.unequal], slice_.device[slice_.unequal]
     if ((before & 0x7F80) != 0).any() or (after != (before & 0x8000)).any():
+        return None
+    kept = slice_.device[~slice_.unequal]
+    if before.size == 1 and (((kept & 0x7F80) == 0) & ((kept & 0x7F) != 0)).any():
         return None
     return slice_.finding(
         Cause.SUBNORMALS_FLUSHED,
