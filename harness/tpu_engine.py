@@ -91,6 +91,7 @@ def load(
         entry=", ".join(entry),
         setup_seconds=ready - started,
         load_seconds=time.perf_counter() - ready,
+        axes=tuple((str(n), int(s)) for n, s in worker.model_runner.mesh.shape.items()),
     )
 
 

@@ -15,12 +15,14 @@ ROOT = Path(harness.__file__).parent
 FLOW = [
     "secrets", "errors", "dtypes", "places", "safetensors_file", "family", "checkpoint",
     "experts", "selection", "synthetic",
-    "layout", "device", "arrays", "difference", "compare", "ledger", "causes",
+    "layout", "device", "arrays", "mesh", "parameters", "parameter_layout", "placed", "placement",
+    "difference", "compare", "ledger", "causes",
     "provenance", "evidence", "origin", "rules", "diagnosis",
-    "coverage", "report", "known", "message", "terminal",
+    "coverage", "compare_parameters", "explain_parameters", "report", "known", "message", "terminal",
     "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "cut",
     "recording", "loaded",
-    "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verification", "collector",
+    "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verify_parameters",
+    "verification", "collector",
     "audit", "cli", "plugin",
 ]  # fmt: skip
 

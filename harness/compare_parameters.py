@@ -1,0 +1,302 @@
+"""Compares everything besides experts with the checkpoint, bit for bit, device by device.
+
+Each device's shard is held against what its partition says it holds: first which part of the
+whole, then every bit of it; replicas are not taken on trust. A parameter without a rule and
+without a derivation is a difference, and so is a tensor of the checkpoint that no parameter holds.
+One parameter's tensors are looked at at a time; of a directory they are views of the files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from harness.compare import Nan, canonical_nans
+from harness.coverage import unused_reason
+from harness.device import DeviceTensor
+from harness.difference import Difference, Kind, ParameterTally
+from harness.dtypes import Bits, as_hex
+from harness.experts import ReferencePart
+from harness.mesh import Mesh
+from harness.parameter_layout import (
+    Packing,
+    ParameterLayout,
+    Sizes,
+    Source,
+    UnknownParameterLayout,
+    parameter_layout,
+    sizes_of,
+)
+from harness.parameters import Rule, derived_for, in_checkpoint, rule_for
+from harness.placed import Placed, at_outputs, overlap, pairs, relative
+from harness.placement import misplaced
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_EXPERTS = ".mlp.experts."
+_HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+
+
+def layer_of(name: str) -> int | None:
+    """The language model's layer a parameter or tensor belongs to, if it belongs to one."""
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+@dataclass
+class Fault:
+    """What departs of one tensor, or of one copy of it, over all devices.
+
+    ``at`` is the first unequal element in the tensor, ``device_name`` where it was found.
+    """
+
+    placed: Placed
+    source: str
+    copy: int
+    at: tuple[int, ...]
+    reference: int
+    device: int
+    device_name: str
+    count: int = 0
+    devices: set[str] = field(default_factory=set)
+
+
+class ParameterComparison:
+    """The comparison of one part's parameters besides experts: yields differences, keeps a tally.
+
+    Args:
+        reference: the part's experts, and through them the checkpoint.
+        tensors: all of the part's arrays on the devices; experts' are passed over.
+        mesh: the devices.
+        packing: what the release under test does to parameters.
+        nan: how NaNs count, see :class:`harness.compare.Nan`.
+        chosen: whether a tensor or parameter of this layer (None: of no layer) is compared.
+    """
+
+    def __init__(
+        self,
+        reference: ReferencePart,
+        tensors: Iterable[DeviceTensor],
+        mesh: Mesh,
+        *,
+        packing: Packing,
+        nan: Nan = Nan.PAYLOAD,
+        chosen: Callable[[int | None], bool] = lambda _: True,
+    ) -> None:
+        self.reference = reference
+        self.checkpoint = reference.checkpoint
+        self.mesh = mesh
+        self.packing = packing
+        self.tally = ParameterTally(part=reference.part)
+        self.faults: dict[Difference, Fault] = {}
+        self._tensors = [t for t in tensors if _EXPERTS not in t.name]
+        self._nan = nan
+        self._chosen = chosen
+
+    def differences(self) -> Iterator[Difference]:
+        """Yield every difference: parameter by parameter, then what no parameter holds."""
+        for tensor in self._tensors:
+            yield from self._parameter(tensor)
+        yield from self._uncovered()
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """What of config.json decides layouts."""
+        return sizes_of(self.checkpoint.config)
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return bool(self.checkpoint.config.get("tie_word_embeddings"))
+
+    @cached_property
+    def placed(self) -> Mapping[str, Placed | str]:
+        """By device name, each parameter that has a rule; the reason where that does not fit."""
+        found: dict[str, Placed | str] = {}
+        for tensor in self._tensors:
+            rule = self._rule(tensor)
+            if rule is not None:
+                found[tensor.name] = self._place(tensor, *rule)
+        return found
+
+    def expected(self, bits: Bits, layout: ParameterLayout) -> Bits:
+        """What becomes of reference bits on the way to the device.
+
+        bf16 that the device holds as f32 has the same bits, and sixteen zeros below them.
+        """
+        if layout.dtype == "F32" and bits.dtype.itemsize == 2:
+            return bits.astype("<u4") << np.uint32(16)
+        if layout.dtype == "BF16" and self._nan is Nan.CANONICAL:
+            return canonical_nans(bits)
+        return bits
+
+    def _rule(self, tensor: DeviceTensor) -> tuple[Rule, tuple[str, ...]] | None:
+        name = in_checkpoint(self.reference.part, tensor.name)
+        found = rule_for(name, self.checkpoint.family.name)
+        if found and name == _HEAD and self.tied:
+            return found[0], (_EMBEDDING,)
+        return found
+
+    def _place(self, tensor: DeviceTensor, rule: Rule, names: tuple[str, ...]) -> Placed | str:
+        entries = self.checkpoint.entries
+        if absent := [name for name in names if name not in entries]:
+            return f"no tensor {', '.join(absent)} in the checkpoint"
+        sources = [Source(n, tuple(entries[n].shape), entries[n].dtype) for n in names]
+        try:
+            layout = parameter_layout(rule, sources, self.mesh, self.sizes, self.packing)
+        except UnknownParameterLayout as error:
+            return f"no layout: {error}"
+        return Placed(tensor, rule, layout, names)
+
+    def _parameter(self, tensor: DeviceTensor) -> Iterator[Difference]:
+        placed = self.placed.get(tensor.name)
+        if placed is None:
+            yield from self._derived(tensor)
+            return
+        self.tally.parameters += 1
+        if not self._chosen(layer_of(tensor.name)):
+            self.tally.left_out += 1
+            return
+        if isinstance(placed, str):
+            yield self._difference(Kind.UNACCOUNTED, tensor, reference=placed, device="an array")
+            return
+        found = list(self._metadata(placed))
+        yield from found
+        if not any(d.kind in (Kind.SHAPE, Kind.DTYPE) for d in found):
+            yield from self._values(placed)
+            yield from self._padding(placed)
+            self.tally.compared += 1
+
+    def _derived(self, tensor: DeviceTensor) -> Iterator[Difference]:
+        """A buffer of no tensor: known, and as it must be where that is known, or unaccounted."""
+        row = derived_for(in_checkpoint(self.reference.part, tensor.name))
+        if row is None:
+            yield self._difference(
+                Kind.UNACCOUNTED, tensor, device="an array",
+                reference="no rule and no derivation for a parameter of this name",
+            )  # fmt: skip
+            return
+        self.tally.derived[row.kind] = self.tally.derived.get(row.kind, 0) + 1
+        if row.constant is None:
+            return
+        wanted = int(np.float32(row.constant).view("<u4"))
+        for shard in tensor.shards:
+            bits = np.asarray(shard.fetch(...))
+            if tensor.dtype != "F32" or (bits != wanted).any():
+                yield self._difference(
+                    Kind.BITS, tensor, reference=as_hex(wanted, "F32"),
+                    device=as_hex(int(bits.flat[0]), tensor.dtype), count=bits.size,
+                    total=bits.size, device_name=shard.device,
+                )  # fmt: skip
+                return
+
+    def _metadata(self, placed: Placed) -> Iterator[Difference]:
+        tensor, layout = placed.tensor, placed.layout
+        if tensor.shape != layout.shape:
+            yield self._difference(
+                Kind.SHAPE,
+                tensor,
+                reference=str(list(layout.shape)),
+                device=str(list(tensor.shape)),
+            )
+            return
+        if tensor.dtype != layout.dtype:
+            yield self._difference(Kind.DTYPE, tensor, reference=layout.dtype, device=tensor.dtype)
+        shares = {
+            device: (number, layout.share(number))
+            for device, number in self.mesh.shards(layout.axes).items()
+        }
+        for fact in misplaced(tensor, shares):
+            yield self._difference(Kind.SHARDING, tensor, **fact)
+
+    def _values(self, placed: Placed) -> Iterator[Difference]:
+        faults: dict[tuple[str, int], Fault] = {}
+        totals: dict[tuple[str, int], int] = {}
+        for name in dict.fromkeys(placed.sources):
+            reference = self.expected(self.checkpoint.bits(name), placed.layout)
+            self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
+            for shard in placed.tensor.shards:
+                held = shard.fetch(...)
+                for block, wanted, there, origin in pairs(placed.layout, shard, name, reference):
+                    key = (name, block.copy)
+                    totals[key] = totals.get(key, 0) + wanted.size
+                    got = held[there]
+                    if not np.array_equal(got, wanted):
+                        _note(faults, placed, key, shard.device, wanted, got, origin)
+        for key, fault in faults.items():
+            yield self._bits(fault, totals[key])
+
+    def _bits(self, fault: Fault, total: int) -> Difference:
+        layout, copy = fault.placed.layout, fault.copy
+        file = self.checkpoint.entries[fault.source].file.name
+        difference = self._difference(
+            Kind.BITS, fault.placed.tensor, index=fault.at,
+            source=f"{file} {fault.source}" + (f" (copy {copy})" if copy else ""),
+            reference=as_hex(fault.reference, layout.dtype),
+            device=as_hex(fault.device, layout.dtype), count=fault.count, total=total,
+            shard=self.mesh.shards(layout.axes).get(fault.device_name),
+            device_name=fault.device_name,
+        )  # fmt: skip
+        self.faults[difference] = fault
+        return difference
+
+    def _padding(self, placed: Placed) -> Iterator[Difference]:
+        layout, tensor = placed.layout, placed.tensor
+        for shard in tensor.shards if layout.padding else ():
+            assert layout.padding is not None
+            own = shard.index[layout.output_axis]
+            if not (here := overlap(layout.padding, own)):
+                continue
+            bits = shard.fetch(...)[at_outputs(layout, relative(here, own), slice(None))]
+            self.tally.padding_bytes += bits.nbytes
+            if bits.any():
+                first = [int(i) for i in np.argwhere(bits)[0]]
+                value = int(bits[tuple(first)])
+                first[layout.output_axis] += here.start
+                yield self._difference(
+                    Kind.PADDING, tensor, index=tuple(first), reference=as_hex(0, tensor.dtype),
+                    device=as_hex(value, tensor.dtype), count=int(np.count_nonzero(bits)),
+                    total=bits.size, device_name=shard.device,
+                    shard=self.mesh.shards(layout.axes).get(shard.device),
+                )  # fmt: skip
+
+    def _uncovered(self) -> Iterator[Difference]:
+        """Tensors of the checkpoint that no parameter on the device holds."""
+        held = {s for p in self.placed.values() if isinstance(p, Placed) for s in p.sources}
+        part, layers = self.reference.part, self.reference.layers
+        for name, entry in self.checkpoint.entries.items():
+            if name in held or ".experts." in name or unused_reason(part, name, self.tied):
+                continue
+            layer = layer_of(name)
+            if layer is not None and layer not in layers:
+                continue  # a load cut to its first layers
+            yield Difference(
+                kind=Kind.UNACCOUNTED, part=part, layer=layer,
+                source=f"{entry.file.name} {name}", reference="a tensor of the checkpoint",
+                device="no parameter holds it",
+            )  # fmt: skip
+
+    def _difference(self, kind: Kind, tensor: DeviceTensor, **fields: object) -> Difference:
+        return Difference(
+            kind=kind, part=self.reference.part, layer=layer_of(tensor.name),
+            parameter=tensor.name, **fields,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def _note(
+    faults: dict[tuple[str, int], Fault], placed: Placed, key: tuple[str, int], device: str,
+    wanted: Bits, got: Bits, origin: tuple[int, int],
+) -> None:  # fmt: skip
+    """Add an unequal run of rows to the fault of its tensor."""
+    departs = wanted != got
+    first = tuple(int(i) for i in np.argwhere(departs)[0])
+    in_tensor = first[::-1] if placed.layout.transposed else first
+    at = tuple(i + o for i, o in zip(in_tensor, (*origin, 0, 0, 0), strict=False))
+    fault = faults.setdefault(
+        key, Fault(placed, *key, at, int(wanted[first]), int(got[first]), device)
+    )
+    fault.count += int(np.count_nonzero(departs))
+    fault.devices.add(device)
