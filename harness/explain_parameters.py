@@ -170,7 +170,7 @@ def _granules_exchanged(e: ParameterEvidence) -> _Found:
         moved = _moved(e, axis, length)
         if moved is None:
             continue
-        if noun == "head" and e.repeated:
+        if noun == "head" and e.repeated and {s for _, s, _ in moved} == {e.fault.source}:
             cause = Cause.HEADS_REPEATED
         texts = [f"{noun} {to} of {e.name} holds {noun} {of} of {s}" for to, s, of in moved]
         more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
