@@ -112,7 +112,8 @@ class ParameterEvidence:
         rule, layout, sizes = self.placed.rule, self.placed.layout, self.comparison.sizes
         rows = self.reference.shape[0]
         if rule.pieces is Pieces.QKV:
-            yield Cause.HEADS_EXCHANGED, "head", 0, sizes.head_dim
+            of_q = self.fault.source == self.placed.sources[0]  # with its output gate, in Qwen3.5
+            yield Cause.HEADS_EXCHANGED, "head", 0, rows // sizes.heads if of_q else sizes.head_dim
         if rule.pieces is Pieces.QKV_FUSED:
             yield Cause.HEADS_EXCHANGED, "head", 0, rows // (3 * sizes.vision_heads)
         if layout.cut_axis is not None and layout.shards > 1:

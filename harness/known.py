@@ -34,7 +34,7 @@ class KnownIssue:
         threads: public threads it is known from.
         stacks: the stacks it happens on.
         scenarios: the scenarios it makes fail.
-        cause: the diagnosis it must get.
+        causes: the diagnoses it must get, all of them.
         error: the exception's type name, empty for differences.
         message: a regular expression found in the exception's message.
         at: the end of the call site's file name, as the evidence states it.
@@ -47,7 +47,7 @@ class KnownIssue:
     threads: tuple[str, ...]
     stacks: tuple[str, ...]
     scenarios: tuple[str, ...]
-    cause: Cause
+    causes: tuple[Cause, ...]
     error: str = ""
     message: str = ""
     at: str = ""
@@ -66,7 +66,7 @@ class KnownIssue:
         """Whether ``report`` failed in just this way."""
         causes = {diagnosis.cause for diagnosis in report.diagnoses}
         evidence = " ".join(diagnosis.evidence for diagnosis in report.diagnoses)
-        if causes != {self.cause} or self.at not in evidence:
+        if causes != set(self.causes) or self.at not in evidence:
             return False
         if report.failure is None:
             return not self.error

@@ -76,8 +76,19 @@ def _headline(report: Report) -> str:
         f"{report.family}: the device differs from the checkpoint: "
         f"{_count(len(report.differences), 'difference')}, "
         f"{len(experts)} of {_count(compared, 'compared expert')} unequal, "
+        f"{_unequal_parameters(report)}"
         f"{_count(len(report.diagnoses), 'cause')}"
     )
+
+
+def _unequal_parameters(report: Report) -> str:
+    """How many of the other parameters are in other places, or hold other bits."""
+    kinds = (Kind.BITS, Kind.SHAPE, Kind.DTYPE, Kind.SHARDING, Kind.PADDING, Kind.UNACCOUNTED)
+    named = [d for d in report.differences if d.kind in kinds and ".experts." not in d.parameter]
+    names = {d.parameter or d.source for d in named if d.key is None}
+    if not names:
+        return ""
+    return f"{_count(len(names), 'other parameter')} of {report.parameters_compared} unequal, "
 
 
 def _count(number: int, noun: str) -> str:

@@ -32,12 +32,14 @@ class Sizes:
     """What of config.json decides a layout.
 
     Attributes:
-        head_dim: width of an attention head of the language model.
+        heads: number of the language model's attention heads.
+        head_dim: width of each.
         kv_heads: number of its key and value heads.
         vision_heads: number of the vision tower's heads.
         linear_keys: width of all key heads of linear attention together.
     """
 
+    heads: int
     head_dim: int
     kv_heads: int
     vision_heads: int
@@ -48,6 +50,7 @@ def sizes_of(config: Mapping[str, Any]) -> Sizes:
     """The sizes that ``config.json`` states."""
     text = config.get("text_config", config)
     return Sizes(
+        heads=text["num_attention_heads"],
         head_dim=text["head_dim"],
         kv_heads=text["num_key_value_heads"],
         vision_heads=config.get("vision_config", {}).get("num_heads", 1),

@@ -19,19 +19,24 @@ from enum import StrEnum
 from harness.family import QWEN3_5_MOE, QWEN3_VL_MOE, Part
 from harness.mesh import HEADS, TENSOR
 
-_LINEAR = (
-    "tpu_inference/layers/vllm/quantization/unquantized.py "
-    "VllmUnquantizedLinearMethod.process_weights_after_loading"
-)
-_REORDER = f"{_LINEAR}; layers/common/utils.py reorder_concatenated_tensor_for_sharding"
-_REPLICATED = (
-    "tpu_inference/layers/vllm/process_weights/cleanup_sharding.py _shard_tensor_to_tpu_replicated"
-)
-_VOCABULARY = (
-    "tpu_inference/layers/vllm/quantization/unquantized.py VllmUnquantizedEmbeddingMethod; "
-    "vllm/model_executor/layers/vocab_parallel_embedding.py pad_vocab_size"
-)
-_TILED = "layers/vllm/custom_ops/linear.py VllmQKVParallelLinear._tile_kv"
+_LINEAR, _REORDER, _TILED = "linear", "linear, reorder", "linear, reorder, tile"
+_REPLICATED, _WIDENED, _VOCABULARY = "replicate", "widen, replicate", "vocabulary"
+
+#: Where upstream does what: file and function, the same from 0.22 to 0.32.
+UPSTREAM: dict[str, str] = {
+    "linear": "tpu_inference/layers/vllm/quantization/unquantized.py, "
+    "VllmUnquantizedLinearMethod.process_weights_after_loading; placement in configs.py there, "
+    "VllmQuantLinearConfig",
+    "reorder": "tpu_inference/layers/common/utils.py, reorder_concatenated_tensor_for_sharding",
+    "tile": "tpu_inference/layers/vllm/custom_ops/linear.py, VllmQKVParallelLinear._tile_kv",
+    "replicate": "tpu_inference/layers/vllm/process_weights/cleanup_sharding.py, "
+    "_shard_tensor_to_tpu_replicated",
+    "widen": "vllm/model_executor/layers/mamba/gdn, A_log is made as float32 (0.26)",
+    "vocabulary": "vllm/model_executor/layers/vocab_parallel_embedding.py, pad_vocab_size; "
+    "tpu_inference/layers/vllm/quantization/unquantized.py, VllmUnquantizedEmbeddingMethod",
+    "rope": "vllm/model_executor/layers/rotary_embedding, _compute_cos_sin_cache",
+    "scale": "vllm/model_executor/layers/attention/attention.py, the scales' buffers",
+}
 
 
 class Cut(StrEnum):
@@ -68,7 +73,7 @@ class Rule:
         kind: in the words of the field.
         pattern: of its name, as :func:`in_checkpoint` gives it.
         sources: templates of the tensors' names, in the order of the parameter's rows.
-        upstream: where upstream does it.
+        upstream: where upstream does it, keys of :data:`UPSTREAM`.
         cut: the side that is divided.
         transposed: whether the device holds [inputs, outputs] instead of [outputs, inputs].
         pieces: what the rows are.
@@ -110,7 +115,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "attention q, k, v (with the output gate in q, Qwen3.5)",
         rf"(.+\.self_attn)\.qkv_proj{_LEAF}", (r"\1.q_proj.\2", r"\1.k_proj.\2", r"\1.v_proj.\2"),
-        f"{_REORDER}; {_TILED}", cut=Cut.OUTPUTS, transposed=True, pieces=Pieces.QKV,
+        _TILED, cut=Cut.OUTPUTS, transposed=True, pieces=Pieces.QKV,
     ),
     _same(
         "attention output", r".+\.self_attn\.o_proj\.weight", _LINEAR,
@@ -134,8 +139,7 @@ RULES: tuple[Rule, ...] = (
     _same("linear attention convolution", r".+\.linear_attn\.conv1d\.weight"),
     _same(
         "linear attention decay", r".+\.linear_attn\.A_log",
-        f"{_REPLICATED}; f32 in vllm/model_executor/layers/mamba/gdn/qwen_gdn_linear_attn.py",
-        widened=True,
+        _WIDENED, widened=True,
     ),
     _same("linear attention step bias", r".+\.linear_attn\.dt_bias"),
     _same("linear attention norm", r".+\.linear_attn\.norm\.weight"),
@@ -203,11 +207,11 @@ class Derived:
 DERIVED: tuple[Derived, ...] = (
     Derived(
         "rope table", r".+\.(?:rotary_emb|rotary_pos_emb)\.cos_sin_cache",
-        "vllm/model_executor/layers/rotary_embedding/base.py _compute_cos_sin_cache",
+        "rope",
     ),
     Derived(
         "attention scale", r".+\.attn\._(?:q|k|v|prob)_scale",
-        "vllm/model_executor/layers/attention/attention.py set_default_quant_scales",
+        "scale",
         constant=1.0,
     ),
 )  # fmt: skip

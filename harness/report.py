@@ -126,6 +126,11 @@ class Report(msgspec.Struct, kw_only=True):
         return sum(tally.bytes_compared for tally in self.tallies)
 
     @property
+    def all_bytes_compared(self) -> int:
+        """Bytes of the checkpoint that were compared, experts and all else."""
+        return self.bytes_compared + sum(tally.bytes_compared for tally in self.parameters)
+
+    @property
     def parameters_compared(self) -> int:
         """Parameters besides experts, of all parts, that were compared."""
         return sum(tally.compared for tally in self.parameters)

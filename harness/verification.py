@@ -281,7 +281,8 @@ def _repeat(request: VerifyRequest) -> str:
     words = [f"{name}={value}" for name, value in request.stream_options.items()]
     words += ["harness", "verify", request.checkpoint]
     target = request.target
-    words += ["--target", target.name, "--devices", str(target.devices)]
+    words += ["--target", target.name]
+    words += ["--mesh", target.mesh] if target.mesh else ["--devices", str(target.devices)]
     if target.parallelism is not Parallelism.TENSOR:
         words += ["--parallelism", target.parallelism]
     if request.reference != request.checkpoint:

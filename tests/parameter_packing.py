@@ -57,12 +57,12 @@ class PackedParameters:
                 part = packed.array.shape[packed.axis] // self.n
                 index[packed.axis] = Span(number * part, (number + 1) * part)
             bits = packed.array[tuple(span.as_slice() for span in index)]
-            change = self.reading.get((name, device), lambda bits: bits)
+            change = self.reading.get((name, device), _unchanged)
             shards.append(DeviceShard(device, tuple(index), _reader(change(bits))))
         return DeviceTensor(name, packed.dtype, packed.array.shape, tuple(shards))
 
     def get(self, name: str) -> Array:
-        return np.array(self.checkpoint.bits(name))
+        return np.array(self.checkpoint.bits(name), copy=True)
 
     def _decoder(self) -> Iterator[tuple[str, Packed]]:
         yield f"{LANGUAGE}embed_tokens.weight", self._vocabulary("embed")
@@ -162,6 +162,10 @@ def repeated(rows: Array, heads: int, width: int, times: int) -> Array:
     return np.concatenate(
         [rows[h * width : (h + 1) * width] for h in range(heads) for _ in range(times)]
     )
+
+
+def _unchanged(bits: Array) -> Array:
+    return bits
 
 
 def _reader(bits: Array) -> Callable[[Any], Array]:

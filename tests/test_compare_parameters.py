@@ -22,6 +22,7 @@ from harness.family import Part
 from harness.layout import Span
 from harness.mesh import Mesh, line
 from harness.parameter_layout import Packing
+from harness.synthetic.writer import write_checkpoint
 from tests.parameter_packing import LANGUAGE, Array, PackedParameters, side_by_side
 
 Paths = dict[str, Path]
@@ -281,9 +282,8 @@ def test_the_first_unequal_element_is_placed(vl: Case) -> None:
 
 def test_dirty_vocabulary_padding(vl: Case, tmp_path: Path) -> None:
     """A vocabulary of 500 is padded to 512; the padding must be zero."""
-    from tests.uneven import uneven_checkpoint
-
-    uneven = Checkpoint(uneven_checkpoint(tmp_path / "uneven"))
+    path = write_checkpoint(VL, tmp_path / "uneven", shapes="tiny:vocabulary").path
+    uneven = Checkpoint(path)
     device = PackedParameters(uneven, Part.DECODER)
     each = Case(uneven, Part.DECODER, device, line(device.devices))
     assert each.compared()[0] == []

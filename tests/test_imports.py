@@ -15,7 +15,8 @@ ROOT = Path(harness.__file__).parent
 FLOW = [
     "secrets", "errors", "dtypes", "places", "safetensors_file", "family", "checkpoint",
     "experts", "selection", "synthetic",
-    "layout", "device", "arrays", "mesh", "parameters", "parameter_layout", "placed", "placement",
+    "layout", "device", "arrays",
+    "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement",
     "difference", "compare", "ledger", "causes",
     "provenance", "evidence", "origin", "rules", "diagnosis",
     "coverage", "compare_parameters", "explain_parameters", "report", "known",

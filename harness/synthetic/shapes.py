@@ -10,6 +10,7 @@ orientation from its shape (``routed_experts.load_weights``) and a square hides 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from harness.errors import BadInput
 
@@ -83,6 +84,9 @@ _TINY = ModelShape(
     hidden=128, layers=2, experts=8, intermediate=48, top_k=2, heads=8, kv_heads=2, head_dim=32,
     vocabulary=512, vision=replace(_TINY_VISION, deepstack=(0, 1)),
 )  # fmt: skip
+#: Sizes that are padded or do not divide: a vocabulary that is no multiple of 64, experts and
+#: their width of no even number of devices.
+_UNEVEN: dict[str, Any] = {"vocabulary": 500, "experts": 6, "intermediate": 50}
 _TINY_QWEN3_5 = replace(
     _TINY, vision=_TINY_VISION, shared_intermediate=80, full_attention_interval=2,
     linear=LinearAttentionShape(key_heads=8, value_heads=16, key_dim=16, value_dim=16),
@@ -122,11 +126,12 @@ _PUBLISHED_OF = {"qwen3-vl-moe": _QWEN3_VL, "qwen3.5-moe": _QWEN3_5}
 def resolve_shape(
     model: str, shapes: str, *, layers: int | None = None, experts: int | None = None
 ) -> ModelShape:
-    """The shape named ``tiny`` or ``published:<model>``, with layers and experts overridden.
+    """The shape of that name, with layers and experts overridden.
 
     Args:
         model: the main model's family, ``qwen3-vl-moe`` or ``qwen3.5-moe``.
-        shapes: ``tiny`` or ``published:`` and one of the models named above.
+        shapes: ``tiny``; ``tiny:`` and the one size that is uneven, ``vocabulary``, ``experts`` or
+            ``intermediate``; or ``published:`` and one of the models named above.
         layers: number of decoder layers to write instead of the shape's own.
         experts: number of experts a layer to write instead of the shape's own.
 
@@ -134,6 +139,7 @@ def resolve_shape(
         BadInput: an unknown shape, or a count that no router can work with.
     """
     known = {"tiny": _TINY_OF[model]}
+    known |= {f"tiny:{name}": replace(_TINY_OF[model], **{name: n}) for name, n in _UNEVEN.items()}
     known |= {f"published:{name}": shape for name, shape in _PUBLISHED_OF[model].items()}
     if shapes not in known:
         raise BadInput(

@@ -47,6 +47,7 @@ def write_checkpoint(
     seed: int = 0,
     values: Values = Values.CORNERS,
     order: Order = Order.PUBLISHED,
+    tied: bool = False,
 ) -> Written:
     """Write a synthetic checkpoint of ``family`` in its published layout to ``out``.
 
@@ -60,6 +61,7 @@ def write_checkpoint(
         seed: the values follow from it alone.
         values: which special values each slice holds.
         order: the order of the tensors over the files.
+        tied: the head is the embedding: config.json says so, and no ``lm_head`` is written.
 
     Raises:
         BadInput: an unknown family or shape, unusable counts, or ``out`` exists.
@@ -68,13 +70,14 @@ def write_checkpoint(
     shape = resolve_shape(recipe.family.name, shapes, layers=layers, experts=experts)
     maker = SliceValues(seed, values)
     specs = list(checkpoint_tensors(recipe, shape, order))
+    specs = [spec for spec in specs if not (tied and spec.name == "lm_head.weight")]
     groups = _split(specs, files)
     target = _require_absent(Path(out))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         _write_files(partial, groups, maker)
-        _write_json(partial / "config.json", model_config(recipe, shape))
+        _write_json(partial / "config.json", model_config(recipe, shape, tied=tied))
         partial.chmod(0o755)
         partial.rename(target)
     except BaseException:
