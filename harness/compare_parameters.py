@@ -8,7 +8,6 @@ One parameter's tensors are looked at at a time; of a directory they are views o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,19 +30,12 @@ from harness.parameter_layout import (
     parameter_layout,
     sizes_of,
 )
-from harness.parameters import Rule, derived_for, in_checkpoint, rule_for
+from harness.parameters import Rule, derived_for, in_checkpoint, layer_of, rule_for
 from harness.placed import Placed, at_outputs, overlap, pairs, relative
 from harness.placement import misplaced
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _EXPERTS = ".mlp.experts."
 _HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
-
-
-def layer_of(name: str) -> int | None:
-    """The language model's layer a parameter or tensor belongs to, if it belongs to one."""
-    match = _LAYER.search(name)
-    return int(match[1]) if match else None
 
 
 @dataclass
@@ -264,7 +256,7 @@ class ParameterComparison:
                 )  # fmt: skip
 
     def _uncovered(self) -> Iterator[Difference]:
-        """Tensors of the checkpoint that no parameter on the device holds."""
+        """Tensors that no parameter on the device holds."""
         held = {s for p in self.placed.values() if isinstance(p, Placed) for s in p.sources}
         part, layers = self.reference.part, self.reference.layers
         for name, entry in self.checkpoint.entries.items():
@@ -288,13 +280,13 @@ class ParameterComparison:
 
 def _note(
     faults: dict[tuple[str, int], Fault], placed: Placed, key: tuple[str, int], device: str,
-    wanted: Bits, got: Bits, origin: tuple[int, int],
+    wanted: Bits, got: Bits, origin: tuple[slice, ...],
 ) -> None:  # fmt: skip
     """Add an unequal run of rows to the fault of its tensor."""
     departs = wanted != got
     first = tuple(int(i) for i in np.argwhere(departs)[0])
     in_tensor = first[::-1] if placed.layout.transposed else first
-    at = tuple(i + o for i, o in zip(in_tensor, (*origin, 0, 0, 0), strict=False))
+    at = tuple(i + o for i, o in zip(in_tensor, (s.start for s in origin), strict=True))
     fault = faults.setdefault(
         key, Fault(placed, *key, at, int(wanted[first]), int(got[first]), device)
     )

@@ -262,3 +262,9 @@ def rule_for(name: str, family: str) -> tuple[Rule, tuple[str, ...]] | None:
 def derived_for(name: str) -> Derived | None:
     """The row of a derived buffer, or None."""
     return next((row for row in DERIVED if re.fullmatch(row.pattern, name)), None)
+
+
+def layer_of(name: str) -> int | None:
+    """The language model's layer a parameter or tensor belongs to, if it belongs to one."""
+    match = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    return int(match[1]) if match else None

@@ -27,24 +27,29 @@ _Where = tuple[slice, ...]
 
 def pairs(
     layout: ParameterLayout, shard: DeviceShard, source: str, reference: Bits
-) -> Iterator[tuple[RowBlock, Bits, _Where, tuple[int, int]]]:
-    """For each run of ``source``'s rows in a shard: its block, what it must be, where, and origin.
+) -> Iterator[tuple[RowBlock, Bits, _Where, _Where]]:
+    """For each run of ``source``'s rows in a shard: its block, what it must be, and two indexes.
 
-    ``reference`` is the whole tensor as the device is to hold it, [outputs, …]; what it must be
-    is in the device's orientation; the origin is the first row and column in the tensor.
+    Args:
+        layout: of the parameter.
+        shard: a part of it, whichever it is.
+        source: the tensor.
+        reference: all of it as the device is to hold it, [outputs, …].
+
+    Yields:
+        The block; what the run must be, in the device's orientation; where it is in the shard;
+        where it is in the tensor.
     """
     own = shard.index[layout.output_axis]
-    columns = slice(None)
-    if layout.cut_axis is not None and layout.cut_axis != layout.output_axis:
-        columns = shard.index[layout.cut_axis].as_slice()
+    others = [s.as_slice() for a, s in enumerate(shard.index) if a != layout.output_axis]
     for block in layout.blocks:
         if block.source != source or not (here := overlap(block.at, own)):
             continue
         first = block.rows.start + here.start - block.at.start
-        rows = slice(first, first + len(here))
-        wanted = reference[rows] if reference.ndim == 1 else reference[rows, columns]
+        origin = (slice(first, first + len(here)), *others)
+        wanted = reference[origin]
         there = at_outputs(layout, relative(here, own), slice(None))
-        yield block, wanted.T if layout.transposed else wanted, there, (first, columns.start or 0)
+        yield block, wanted.T if layout.transposed else wanted, there, origin
 
 
 def recovered(placed: Placed, source: str, copy: int, prefer: str, like: Bits) -> Bits:
@@ -61,13 +66,9 @@ def recovered(placed: Placed, source: str, copy: int, prefer: str, like: Bits) -
     layout = placed.layout
     for shard in sorted(placed.tensor.shards, key=lambda shard: shard.device == prefer):
         held = shard.fetch(...)
-        for block, _, there, (row, column) in pairs(layout, shard, source, like):
-            part = held[there].T if layout.transposed else held[there]
-            rows = slice(row, row + part.shape[0])
-            if block.copy == copy and part.ndim == 2:
-                out[rows, column : column + part.shape[1]] = part
-            elif block.copy == copy:
-                out[rows] = part
+        for block, _, there, origin in pairs(layout, shard, source, like):
+            if block.copy == copy:
+                out[origin] = held[there].T if layout.transposed else held[there]
     return out
 
 

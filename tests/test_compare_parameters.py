@@ -335,6 +335,14 @@ def test_sharded_where_it_should_be_replicated(vl: Case) -> None:
     assert diagnosis.cause is Cause.MISPLACED
 
 
+def test_sharded_along_the_other_axis(vl: Case) -> None:
+    """The placement is wrong; what each device holds of it is right."""
+    vl.device.packed[ATTENTION].axis = 0
+    differences, (diagnosis,), _ = vl.compared()
+    assert [d.kind for d in differences] == [Kind.SHARDING] * 4
+    assert diagnosis.cause is Cause.MISPLACED
+
+
 def test_an_unknown_parameter_and_a_tensor_nobody_holds(vl: Case) -> None:
     name = f"{LANGUAGE}layers.0.input_layernorm.weight"
     vl.device.packed[f"{LANGUAGE}layers.0.new.weight"] = vl.device.packed.pop(name)

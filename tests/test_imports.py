@@ -16,7 +16,7 @@ FLOW = [
     "secrets", "errors", "dtypes", "places", "safetensors_file", "family", "checkpoint",
     "experts", "selection", "synthetic",
     "layout", "device", "arrays",
-    "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement",
+    "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement", "fp8",
     "difference", "compare", "ledger", "causes",
     "provenance", "evidence", "origin", "rules", "diagnosis",
     "coverage", "compare_parameters", "explain_parameters", "report", "known",

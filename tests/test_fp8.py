@@ -1,0 +1,85 @@
+"""What FP8 weights mean, and the bound a second quantisation keeps."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from harness.fp8 import (
+    E4M3,
+    EXPERT_ERROR,
+    LARGEST,
+    LINEAR_ERROR,
+    Values,
+    block_values,
+    output_values,
+    requantisation_bound,
+    scale_bound,
+    scales_as_f32,
+)
+
+RNG = np.random.default_rng(8)
+
+
+def test_every_code_means_what_ml_dtypes_says() -> None:
+    wanted = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    assert np.array_equal(E4M3, wanted, equal_nan=True)
+    assert np.nanmax(E4M3) == LARGEST
+
+
+def quantised_anew(values: Values) -> tuple[np.ndarray, Values]:
+    """As upstream does it: one scale for each output, values times its inverse, rounded."""
+    scale = (np.abs(values).max(axis=1) / np.float32(448)).astype(np.float32)
+    codes = np.clip(values * (1 / scale)[:, None], -448, 448).astype(ml_dtypes.float8_e4m3fn)
+    return codes.view(np.uint8), scale
+
+
+def matrix(rows: int = 300, columns: int = 260) -> tuple[np.ndarray, Values]:
+    codes = RNG.integers(0, 256, (rows, columns), dtype=np.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 0x31
+    grid = (-(-rows // 128), -(-columns // 128))
+    return codes, np.exp(RNG.normal(-4, 1, grid)).astype(np.float32)
+
+
+@pytest.mark.parametrize("error", [EXPERT_ERROR, LINEAR_ERROR])
+def test_a_second_quantisation_keeps_the_bound_and_uses_it(error: float) -> None:
+    codes, scales = matrix()
+    values = block_values(codes, scales)
+    taken = values.astype(ml_dtypes.bfloat16).astype(np.float32) if error else values
+    new_codes, new_scales = quantised_anew(taken)
+    off = np.abs(output_values(new_codes, new_scales) - values)
+    bound = requantisation_bound(values, new_scales, error)
+    assert (off <= bound).all()
+    assert (off / np.maximum(bound, 1e-30)).max() > 0.9
+    scale, slack = scale_bound(values, error)
+    assert (np.abs(new_scales - scale) <= slack).all()
+
+
+def test_another_scale_breaks_the_bound() -> None:
+    codes, scales = matrix()
+    values = block_values(codes, scales)
+    wrong = scales.copy()
+    wrong[1, 2] *= 1.25
+    new_codes, new_scales = quantised_anew(block_values(codes, wrong))
+    off = np.abs(output_values(new_codes, new_scales) - values)
+    broken = off > requantisation_bound(values, new_scales, EXPERT_ERROR)
+    assert broken[128:256, 256:].mean() > 0.9
+    assert not broken[:128].any()
+
+
+def test_a_transposed_grid_is_refused_or_breaks_the_bound() -> None:
+    codes, scales = matrix(256, 384)
+    with pytest.raises(ValueError, match="scales"):
+        block_values(codes, scales.T)
+    codes, scales = matrix(256, 256)
+    values = block_values(codes, scales)
+    new_codes, new_scales = quantised_anew(block_values(codes, scales.T))
+    off = np.abs(output_values(new_codes, new_scales) - values)
+    assert (off > requantisation_bound(values, new_scales, EXPERT_ERROR)).mean() > 0.4
+
+
+def test_bf16_scales_are_widened() -> None:
+    scales = np.array([[0.5, 1.25]], dtype=ml_dtypes.bfloat16)
+    assert scales_as_f32(scales.view(np.uint16), "BF16").tolist() == [[0.5, 1.25]]
+    assert scales_as_f32(np.array([[3.0]], np.float32).view(np.uint32), "F32").tolist() == [[3.0]]
