@@ -38,6 +38,7 @@ class Cause(StrEnum):
     BIT_FLIP = "bit-flip"
     SIGN_OF_ZERO = "sign-of-zero"
     NAN_CANONICALISED = "nan-canonicalised"
+    SCALE = "scale"
     REPLICATED = "replicated"
     MISPLACED = "misplaced"
     PADDING = "padding"
@@ -94,6 +95,8 @@ NEXT_STEP: dict[Cause, str] = {
     Cause.SIGN_OF_ZERO: "look for arithmetic on the weights (x + 0, casts): a copy keeps -0.0",
     Cause.NAN_CANONICALISED: "expected where tpu-inference casts bf16 to f32 and back (t2j); "
     "compare with nan=canonical",
+    Cause.SCALE: "look at the scales on their way: the slot each is loaded into, the orientation "
+    "of their grid, the block size they are taken for",
     Cause.REPLICATED: "look at the partition spec: every device holds the whole array; an expert "
     "axis without NEW_MODEL_DESIGN=1 does this",
     Cause.MISPLACED: "look at the mesh's device order and the array's partition spec",

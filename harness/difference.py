@@ -18,7 +18,8 @@ class Kind(StrEnum):
     """What departs: presence, shape, dtype, placement, padding, bits, or the way to the device.
 
     ``unaccounted`` is a parameter on the device that no rule explains, or a tensor of the
-    checkpoint that no parameter holds.
+    checkpoint that no parameter holds; ``values`` are quantised ones off by more than a second
+    quantisation explains.
     """
 
     MISSING = "missing"
@@ -32,6 +33,7 @@ class Kind(StrEnum):
     UNREAD = "unread"
     UNWRITTEN = "unwritten"
     UNACCOUNTED = "unaccounted"
+    VALUES = "values"
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -53,6 +55,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         total: elements compared; for ``sharding`` the elements that are the device's share.
         shard: number of the shard that holds the element, in mesh order.
         device_name: the device that holds it.
+        note: what the comparison found out about it, for ``values``.
     """
 
     kind: Kind
@@ -69,6 +72,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     total: int = 0
     shard: int | None = None
     device_name: str = ""
+    note: str = ""
 
     @property
     def key(self) -> ExpertKey | None:

@@ -31,6 +31,7 @@ from harness.dtypes import Bits
 Values = npt.NDArray[np.float32]
 
 BLOCK = 128
+SCALE_SUFFIX = "_scale_inv"  # what a tensor's scales are called, after its own name
 LARGEST = 448.0
 _SLACK = np.float32(1 + 2**-19)
 #: Relative error of what is quantised anew: experts are taken as f32, linear layers as bf16.

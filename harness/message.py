@@ -103,7 +103,7 @@ def _difference(difference: Difference) -> Iterator[str]:
     holder += f" on {difference.device_name}" if difference.device_name else ""
     parameter = f"  in {difference.parameter}{holder}" if difference.parameter else ""
     yield from _field("device", f"{difference.device}{parameter}")
-    if difference.kind in (Kind.BITS, Kind.PADDING):
+    if difference.kind in (Kind.BITS, Kind.PADDING, Kind.VALUES):
         share = difference.count / difference.total
         yield from _field(
             "unequal", f"{difference.count} of {difference.total} elements ({share:.2%})"

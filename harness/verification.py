@@ -22,7 +22,8 @@ import msgspec
 
 from harness import engine
 from harness.checkpoint import Checkpoint
-from harness.compare import Nan, PartComparison, tally_of
+from harness.compare import Nan, tally_of
+from harness.compare_fp8 import part_comparison
 from harness.coverage import Counts, coverage
 from harness.diagnosis import Explainer, diagnose_failure
 from harness.errors import HarnessError
@@ -212,7 +213,7 @@ def compare_part(
     """Compare one part and add its tally, differences and diagnoses to ``report``."""
     _name_sites(ledger)
     device, *copies = expert_copies(loaded, part.part)
-    comparison = PartComparison(
+    comparison = part_comparison(
         part, device, backend=request.target.backend, nan=request.nan, chosen=chosen
     )
     counts, uncovered = coverage(part, ledger)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.compare import Nan, PartComparison
+from harness.compare import Nan
+from harness.compare_fp8 import part_comparison
 from harness.compare_parameters import ParameterComparison
 from harness.device import DevicePart, DeviceTensor, device_part
 from harness.diagnosis import Explainer
@@ -98,7 +99,7 @@ def add_copies(
 ) -> None:
     """Compare the further copies of a part's experts and add differences and diagnoses."""
     for device in copies:
-        comparison = PartComparison(part, device, backend=target.backend, nan=nan, chosen=chosen)
+        comparison = part_comparison(part, device, backend=target.backend, nan=nan, chosen=chosen)
         differences = list(comparison.differences())
         report.diagnoses += Explainer(comparison, (), ledger).diagnose(
             differences, len(report.differences)

@@ -13,11 +13,12 @@ ROOT = Path(harness.__file__).parent
 
 #: The order of the flow; a module may import those before it.
 FLOW = [
-    "secrets", "errors", "dtypes", "places", "safetensors_file", "family", "checkpoint",
+    "secrets", "errors", "dtypes", "places", "safetensors_file", "fp8", "family",
+    "checkpoint",
     "experts", "selection", "synthetic",
     "layout", "device", "arrays",
-    "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement", "fp8",
-    "difference", "compare", "ledger", "causes",
+    "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement",
+    "difference", "compare", "compare_fp8", "ledger", "causes",
     "provenance", "evidence", "origin", "rules", "diagnosis",
     "coverage", "compare_parameters", "explain_parameters", "report", "known",
     "message", "terminal",

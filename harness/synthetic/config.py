@@ -13,7 +13,7 @@ from harness.synthetic.recipes import Recipe
 from harness.synthetic.shapes import ModelShape
 
 
-def model_config(recipe: Recipe, shape: ModelShape, *, tied: bool = False) -> dict[str, Any]:
+def model_config(recipe: Recipe, shape: ModelShape, tied: bool = False) -> dict[str, Any]:
     """The configuration of ``recipe`` at ``shape``, as a JSON object; ``tied``: head, embedding."""
     vl = recipe.family is QWEN3_VL_MOE
     model_type = "qwen3_vl_moe" if vl else "qwen3_5_moe"

@@ -85,8 +85,13 @@ _TINY = ModelShape(
     vocabulary=512, vision=replace(_TINY_VISION, deepstack=(0, 1)),
 )  # fmt: skip
 #: Sizes that are padded or do not divide: a vocabulary that is no multiple of 64, experts and
-#: their width of no even number of devices.
-_UNEVEN: dict[str, Any] = {"vocabulary": 500, "experts": 6, "intermediate": 50}
+#: their width of no even number of devices. And sizes of several whole blocks of 128.
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "vocabulary": {"vocabulary": 500},
+    "experts": {"experts": 6},
+    "intermediate": {"intermediate": 50},
+    "blocks": {"hidden": 256, "intermediate": 512},
+}
 _TINY_QWEN3_5 = replace(
     _TINY, vision=_TINY_VISION, shared_intermediate=80, full_attention_interval=2,
     linear=LinearAttentionShape(key_heads=8, value_heads=16, key_dim=16, value_dim=16),
@@ -130,8 +135,8 @@ def resolve_shape(
 
     Args:
         model: the main model's family, ``qwen3-vl-moe`` or ``qwen3.5-moe``.
-        shapes: ``tiny``; ``tiny:`` and the one size that is uneven, ``vocabulary``, ``experts`` or
-            ``intermediate``; or ``published:`` and one of the models named above.
+        shapes: ``tiny``; ``tiny:`` and the size that is uneven, ``vocabulary``, ``experts`` or
+            ``intermediate``, or ``blocks``; or ``published:`` and one of the models named above.
         layers: number of decoder layers to write instead of the shape's own.
         experts: number of experts a layer to write instead of the shape's own.
 
@@ -139,7 +144,7 @@ def resolve_shape(
         BadInput: an unknown shape, or a count that no router can work with.
     """
     known = {"tiny": _TINY_OF[model]}
-    known |= {f"tiny:{name}": replace(_TINY_OF[model], **{name: n}) for name, n in _UNEVEN.items()}
+    known |= {f"tiny:{name}": replace(_TINY_OF[model], **v) for name, v in _VARIANTS.items()}
     known |= {f"published:{name}": shape for name, shape in _PUBLISHED_OF[model].items()}
     if shapes not in known:
         raise BadInput(
