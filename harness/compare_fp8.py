@@ -32,6 +32,9 @@ from harness.fp8 import (
 from harness.layout import Backend, Block, Parameter, Span
 from harness.placement import misplaced
 
+#: A block whose values are off by more than this, on the median, has another scale.
+_NOTABLE = 0.02
+
 
 def departs(
     codes: Bits, scales: Values, reference: Bits, grid: Values, error: float
@@ -59,25 +62,32 @@ def departs(
     return {
         "index": first, "reference": f"{wanted[first]:.9g}", "device": f"{found[first]:.9g}",
         "count": int(np.count_nonzero(off)), "total": off.size,
-        "note": _why(found, reference, grid, off),
+        "note": _why(found, wanted, reference, grid),
     }  # fmt: skip
 
 
-def _why(found: Values, reference: Bits, grid: Values, off: np.ndarray[Any, Any]) -> str:
+def _why(found: Values, wanted: Values, reference: Bits, grid: Values) -> str:
     """What the device's values are instead: of another grid of scales, or of none."""
     turned = grid.T if grid.shape[0] == grid.shape[1] else None
     others = {"the scales' grid is transposed": turned, "the scales are lost": np.ones_like(grid)}
     for text, other in others.items():
         if other is not None and _explains(found, block_values(reference, other)):
             return text
-    blocks = sorted({(int(i) // BLOCK, int(j) // BLOCK) for i, j in np.argwhere(off)})
-    named = ", ".join(f"[{i}, {j}]" for i, j in blocks[:3])
-    i, j = blocks[0]
+    factors = {
+        (i, j): _factor(found, wanted, i, j) for i, j in np.ndindex(*grid.shape)
+    }  # of each block
+    wrong = [block for block, factor in factors.items() if not abs(factor - 1) <= _NOTABLE]
+    if not wrong:
+        return "no scale is off as a whole: some codes are other ones"
+    named = ", ".join(str(list(block)) for block in wrong[:3])
+    return f"{len(wrong)} of {grid.size} blocks, {named}; by a factor of {factors[wrong[0]]:.3g}"
+
+
+def _factor(found: Values, wanted: Values, i: int, j: int) -> float:
+    """By how much the values of block [i, j] are too large, from the larger ones of them."""
     here = (slice(i * BLOCK, (i + 1) * BLOCK), slice(j * BLOCK, (j + 1) * BLOCK))
-    wanted = block_values(reference, grid)[here]
-    large = np.abs(wanted) >= 0.25 * np.abs(wanted).max()
-    ratio = np.median(found[here][large] / wanted[large])
-    return f"{len(blocks)} of {grid.size} blocks, {named}; the first by a factor of {ratio:.3g}"
+    large = np.abs(wanted[here]) >= 0.25 * np.abs(wanted[here]).max()
+    return float(np.median(found[here][large] / wanted[here][large]))
 
 
 def _explains(found: Values, wanted: Values) -> bool:

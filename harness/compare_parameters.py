@@ -9,17 +9,19 @@ One parameter's tensors are looked at at a time; of a directory they are views o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
 from harness.compare import Nan, canonical_nans
+from harness.compare_fp8_parameters import unequal_values
 from harness.coverage import unused_reason
 from harness.device import DeviceTensor
 from harness.difference import Difference, Kind, ParameterTally
 from harness.dtypes import Bits, as_hex
 from harness.experts import ReferencePart
+from harness.fp8 import SCALE_SUFFIX
 from harness.mesh import Mesh
 from harness.parameter_layout import (
     Packing,
@@ -31,29 +33,11 @@ from harness.parameter_layout import (
     sizes_of,
 )
 from harness.parameters import Rule, derived_for, in_checkpoint, layer_of, rule_for
-from harness.placed import Placed, at_outputs, overlap, pairs, relative
+from harness.placed import Fault, Placed, note_fault, padding_of, pairs
 from harness.placement import misplaced
 
 _EXPERTS = ".mlp.experts."
 _HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
-
-
-@dataclass
-class Fault:
-    """What departs of one tensor, or of one copy of it, over all devices.
-
-    ``at`` is the first unequal element in the tensor, ``device_name`` where it was found.
-    """
-
-    placed: Placed
-    source: str
-    copy: int
-    at: tuple[int, ...]
-    reference: int
-    device: int
-    device_name: str
-    count: int = 0
-    devices: set[str] = field(default_factory=set)
 
 
 class ParameterComparison:
@@ -146,7 +130,8 @@ class ParameterComparison:
     def _parameter(self, tensor: DeviceTensor) -> Iterator[Difference]:
         placed = self.placed.get(tensor.name)
         if placed is None:
-            yield from self._derived(tensor)
+            if tensor.name not in self.scales:
+                yield from self._derived(tensor)
             return
         self.tally.parameters += 1
         if not self._chosen(layer_of(tensor.name)):
@@ -158,9 +143,34 @@ class ParameterComparison:
         found = list(self._metadata(placed))
         yield from found
         if not any(d.kind in (Kind.SHAPE, Kind.DTYPE) for d in found):
-            yield from self._values(placed)
+            yield from self._quantised(placed) if self._is_fp8(placed) else self._values(placed)
             yield from self._padding(placed)
             self.tally.compared += 1
+
+    @cached_property
+    def scales(self) -> Mapping[str, DeviceTensor]:
+        """By name, the scales of FP8 parameters; they are compared with those."""
+        fp8 = {f"{n}_scale" for n, p in self.placed.items() if self._is_fp8(p)}
+        return {t.name: t for t in self._tensors if t.name in fp8}
+
+    def _is_fp8(self, placed: Placed | str) -> bool:
+        return isinstance(placed, Placed) and placed.layout.dtype == "F8_E4M3"
+
+    def _quantised(self, placed: Placed) -> Iterator[Difference]:
+        tensor = self.scales.get(f"{placed.tensor.name}_scale")
+        if tensor is None:
+            yield self._difference(
+                Kind.MISSING, placed.tensor, reference="an array of scales", device="nothing"
+            )
+            return
+        scales = replace(placed, tensor=tensor, layout=placed.layout.of_scales())
+        if found := list(self._metadata(scales)):
+            yield from found
+            return
+        for name in placed.sources:
+            self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
+        for unequal, fields in unequal_values(self.checkpoint, placed, scales):
+            yield self._difference(Kind.VALUES, unequal, **fields)
 
     def _derived(self, tensor: DeviceTensor) -> Iterator[Difference]:
         """A buffer of no tensor: known, and as it must be where that is known, or unaccounted."""
@@ -217,7 +227,7 @@ class ParameterComparison:
                     totals[key] = totals.get(key, 0) + wanted.size
                     got = held[there]
                     if not np.array_equal(got, wanted):
-                        _note(faults, placed, key, shard.device, wanted, got, origin)
+                        note_fault(faults, placed, key, shard.device, wanted, got, origin)
         for key, fault in faults.items():
             yield self._bits(fault, totals[key])
 
@@ -236,23 +246,17 @@ class ParameterComparison:
         return difference
 
     def _padding(self, placed: Placed) -> Iterator[Difference]:
-        layout, tensor = placed.layout, placed.tensor
-        for shard in tensor.shards if layout.padding else ():
-            assert layout.padding is not None
-            own = shard.index[layout.output_axis]
-            if not (here := overlap(layout.padding, own)):
-                continue
-            bits = shard.fetch(...)[at_outputs(layout, relative(here, own), slice(None))]
+        for shard, bits, where in padding_of(placed):
             self.tally.padding_bytes += bits.nbytes
             if bits.any():
-                first = [int(i) for i in np.argwhere(bits)[0]]
-                value = int(bits[tuple(first)])
-                first[layout.output_axis] += here.start
+                first = tuple(int(i) for i in np.argwhere(bits)[0])
                 yield self._difference(
-                    Kind.PADDING, tensor, index=tuple(first), reference=as_hex(0, tensor.dtype),
-                    device=as_hex(value, tensor.dtype), count=int(np.count_nonzero(bits)),
-                    total=bits.size, device_name=shard.device,
-                    shard=self.mesh.shards(layout.axes).get(shard.device),
+                    Kind.PADDING, placed.tensor, device_name=shard.device,
+                    index=tuple(i + o for i, o in zip(first, where, strict=True)),
+                    reference=as_hex(0, placed.tensor.dtype),
+                    device=as_hex(int(bits[first]), placed.tensor.dtype),
+                    count=int(np.count_nonzero(bits)), total=bits.size,
+                    shard=self.mesh.shards(placed.layout.axes).get(shard.device),
                 )  # fmt: skip
 
     def _uncovered(self) -> Iterator[Difference]:
@@ -260,7 +264,9 @@ class ParameterComparison:
         held = {s for p in self.placed.values() if isinstance(p, Placed) for s in p.sources}
         part, layers = self.reference.part, self.reference.layers
         for name, entry in self.checkpoint.entries.items():
-            if name in held or ".experts." in name or unused_reason(part, name, self.tied):
+            if name.removesuffix(SCALE_SUFFIX) in held or ".experts." in name:
+                continue
+            if unused_reason(part, name, self.tied):
                 continue
             layer = layer_of(name)
             if layer is not None and layer not in layers:
@@ -276,19 +282,3 @@ class ParameterComparison:
             kind=kind, part=self.reference.part, layer=layer_of(tensor.name),
             parameter=tensor.name, **fields,  # type: ignore[arg-type]
         )  # fmt: skip
-
-
-def _note(
-    faults: dict[tuple[str, int], Fault], placed: Placed, key: tuple[str, int], device: str,
-    wanted: Bits, got: Bits, origin: tuple[slice, ...],
-) -> None:  # fmt: skip
-    """Add an unequal run of rows to the fault of its tensor."""
-    departs = wanted != got
-    first = tuple(int(i) for i in np.argwhere(departs)[0])
-    in_tensor = first[::-1] if placed.layout.transposed else first
-    at = tuple(i + o for i, o in zip(in_tensor, (s.start for s in origin), strict=True))
-    fault = faults.setdefault(
-        key, Fault(placed, *key, at, int(wanted[first]), int(got[first]), device)
-    )
-    fault.count += int(np.count_nonzero(departs))
-    fault.devices.add(device)

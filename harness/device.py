@@ -160,7 +160,7 @@ def device_part(tensors: Iterable[DeviceTensor], mesh: tuple[str, ...]) -> Devic
             parameters[Parameter(match["parameter"])] = tensor.folded()
             continue
         unknown.append(tensor.name)
-        weight = match["parameter"].removesuffix("_scale")
+        weight = match["parameter"].removesuffix("_inv").removesuffix("_scale")
         if weight in set(Parameter):
             scales.setdefault(int(match["layer"]), {})[Parameter(weight)] = tensor
     return DevicePart(layers, tuple(unknown), mesh, scales)

@@ -13,12 +13,12 @@ from functools import cached_property
 import numpy as np
 
 from harness.causes import NEXT_STEP, Cause, Diagnosis, Finding
-from harness.compare_parameters import Fault, ParameterComparison
+from harness.compare_parameters import ParameterComparison
 from harness.difference import Difference, Kind
 from harness.dtypes import Bits
 from harness.ledger import POISON
 from harness.parameters import Pieces
-from harness.placed import Placed, recovered
+from harness.placed import Fault, Placed, recovered
 
 _SHOWN = 3
 
@@ -247,6 +247,12 @@ def _metadata(difference: Difference) -> Finding:
                 Cause.PADDING, f"{Cause.PADDING} {name}", f"the padding of {name} is not zero",
                 evidence,
             )  # fmt: skip
+        case Kind.VALUES:
+            source = difference.source or difference.parameter
+            summary = f"scales of {source} are not the checkpoint's"
+            return Finding(
+                Cause.SCALE, f"{Cause.SCALE} {name}", summary, f"{source}: {difference.note}"
+            )
         case Kind.UNACCOUNTED:
             part = difference.part
             summary = f"{name} is unaccounted for"

@@ -16,7 +16,7 @@ parameter's output axis. The code that moves bytes reads the table and nothing e
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.layout import Span
@@ -126,6 +126,15 @@ class ParameterLayout:
             part = self.shape[self.cut_axis] // self.shards
             spans[self.cut_axis] = Span(number * part, (number + 1) * part)
         return tuple(spans)
+
+    def of_scales(self) -> ParameterLayout:
+        """The layout of a matrix's scales, one for each output: placed as a bias would be."""
+        by_output = self.cut_axis == self.output_axis
+        return replace(
+            self, shape=(self.shape[self.output_axis],), dtype="F32", transposed=False,
+            output_axis=0, cut_axis=0 if by_output else None,
+            axes=self.axes if by_output else (), shards=self.shards if by_output else 1,
+        )  # fmt: skip
 
 
 class UnknownParameterLayout(ValueError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from harness.device import DeviceShard, DeviceTensor
 from harness.dtypes import Bits
@@ -20,6 +22,24 @@ class Placed:
     rule: Rule
     layout: ParameterLayout
     sources: tuple[str, ...]
+
+
+@dataclass
+class Fault:
+    """What departs of one tensor, or of one copy of it, over all devices.
+
+    ``at`` is the first unequal element in the tensor, ``device_name`` where it was found.
+    """
+
+    placed: Placed
+    source: str
+    copy: int
+    at: tuple[int, ...]
+    reference: int
+    device: int
+    device_name: str
+    count: int = 0
+    devices: set[str] = field(default_factory=set)
 
 
 _Where = tuple[slice, ...]
@@ -72,6 +92,19 @@ def recovered(placed: Placed, source: str, copy: int, prefer: str, like: Bits) -
     return out
 
 
+def padding_of(placed: Placed) -> Iterator[tuple[DeviceShard, Bits, tuple[int, ...]]]:
+    """Each shard's part of the padding, and where in the whole array it begins."""
+    layout = placed.layout
+    for shard in placed.tensor.shards if layout.padding else ():
+        assert layout.padding is not None
+        own = shard.index[layout.output_axis]
+        if here := overlap(layout.padding, own):
+            bits = shard.fetch(...)[at_outputs(layout, relative(here, own), slice(None))]
+            where = [span.start for span in shard.index]
+            where[layout.output_axis] = here.start
+            yield shard, bits, tuple(where)
+
+
 def at_outputs(layout: ParameterLayout, outputs: slice, others: slice) -> _Where:
     """An index that takes ``outputs`` of the output axis and ``others`` of all others."""
     where = [others] * len(layout.shape)
@@ -88,3 +121,19 @@ def overlap(one: Span, other: Span) -> Span | None:
 def relative(span: Span, origin: Span) -> slice:
     """``span`` counted from the start of ``origin``."""
     return slice(span.start - origin.start, span.stop - origin.start)
+
+
+def note_fault(
+    faults: dict[tuple[str, int], Fault], placed: Placed, key: tuple[str, int], device: str,
+    wanted: Bits, got: Bits, origin: tuple[slice, ...],
+) -> None:  # fmt: skip
+    """Add an unequal run of rows to the fault of its tensor."""
+    departs = wanted != got
+    first = tuple(int(i) for i in np.argwhere(departs)[0])
+    in_tensor = first[::-1] if placed.layout.transposed else first
+    at = tuple(i + o for i, o in zip(in_tensor, (s.start for s in origin), strict=True))
+    fault = faults.setdefault(
+        key, Fault(placed, *key, at, int(wanted[first]), int(got[first]), device)
+    )
+    fault.count += int(np.count_nonzero(departs))
+    fault.devices.add(device)

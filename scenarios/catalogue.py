@@ -46,6 +46,7 @@ class Scenario:
         mesh: axes of the mesh, where it has several (:mod:`harness.meshes`).
         shapes: sizes of the checkpoint to write.
         tied: its head is the embedding.
+        fp8: the layout of the family's FP8 releases.
         store: where the checkpoint is streamed from, if not from a directory.
         numbered: file names get plain numbers, which sort otherwise as text than as numbers.
         stream_options: ``RUNAI_STREAMER_*`` variables of the load.
@@ -63,6 +64,7 @@ class Scenario:
     mesh: str = ""
     shapes: str = "tiny"
     tied: bool = False
+    fp8: bool = False
     store: Store = Store.NONE
     numbered: bool = False
     stream_options: dict[str, str] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Scenario:
             order=self.order,
             shapes=self.shapes,
             tied=self.tied,
+            fp8=self.fp8,
             files=12 if self.numbered else 4,
         ).path
         if self.numbered:
@@ -308,6 +311,37 @@ SCENARIOS: tuple[Scenario, ...] = (
         "the same with experts whole, where it need not divide",
         "qwen3-vl-moe",
         shapes="tiny:intermediate",
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario(
+        "vl-fp8",
+        "an FP8 release: a scale for each block",
+        "qwen3-vl-moe",
+        shapes="tiny:blocks",
+        fp8=True,
+    ),
+    Scenario(
+        "mtp-fp8",
+        "the same with linear attention, a shared expert and a draft model",
+        "qwen3.5-mtp",
+        shapes="tiny:blocks",
+        fp8=True,
+    ),
+    Scenario(
+        "vl-fp8-expert-2-model-2",
+        "an FP8 release on a mesh of all axes",
+        "qwen3-vl-moe",
+        shapes="tiny:blocks",
+        fp8=True,
+        mesh="expert=2,model=2",
+    ),
+    Scenario(
+        "mtp-fp8-expert-2-model-2-whole",
+        "the same with experts whole",
+        "qwen3.5-mtp",
+        shapes="tiny:blocks",
+        fp8=True,
+        mesh="expert=2,model=2",
         parallelism=Parallelism.EXPERT,
     ),
 )

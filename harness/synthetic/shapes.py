@@ -90,7 +90,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "vocabulary": {"vocabulary": 500},
     "experts": {"experts": 6},
     "intermediate": {"intermediate": 50},
-    "blocks": {"hidden": 256, "intermediate": 512},
+    "blocks": {"hidden": 256, "intermediate": 512, "head_dim": 128},
 }
 _TINY_QWEN3_5 = replace(
     _TINY, vision=_TINY_VISION, shared_intermediate=80, full_attention_interval=2,
@@ -144,7 +144,7 @@ def resolve_shape(
         BadInput: an unknown shape, or a count that no router can work with.
     """
     known = {"tiny": _TINY_OF[model]}
-    known |= {f"tiny:{name}": replace(_TINY_OF[model], **v) for name, v in _VARIANTS.items()}
+    known |= {f"tiny:{name}": _variant(_TINY_OF[model], name) for name in _VARIANTS}
     known |= {f"published:{name}": shape for name, shape in _PUBLISHED_OF[model].items()}
     if shapes not in known:
         raise BadInput(
@@ -160,6 +160,13 @@ def resolve_shape(
         experts=shape.experts if experts is None else experts,
     )
     _require_usable(shape)
+    return shape
+
+
+def _variant(tiny: ModelShape, name: str) -> ModelShape:
+    shape = replace(tiny, **_VARIANTS[name])
+    if name == "blocks" and shape.shared_intermediate:
+        return replace(shape, shared_intermediate=256)
     return shape
 
 
