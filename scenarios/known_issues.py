@@ -120,4 +120,53 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         causes=(Cause.TENSOR_UNREAD, Cause.PARAMETER_UNWRITTEN),
         at="language_model.lm_head.weight",
     ),
+    KnownIssue(
+        id="heads-over-three-devices",
+        owner=Owner.VLLM,
+        reason="a tensor parallel size that does not divide the attention heads is refused, as "
+        "documented (no thread known)",
+        threads=(),
+        stacks=("0.21", "0.22", "0.26", "0.32"),
+        scenarios=("vl-3-devices",),
+        causes=(Cause.UNEXPLAINED,),
+        error="pydantic_core._pydantic_core.ValidationError",
+        message=r"attention heads \(8\) must be divisible by tensor parallel size \(3\)",
+    ),
+    KnownIssue(
+        id="expert-axis-dropped",
+        owner=Owner.TPU_INFERENCE,
+        reason="without NEW_MODEL_DESIGN=1 the mesh has the axes data and model only: an expert "
+        "axis of four is dropped without a word, one device is used of four (no thread known)",
+        threads=(),
+        stacks=("0.21", "0.22", "0.26", "0.32"),
+        scenarios=("vl-expert-axis-dropped",),
+        causes=(Cause.UNEXPLAINED,),
+        error="RuntimeError",
+        message=r"the worker's mesh is \[\('cpu', 1\)\], the target's is",
+    ),
+    KnownIssue(
+        id="experts-not-divisible",
+        owner=Owner.TPU_INFERENCE,
+        reason="experts that the devices do not divide are refused by JAX; nothing pads them "
+        "(no thread known)",
+        threads=(),
+        stacks=("0.22", "0.26", "0.32"),
+        scenarios=("vl-6-experts-whole", "vl-6-experts-kernel"),
+        causes=(Cause.UNEXPLAINED,),
+        error="jax._src.sharding.IndivisibleError",
+        message="partitioned 4 times, but the dimension size is 6",
+    ),
+    KnownIssue(
+        id="fp8-experts-on-explicit-axes",
+        owner=Owner.TPU_INFERENCE,
+        reason="with device_indexes the mesh of two axes is made by jax.make_mesh, whose axes are "
+        "Explicit; the FP8 path then calls with_sharding_constraint, which takes Auto axes only. "
+        "It loads with NEW_MODEL_DESIGN=1 (no thread known)",
+        threads=(),
+        stacks=("0.26",),
+        scenarios=("vl-fp8", "mtp-fp8"),
+        causes=(Cause.UNEXPLAINED,),
+        error="ValueError",
+        message="with_sharding_constraint can only refer to Auto axes of the mesh",
+    ),
 )
