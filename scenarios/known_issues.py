@@ -16,7 +16,17 @@ _POSITIONAL = (
     "hook reads them from the keyword arguments"
 )
 
-_WITH_A_DECODER = tuple(row.id for row in SCENARIOS if Part.DECODER in row.parts)
+#: Scenarios that upstream refuses, on every stack.
+_REFUSED = (
+    "vl-3-devices",
+    "vl-expert-axis-dropped",
+    "vl-6-experts-whole",
+    "vl-6-experts-kernel",
+    "vl-uneven-width",
+)
+_WITH_A_DECODER = tuple(
+    row.id for row in SCENARIOS if Part.DECODER in row.parts and row.id not in _REFUSED
+)
 
 KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
@@ -155,6 +165,18 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         causes=(Cause.UNEXPLAINED,),
         error="jax._src.sharding.IndivisibleError",
         message="partitioned 4 times, but the dimension size is 6",
+    ),
+    KnownIssue(
+        id="width-not-divisible",
+        owner=Owner.TPU_INFERENCE,
+        reason="an intermediate size of the experts that the devices do not divide is refused by "
+        "an assertion without words in process_moe_weights (no thread known)",
+        threads=(),
+        stacks=("0.22", "0.26", "0.32"),
+        scenarios=("vl-uneven-width",),
+        causes=(Cause.UNEXPLAINED,),
+        error="AssertionError",
+        message="^$",
     ),
     KnownIssue(
         id="fp8-experts-on-explicit-axes",
