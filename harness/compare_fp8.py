@@ -20,8 +20,9 @@ from harness.dtypes import Bits
 from harness.experts import ExpertKey, ReferencePart
 from harness.fp8 import (
     BLOCK,
-    EXPERT_ERROR,
+    EXPERTS,
     SCALE_SUFFIX,
+    Arithmetic,
     Values,
     block_values,
     output_values,
@@ -37,7 +38,7 @@ _NOTABLE = 0.02
 
 
 def departs(
-    codes: Bits, scales: Values, reference: Bits, grid: Values, error: float
+    codes: Bits, scales: Values, reference: Bits, grid: Values, arithmetic: Arithmetic
 ) -> dict[str, Any] | None:
     """How a matrix quantised anew departs from the checkpoint's, as fields of a difference.
 
@@ -46,15 +47,15 @@ def departs(
         scales: its scales, [outputs].
         reference: the checkpoint's codes, [outputs, inputs].
         grid: their scales, one a block.
-        error: :data:`harness.fp8.EXPERT_ERROR` or :data:`harness.fp8.LINEAR_ERROR`.
+        arithmetic: :data:`harness.fp8.EXPERTS` or :data:`harness.fp8.LINEAR`.
 
     Returns:
         None where every value and every scale is within its bound.
     """
     wanted = block_values(reference, grid)
     found = output_values(codes, scales)
-    right, slack = scale_bound(wanted, error)
-    off = ~(np.abs(found - wanted) <= requantisation_bound(wanted, scales, error))
+    right, slack = scale_bound(wanted, arithmetic)
+    off = ~(np.abs(found - wanted) <= requantisation_bound(wanted, scales, arithmetic))
     off |= ~(np.abs(scales - right) <= slack)[:, None]
     if not off.any():
         return None
@@ -141,7 +142,7 @@ class Fp8PartComparison(PartComparison):
         entry = checkpoint.entries[f"{source.tensor}{SCALE_SUFFIX}"]
         reference, grid = self.reference[key], scales_as_f32(entry.bits(), entry.dtype)
         self.tally.bytes_compared += reference.nbytes + entry.nbytes
-        found = departs(self.device_bits(key), self._scales(key), reference, grid, EXPERT_ERROR)
+        found = departs(self.device_bits(key), self._scales(key), reference, grid, EXPERTS)
         if found:
             yield Difference(
                 kind=Kind.VALUES, part=key.part, layer=key.layer, expert=key.expert,

@@ -15,7 +15,7 @@ import numpy as np
 from harness.checkpoint import Checkpoint
 from harness.compare_fp8 import departs
 from harness.device import DeviceTensor
-from harness.fp8 import LINEAR_ERROR, SCALE_SUFFIX, scales_as_f32
+from harness.fp8 import LINEAR, SCALE_SUFFIX, scales_as_f32
 from harness.placed import Placed, recovered
 
 
@@ -38,7 +38,7 @@ def unequal_values(
         for copy in sorted({b.copy for b in weight.layout.blocks if b.source == name}):
             codes = recovered(weight, name, copy, "", reference)
             held = recovered(scales, name, copy, "", np.zeros(len(reference), dtype="<u4"))
-            found = departs(codes, scales_as_f32(held, "F32"), reference, grid, LINEAR_ERROR)
+            found = departs(codes, scales_as_f32(held, "F32"), reference, grid, LINEAR)
             if found:
                 source = f"{entry.file.name} {name}" + (f" (copy {copy})" if copy else "")
                 yield weight.tensor, {"source": source, **found}

@@ -111,7 +111,7 @@ class ParameterComparison:
 
     def _rule(self, tensor: DeviceTensor) -> tuple[Rule, tuple[str, ...]] | None:
         name = in_checkpoint(self.reference.part, tensor.name)
-        found = rule_for(name, self.checkpoint.family.name, fp8=self.checkpoint.fp8)
+        found = rule_for(name, self.checkpoint.family.name)
         if found and name == _HEAD and self.tied:
             return found[0], (_EMBEDDING,)
         return found

@@ -4,24 +4,29 @@ A release in FP8 stores a matrix [outputs, inputs] as e4m3 codes (F8_E4M3, "fn":
 0x7f and 0xff are NaN) and one scale for each block of 128 by 128; a value is code times scale.
 
 tpu-inference does not keep that (unless ``DISABLE_WEIGHT_REQUANTIZATION=1``): it takes the values,
-as f32 for experts and as bf16 for linear layers, and quantises them anew with one scale for each
-output, s' = max |v| / 448 (``layers/common/quantization/__init__.py``, ``quantize_tensor``;
-``layers/common/process_weights/moe_weights.py``, ``_requant_expert_batch_fn``;
-``layers/common/quantization/fp8.py``, ``process_blockwise_fp8_linear_weights``; 0.26).
+for experts in f32 and for linear layers in bf16, and quantises them anew in that arithmetic, with
+one scale for each output, s' = max |v| / 448 (``layers/common/quantization/__init__.py``,
+``dequantize_tensor``, ``quantize_tensor``; ``layers/common/process_weights/moe_weights.py``,
+``_requant_expert_batch_fn``; ``layers/common/quantization/fp8.py``,
+``process_blockwise_fp8_linear_weights``; 0.26 and 0.32).
 
-The bound. Let v be the checkpoint's value, exact in f32 but for one rounding (a 4-bit significand
-times a bf16 or f32 scale), u what is quantised: u = v for experts; for linear layers v rounded to
-bf16's 8-bit significand, so |u - v| <= 2^-8 |v|. The code is u / s' rounded to the nearest e4m3: 4
-bits of significand above 2^-6, steps of 2^-9 below. So |u' - u| <= max(2^-4 |u|, 2^-10 s').
-Nothing is clipped: s' is made of the largest |u|. Then
+The bound. Let v be the checkpoint's value, a 4-bit significand times a bf16 or f32 scale; d the
+rounding of the arithmetic, 2^-8 for bf16. What is rounded to e4m3 is w = v (1 / s'), with three
+roundings on the way, of v, of 1 / s' and of the product: |s' w - v| <= e |v|, e = (1 + d)^3 - 1.
+e4m3 keeps 4 bits of significand above 2^-6 and has steps of 2^-9 below, so rounding moves s' w by
+at most max(2^-4 |s' w|, 2^-10 s'). Clipping moves nothing more: w exceeds 448 by roundings only,
+and would be rounded to it. Then
 
-    |v' - v|  <=  e |v| + max(2^-4 (1 + e) |v|, 2^-10 s'),   e = 0 or 2^-8,
+    |v' - v|  <=  e |v| + max(2^-4 (1 + e) |v|, 2^-10 s').
 
-and the few roundings of f32 arithmetic on the way, relative 2^-24 each, are covered by a factor of
-1 + 2^-19. A value that is off by more was not made from this code and this scale.
+s' itself has two roundings, of the largest v and of the quotient: it is within (1 + d)^2 - 1 of
+max |v| / 448. f32's own roundings, 2^-24 each, are covered by a factor of 1 + 2^-19. A value that
+is off by more was not made from this code and this scale.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +39,18 @@ BLOCK = 128
 SCALE_SUFFIX = "_scale_inv"  # what a tensor's scales are called, after its own name
 LARGEST = 448.0
 _SLACK = np.float32(1 + 2**-19)
-#: Relative error of what is quantised anew: experts are taken as f32, linear layers as bf16.
-EXPERT_ERROR, LINEAR_ERROR = 0.0, 2.0**-8
+_BF16 = 2.0**-8  # its unit roundoff
+
+
+class Arithmetic(NamedTuple):
+    """Relative errors of quantising anew: of a value before it is rounded, and of a scale."""
+
+    values: float
+    scales: float
+
+
+EXPERTS = Arithmetic(0.0, 0.0)
+LINEAR = Arithmetic((1 + _BF16) ** 3 - 1, (1 + _BF16) ** 2 - 1)
 
 
 def _table() -> Values:
@@ -87,26 +102,26 @@ def output_values(codes: Bits, scales: Values) -> Values:
     return values
 
 
-def requantisation_bound(reference: Values, scales: Values, error: float) -> Values:
+def requantisation_bound(reference: Values, scales: Values, arithmetic: Arithmetic) -> Values:
     """How far each value may lie from the checkpoint's after a second quantisation.
 
     Args:
         reference: the checkpoint's values, [outputs, inputs].
         scales: the new scales, [outputs].
-        error: :data:`EXPERT_ERROR` or :data:`LINEAR_ERROR`.
+        arithmetic: :data:`EXPERTS` or :data:`LINEAR`.
     """
-    size = np.abs(reference)
+    size, error = np.abs(reference), arithmetic.values
     step = np.maximum(size * (1 + error) * 2.0**-4, scales[:, None] * 2.0**-10)
     bound: Values = ((error * size + step) * _SLACK).astype(np.float32)
     return bound
 
 
-def scale_bound(reference: Values, error: float) -> tuple[Values, Values]:
-    """The new scale of each output and how far it may be off: max |v| / 448, one more rounding.
+def scale_bound(reference: Values, arithmetic: Arithmetic) -> tuple[Values, Values]:
+    """The new scale of each output and how far it may be off: max |v| / 448.
 
     Args:
         reference: the checkpoint's values, [outputs, inputs].
-        error: as above.
+        arithmetic: as above.
     """
     scale = np.abs(reference).max(axis=1) / np.float32(LARGEST)
-    return scale, (scale * (error + 2.0**-20)).astype(np.float32)
+    return scale, (scale * (arithmetic.scales + 2.0**-20)).astype(np.float32)

@@ -34,8 +34,6 @@ UPSTREAM: dict[str, str] = {
     "widen": "vllm/model_executor/layers/mamba/gdn, A_log is made as float32 (0.26)",
     "vocabulary": "vllm/model_executor/layers/vocab_parallel_embedding.py, pad_vocab_size; "
     "tpu_inference/layers/vllm/quantization/unquantized.py, VllmUnquantizedEmbeddingMethod",
-    "fp8": "tpu_inference/layers/vllm/quantization/fp8.py, VllmFp8Config.get_quant_method has no "
-    "method for embeddings and heads, so that they stay on the host until all is replicated",
     "rope": "vllm/model_executor/layers/rotary_embedding, _compute_cos_sin_cache",
     "scale": "vllm/model_executor/layers/attention/attention.py, the scales' buffers",
 }
@@ -82,7 +80,6 @@ class Rule:
         axes: the mesh axes it is divided over.
         widened: whether the device holds f32 where the checkpoint holds bf16.
         families: the families it is of; all where empty.
-        fp8: whether it is of FP8 releases or of all others; of both where None.
     """
 
     kind: str
@@ -95,7 +92,6 @@ class Rule:
     axes: tuple[str, ...] = HEADS
     widened: bool = False
     families: tuple[str, ...] = ()
-    fp8: bool | None = None
 
 
 def _same(kind: str, pattern: str, upstream: str = _REPLICATED, **options: object) -> Rule:
@@ -110,16 +106,11 @@ _MERGER = rf"{_VISUAL}(?:merger|deepstack_merger_list\.\d+)\."
 RULES: tuple[Rule, ...] = (
     _same(
         "embedding", r"model\.language_model\.embed_tokens\.weight", _VOCABULARY,
-        cut=Cut.OUTPUTS, pieces=Pieces.ROWS, axes=TENSOR, fp8=False,
+        cut=Cut.OUTPUTS, pieces=Pieces.ROWS, axes=TENSOR,
     ),
     _same(
         "head", r"lm_head\.weight", _VOCABULARY,
-        cut=Cut.OUTPUTS, pieces=Pieces.ROWS, axes=TENSOR, fp8=False,
-    ),
-    _same(
-        "embedding and head of FP8 releases",
-        r"(?:model\.language_model\.embed_tokens|lm_head)\.weight",
-        "fp8, vocabulary, replicate", pieces=Pieces.ROWS, fp8=True,
+        cut=Cut.OUTPUTS, pieces=Pieces.ROWS, axes=TENSOR,
     ),
     Rule(
         "attention q, k, v (with the output gate in q, Qwen3.5)",
@@ -259,12 +250,9 @@ def rule_for(name: str, family: str, *, fp8: bool = False) -> tuple[Rule, tuple[
     Args:
         name: the parameter's, as :func:`in_checkpoint` gives it.
         family: the family's name.
-        fp8: whether it is an FP8 release.
     """
     for rule in RULES:
         if rule.families and family not in rule.families:
-            continue
-        if rule.fp8 not in (None, fp8):
             continue
         if match := re.fullmatch(rule.pattern, name):
             return rule, tuple(match.expand(source) for source in rule.sources)

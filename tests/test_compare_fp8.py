@@ -17,7 +17,7 @@ from harness.difference import Difference, Kind
 from harness.errors import BadInput
 from harness.experts import ExpertKey, ReferencePart, reference_parts
 from harness.family import Part, Projection
-from harness.fp8 import EXPERT_ERROR, SCALE_SUFFIX, Values, block_values, scales_as_f32
+from harness.fp8 import EXPERTS, SCALE_SUFFIX, Values, block_values, scales_as_f32
 from harness.layout import Backend
 from harness.synthetic.writer import write_checkpoint
 from tests.packing import sharded
@@ -132,7 +132,7 @@ def test_a_wrong_scale_is_named(
 def test_a_transposed_grid_is_named() -> None:
     codes, scales = matrix(256, 256)
     new_codes, new_scales = quantised_anew(block_values(codes, scales.T))
-    found = departs(new_codes, new_scales, codes, scales, EXPERT_ERROR)
+    found = departs(new_codes, new_scales, codes, scales, EXPERTS)
     assert found is not None
     assert found["note"] == "the scales' grid is transposed"
 
@@ -141,9 +141,9 @@ def test_a_code_that_is_another(reference: ReferencePart) -> None:
     codes, scales = matrix(256, 256)
     new_codes, new_scales = quantised_anew(block_values(codes, scales))
     large = np.argwhere(np.abs(block_values(codes, scales)) > new_scales[:, None] * 16)[0]
-    assert departs(new_codes, new_scales, codes, scales, EXPERT_ERROR) is None
+    assert departs(new_codes, new_scales, codes, scales, EXPERTS) is None
     new_codes[tuple(large)] ^= 2
-    found = departs(new_codes, new_scales, codes, scales, EXPERT_ERROR)
+    found = departs(new_codes, new_scales, codes, scales, EXPERTS)
     assert found is not None
     assert (found["index"], found["count"]) == (tuple(large), 1)
 

@@ -9,7 +9,7 @@ import pytest
 from harness.checkpoint import Checkpoint
 from harness.coverage import unused_reason
 from harness.family import Part
-from harness.parameters import RULES, UPSTREAM, Cut, derived_for, in_checkpoint, rule_for
+from harness.parameters import RULES, UPSTREAM, derived_for, in_checkpoint, rule_for
 from tests.parameter_packing import PackedParameters
 from tests.write_parameter_table import PAGE, page
 
@@ -52,14 +52,7 @@ def test_every_rule_is_used(tiny_checkpoints: dict[str, Path]) -> None:
         for name in PackedParameters(checkpoint, part).packed:
             if found := rule_for(in_checkpoint(part, name), checkpoint.family.name):
                 used.add(found[0])
-    assert used == {rule for rule in RULES if not rule.fp8}
-
-
-def test_embeddings_of_fp8_releases_are_on_every_device() -> None:
-    for name in ("lm_head.weight", "model.language_model.embed_tokens.weight"):
-        found = rule_for(name, "qwen3-vl-moe", fp8=True)
-        assert found is not None
-        assert (found[0].cut, found[0].fp8) == (Cut.NONE, True)
+    assert used == set(RULES)
 
 
 def test_an_unknown_name_has_neither() -> None:
