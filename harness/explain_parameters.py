@@ -243,10 +243,10 @@ def _metadata(difference: Difference) -> Finding:
             what = "is replicated instead of sharded" if replicated else "lies on other devices"
             return Finding(cause, f"{cause} {name}", f"{name} {what}", evidence)
         case Kind.PADDING:
-            return Finding(
-                Cause.PADDING, f"{Cause.PADDING} {name}", f"the padding of {name} is not zero",
-                evidence,
-            )  # fmt: skip
+            never = difference.device in {f"0x{bits:x}" for bits in POISON.values()}
+            cause = Cause.PARAMETER_UNWRITTEN if never else Cause.PADDING
+            what = "was never written" if never else "is not zero"
+            return Finding(cause, f"{cause} {name}", f"the padding of {name} {what}", evidence)
         case Kind.VALUES:
             source = difference.source or difference.parameter
             summary = f"scales of {source} are not the checkpoint's"

@@ -293,6 +293,8 @@ def test_dirty_vocabulary_padding(vl: Case, tmp_path: Path) -> None:
     assert (difference.kind, difference.index) == (Kind.PADDING, (505, 9))
     assert difference.device_name == "cpu:4"
     assert diagnosis.cause is Cause.PADDING
+    _poison_the_head(device)
+    assert each.causes() == {Cause.PARAMETER_UNWRITTEN}
 
 
 def _on(tensor: DeviceTensor, devices: dict[str, str]) -> DeviceTensor:
