@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from harness.causes import NEXT_STEP, Cause, Diagnosis, Finding
+from harness.compare import canonical_nans
 from harness.compare_parameters import ParameterComparison
 from harness.difference import Difference, Kind
 from harness.dtypes import Bits
@@ -73,6 +74,8 @@ class ParameterExplainer:
             f"{evidence.name} differs",
             f"{difference.count} of {difference.total} elements are unequal",
         )
+        if cause is Cause.NAN_CANONICALISED:
+            return Finding(cause, f"{cause} {difference.part}", summary, detail)
         where = f"{difference.part} {evidence.placed.rule.kind}"
         return Finding(cause, f"{cause} {where}", f"{summary} ({where})", detail)
 
@@ -208,6 +211,14 @@ def _transposed(e: ParameterEvidence) -> _Found:
     return Cause.TRANSPOSED, f"{e.name} is transposed", "transposing it back makes it equal"
 
 
+def _nans(e: ParameterEvidence) -> _Found:
+    if e.device.itemsize != 2 or not np.array_equal(canonical_nans(e.reference), e.device):
+        return None
+    summary = "NaNs of parameters lost their payloads, all else is equal"
+    detail = f"{e.name} is equal with every NaN as the quiet NaN of its sign"
+    return Cause.NAN_CANONICALISED, summary, detail
+
+
 def _one_bit(e: ParameterEvidence) -> _Found:
     changed = (e.device ^ e.reference).ravel()
     (places,) = np.nonzero(changed)
@@ -221,6 +232,7 @@ _RULES = (
     _never_written,
     _zeros,
     _replicas_differ,
+    _nans,
     _one_bit,
     _another_tensor,
     _granules_exchanged,

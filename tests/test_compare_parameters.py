@@ -12,7 +12,7 @@ import pytest
 
 from harness.causes import Cause, Diagnosis
 from harness.checkpoint import Checkpoint
-from harness.compare import Nan
+from harness.compare import Nan, canonical_nans
 from harness.compare_parameters import ParameterComparison
 from harness.device import DeviceTensor
 from harness.difference import Difference, Kind
@@ -22,6 +22,7 @@ from harness.family import Part
 from harness.layout import Span
 from harness.mesh import Mesh, line
 from harness.parameter_layout import Packing
+from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from tests.parameter_packing import LANGUAGE, Array, PackedParameters, side_by_side
 
@@ -376,6 +377,18 @@ def test_nans_count_as_the_target_leaves_them(vl: Case) -> None:
     (placed,) = [p for n, p in comparison.placed.items() if n == HEAD and not isinstance(p, str)]
     bits = np.array([0x7F81, 0xFF81, 0x3F80], dtype="<u2")
     assert comparison.expected(bits, placed.layout).tolist() == [0x7FC0, 0xFFC0, 0x3F80]
+
+
+def test_nans_that_lost_their_payloads_are_named(vl: Case, tmp_path: Path) -> None:
+    path = write_checkpoint(VL, tmp_path / "nans", values=Values.NAN_PAYLOADS).path
+    checkpoint = Checkpoint(path)
+    device = PackedParameters(checkpoint, Part.DECODER)
+    for packed in device.packed.values():
+        if packed.dtype == "BF16":
+            packed.array = canonical_nans(packed.array)
+    each = Case(checkpoint, Part.DECODER, device, line(device.devices))
+    assert each.causes() == {Cause.NAN_CANONICALISED}
+    assert len(each.compared()[1]) == 1
 
 
 def test_a_mesh_with_copies_is_compared_copy_by_copy(tiny_checkpoints: Paths) -> None:
