@@ -107,7 +107,13 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         "fused and is loaded without one",
         threads=("tpu-inference#2647",),
         stacks=("0.21",),
-        scenarios=("vl-vision-first",),
+        scenarios=(
+            "vl-vision-first",
+            "vl-fp8",
+            "mtp-fp8",
+            "vl-fp8-expert-2-model-2",
+            "mtp-fp8-expert-2-model-2-whole",
+        ),
         causes=(Cause.FUSED_WITHOUT_SHARD,),
         error="AssertionError",
         message="Expecting shard_id as the only argument",
@@ -172,6 +178,18 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         causes=(Cause.UNEXPLAINED,),
         error="RuntimeError",
         message=r"the worker's mesh is \[\('cpu', 1\)\], the target's is",
+    ),
+    KnownIssue(
+        id="prefill-context-parallelism-asserts",
+        owner=Owner.VLLM,
+        reason="prefill context parallelism is refused by an assertion without words; "
+        "tpu-inference has an axis for it from 0.26 on (no thread known)",
+        threads=(),
+        stacks=("0.21", "0.22"),
+        scenarios=("vl-pcp-2-model-2",),
+        causes=(Cause.UNEXPLAINED,),
+        error="pydantic_core._pydantic_core.ValidationError",
+        message="1 validation error for VllmConfig\n  Assertion failed",
     ),
     KnownIssue(
         id="prefill-context-parallelism-refused",
