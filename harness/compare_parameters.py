@@ -105,7 +105,7 @@ class ParameterComparison:
         """
         if layout.dtype == "F32" and bits.dtype.itemsize == 2:
             return bits.astype("<u4") << np.uint32(16)
-        if layout.dtype == "BF16" and self._nan is Nan.CANONICAL:
+        if layout.dtype == "BF16" and layout.casts and self._nan is Nan.CANONICAL:
             return canonical_nans(bits)
         return bits
 

@@ -107,6 +107,8 @@ class ParameterLayout:
         shards: the number of parts.
         blocks: every row of every tensor, at least once.
         padding: what no block covers, on the output axis: zeros.
+        casts: whether bf16 goes to the device by way of f32, which rewrites NaNs. What stays on
+            the host until all is replicated goes as it is (``utils.py``, ``t2j``: a bit cast).
     """
 
     shape: tuple[int, ...]
@@ -118,6 +120,7 @@ class ParameterLayout:
     shards: int
     blocks: tuple[RowBlock, ...]
     padding: Span | None
+    casts: bool = True
 
     def share(self, number: int) -> tuple[Span, ...]:
         """What shard ``number`` holds, a span an axis."""
@@ -182,6 +185,7 @@ def parameter_layout(
         shards=shards,
         blocks=blocks,
         padding=Span(rows, padded) if padded > rows else None,
+        casts="replicate" not in rule.upstream.split(", "),
     )
 
 

@@ -383,12 +383,17 @@ def test_nans_that_lost_their_payloads_are_named(vl: Case, tmp_path: Path) -> No
     path = write_checkpoint(VL, tmp_path / "nans", values=Values.NAN_PAYLOADS).path
     checkpoint = Checkpoint(path)
     device = PackedParameters(checkpoint, Part.DECODER)
-    for packed in device.packed.values():
-        if packed.dtype == "BF16":
+    for name, packed in device.packed.items():
+        if packed.dtype == "BF16" and "norm" not in name and "_embed." not in name:
             packed.array = canonical_nans(packed.array)
     each = Case(checkpoint, Part.DECODER, device, line(device.devices))
     assert each.causes() == {Cause.NAN_CANONICALISED}
     assert len(each.compared()[1]) == 1
+    (reference,) = reference_parts(checkpoint)
+    canonical = ParameterComparison(
+        reference, device.tensors(), each.mesh, packing=Packing(), nan=Nan.CANONICAL
+    )
+    assert list(canonical.differences()) == []
 
 
 def test_a_mesh_with_copies_is_compared_copy_by_copy(tiny_checkpoints: Paths) -> None:
