@@ -24,6 +24,11 @@ class Cause(StrEnum):
     EXPERTS_EXCHANGED = "experts-exchanged"
     EXPERTS_PERMUTED = "experts-permuted"
     PROJECTIONS_EXCHANGED = "projections-exchanged"
+    HEADS_EXCHANGED = "heads-exchanged"
+    HEADS_REPEATED = "heads-repeated-wrongly"
+    ROWS_EXCHANGED = "rows-exchanged"
+    SHARDS_EXCHANGED = "shards-exchanged"
+    REPLICAS_DIFFER = "replicas-differ"
     OTHER_SLICE = "other-slice"
     OTHER_LAYER = "other-layer"
     OTHER_BYTES = "other-bytes"
@@ -36,12 +41,14 @@ class Cause(StrEnum):
     BIT_FLIP = "bit-flip"
     SIGN_OF_ZERO = "sign-of-zero"
     NAN_CANONICALISED = "nan-canonicalised"
+    SCALE = "scale"
     REPLICATED = "replicated"
     MISPLACED = "misplaced"
     PADDING = "padding"
     STRUCTURE = "structure"
     TENSOR_UNREAD = "tensor-unread"
     PARAMETER_UNWRITTEN = "parameter-unwritten"
+    UNACCOUNTED = "unaccounted"
     UNEXPLAINED = "unexplained"
 
 
@@ -68,6 +75,15 @@ NEXT_STEP: dict[Cause, str] = {
     "expert map",
     Cause.PROJECTIONS_EXCHANGED: "look at the shard_id each half is loaded under (w1, w2, w3) and "
     "at how the fused tensor is chunked",
+    Cause.HEADS_EXCHANGED: "look at the order of q, k and v and of their heads: the shard_id "
+    "each is loaded under, reorder_concatenated_tensor_for_sharding and its split sizes",
+    Cause.HEADS_REPEATED: "look at how k and v heads are repeated for more devices than heads: "
+    "each r times in a row (_tile_kv)",
+    Cause.ROWS_EXCHANGED: "look for an index that permutes rows on the way from the file",
+    Cause.SHARDS_EXCHANGED: "look at the mesh's device order, the partition spec, and the number "
+    "of shards rows were ordered for",
+    Cause.REPLICAS_DIFFER: "look for a device that was written for itself: memory or link "
+    "corruption, or a transfer that failed",
     Cause.OTHER_SLICE: "look at the expert_id and shard_id the slice was loaded under",
     Cause.OTHER_LAYER: "look for a view of the streamer's buffer that was kept past the next "
     "tensor, or for a layer number taken from the wrong name",
@@ -86,6 +102,8 @@ NEXT_STEP: dict[Cause, str] = {
     Cause.SIGN_OF_ZERO: "look for arithmetic on the weights (x + 0, casts): a copy keeps -0.0",
     Cause.NAN_CANONICALISED: "expected where tpu-inference casts bf16 to f32 and back (t2j); "
     "compare with nan=canonical",
+    Cause.SCALE: "look at the scales on their way: the slot each is loaded into, the orientation "
+    "of their grid, the block size they are taken for",
     Cause.REPLICATED: "look at the partition spec: every device holds the whole array; an expert "
     "axis without NEW_MODEL_DESIGN=1 does this",
     Cause.MISPLACED: "look at the mesh's device order and the array's partition spec",
@@ -95,6 +113,8 @@ NEXT_STEP: dict[Cause, str] = {
     "harness why this model leaves the tensor alone (harness/coverage.py)",
     Cause.PARAMETER_UNWRITTEN: "look for the checkpoint tensor that should have come, and at the "
     "name mapping it went through",
+    Cause.UNACCOUNTED: "look at what the release renamed or added, and give it a rule, a "
+    "derivation or a reason in harness/parameters.py or harness/coverage.py",
     Cause.UNEXPLAINED: "the differences are listed raw; rerun to see whether they are stable",
 }
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from harness.dtypes import Bits
 from harness.errors import BadInput
-from harness.family import FAMILIES, Family, family_of_architecture
+from harness.family import FAMILIES, ExpertNaming, Family, family_of_architecture
+from harness.fp8 import BLOCK
 from harness.places.opening import open_place
 from harness.places.place import File, Place
 from harness.safetensors_file import Index, TensorEntry, parsed_json, read_entries
@@ -40,7 +41,7 @@ class Checkpoint:
         self.place = open_place(path)
         self.config = _read_json(self.place, "config.json")
         self.family = _family(self.place, self.config)
-        _require_unquantized(self.place, self.config)
+        self.fp8 = _is_fp8(self.place, self.config)
         self.entries = _read_all(self.place)
 
     @property
@@ -59,6 +60,11 @@ class Checkpoint:
         Of a directory, a view of the mapped file; of a store, read by one range.
         """
         return self.entries[name].bits(index)
+
+    @property
+    def namings(self) -> tuple[ExpertNaming, ...]:
+        """How this release may name and store its experts."""
+        return self.family.fp8_namings if self.fp8 else self.family.namings
 
     @cached_property
     def nbytes(self) -> int:
@@ -113,7 +119,8 @@ def _family(place: Place, config: dict[str, Any]) -> Family:
     )
 
 
-def _require_unquantized(place: Place, config: dict[str, Any]) -> None:
+def _is_fp8(place: Place, config: dict[str, Any]) -> bool:
+    """Whether it is an FP8 release with block scales; any other quantisation is refused."""
     text = config.get("text_config") or {}
     if not isinstance(text, dict):
         raise BadInput(
@@ -122,14 +129,18 @@ def _require_unquantized(place: Place, config: dict[str, Any]) -> None:
             expected="a JSON object",
             hint="the config.json of the published model",
         )
-    if quantization := config.get("quantization_config") or text.get("quantization_config"):
-        known = isinstance(quantization, dict) and quantization.get("quant_method")
-        raise BadInput(
-            f"a quantised checkpoint ({known or 'unknown method'})",
-            where=place.where("config.json"),
-            expected="unquantised weights: no quantization_config",
-            hint="the bf16 release of the model; quantised layouts are not covered yet",
-        )
+    quantization = config.get("quantization_config") or text.get("quantization_config")
+    if not quantization:
+        return False
+    known = isinstance(quantization, dict) and quantization.get("quant_method")
+    if known == "fp8" and quantization.get("weight_block_size") == [BLOCK, BLOCK]:
+        return True
+    raise BadInput(
+        f"a quantised checkpoint ({known or 'unknown method'})",
+        where=place.where("config.json"),
+        expected=f"no quantization_config, or fp8 with a weight_block_size of [{BLOCK}, {BLOCK}]",
+        hint="the bf16 or the FP8 release of the model; other quantised layouts are not covered",
+    )
 
 
 def _read_all(place: Place) -> dict[str, TensorEntry]:

@@ -22,6 +22,7 @@ from harness.compare import Nan
 from harness.errors import BadInput, HarnessError
 from harness.family import Part
 from harness.hook import Hook
+from harness.meshes import meshed
 from harness.message import failure_text
 from harness.report import Report
 from harness.secrets import credentials_found
@@ -75,6 +76,7 @@ def main() -> None:
     show_default=True,
     help="How experts are spread over the mesh.",
 )
+@click.option("--mesh", help="Axes of the mesh, instead of --devices: data=2,model=2.")
 @click.option("--reference", help="Compare with this checkpoint instead of CHECKPOINT itself.")
 @click.option(
     "--nan",
@@ -111,6 +113,7 @@ def verify_command(
     target: str,
     devices: int | None,
     parallelism: str,
+    mesh: str | None,
     reference: str | None,
     nan: str,
     only: tuple[str, ...],
@@ -121,7 +124,7 @@ def verify_command(
     json_path: Path | None,
     **selection: Any,
 ) -> None:
-    """Stream CHECKPOINT onto a target and compare every expert.
+    """Stream CHECKPOINT onto a target and compare all of it.
 
     CHECKPOINT is a directory, s3://bucket/prefix, gs://bucket/prefix or a hub id with an optional
     @revision.
@@ -129,7 +132,9 @@ def verify_command(
     _require_parent(json_path)
     report = verify(
         checkpoint,
-        target_named(target, devices, Parallelism(parallelism)),
+        meshed(target, mesh, Parallelism(parallelism))
+        if mesh
+        else target_named(target, devices, Parallelism(parallelism)),
         reference=reference,
         nan=Nan(nan),
         hook=Hook(hook),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -129,11 +129,14 @@ class DevicePart:
         layers: layer number to its arrays.
         unknown: names of expert arrays that are neither ``w13_weight`` nor ``w2_weight``.
         mesh: device names in the order of the mesh axis that experts are sharded over.
+        scales: layer number to the scales of its arrays; those count as unknown, too, where
+            nothing is quantised.
     """
 
     layers: Mapping[int, Mapping[Parameter, DeviceTensor]]
     unknown: tuple[str, ...]
     mesh: tuple[str, ...]
+    scales: Mapping[int, Mapping[Parameter, DeviceTensor]] = field(default_factory=dict)
 
 
 def device_part(tensors: Iterable[DeviceTensor], mesh: tuple[str, ...]) -> DevicePart:
@@ -147,6 +150,7 @@ def device_part(tensors: Iterable[DeviceTensor], mesh: tuple[str, ...]) -> Devic
         mesh: device names in mesh order.
     """
     layers: dict[int, dict[Parameter, DeviceTensor]] = {}
+    scales: dict[int, dict[Parameter, DeviceTensor]] = {}
     unknown = []
     for tensor in tensors:
         if not (match := _EXPERT_PARAMETER.search(tensor.name)):
@@ -154,6 +158,9 @@ def device_part(tensors: Iterable[DeviceTensor], mesh: tuple[str, ...]) -> Devic
         if match["parameter"] in set(Parameter):
             parameters = layers.setdefault(int(match["layer"]), {})
             parameters[Parameter(match["parameter"])] = tensor.folded()
-        else:
-            unknown.append(tensor.name)
-    return DevicePart(layers, tuple(unknown), mesh)
+            continue
+        unknown.append(tensor.name)
+        weight = match["parameter"].removesuffix("_inv").removesuffix("_scale")
+        if weight in set(Parameter):
+            scales.setdefault(int(match["layer"]), {})[Parameter(weight)] = tensor
+    return DevicePart(layers, tuple(unknown), mesh, scales)

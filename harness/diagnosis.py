@@ -161,6 +161,9 @@ def explain_metadata(difference: Difference) -> Finding:
             cause = Cause.DELIVERED_TWICE
             summary = f"{{experts}} of {where} were delivered more than once"
             evidence = f"{difference.key}: {difference.device}"
+        case Kind.VALUES:
+            cause, summary = Cause.SCALE, f"scales of {where} are not the checkpoint's"
+            evidence = f"{difference.key or difference.parameter}: {difference.note}"
         case Kind.UNREAD:
             cause, summary = Cause.TENSOR_UNREAD, "tensors of the checkpoint were not read"
             evidence = f"{difference.source}: {difference.device}"
@@ -173,7 +176,7 @@ def explain_metadata(difference: Difference) -> Finding:
     return Finding(cause, f"{cause} {where} {parameter}", summary, evidence)
 
 
-_COLLECTED = (Kind.DELIVERY, Kind.UNREAD, Kind.UNWRITTEN)
+_COLLECTED = (Kind.VALUES, Kind.DELIVERY, Kind.UNREAD, Kind.UNWRITTEN)
 
 
 def _at(part: Part, layer: int | None) -> str:

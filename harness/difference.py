@@ -15,7 +15,12 @@ from harness.family import Part, Projection
 
 
 class Kind(StrEnum):
-    """What departs: presence, shape, dtype, placement, padding, bits, or the way to the device."""
+    """What departs: presence, shape, dtype, placement, padding, bits, or the way to the device.
+
+    ``unaccounted`` is a parameter on the device that no rule explains, or a tensor of the
+    checkpoint that no parameter holds; ``values`` are quantised ones off by more than a second
+    quantisation explains.
+    """
 
     MISSING = "missing"
     EXTRA = "extra"
@@ -27,6 +32,8 @@ class Kind(StrEnum):
     DELIVERY = "delivery"
     UNREAD = "unread"
     UNWRITTEN = "unwritten"
+    UNACCOUNTED = "unaccounted"
+    VALUES = "values"
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -42,12 +49,13 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         reference: what the reference says, in words or as the first unequal element's bits.
         device: what the device holds, alike.
         source: file, tensor and slice of the reference.
-        index: first unequal element, in the expert's matrix [output, input] for ``bits``, in the
-            device array for ``padding``.
+        index: first unequal element, in the expert's matrix [output, input], or in the checkpoint's
+            tensor, for ``bits``; in the device array for ``padding``.
         count: unequal elements; for ``sharding`` the elements the device holds.
         total: elements compared; for ``sharding`` the elements that are the device's share.
         shard: number of the shard that holds the element, in mesh order.
         device_name: the device that holds it.
+        note: what the comparison found out about it, for ``values``.
     """
 
     kind: Kind
@@ -64,6 +72,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     total: int = 0
     shard: int | None = None
     device_name: str = ""
+    note: str = ""
 
     @property
     def key(self) -> ExpertKey | None:
@@ -86,3 +95,25 @@ class Tally(msgspec.Struct, kw_only=True):
     bytes_compared: int = 0
     padding_bytes: int = 0
     left_out: int = 0
+
+
+class ParameterTally(msgspec.Struct, kw_only=True):
+    """How much besides experts was compared of one part.
+
+    Attributes:
+        part: decoder or mtp.
+        parameters: parameters on the device that come from the checkpoint, experts' not counted.
+        compared: of those, the ones compared bit for bit on every device.
+        bytes_compared: bytes of the checkpoint's tensors they hold.
+        padding_bytes: bytes that must be zero, on all devices.
+        left_out: parameters that were not selected.
+        derived: by kind, buffers that the model's code makes and no tensor holds.
+    """
+
+    part: Part
+    parameters: int = 0
+    compared: int = 0
+    bytes_compared: int = 0
+    padding_bytes: int = 0
+    left_out: int = 0
+    derived: dict[str, int] = {}

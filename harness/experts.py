@@ -14,6 +14,7 @@ from harness.checkpoint import Checkpoint
 from harness.dtypes import Bits
 from harness.errors import BadInput
 from harness.family import ExpertNaming, Part, Projection, Storage
+from harness.fp8 import SCALE_SUFFIX
 
 
 class ExpertKey(NamedTuple):
@@ -200,7 +201,7 @@ def reference_parts(
     """
     parts = [
         ReferencePart(checkpoint, naming)
-        for naming in checkpoint.family.namings
+        for naming in checkpoint.namings
         if naming.layers_in(checkpoint.entries)
     ]
     names = [part.part for part in parts]
@@ -253,6 +254,7 @@ def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) 
 
 def _require_no_stray(checkpoint: Checkpoint, parts: list[ReferencePart]) -> None:
     covered = {part._locate(key)[0] for part in parts for key in part}
+    covered |= {f"{name}{SCALE_SUFFIX}" for name in covered} if checkpoint.fp8 else set()
     stray = sorted(n for n in checkpoint.entries if ".experts." in n and n not in covered)
     if stray:
         raise BadInput(

@@ -79,6 +79,14 @@ class Family:
     namings: tuple[ExpertNaming, ...]
     examples: tuple[str, ...]
 
+    @property
+    def fp8_namings(self) -> tuple[ExpertNaming, ...]:
+        """Those of its FP8 releases: every expert's matrices are tensors of their own."""
+        prefixes = {naming.part: naming.prefix for naming in self.namings}
+        return tuple(
+            ExpertNaming(part, prefix, Storage.PER_EXPERT) for part, prefix in prefixes.items()
+        )
+
 
 _DECODER = "model.language_model.layers.{layer}.mlp.experts"
 _MTP = "mtp.layers.{layer}.mlp.experts"

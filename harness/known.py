@@ -53,6 +53,11 @@ class KnownIssue:
     at: str = ""
     targets: tuple[str, ...] = ("emulated", "tpu")
 
+    @property
+    def known_from(self) -> str:
+        """The threads, for a reader."""
+        return ", ".join(self.threads) or "no thread known"
+
     def concerns(self, report: Report, scenario: str) -> bool:
         """Whether ``report`` is of a stack, a target and a scenario of this row."""
         environment = report.environment

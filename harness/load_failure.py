@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from harness.causes import NEXT_STEP, Cause, Diagnosis, experts_text, fix_of
 from harness.ledger import Ledger, LoaderCall
@@ -19,11 +20,10 @@ def diagnose_failure(ledger: Ledger, layers: Sequence[int], experts: int) -> lis
         experts: how many each has.
     """
     call = ledger.calls[-1] if ledger.failed else None
-    undelivered = ledger.undelivered(layers, experts)
     known = (
-        (_contract(call, undelivered) if call else None)
+        (_contract(call, ledger.undelivered(layers, experts)) if call else None)
         or _streamed_twice(ledger)
-        or _processed_early(ledger, undelivered)
+        or _processed_early(ledger, layers, experts)
     )
     if known:
         return [known]
@@ -58,8 +58,14 @@ def _streamed_twice(ledger: Ledger) -> Diagnosis | None:
     )
 
 
-def _processed_early(ledger: Ledger, undelivered: dict[int, tuple[int, ...]]) -> Diagnosis | None:
-    """A layer was processed and some of its experts had not come."""
+def _processed_early(ledger: Ledger, layers: Sequence[int], experts: int) -> Diagnosis | None:
+    """A layer was processed and some of its experts had not come.
+
+    A last call that found its layer unprocessed counts as come: it had the layer processed, and
+    that is where the error came from.
+    """
+    late = ledger.failed and ledger.calls[-1].late
+    undelivered = replace(ledger, failed=late).undelivered(layers, experts)
     early = [
         f"{experts_text(undelivered[layer])} of layer {layer}"
         for layer in ledger.processed_layers()

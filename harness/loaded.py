@@ -9,6 +9,7 @@ from typing import Any
 from harness.device import DeviceTensor
 from harness.family import Part
 from harness.ledger import Ledger
+from harness.mesh import Mesh
 
 Ledgers = dict[Part, Ledger]
 
@@ -23,6 +24,7 @@ class Loaded:
     Attributes:
         tensors: each part's parameters.
         mesh: device names in mesh order.
+        axes: names and sizes of the mesh's axes; none for a mesh of one axis.
         entry: where the load entered the stack.
         setup_seconds: configuration, devices and mesh.
         load_seconds: streaming and processing.
@@ -33,3 +35,9 @@ class Loaded:
     entry: str
     setup_seconds: float
     load_seconds: float
+    axes: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def grid(self) -> Mesh:
+        """The mesh with its axes."""
+        return Mesh(self.axes or (("model", len(self.mesh)),), self.mesh)

@@ -30,9 +30,9 @@ def known_text(verdict: Verdict, issue: KnownIssue | None) -> str:
     """What the table of known issues has to say before a failure; empty when nothing."""
     if issue is None:
         return ""
-    threads = ", ".join(issue.threads)
     if verdict is Verdict.KNOWN:
-        return f"known issue {issue.id}, owner {issue.owner}, {threads}: {issue.reason}\n\n"
+        known = f"known issue {issue.id}, owner {issue.owner}, {issue.known_from}"
+        return f"{known}: {issue.reason}\n\n"
     if verdict is Verdict.OUT_OF_DATE:
         return (
             f"known issue {issue.id} did not happen: the scenario is equal. Remove this stack or "
@@ -76,8 +76,19 @@ def _headline(report: Report) -> str:
         f"{report.family}: the device differs from the checkpoint: "
         f"{_count(len(report.differences), 'difference')}, "
         f"{len(experts)} of {_count(compared, 'compared expert')} unequal, "
+        f"{_unequal_parameters(report)}"
         f"{_count(len(report.diagnoses), 'cause')}"
     )
+
+
+def _unequal_parameters(report: Report) -> str:
+    """How many of the other parameters are in other places, or hold other bits."""
+    kinds = (Kind.BITS, Kind.SHAPE, Kind.DTYPE, Kind.SHARDING, Kind.PADDING, Kind.UNACCOUNTED)
+    named = [d for d in report.differences if d.kind in kinds and ".experts." not in d.parameter]
+    names = {d.parameter or d.source for d in named if d.key is None}
+    if not names:
+        return ""
+    return f"{_count(len(names), 'other parameter')} of {report.parameters_compared} unequal, "
 
 
 def _count(number: int, noun: str) -> str:
@@ -92,7 +103,7 @@ def _difference(difference: Difference) -> Iterator[str]:
     holder += f" on {difference.device_name}" if difference.device_name else ""
     parameter = f"  in {difference.parameter}{holder}" if difference.parameter else ""
     yield from _field("device", f"{difference.device}{parameter}")
-    if difference.kind in (Kind.BITS, Kind.PADDING):
+    if difference.kind in (Kind.BITS, Kind.PADDING, Kind.VALUES):
         share = difference.count / difference.total
         yield from _field(
             "unequal", f"{difference.count} of {difference.total} elements ({share:.2%})"

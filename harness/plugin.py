@@ -225,7 +225,7 @@ def expected(request: pytest.FixtureRequest) -> Expected:
         report.known_issue = issue.id if issue and verdict is Verdict.KNOWN else ""
         if verdict is Verdict.KNOWN and known_wanted:
             assert issue is not None
-            pytest.xfail(f"{issue.id}: {issue.reason} ({', '.join(issue.threads)})")
+            pytest.xfail(f"{issue.id}: {issue.reason} ({issue.known_from})")
         if text := known_text(verdict, issue) + failure_text(report):
             pytest.fail(text, pytrace=False)
 

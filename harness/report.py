@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from harness.causes import Diagnosis
-from harness.difference import Difference, Tally
+from harness.difference import Difference, ParameterTally, Tally
 from harness.family import Part
 from harness.secrets import redacted
 
@@ -104,6 +104,7 @@ class Report(msgspec.Struct, kw_only=True):
     status: Status
     environment: Environment
     tallies: list[Tally] = []
+    parameters: list[ParameterTally] = []
     differences: list[Difference] = []
     diagnoses: list[Diagnosis] = []
     deliveries: list[Delivery] = []
@@ -123,6 +124,16 @@ class Report(msgspec.Struct, kw_only=True):
     def bytes_compared(self) -> int:
         """Bytes of experts that were compared."""
         return sum(tally.bytes_compared for tally in self.tallies)
+
+    @property
+    def all_bytes_compared(self) -> int:
+        """Bytes of the checkpoint that were compared, experts and all else."""
+        return self.bytes_compared + sum(tally.bytes_compared for tally in self.parameters)
+
+    @property
+    def parameters_compared(self) -> int:
+        """Parameters besides experts, of all parts, that were compared."""
+        return sum(tally.compared for tally in self.parameters)
 
     @property
     def exit_code(self) -> int:

@@ -64,6 +64,9 @@ class Target:
             the process sees.
         chips: the TPU chips it takes, to be locked while a load runs.
         environment: the variables a load process starts with.
+        mesh: the axes of the mesh, where it has more than one (:mod:`harness.meshes`).
+        engine: arguments of vLLM's ``EngineArgs`` that ask for such a mesh.
+        strategy: tpu-inference's ``sharding_strategy`` that does.
     """
 
     name: str
@@ -75,9 +78,13 @@ class Target:
     device_indexes: tuple[int, ...] = ()
     chips: tuple[int, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    mesh: str = ""
+    engine: dict[str, int] = field(default_factory=dict)
+    strategy: dict[str, int | bool] = field(default_factory=dict)
 
     def __str__(self) -> str:
         text = f"{self.name}, {self.devices} device{'' if self.devices == 1 else 's'}"
+        text += f" as {self.mesh}" if self.mesh else ""
         return text if self.parallelism is Parallelism.TENSOR else f"{text}, {self.parallelism}"
 
 

@@ -51,6 +51,8 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
     table.add_column("stack", justify="right")
     table.add_column("target")
     table.add_column("experts compared", str(compared), no_wrap=True, justify="right")
+    parameters = sum(report.parameters_compared for _, report in rows)
+    table.add_column("parameters", str(parameters), no_wrap=True, justify="right")
     table.add_column("bytes compared", decimal(_bytes(rows)), no_wrap=True, justify="right")
     table.add_column("differences", str(differences), justify="right")
     table.add_column("load", _seconds(r.timings.load for _, r in rows), justify="right")
@@ -65,7 +67,8 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
             report.environment.stack,
             report.environment.target,
             f"{report.experts_compared}/{total}" + (f", {left} left out" if left else ""),
-            decimal(report.bytes_compared),
+            _parameters(report),
+            decimal(report.all_bytes_compared),
             str(len(report.differences)),
             _seconds([report.timings.load]),
             _seconds([report.timings.compare]),
@@ -74,12 +77,19 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
     return table
 
 
+def _parameters(report: Report) -> str:
+    """How many parameters besides experts were compared, of how many."""
+    total = sum(tally.parameters for tally in report.parameters)
+    left = sum(tally.left_out for tally in report.parameters)
+    return f"{report.parameters_compared}/{total}" + (f", {left} left out" if left else "")
+
+
 def _seconds(values: Iterable[float]) -> str:
     return f"{sum(values):.1f} s"
 
 
 def _bytes(rows: Sequence[tuple[str, Report]]) -> int:
-    return sum(report.bytes_compared for _, report in rows)
+    return sum(report.all_bytes_compared for _, report in rows)
 
 
 def _stack(report: Report) -> str:

@@ -91,6 +91,7 @@ def load(
         entry=", ".join(entry),
         setup_seconds=ready - started,
         load_seconds=time.perf_counter() - ready,
+        axes=tuple((str(n), int(s)) for n, s in worker.model_runner.mesh.shape.items()),
     )
 
 
@@ -106,11 +107,13 @@ def _register_loader(hook: Hook, num_layers: int | None, ledgers: Ledgers, adapt
 def _config(checkpoint: str, target: Target, num_layers: int | None, *, draft: bool) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
-    strategy = {"device_indexes": list(target.device_indexes)} if target.device_indexes else {}
+    strategy: dict[str, Any] = dict(target.strategy)
+    if target.device_indexes:
+        strategy["device_indexes"] = list(target.device_indexes)
     return EngineArgs(
         model=checkpoint,
         load_format="runai_streamer",
-        tensor_parallel_size=target.devices,
+        **({"tensor_parallel_size": target.devices} | target.engine),
         enable_expert_parallel=target.parallelism is not Parallelism.TENSOR,
         speculative_config={"method": "mtp", "num_speculative_tokens": 1} if draft else None,
         hf_overrides=overrides(num_layers),

@@ -1,4 +1,4 @@
-"""Verifies one checkpoint: stream it, compare every expert, explain what differs, report.
+"""Verifies one checkpoint: stream it, compare all that arrived, explain what differs, report.
 
 :func:`verify` is the library; the command line and the pytest plugin only call it. The load and
 the comparison run in a process of their own, where the tensors live; the report travels back.
@@ -23,9 +23,9 @@ import msgspec
 from harness import engine
 from harness.causes import Diagnosis
 from harness.checkpoint import Checkpoint
-from harness.compare import Nan, PartComparison, tally_of
+from harness.compare import Nan, tally_of
+from harness.compare_fp8 import part_comparison
 from harness.coverage import Counts, coverage
-from harness.device import device_part
 from harness.diagnosis import Explainer
 from harness.errors import HarnessError
 from harness.experts import ReferencePart, reference_parts
@@ -48,6 +48,7 @@ from harness.report import (
 from harness.selection import Chosen, Selection, choose
 from harness.stack import require_stack, stack_name
 from harness.target import Parallelism, Target, emulated_target
+from harness.verify_parameters import add_copies, add_parameters, expert_copies
 
 _UPSTREAM = ("vllm", "tpu_inference", "runai_model_streamer", "torchax", "jax", "torch")
 _LOG_LINES = 40
@@ -213,8 +214,8 @@ def compare_part(
 ) -> None:
     """Compare one part and add its tally, differences and diagnoses to ``report``."""
     _name_sites(ledger)
-    device = device_part(loaded.tensors[part.part], loaded.mesh)
-    comparison = PartComparison(
+    device, *copies = expert_copies(loaded, part.part)
+    comparison = part_comparison(
         part, device, backend=request.target.backend, nan=request.nan, chosen=chosen
     )
     counts, uncovered = coverage(part, ledger)
@@ -225,6 +226,8 @@ def compare_part(
     report.deliveries.append(_delivery(part.part, ledger, counts))
     report.differences += differences
     report.diagnoses += Explainer(comparison, parts, ledger).diagnose(differences, offset)
+    add_copies(report, part, copies, request.target, request.nan, chosen, ledger)
+    add_parameters(report, part, loaded, request.target, request.nan, request.selection, chosen)
 
 
 def _delivery(part: Part, ledger: Ledger, counts: Counts) -> Delivery:
@@ -279,7 +282,8 @@ def _repeat(request: VerifyRequest) -> str:
     words = [f"{name}={value}" for name, value in request.stream_options.items()]
     words += ["harness", "verify", request.checkpoint]
     target = request.target
-    words += ["--target", target.name, "--devices", str(target.devices)]
+    words += ["--target", target.name]
+    words += ["--mesh", target.mesh] if target.mesh else ["--devices", str(target.devices)]
     if target.parallelism is not Parallelism.TENSOR:
         words += ["--parallelism", target.parallelism]
     if request.reference != request.checkpoint:

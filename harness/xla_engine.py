@@ -1,9 +1,10 @@
 """Loads through vLLM's own streamer loader and torch_xla: the torch-xla target.
 
 vLLM has no torch_xla platform any more. Its loader streams the checkpoint into the model's
-parameters on the host, by the load format under test; each expert parameter then goes to the XLA
-devices, whole or cut by SPMD, and is read back from there. vLLM's processing after a load, which
-repacks weights for a kernel, is no part of this way and is not run.
+parameters on the host, by the load format under test; each parameter then goes to the XLA
+devices, an expert's whole or cut by SPMD, all others to every device, and is read back from there.
+vLLM's processing after a load, which repacks weights for a kernel, is no part of this way and is
+not run.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from harness.target import Target
 
 MODULES = ("torch", "vllm.engine.arg_utils", "vllm.model_executor.model_loader")
 
-#: The axis of [E, rows, columns] each parameter is cut along.
+#: The axis of [E, rows, columns] each expert parameter is cut along; all others are not cut.
 _CUT = {
-    Backend.XLA_TP: {Parameter.W13: 1, Parameter.W2: 2},
-    Backend.XLA_EP: {Parameter.W13: 0, Parameter.W2: 0},
+    Backend.XLA_TP: {Parameter.W13.value: 1, Parameter.W2.value: 2},
+    Backend.XLA_EP: {Parameter.W13.value: 0, Parameter.W2.value: 0},
 }
 
 
@@ -44,7 +45,7 @@ def load(
     ledgers: Ledgers,
     adapt: Adapt,
 ) -> Loaded:
-    """Stream ``checkpoint`` to the host, carry its experts to ``target``, return what arrived.
+    """Stream ``checkpoint`` to the host, carry it to ``target``, return what arrived.
 
     Args:
         checkpoint: the model path vLLM is given.
@@ -98,10 +99,9 @@ def _initialise_distributed(checkpoint: str, num_layers: int | None) -> None:
 def _part(
     checkpoint: str, part: Part, hook: Hook, num_layers: int | None, place: Any
 ) -> Iterator[DeviceTensor]:
-    """Load one part on the host and yield its expert parameters from the devices."""
+    """Load one part on the host and yield its parameters from the devices."""
     for name, parameter in _model(checkpoint, part, hook, num_layers).named_parameters():
-        if name.rsplit(".", 1)[-1] in set(Parameter):
-            yield place(name, parameter)
+        yield place(name, parameter)
 
 
 def _model(checkpoint: str, part: Part, hook: Hook, num_layers: int | None) -> Any:
@@ -174,7 +174,7 @@ def _spmd_placer(target: Target) -> Any:
     mesh = xs.Mesh(np.arange(target.devices), (target.devices,), ("experts",))
 
     def place(name: str, parameter: Any) -> DeviceTensor:
-        cut = _CUT[target.backend][Parameter(name.rsplit(".", 1)[-1])]
+        cut = _CUT[target.backend].get(name.rsplit(".", 1)[-1])
         spec = tuple("experts" if axis == cut else None for axis in range(parameter.dim()))
         sharded = xs.mark_sharding(parameter.data.to("xla"), mesh, spec)
         torch_xla.sync()

@@ -43,11 +43,14 @@ class Scenario:
         order: the order of the tensors over the files.
         devices: size of the mesh, where the session's will not do.
         parallelism: how experts are spread, alike.
+        mesh: axes of the mesh, where it has several (:mod:`harness.meshes`).
+        shapes: sizes of the checkpoint to write.
+        tied: its head is the embedding.
+        fp8: the layout of the family's FP8 releases.
         store: where the checkpoint is streamed from, if not from a directory.
         numbered: file names get plain numbers, which sort otherwise as text than as numbers.
         axes_swapped: fused experts are stored as transformers 5 saves them, not as published; the
             reference is the published layout.
-        shapes: of the checkpoint to write.
         stream_options: ``RUNAI_STREAMER_*`` variables of the load.
     """
 
@@ -60,10 +63,13 @@ class Scenario:
     order: Order = Order.PUBLISHED
     devices: int | None = None
     parallelism: Parallelism | None = None
+    mesh: str = ""
+    shapes: str = "tiny"
+    tied: bool = False
+    fp8: bool = False
     store: Store = Store.NONE
     numbered: bool = False
     axes_swapped: bool = False
-    shapes: str = "tiny"
     stream_options: dict[str, str] = field(default_factory=dict)
 
     def checkpoint(self, directory: Path) -> tuple[str | Path, Path | None]:
@@ -79,6 +85,8 @@ class Scenario:
             shapes=self.shapes,
             values=self.values,
             order=self.order,
+            tied=self.tied,
+            fp8=self.fp8,
             files=12 if self.numbered else 4,
         ).path
         if self.numbered:
@@ -184,7 +192,7 @@ SCENARIOS: tuple[Scenario, ...] = (
         "vl-square",
         "2F = D: an orientation that is guessed from the shape can be guessed wrong",
         "qwen3-vl-moe",
-        shapes="tiny-square",
+        shapes="tiny:square",
     ),
     Scenario(
         "vl-axes-swapped",
@@ -198,4 +206,149 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("vl-gcs", "streamed from GCS by its URL", "qwen3-vl-moe", store=Store.GCS),
     Scenario("decoder-gcs", "the same for fused experts", "qwen3.5-moe", store=Store.GCS),
     Scenario("mtp-gcs", "the same with a draft model", "qwen3.6-mtp", store=Store.GCS),
+    Scenario(
+        "vl-8-devices",
+        "more devices than key and value heads: each head is repeated four times",
+        "qwen3-vl-moe",
+        devices=8,
+    ),
+    Scenario(
+        "mtp-8-experts-whole",
+        "eight devices, an expert on each",
+        "qwen3.6-mtp",
+        devices=8,
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario("vl-tied", "the head is the embedding", "qwen3-vl-moe", tied=True),
+    Scenario("decoder-tied", "the same beside linear attention", "qwen3.5-moe", tied=True),
+    Scenario(
+        "vl-padded-vocabulary",
+        "a vocabulary that is padded",
+        "qwen3-vl-moe",
+        shapes="tiny:vocabulary",
+    ),
+    Scenario(
+        "mtp-data-2-model-2",
+        "two copies of the model, each over two devices",
+        "qwen3.6-mtp",
+        mesh="data=2,model=2",
+    ),
+    Scenario(
+        "mtp-data-2-model-2-experts-whole",
+        "the same with experts whole",
+        "qwen3.5-mtp",
+        mesh="data=2,model=2",
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario(
+        "vl-expert-4",
+        "an axis of experts",
+        "qwen3-vl-moe",
+        mesh="expert=4",
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario(
+        "mtp-expert-2-model-2",
+        "attention is cut over model before expert, experts over expert before model",
+        "qwen3.6-mtp",
+        mesh="expert=2,model=2",
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario(
+        "vl-expert-2-model-2-kernel",
+        "the same, packed for the fused kernel",
+        "qwen3-vl-moe",
+        mesh="expert=2,model=2",
+        parallelism=Parallelism.EXPERT_KERNEL,
+    ),
+    Scenario(
+        "mtp-attn-dp-2-model-2",
+        "attention twice over two devices, the rest over four",
+        "qwen3.6-mtp",
+        mesh="attn_dp=2,model=2",
+    ),
+    Scenario(
+        "vl-dcp-2-model-2",
+        "decode context parallelism cuts heads, too",
+        "qwen3-vl-moe",
+        mesh="dcp=2,model=2",
+    ),
+    Scenario(
+        "vl-pcp-2-model-2",
+        "prefill context parallelism keeps two copies of attention",
+        "qwen3-vl-moe",
+        mesh="pcp=2,model=2",
+    ),
+    Scenario(
+        "vl-expert-axis-dropped",
+        "an axis of experts on a mesh of two axes (NEW_MODEL_DESIGN=0)",
+        "qwen3-vl-moe",
+        mesh="expert=4,2d",
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario("vl-3-devices", "heads that do not divide", "qwen3-vl-moe", devices=3),
+    Scenario(
+        "vl-6-experts",
+        "experts that do not divide, each cut over all devices",
+        "qwen3-vl-moe",
+        shapes="tiny:experts",
+    ),
+    Scenario(
+        "vl-6-experts-whole",
+        "six experts on four devices",
+        "qwen3-vl-moe",
+        shapes="tiny:experts",
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario(
+        "vl-6-experts-kernel",
+        "the same, packed for the fused kernel",
+        "qwen3-vl-moe",
+        shapes="tiny:experts",
+        parallelism=Parallelism.EXPERT_KERNEL,
+    ),
+    Scenario(
+        "vl-uneven-width",
+        "an intermediate size that four devices do not divide",
+        "qwen3-vl-moe",
+        shapes="tiny:intermediate",
+    ),
+    Scenario(
+        "vl-uneven-width-experts-whole",
+        "the same with experts whole, where it need not divide",
+        "qwen3-vl-moe",
+        shapes="tiny:intermediate",
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario(
+        "vl-fp8",
+        "an FP8 release: a scale for each block",
+        "qwen3-vl-moe",
+        shapes="tiny:blocks",
+        fp8=True,
+    ),
+    Scenario(
+        "mtp-fp8",
+        "the same with linear attention, a shared expert and a draft model",
+        "qwen3.5-mtp",
+        shapes="tiny:blocks",
+        fp8=True,
+    ),
+    Scenario(
+        "vl-fp8-expert-2-model-2",
+        "an FP8 release on a mesh of all axes",
+        "qwen3-vl-moe",
+        shapes="tiny:blocks",
+        fp8=True,
+        mesh="expert=2,model=2",
+    ),
+    Scenario(
+        "mtp-fp8-expert-2-model-2-whole",
+        "the same with experts whole",
+        "qwen3.5-mtp",
+        shapes="tiny:blocks",
+        fp8=True,
+        mesh="expert=2,model=2",
+        parallelism=Parallelism.EXPERT,
+    ),
 )

@@ -16,8 +16,21 @@ _POSITIONAL = (
     "hook reads them from the keyword arguments"
 )
 
-_WITH_A_DECODER = tuple(
-    row.id for row in SCENARIOS if Part.DECODER in row.parts and not row.axes_swapped
+#: Scenarios that upstream refuses, on every stack.
+_REFUSED = (
+    "vl-3-devices",
+    "vl-expert-axis-dropped",
+    "vl-6-experts-whole",
+    "vl-6-experts-kernel",
+    "vl-uneven-width",
+)
+_WITH_A_HEAD = tuple(
+    row.id
+    for row in SCENARIOS
+    if Part.DECODER in row.parts
+    and not row.tied
+    and not row.axes_swapped
+    and row.id not in (*_REFUSED, "vl-pcp-2-model-2")
 )
 
 KNOWN_ISSUES: tuple[KnownIssue, ...] = (
@@ -36,6 +49,17 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
             "vl-2-devices",
             "vl-square",
             "vl-axes-swapped",
+            "vl-8-devices",
+            "vl-tied",
+            "vl-padded-vocabulary",
+            "vl-expert-4",
+            "vl-expert-2-model-2-kernel",
+            "vl-dcp-2-model-2",
+            "vl-6-experts",
+            "vl-6-experts-whole",
+            "vl-6-experts-kernel",
+            "vl-uneven-width",
+            "vl-uneven-width-experts-whole",
         ),
         causes=(Cause.ARGUMENT_CONTRACT,),
         error="AssertionError",
@@ -57,6 +81,12 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
             "mtp-fused-kernel",
             "mtp-8-devices",
             "mtp-numbered-files",
+            "mtp-8-experts-whole",
+            "decoder-tied",
+            "mtp-data-2-model-2",
+            "mtp-data-2-model-2-experts-whole",
+            "mtp-expert-2-model-2",
+            "mtp-attn-dp-2-model-2",
         ),
         causes=(Cause.ARGUMENT_CONTRACT,),
         error="AssertionError",
@@ -82,7 +112,13 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         "fused and is loaded without one",
         threads=("tpu-inference#2647",),
         stacks=("0.21",),
-        scenarios=("vl-vision-first",),
+        scenarios=(
+            "vl-vision-first",
+            "vl-fp8",
+            "mtp-fp8",
+            "vl-fp8-expert-2-model-2",
+            "mtp-fp8-expert-2-model-2-whole",
+        ),
         causes=(Cause.FUSED_WITHOUT_SHARD,),
         error="AssertionError",
         message="Expecting shard_id as the only argument",
@@ -120,7 +156,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         "the head of a model whose decoder sits under language_model is left as it was allocated",
         threads=(),
         stacks=("0.32",),
-        scenarios=_WITH_A_DECODER,
+        scenarios=_WITH_A_HEAD,
         causes=(Cause.TENSOR_UNREAD, Cause.PARAMETER_UNWRITTEN),
         at="language_model.lm_head.weight",
     ),
@@ -157,5 +193,89 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         causes=(Cause.UNEXPLAINED,),
         error="RuntimeError",
         message="must match the size of tensor",
+    ),
+    KnownIssue(
+        id="heads-over-three-devices",
+        owner=Owner.VLLM,
+        reason="a tensor parallel size that does not divide the attention heads is refused, as "
+        "documented",
+        threads=(),
+        stacks=("0.21", "0.22", "0.26", "0.32"),
+        scenarios=("vl-3-devices",),
+        causes=(Cause.UNEXPLAINED,),
+        error="pydantic_core._pydantic_core.ValidationError",
+        message=r"attention heads \(8\) must be divisible by tensor parallel size \(3\)",
+    ),
+    KnownIssue(
+        id="expert-axis-dropped",
+        owner=Owner.TPU_INFERENCE,
+        reason="without NEW_MODEL_DESIGN=1 the mesh has the axes data and model only: an expert "
+        "axis of four is dropped without a word, one device is used of four",
+        threads=(),
+        stacks=("0.21", "0.22", "0.26", "0.32"),
+        scenarios=("vl-expert-axis-dropped",),
+        causes=(Cause.UNEXPLAINED,),
+        error="RuntimeError",
+        message=r"the worker's mesh is \[\('cpu', 1\)\], the target's is",
+    ),
+    KnownIssue(
+        id="prefill-context-parallelism-asserts",
+        owner=Owner.VLLM,
+        reason="prefill context parallelism is refused by an assertion without words; "
+        "tpu-inference has an axis for it from 0.26 on",
+        threads=(),
+        stacks=("0.21", "0.22"),
+        scenarios=("vl-pcp-2-model-2",),
+        causes=(Cause.UNEXPLAINED,),
+        error="pydantic_core._pydantic_core.ValidationError",
+        message="1 validation error for VllmConfig\n  Assertion failed",
+    ),
+    KnownIssue(
+        id="prefill-context-parallelism-refused",
+        owner=Owner.VLLM,
+        reason="prefill context parallelism needs vLLM's second model runner from 0.32 on, and "
+        "tpu-inference has an axis for it but no such runner",
+        threads=(),
+        stacks=("0.32",),
+        scenarios=("vl-pcp-2-model-2",),
+        causes=(Cause.UNEXPLAINED,),
+        error="pydantic_core._pydantic_core.ValidationError",
+        message="Model Runner V1 does not support: prefill context parallel",
+    ),
+    KnownIssue(
+        id="experts-not-divisible",
+        owner=Owner.TPU_INFERENCE,
+        reason="experts that the devices do not divide are refused by JAX; nothing pads them",
+        threads=(),
+        stacks=("0.22", "0.26", "0.32"),
+        scenarios=("vl-6-experts-whole", "vl-6-experts-kernel"),
+        causes=(Cause.UNEXPLAINED,),
+        error="jax._src.sharding.IndivisibleError",
+        message="partitioned 4 times, but the dimension size is 6",
+    ),
+    KnownIssue(
+        id="width-not-divisible",
+        owner=Owner.TPU_INFERENCE,
+        reason="an intermediate size of the experts that the devices do not divide is refused by "
+        "an assertion without words in process_moe_weights",
+        threads=(),
+        stacks=("0.22", "0.26", "0.32"),
+        scenarios=("vl-uneven-width",),
+        causes=(Cause.UNEXPLAINED,),
+        error="AssertionError",
+        message="^$",
+    ),
+    KnownIssue(
+        id="fp8-experts-on-explicit-axes",
+        owner=Owner.TPU_INFERENCE,
+        reason="with device_indexes the mesh of two axes is made by jax.make_mesh, whose axes are "
+        "Explicit; the FP8 path then calls with_sharding_constraint, which takes Auto axes only. "
+        "It loads with NEW_MODEL_DESIGN=1",
+        threads=(),
+        stacks=("0.26",),
+        scenarios=("vl-fp8", "mtp-fp8"),
+        causes=(Cause.UNEXPLAINED,),
+        error="ValueError",
+        message="with_sharding_constraint can only refer to Auto axes of the mesh",
     ),
 )

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import HarnessError
+from harness.meshes import meshed
 from harness.plugin import Expected, TargetOf, Verified
+from harness.target import Target
 from scenarios.catalogue import SCENARIOS, Scenario, given
 from scenarios.conftest import Stored
 from scenarios.known_issues import KNOWN_ISSUES
@@ -16,6 +19,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Rows of the catalogue, or the checkpoints the user named instead."""
     named = [given(checkpoint) for checkpoint in metafunc.config.getoption("--checkpoint")]
     metafunc.parametrize("scenario", named or SCENARIOS, ids=lambda scenario: scenario.id)
+
+
+def on_mesh(target: Target, scenario: Scenario) -> Target:
+    """The scenario's mesh of several axes, if it has one; torch-xla has none."""
+    if not scenario.mesh:
+        return target
+    try:
+        return meshed(target.name, scenario.mesh, target.parallelism)
+    except HarnessError as error:
+        pytest.skip(str(error))
 
 
 def test_experts(
@@ -28,6 +41,7 @@ def test_experts(
 ) -> None:
     target = target_of(scenario.devices, scenario.parallelism)
     checkpoint, reference = scenario.checkpoint(tmp_path)
+    target = on_mesh(target, scenario)
     report = verified(
         stored(scenario.store, checkpoint),
         target,

@@ -13,14 +13,19 @@ ROOT = Path(harness.__file__).parent
 
 #: The order of the flow; a module may import those before it.
 FLOW = [
-    "secrets", "errors", "dtypes", "places", "safetensors_file", "family", "checkpoint",
+    "secrets", "errors", "dtypes", "places", "safetensors_file", "fp8", "family",
+    "checkpoint",
     "experts", "selection", "synthetic",
-    "layout", "device", "arrays", "difference", "compare", "ledger", "causes",
+    "layout", "device", "arrays",
+    "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement",
+    "difference", "compare", "compare_fp8", "ledger", "causes",
     "provenance", "evidence", "origin", "rules", "diagnosis", "load_failure",
-    "coverage", "report", "known", "message", "terminal",
-    "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "cut",
+    "coverage", "compare_fp8_parameters", "compare_parameters", "explain_parameters",
+    "report", "known", "message", "terminal",
+    "vllm_platform", "host_platform", "tpu", "target", "meshes", "stack", "overlay", "hook", "cut",
     "recording", "loaded",
-    "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verification", "collector",
+    "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verify_parameters",
+    "verification", "collector",
     "audit", "cli", "plugin",
 ]  # fmt: skip
 

@@ -135,7 +135,7 @@ def table() -> str:
         lines.append(
             f"| `{row.id}` | {row.owner} | {', '.join(row.stacks)} "
             f"| {', '.join(f'`{name}`' for name in row.scenarios)} | {row.reason} "
-            f"| {', '.join(row.threads) or 'none known'} |"
+            f"| {row.known_from} |"
         )
     return "\n".join(lines)
 

@@ -51,10 +51,19 @@ def test_processed_before_all_came() -> None:
     assert diagnosis.summary.endswith("never arrived: expert 1 of layer 3")
 
 
+def test_the_last_piece_found_its_layer_processed() -> None:
+    calls = whole(0) + whole(1)
+    late = [*calls[:-1], calls[-1]._replace(late=True)]
+    ledger = Ledger(calls=late, streamed=["a", "b"], processed=[W13, W2], failed=True)
+    assert diagnosed(ledger).cause is Cause.DELIVERED_LATE
+
+
 @pytest.mark.parametrize(
     "ledger",
     [
         Ledger(),
+        # Every piece came; the last had the layer processed, and that raised.
+        Ledger(calls=whole(0) + whole(1), streamed=["a"], processed=[W13, W2], failed=True),
         Ledger(calls=whole(0) + whole(1), streamed=["a", "b"], processed=[W13]),
         Ledger(calls=whole(0), streamed=["a", "b"]),
         Ledger(calls=[call("q_proj.weight", "q")], streamed=["q"], failed=True),

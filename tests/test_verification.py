@@ -124,8 +124,8 @@ def test_nan_payloads_are_seen_and_named(
     """Without the rule for NaNs the same load is unequal, for that reason alone."""
     path = write_checkpoint("qwen3-vl-moe", tmp_path / "c", values=Values.NAN_PAYLOADS).path
     strict = verify(path, target, process=load_process)
-    assert [d.cause for d in strict.diagnoses] == [Cause.NAN_CANONICALISED]
-    assert len(strict.differences) == 16 * 3
+    assert {d.cause for d in strict.diagnoses} == {Cause.NAN_CANONICALISED}
+    assert sum(d.expert is not None for d in strict.differences) == 16 * 3
     assert verify(path, target, nan=Nan.CANONICAL, process=load_process).status is Status.EQUAL
 
 

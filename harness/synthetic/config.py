@@ -13,11 +13,11 @@ from harness.synthetic.recipes import Recipe
 from harness.synthetic.shapes import ModelShape
 
 
-def model_config(recipe: Recipe, shape: ModelShape) -> dict[str, Any]:
-    """The configuration of ``recipe`` at ``shape``, as a JSON object."""
+def model_config(recipe: Recipe, shape: ModelShape, tied: bool = False) -> dict[str, Any]:
+    """The configuration of ``recipe`` at ``shape``, as a JSON object; ``tied``: head, embedding."""
     vl = recipe.family is QWEN3_VL_MOE
     model_type = "qwen3_vl_moe" if vl else "qwen3_5_moe"
-    text = _text(shape) | {"model_type": f"{model_type}_text"}
+    text = _text(shape) | {"model_type": f"{model_type}_text", "tie_word_embeddings": tied}
     text |= _qwen3_vl_text(shape) if vl else _qwen3_5_text(recipe, shape)
     vision = _vision(shape) | {"model_type": model_type if vl else f"{model_type}_vision"}
     special = shape.vocabulary - 8
@@ -25,7 +25,7 @@ def model_config(recipe: Recipe, shape: ModelShape) -> dict[str, Any]:
         "architectures": [recipe.family.architecture],
         "model_type": model_type,
         "dtype": "bfloat16",
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": tied,
         "image_token_id": special,
         "video_token_id": special + 1,
         "vision_start_token_id": special + 2,
@@ -49,7 +49,6 @@ def _text(shape: ModelShape) -> dict[str, Any]:
         "num_hidden_layers": shape.layers,
         "num_key_value_heads": shape.kv_heads,
         "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": False,
         "vocab_size": shape.vocabulary,
     }
 

@@ -11,6 +11,7 @@ that is square is there on purpose.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from harness.errors import BadInput
 
@@ -79,13 +80,21 @@ class ModelShape:
         return self.linear is None or (layer + 1) % self.full_attention_interval == 0
 
 
-_SQUARE = 32  # F of the tiny square shape, whose D is 2F
-
 _TINY_VISION = VisionShape(depth=2, hidden=64, intermediate=96, heads=8, positions=16)
 _TINY = ModelShape(
     hidden=128, layers=2, experts=8, intermediate=48, top_k=2, heads=8, kv_heads=2, head_dim=32,
     vocabulary=512, vision=replace(_TINY_VISION, deepstack=(0, 1)),
 )  # fmt: skip
+#: Sizes that are padded or do not divide: a vocabulary that is no multiple of 64, experts and
+#: their width of no even number of devices. Sizes of several whole blocks of 128. And experts whose
+#: fused gate and up projection is square, so that nothing but its name tells its orientation.
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "vocabulary": {"vocabulary": 500},
+    "experts": {"experts": 6},
+    "intermediate": {"intermediate": 50},
+    "square": {"hidden": 64, "intermediate": 32},
+    "blocks": {"hidden": 256, "intermediate": 512, "head_dim": 128},
+}
 _TINY_QWEN3_5 = replace(
     _TINY, vision=_TINY_VISION, shared_intermediate=80, full_attention_interval=2,
     linear=LinearAttentionShape(key_heads=8, value_heads=16, key_dim=16, value_dim=16),
@@ -125,11 +134,13 @@ _PUBLISHED_OF = {"qwen3-vl-moe": _QWEN3_VL, "qwen3.5-moe": _QWEN3_5}
 def resolve_shape(
     model: str, shapes: str, *, layers: int | None = None, experts: int | None = None
 ) -> ModelShape:
-    """The shape named ``shapes``, with layers and experts overridden.
+    """The shape of that name, with layers and experts overridden.
 
     Args:
         model: the main model's family, ``qwen3-vl-moe`` or ``qwen3.5-moe``.
-        shapes: ``tiny``, ``tiny-square`` (2F = D), or ``published:`` and a model named above.
+        shapes: ``tiny``; ``tiny:`` and the size that is uneven, ``vocabulary``, ``experts`` or
+            ``intermediate``, or ``blocks``, or ``square`` (2F = D); or ``published:`` and one of
+            the models named above.
         layers: number of decoder layers to write instead of the shape's own.
         experts: number of experts a layer to write instead of the shape's own.
 
@@ -137,7 +148,7 @@ def resolve_shape(
         BadInput: an unknown shape, or a count that no router can work with.
     """
     tiny = _TINY_OF[model]
-    known = {"tiny": tiny, "tiny-square": replace(tiny, hidden=2 * _SQUARE, intermediate=_SQUARE)}
+    known = {"tiny": tiny} | {f"tiny:{name}": _variant(tiny, name) for name in _VARIANTS}
     known |= {f"published:{name}": shape for name, shape in _PUBLISHED_OF[model].items()}
     if shapes not in known:
         raise BadInput(
@@ -153,6 +164,13 @@ def resolve_shape(
         experts=shape.experts if experts is None else experts,
     )
     _require_usable(shape)
+    return shape
+
+
+def _variant(tiny: ModelShape, name: str) -> ModelShape:
+    shape = replace(tiny, **_VARIANTS[name])
+    if name == "blocks" and shape.shared_intermediate:
+        return replace(shape, shared_intermediate=256)
     return shape
 
 

@@ -16,11 +16,13 @@ from harness.synthetic.shapes import LinearAttentionShape, ModelShape, VisionSha
 
 
 class TensorSpec(NamedTuple):
-    """One tensor to write: bf16, of ``shape``; ``experts`` is E for a fused expert tensor."""
+    """One tensor to write; ``experts`` is E for a fused one, ``transposed`` how it lies."""
 
     name: str
     shape: tuple[int, ...]
     experts: int | None = None
+    transposed: bool = False
+    dtype: str = "BF16"
 
 
 class Order(StrEnum):
@@ -118,8 +120,9 @@ def _experts(layer: int, naming: ExpertNaming, shape: ModelShape) -> Iterator[Te
     gate_up, down_proj = (count, 2 * width, hidden), (count, hidden, width)
     if naming.storage is Storage.FUSED_TRANSPOSED:
         gate_up, down_proj = (count, hidden, 2 * width), (count, width, hidden)
-    yield TensorSpec(naming.fused_name(layer, "gate_up_proj"), gate_up, count)
-    yield TensorSpec(naming.fused_name(layer, "down_proj"), down_proj, count)
+    transposed = naming.storage is Storage.FUSED_TRANSPOSED
+    yield TensorSpec(naming.fused_name(layer, "gate_up_proj"), gate_up, count, transposed)
+    yield TensorSpec(naming.fused_name(layer, "down_proj"), down_proj, count, transposed)
 
 
 def _vision(prefix: str, vision: VisionShape, out_hidden: int) -> Iterator[TensorSpec]:

@@ -18,12 +18,11 @@ from typing import BinaryIO
 from harness.dtypes import ITEMSIZE
 from harness.errors import BadInput
 from harness.synthetic.config import model_config
+from harness.synthetic.fp8 import fp8_config, fp8_specs, stored
 from harness.synthetic.recipes import recipe_named
 from harness.synthetic.shapes import resolve_shape
 from harness.synthetic.tensors import Order, TensorSpec, checkpoint_tensors
 from harness.synthetic.values import SliceValues, Values
-
-_DTYPE = "BF16"
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ def write_checkpoint(
     seed: int = 0,
     values: Values = Values.CORNERS,
     order: Order = Order.PUBLISHED,
+    tied: bool = False,
+    fp8: bool = False,
 ) -> Written:
     """Write a synthetic checkpoint of ``family`` in its published layout to ``out``.
 
@@ -60,6 +61,8 @@ def write_checkpoint(
         seed: the values follow from it alone.
         values: which special values each slice holds.
         order: the order of the tensors over the files.
+        tied: the head is the embedding: config.json says so, and no ``lm_head`` is written.
+        fp8: the layout of the family's FP8 releases; matrices have whole blocks of even size.
 
     Raises:
         BadInput: an unknown family or shape, unusable counts, or ``out`` exists.
@@ -68,13 +71,17 @@ def write_checkpoint(
     shape = resolve_shape(recipe.family.name, shapes, layers=layers, experts=experts)
     maker = SliceValues(seed, values)
     specs = list(checkpoint_tensors(recipe, shape, order))
+    specs = [spec for spec in specs if not (tied and spec.name == "lm_head.weight")]
+    specs = list(fp8_specs(specs)) if fp8 else specs
     groups = _split(specs, files)
     target = _require_absent(Path(out))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
     try:
         _write_files(partial, groups, maker)
-        _write_json(partial / "config.json", model_config(recipe, shape))
+        config = model_config(recipe, shape, tied)
+        config |= {"quantization_config": fp8_config(specs)} if fp8 else {}
+        _write_json(partial / "config.json", config)
         partial.chmod(0o755)
         partial.rename(target)
     except BaseException:
@@ -95,7 +102,7 @@ def _require_absent(out: Path) -> Path:
 
 
 def _nbytes(spec: TensorSpec) -> int:
-    return math.prod(spec.shape) * ITEMSIZE[_DTYPE]
+    return math.prod(spec.shape) * ITEMSIZE[spec.dtype]
 
 
 def _split(specs: list[TensorSpec], files: int) -> list[list[TensorSpec]]:
@@ -137,7 +144,7 @@ def _write_tensors(file: BinaryIO, specs: list[TensorSpec], maker: SliceValues) 
     end = 0
     for spec in specs:
         start, end = end, end + _nbytes(spec)
-        header[spec.name] = {"dtype": _DTYPE, "shape": spec.shape, "data_offsets": [start, end]}
+        header[spec.name] = {"dtype": spec.dtype, "shape": spec.shape, "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     file.write(len(encoded).to_bytes(8, "little") + encoded)
@@ -146,11 +153,11 @@ def _write_tensors(file: BinaryIO, specs: list[TensorSpec], maker: SliceValues) 
 
 
 def _write_slices(file: BinaryIO, spec: TensorSpec, maker: SliceValues) -> None:
-    count = math.prod(spec.shape)
+    count = -(-_nbytes(spec) // 2)  # of two bytes, which values come in
     slices = [None] if spec.experts is None else range(spec.experts)
     for expert in slices:
         for chunk in maker.chunks(spec.name, count // len(slices), expert):
-            file.write(chunk.data)
+            file.write(stored(spec, chunk).data)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -1,0 +1,177 @@
+"""Compares FP8 weights by their values, within the bound that a second quantisation implies.
+
+The bound is derived in :mod:`harness.fp8`; it holds for each element with the scales found on the
+device, and those must be what the checkpoint's values make them. A wrong, a lost or a transposed
+scale moves a block's values by more and is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from harness.compare import PARAMETER_OF, PartComparison
+from harness.device import DevicePart, DeviceTensor
+from harness.difference import Difference, Kind
+from harness.dtypes import Bits
+from harness.experts import ExpertKey, ReferencePart
+from harness.fp8 import (
+    BLOCK,
+    EXPERTS,
+    SCALE_SUFFIX,
+    Arithmetic,
+    Values,
+    block_values,
+    output_values,
+    requantisation_bound,
+    scale_bound,
+    scales_as_f32,
+)
+from harness.layout import Backend, Block, Parameter, Span
+from harness.placement import misplaced
+
+#: A block whose values are off by more than this, on the median, has another scale.
+_NOTABLE = 0.02
+
+
+def departs(
+    codes: Bits, scales: Values, reference: Bits, grid: Values, arithmetic: Arithmetic
+) -> dict[str, Any] | None:
+    """How a matrix quantised anew departs from the checkpoint's, as fields of a difference.
+
+    Args:
+        codes: what the device holds, [outputs, inputs].
+        scales: its scales, [outputs].
+        reference: the checkpoint's codes, [outputs, inputs].
+        grid: their scales, one a block.
+        arithmetic: :data:`harness.fp8.EXPERTS` or :data:`harness.fp8.LINEAR`.
+
+    Returns:
+        None where every value and every scale is within its bound.
+    """
+    wanted = block_values(reference, grid)
+    found = output_values(codes, scales)
+    right, slack = scale_bound(wanted, arithmetic)
+    off = ~(np.abs(found - wanted) <= requantisation_bound(wanted, scales, arithmetic))
+    off |= ~(np.abs(scales - right) <= slack)[:, None]
+    if not off.any():
+        return None
+    first = tuple(int(i) for i in np.argwhere(off)[0])
+    return {
+        "index": first, "reference": f"{wanted[first]:.9g}", "device": f"{found[first]:.9g}",
+        "count": int(np.count_nonzero(off)), "total": off.size,
+        "note": _why(found, wanted, reference, grid),
+    }  # fmt: skip
+
+
+def _why(found: Values, wanted: Values, reference: Bits, grid: Values) -> str:
+    """What the device's values are instead: of another grid of scales, or of none."""
+    turned = grid.T if grid.shape[0] == grid.shape[1] else None
+    others = {"the scales' grid is transposed": turned, "the scales are lost": np.ones_like(grid)}
+    for text, other in others.items():
+        if other is not None and _explains(found, block_values(reference, other)):
+            return text
+    factors = {
+        (i, j): _factor(found, wanted, i, j) for i, j in np.ndindex(*grid.shape)
+    }  # of each block
+    wrong = [block for block, factor in factors.items() if not abs(factor - 1) <= _NOTABLE]
+    if not wrong:
+        return "no scale is off as a whole: some codes are other ones"
+    named = ", ".join(str(list(block)) for block in wrong[:3])
+    return f"{len(wrong)} of {grid.size} blocks, {named}; by a factor of {factors[wrong[0]]:.3g}"
+
+
+def _factor(found: Values, wanted: Values, i: int, j: int) -> float:
+    """By how much the values of block [i, j] are too large, from the larger ones of them."""
+    here = (slice(i * BLOCK, (i + 1) * BLOCK), slice(j * BLOCK, (j + 1) * BLOCK))
+    large = np.abs(wanted[here]) >= 0.25 * np.abs(wanted[here]).max()
+    return float(np.median(found[here][large] / wanted[here][large]))
+
+
+def _explains(found: Values, wanted: Values) -> bool:
+    """Whether nearly all of the large values agree to e4m3's precision."""
+    large = np.abs(wanted) >= 0.05 * np.abs(wanted).max()
+    return bool((np.abs(found - wanted)[large] <= 0.07 * np.abs(wanted)[large]).mean() > 0.99)
+
+
+class Fp8PartComparison(PartComparison):
+    """The comparison of one part's FP8 experts; see :class:`harness.compare.PartComparison`."""
+
+    def __init__(self, reference: ReferencePart, device: DevicePart, **options: Any) -> None:
+        scales = {t.name for tensors in device.scales.values() for t in tensors.values()}
+        unknown = tuple(name for name in device.unknown if name not in scales)
+        super().__init__(reference, replace(device, unknown=unknown), **options)
+
+    def _layer(self, layer: int) -> Iterator[Difference]:
+        held = self.device.scales.get(layer, {})
+        for parameter in Parameter:
+            if parameter not in held:
+                yield Difference(
+                    kind=Kind.MISSING, part=self.reference.part, layer=layer,
+                    parameter=f"{parameter}_scale", reference="scales", device="nothing",
+                )  # fmt: skip
+                return
+            yield from self._scale_placement(layer, parameter, held[parameter])
+        yield from super()._layer(layer)
+
+    def _scale_placement(
+        self, layer: int, parameter: Parameter, tensor: DeviceTensor
+    ) -> Iterator[Difference]:
+        """Scales lie as their weights do; w2's, one for each output, on every device (GMM_TP)."""
+        whole = tuple(Span(0, size) for size in tensor.shape)
+        by_output = self.layout.backend is Backend.GMM_TP and parameter is Parameter.W2
+        axis = len(whole) - 1 if self.layout.backend is Backend.GMM_TP else 0
+        part = tensor.shape[axis] // self.layout.shards
+        shares = {}
+        for number, device in enumerate(self.device.mesh):
+            own = Span(number * part, (number + 1) * part)
+            cut = (*whole[:axis], own, *whole[axis + 1 :])
+            shares[device] = (number, whole if by_output else cut)
+        for fact in misplaced(tensor, shares):
+            yield Difference(
+                kind=Kind.SHARDING, part=self.reference.part, layer=layer,
+                parameter=tensor.name, **fact,
+            )  # fmt: skip
+
+    def _expert(self, key: ExpertKey, tensor: DeviceTensor) -> Iterator[Difference]:
+        source = self.reference.source(key)
+        checkpoint = self.reference.checkpoint
+        entry = checkpoint.entries[f"{source.tensor}{SCALE_SUFFIX}"]
+        reference, grid = self.reference[key], scales_as_f32(entry.bits(), entry.dtype)
+        self.tally.bytes_compared += reference.nbytes + entry.nbytes
+        found = departs(self.device_bits(key), self._scales(key), reference, grid, EXPERTS)
+        if found:
+            yield Difference(
+                kind=Kind.VALUES, part=key.part, layer=key.layer, expert=key.expert,
+                projection=key.projection, parameter=tensor.name, source=str(source), **found,
+            )  # fmt: skip
+
+    def _scales(self, key: ExpertKey) -> Values:
+        """The device's scales of one matrix, one for each output."""
+        tensor = self.device.scales[key.layer][PARAMETER_OF[key.projection]].folded()
+        blocks = self.layout.blocks_of(key.projection)
+        out = np.zeros(sum(len(block.outputs) for block in blocks), dtype="<u4")
+        for block in blocks:
+            row = self._scale_row(block)
+            out[block.outputs.as_slice()] = tensor.rectangle(key.expert, row, block.columns)[0]
+        return scales_as_f32(out, tensor.dtype)
+
+    def _scale_row(self, block: Block) -> Span:
+        """Where a block's scales are on the middle axis: FUSED_MOE has gate's, then up's."""
+        second = self.layout.backend is Backend.FUSED_MOE and block.rows.start > 0
+        rows = self.device_rows(block.parameter) // 2
+        return Span(rows, rows + 1) if second else Span(0, 1)
+
+    def device_rows(self, parameter: Parameter) -> int:
+        """The size of the scales' middle axes."""
+        tensors = next(iter(self.device.scales.values()))
+        return tensors[parameter].folded().shape[1]
+
+
+def part_comparison(reference: ReferencePart, device: DevicePart, **options: Any) -> PartComparison:
+    """The comparison of a part's experts, by bits or, in an FP8 release, by values."""
+    made = Fp8PartComparison if reference.checkpoint.fp8 else PartComparison
+    return made(reference, device, **options)

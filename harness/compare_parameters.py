@@ -1,0 +1,284 @@
+"""Compares everything besides experts with the checkpoint, bit for bit, device by device.
+
+Each device's shard is held against what its partition says it holds: first which part of the
+whole, then every bit of it; replicas are not taken on trust. A parameter without a rule and
+without a derivation is a difference, and so is a tensor of the checkpoint that no parameter holds.
+One parameter's tensors are looked at at a time; of a directory they are views of the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+
+from harness.compare import Nan, canonical_nans
+from harness.compare_fp8_parameters import unequal_values
+from harness.coverage import unused_reason
+from harness.device import DeviceTensor
+from harness.difference import Difference, Kind, ParameterTally
+from harness.dtypes import Bits, as_hex
+from harness.experts import ReferencePart
+from harness.fp8 import SCALE_SUFFIX
+from harness.mesh import Mesh
+from harness.parameter_layout import (
+    Packing,
+    ParameterLayout,
+    Sizes,
+    Source,
+    UnknownParameterLayout,
+    parameter_layout,
+    sizes_of,
+)
+from harness.parameters import Rule, derived_for, in_checkpoint, layer_of, rule_for
+from harness.placed import Fault, Placed, note_fault, padding_of, pairs
+from harness.placement import misplaced
+
+_EXPERTS = ".mlp.experts."
+_HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+
+
+class ParameterComparison:
+    """The comparison of one part's parameters besides experts: yields differences, keeps a tally.
+
+    Args:
+        reference: the part's experts, and through them the checkpoint.
+        tensors: all of the part's arrays on the devices; experts' are passed over.
+        mesh: the devices.
+        packing: what the release under test does to parameters.
+        nan: how NaNs count, see :class:`harness.compare.Nan`.
+        chosen: whether a tensor or parameter of this layer (None: of no layer) is compared.
+    """
+
+    def __init__(
+        self,
+        reference: ReferencePart,
+        tensors: Iterable[DeviceTensor],
+        mesh: Mesh,
+        *,
+        packing: Packing,
+        nan: Nan = Nan.PAYLOAD,
+        chosen: Callable[[int | None], bool] = lambda _: True,
+    ) -> None:
+        self.reference = reference
+        self.checkpoint = reference.checkpoint
+        self.mesh = mesh
+        self.packing = packing
+        self.tally = ParameterTally(part=reference.part)
+        self.faults: dict[Difference, Fault] = {}
+        self._tensors = [t for t in tensors if _EXPERTS not in t.name]
+        self._nan = nan
+        self._chosen = chosen
+
+    def differences(self) -> Iterator[Difference]:
+        """Yield every difference: parameter by parameter, then what no parameter holds."""
+        for tensor in self._tensors:
+            yield from self._parameter(tensor)
+        yield from self._uncovered()
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """What of config.json decides layouts."""
+        return sizes_of(self.checkpoint.config)
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return bool(self.checkpoint.config.get("tie_word_embeddings"))
+
+    @cached_property
+    def placed(self) -> Mapping[str, Placed | str]:
+        """By device name, each parameter that has a rule; the reason where that does not fit."""
+        found: dict[str, Placed | str] = {}
+        for tensor in self._tensors:
+            rule = self._rule(tensor)
+            if rule is not None:
+                found[tensor.name] = self._place(tensor, *rule)
+        return found
+
+    def expected(self, bits: Bits, layout: ParameterLayout) -> Bits:
+        """What becomes of reference bits on the way to the device.
+
+        bf16 that the device holds as f32 has the same bits, and sixteen zeros below them.
+        """
+        if layout.dtype == "F32" and bits.dtype.itemsize == 2:
+            return bits.astype("<u4") << np.uint32(16)
+        if layout.dtype == "BF16" and layout.casts and self._nan is Nan.CANONICAL:
+            return canonical_nans(bits)
+        return bits
+
+    def _rule(self, tensor: DeviceTensor) -> tuple[Rule, tuple[str, ...]] | None:
+        name = in_checkpoint(self.reference.part, tensor.name)
+        found = rule_for(name, self.checkpoint.family.name)
+        if found and name == _HEAD and self.tied:
+            return found[0], (_EMBEDDING,)
+        return found
+
+    def _place(self, tensor: DeviceTensor, rule: Rule, names: tuple[str, ...]) -> Placed | str:
+        entries = self.checkpoint.entries
+        if absent := [name for name in names if name not in entries]:
+            return f"no tensor {', '.join(absent)} in the checkpoint"
+        sources = [Source(n, tuple(entries[n].shape), entries[n].dtype) for n in names]
+        try:
+            layout = parameter_layout(rule, sources, self.mesh, self.sizes, self.packing)
+        except UnknownParameterLayout as error:
+            return f"no layout: {error}"
+        return Placed(tensor, rule, layout, names)
+
+    def _parameter(self, tensor: DeviceTensor) -> Iterator[Difference]:
+        placed = self.placed.get(tensor.name)
+        if placed is None:
+            if tensor.name not in self.scales:
+                yield from self._derived(tensor)
+            return
+        self.tally.parameters += 1
+        if not self._chosen(layer_of(tensor.name)):
+            self.tally.left_out += 1
+            return
+        if isinstance(placed, str):
+            yield self._difference(Kind.UNACCOUNTED, tensor, reference=placed, device="an array")
+            return
+        found = list(self._metadata(placed))
+        yield from found
+        if not any(d.kind in (Kind.SHAPE, Kind.DTYPE) for d in found):
+            yield from self._quantised(placed) if self._is_fp8(placed) else self._values(placed)
+            yield from self._padding(placed)
+            self.tally.compared += 1
+
+    @cached_property
+    def scales(self) -> Mapping[str, DeviceTensor]:
+        """By name, the scales of FP8 parameters; they are compared with those."""
+        fp8 = {f"{n}_scale" for n, p in self.placed.items() if self._is_fp8(p)}
+        return {t.name: t for t in self._tensors if t.name in fp8}
+
+    def _is_fp8(self, placed: Placed | str) -> bool:
+        return isinstance(placed, Placed) and placed.layout.dtype == "F8_E4M3"
+
+    def _quantised(self, placed: Placed) -> Iterator[Difference]:
+        tensor = self.scales.get(f"{placed.tensor.name}_scale")
+        if tensor is None:
+            yield self._difference(
+                Kind.MISSING, placed.tensor, reference="an array of scales", device="nothing"
+            )
+            return
+        scales = replace(placed, tensor=tensor, layout=placed.layout.of_scales())
+        if found := list(self._metadata(scales)):
+            yield from found
+            return
+        for name in placed.sources:
+            self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
+        for unequal, fields in unequal_values(self.checkpoint, placed, scales):
+            yield self._difference(Kind.VALUES, unequal, **fields)
+
+    def _derived(self, tensor: DeviceTensor) -> Iterator[Difference]:
+        """A buffer of no tensor: known, and as it must be where that is known, or unaccounted."""
+        row = derived_for(in_checkpoint(self.reference.part, tensor.name))
+        if row is None:
+            yield self._difference(
+                Kind.UNACCOUNTED, tensor, device="an array",
+                reference="no rule and no derivation for a parameter of this name",
+            )  # fmt: skip
+            return
+        self.tally.derived[row.kind] = self.tally.derived.get(row.kind, 0) + 1
+        if row.constant is None:
+            return
+        wanted = int(np.float32(row.constant).view("<u4"))
+        for shard in tensor.shards:
+            bits = np.asarray(shard.fetch(...))
+            if tensor.dtype != "F32" or (bits != wanted).any():
+                yield self._difference(
+                    Kind.BITS, tensor, reference=as_hex(wanted, "F32"),
+                    device=as_hex(int(bits.flat[0]), tensor.dtype), count=bits.size,
+                    total=bits.size, device_name=shard.device,
+                )  # fmt: skip
+                return
+
+    def _metadata(self, placed: Placed) -> Iterator[Difference]:
+        tensor, layout = placed.tensor, placed.layout
+        if tensor.shape != layout.shape:
+            yield self._difference(
+                Kind.SHAPE,
+                tensor,
+                reference=str(list(layout.shape)),
+                device=str(list(tensor.shape)),
+            )
+            return
+        if tensor.dtype != layout.dtype:
+            yield self._difference(Kind.DTYPE, tensor, reference=layout.dtype, device=tensor.dtype)
+        shares = {
+            device: (number, layout.share(number))
+            for device, number in self.mesh.shards(layout.axes).items()
+        }
+        for fact in misplaced(tensor, shares):
+            yield self._difference(Kind.SHARDING, tensor, **fact)
+
+    def _values(self, placed: Placed) -> Iterator[Difference]:
+        faults: dict[tuple[str, int], Fault] = {}
+        totals: dict[tuple[str, int], int] = {}
+        for name in dict.fromkeys(placed.sources):
+            reference = self.expected(self.checkpoint.bits(name), placed.layout)
+            self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
+            for shard in placed.tensor.shards:
+                held = shard.fetch(...)
+                for block, wanted, there, origin in pairs(placed.layout, shard, name, reference):
+                    key = (name, block.copy)
+                    totals[key] = totals.get(key, 0) + wanted.size
+                    got = held[there]
+                    if not np.array_equal(got, wanted):
+                        note_fault(faults, placed, key, shard.device, wanted, got, origin)
+        for key, fault in faults.items():
+            yield self._bits(fault, totals[key])
+
+    def _bits(self, fault: Fault, total: int) -> Difference:
+        layout, copy = fault.placed.layout, fault.copy
+        file = self.checkpoint.entries[fault.source].file.name
+        difference = self._difference(
+            Kind.BITS, fault.placed.tensor, index=fault.at,
+            source=f"{file} {fault.source}" + (f" (copy {copy})" if copy else ""),
+            reference=as_hex(fault.reference, layout.dtype),
+            device=as_hex(fault.device, layout.dtype), count=fault.count, total=total,
+            shard=self.mesh.shards(layout.axes).get(fault.device_name),
+            device_name=fault.device_name,
+        )  # fmt: skip
+        self.faults[difference] = fault
+        return difference
+
+    def _padding(self, placed: Placed) -> Iterator[Difference]:
+        for shard, bits, where in padding_of(placed):
+            self.tally.padding_bytes += bits.nbytes
+            if bits.any():
+                first = tuple(int(i) for i in np.argwhere(bits)[0])
+                yield self._difference(
+                    Kind.PADDING, placed.tensor, device_name=shard.device,
+                    index=tuple(i + o for i, o in zip(first, where, strict=True)),
+                    reference=as_hex(0, placed.tensor.dtype),
+                    device=as_hex(int(bits[first]), placed.tensor.dtype),
+                    count=int(np.count_nonzero(bits)), total=bits.size,
+                    shard=self.mesh.shards(placed.layout.axes).get(shard.device),
+                )  # fmt: skip
+
+    def _uncovered(self) -> Iterator[Difference]:
+        """Tensors that no parameter on the device holds."""
+        held = {s for p in self.placed.values() if isinstance(p, Placed) for s in p.sources}
+        part, layers = self.reference.part, self.reference.layers
+        for name, entry in self.checkpoint.entries.items():
+            if name.removesuffix(SCALE_SUFFIX) in held or ".experts." in name:
+                continue
+            if unused_reason(part, name, self.tied):
+                continue
+            layer = layer_of(name)
+            if layer is not None and layer not in layers:
+                continue  # a load cut to its first layers
+            yield Difference(
+                kind=Kind.UNACCOUNTED, part=part, layer=layer,
+                source=f"{entry.file.name} {name}", reference="a tensor of the checkpoint",
+                device="no parameter holds it",
+            )  # fmt: skip
+
+    def _difference(self, kind: Kind, tensor: DeviceTensor, **fields: object) -> Difference:
+        return Difference(
+            kind=kind, part=self.reference.part, layer=layer_of(tensor.name),
+            parameter=tensor.name, **fields,  # type: ignore[arg-type]
+        )  # fmt: skip

@@ -1,0 +1,274 @@
+"""Why a parameter besides experts differs: what its bytes are instead. Runs only when one does.
+
+An unequal tensor is put back together from the devices and looked up in the reference: as a
+whole, then head by head, shard by shard, row by row. "Unexplained" is an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from harness.causes import NEXT_STEP, Cause, Diagnosis, Finding
+from harness.compare import canonical_nans
+from harness.compare_parameters import ParameterComparison
+from harness.difference import Difference, Kind
+from harness.dtypes import Bits
+from harness.ledger import POISON
+from harness.parameters import Pieces
+from harness.placed import Fault, Placed, recovered
+
+_SHOWN = 3
+
+
+@dataclass
+class _Group:
+    finding: Finding
+    members: list[int] = field(default_factory=list)
+
+
+class ParameterExplainer:
+    """Explains the differences of one part's parameters.
+
+    Args:
+        comparison: it has been run; its reference and devices are read again.
+    """
+
+    def __init__(self, comparison: ParameterComparison) -> None:
+        self._comparison = comparison
+
+    def diagnose(self, differences: Sequence[Difference], offset: int = 0) -> list[Diagnosis]:
+        """The causes, in order of their first difference.
+
+        Args:
+            differences: the comparison's.
+            offset: the place of the first of them in the report.
+        """
+        groups: dict[str, _Group] = {}
+        for number, difference in enumerate(differences):
+            finding = self._explain(difference)
+            groups.setdefault(finding.group, _Group(finding)).members.append(number)
+        return [
+            Diagnosis(
+                cause=group.finding.cause,
+                summary=group.finding.summary,
+                evidence=group.finding.evidence,
+                next_step=NEXT_STEP[group.finding.cause],
+                first=offset + group.members[0],
+                covers=len(group.members),
+            )
+            for group in groups.values()
+        ]
+
+    def _explain(self, difference: Difference) -> Finding:
+        fault = self._comparison.faults.get(difference)
+        if fault is None:
+            return _metadata(difference)
+        evidence = ParameterEvidence(self._comparison, fault)
+        found = next((f for rule in _RULES if (f := rule(evidence))), None)
+        cause, summary, detail = found or (
+            Cause.UNEXPLAINED,
+            f"{evidence.name} differs",
+            f"{difference.count} of {difference.total} elements are unequal",
+        )
+        if cause is Cause.NAN_CANONICALISED:
+            return Finding(cause, f"{cause} {difference.part}", summary, detail)
+        where = f"{difference.part} {evidence.placed.rule.kind}"
+        return Finding(cause, f"{cause} {where}", f"{summary} ({where})", detail)
+
+
+class ParameterEvidence:
+    """One unequal tensor: the reference and what the device holds, [outputs, …]."""
+
+    def __init__(self, comparison: ParameterComparison, fault: Fault) -> None:
+        self.comparison = comparison
+        self.fault = fault
+        self.placed: Placed = fault.placed
+        self.name = fault.source + (f" (copy {fault.copy})" if fault.copy else "")
+
+    def expected(self, source: str) -> Bits:
+        """A tensor as the device is to hold it."""
+        return self.comparison.expected(self.comparison.checkpoint.bits(source), self.placed.layout)
+
+    @cached_property
+    def reference(self) -> Bits:
+        """The tensor as it should be."""
+        return self.expected(self.fault.source)
+
+    @cached_property
+    def device(self) -> Bits:
+        """The tensor as the device that departs holds it."""
+        return recovered(
+            self.placed, self.fault.source, self.fault.copy, self.fault.device_name, self.reference
+        )
+
+    @property
+    def repeated(self) -> bool:
+        """Whether this tensor's heads are held several times."""
+        return any(b.copy for b in self.placed.layout.blocks if b.source == self.fault.source)
+
+    def granules(self) -> Iterator[tuple[Cause, str, int, int]]:
+        """Sizes to cut the tensor into: cause if they are exchanged, noun, axis, length."""
+        rule, layout, sizes = self.placed.rule, self.placed.layout, self.comparison.sizes
+        rows = self.reference.shape[0]
+        if rule.pieces is Pieces.QKV:
+            of_q = self.fault.source == self.placed.sources[0]  # with its output gate, in Qwen3.5
+            yield Cause.HEADS_EXCHANGED, "head", 0, rows // sizes.heads if of_q else sizes.head_dim
+        if rule.pieces is Pieces.QKV_FUSED:
+            yield Cause.HEADS_EXCHANGED, "head", 0, rows // (3 * sizes.vision_heads)
+        if layout.cut_axis is not None and layout.shards > 1:
+            axis = 0 if layout.cut_axis == layout.output_axis else 1
+            yield Cause.SHARDS_EXCHANGED, "shard", axis, self.reference.shape[axis] // layout.shards
+        yield Cause.ROWS_EXCHANGED, "row", 0, 1
+
+
+_Found = tuple[Cause, str, str] | None
+
+
+def _never_written(e: ParameterEvidence) -> _Found:
+    poison = POISON.get(e.device.itemsize)
+    if not (e.device == poison).all():
+        return None
+    detail = f"{e.name} still holds the poison 0x{poison:x}"
+    return Cause.PARAMETER_UNWRITTEN, f"{e.name} was never written", detail
+
+
+def _zeros(e: ParameterEvidence) -> _Found:
+    if e.device.any():
+        return None
+    return Cause.ZEROS, f"{e.name} holds only zeros", f"{e.placed.tensor.name} is all zeros"
+
+
+def _replicas_differ(e: ParameterEvidence) -> _Found:
+    """Some of the devices that hold the same part hold it right."""
+    odd = e.fault.devices
+    for holders in zip(*e.comparison.mesh.groups(e.placed.layout.axes), strict=True):
+        wrong = sorted(set(holders) & odd)
+        if wrong and len(wrong) < len(holders):
+            summary = f"{', '.join(wrong)} holds another {e.name} than the other replicas"
+            right = ", ".join(sorted(set(holders) - odd))
+            return Cause.REPLICAS_DIFFER, summary, f"{right} holds the same part right"
+    return None
+
+
+def _another_tensor(e: ParameterEvidence) -> _Found:
+    entries = e.comparison.checkpoint.entries
+    own = entries[e.fault.source]
+    for name, entry in entries.items():
+        if name == e.fault.source or (entry.shape, entry.dtype) != (own.shape, own.dtype):
+            continue
+        if np.array_equal(e.expected(name), e.device):
+            same = name in e.placed.sources
+            cause = Cause.PROJECTIONS_EXCHANGED if same else Cause.OTHER_BYTES
+            return cause, f"{e.name} holds {name}", f"all {e.device.size} elements are equal"
+    return None
+
+
+def _granules_exchanged(e: ParameterEvidence) -> _Found:
+    for cause, noun, axis, length in e.granules():
+        if not length or e.reference.shape[axis] % length:
+            continue
+        moved = _moved(e, axis, length)
+        if moved is None:
+            continue
+        if noun == "head" and e.repeated and {s for _, s, _ in moved} == {e.fault.source}:
+            cause = Cause.HEADS_REPEATED
+        texts = [f"{noun} {to} of {e.name} holds {noun} {of} of {s}" for to, s, of in moved]
+        more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+        summary = f"{noun}s of {e.name} are in other places"
+        return cause, summary, "; ".join(texts[:_SHOWN]) + more
+    return None
+
+
+def _moved(e: ParameterEvidence, axis: int, length: int) -> list[tuple[int, str, int]] | None:
+    """Which granule holds which, of this parameter's tensors; None unless all are found."""
+    known: dict[bytes, list[tuple[str, int]]] = {}
+    for source in dict.fromkeys((e.fault.source, *e.placed.sources)):
+        for number, bits in enumerate(_cut(e.expected(source), axis, length)):
+            known.setdefault(bits, []).append((source, number))
+    moved = []
+    for number, bits in enumerate(_cut(e.device, axis, length)):
+        places = known.get(bits)
+        if places is None:
+            return None
+        if (e.fault.source, number) not in places:
+            moved.append((number, *places[0]))
+    return moved
+
+
+def _cut(bits: Bits, axis: int, length: int) -> Iterator[bytes]:
+    for start in range(0, bits.shape[axis] - length + 1, length):
+        rows = slice(start, start + length)
+        yield (bits[rows] if axis == 0 else bits[:, rows]).tobytes()
+
+
+def _transposed(e: ParameterEvidence) -> _Found:
+    if e.device.ndim != 2 or not np.array_equal(e.reference.T.reshape(e.device.shape), e.device):
+        return None
+    return Cause.TRANSPOSED, f"{e.name} is transposed", "transposing it back makes it equal"
+
+
+def _nans(e: ParameterEvidence) -> _Found:
+    if e.device.itemsize != 2 or not np.array_equal(canonical_nans(e.reference), e.device):
+        return None
+    summary = "NaNs of parameters lost their payloads, all else is equal"
+    detail = f"{e.name} is equal with every NaN as the quiet NaN of its sign"
+    return Cause.NAN_CANONICALISED, summary, detail
+
+
+def _one_bit(e: ParameterEvidence) -> _Found:
+    changed = (e.device ^ e.reference).ravel()
+    (places,) = np.nonzero(changed)
+    if len(places) != 1 or int(changed[places[0]]).bit_count() != 1:
+        return None
+    bit = int(changed[places[0]]).bit_length() - 1
+    return Cause.BIT_FLIP, f"one bit of {e.name} is flipped", f"bit {bit} of element {places[0]}"
+
+
+_RULES = (
+    _never_written,
+    _zeros,
+    _replicas_differ,
+    _nans,
+    _one_bit,
+    _another_tensor,
+    _granules_exchanged,
+    _transposed,
+)
+
+
+def _metadata(difference: Difference) -> Finding:
+    """What a difference in presence, shape, dtype, placement or padding comes from."""
+    name = difference.parameter or difference.source.rpartition(" ")[2]
+    evidence = f"{name}: expected {difference.reference}, found {difference.device}"
+    match difference.kind:
+        case Kind.SHARDING:
+            evidence = (
+                f"{difference.device_name} holds {difference.device}, its share is "
+                f"{difference.reference}"
+            )
+            replicated = difference.count > difference.total > 0
+            cause = Cause.REPLICATED if replicated else Cause.MISPLACED
+            what = "is replicated instead of sharded" if replicated else "lies on other devices"
+            return Finding(cause, f"{cause} {name}", f"{name} {what}", evidence)
+        case Kind.PADDING:
+            never = difference.device in {f"0x{bits:x}" for bits in POISON.values()}
+            cause = Cause.PARAMETER_UNWRITTEN if never else Cause.PADDING
+            what = "was never written" if never else "is not zero"
+            return Finding(cause, f"{cause} {name}", f"the padding of {name} {what}", evidence)
+        case Kind.VALUES:
+            source = difference.source or difference.parameter
+            summary = f"scales of {source} are not the checkpoint's"
+            return Finding(
+                Cause.SCALE, f"{Cause.SCALE} {name}", summary, f"{source}: {difference.note}"
+            )
+        case Kind.UNACCOUNTED:
+            part = difference.part
+            summary = f"{name} is unaccounted for"
+            return Finding(Cause.UNACCOUNTED, f"unaccounted {part}", summary, evidence)
+        case _:
+            summary = f"{name} is not what its rule says"
+            return Finding(Cause.STRUCTURE, f"{Cause.STRUCTURE} {name}", summary, evidence)

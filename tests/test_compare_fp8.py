@@ -1,0 +1,157 @@
+"""A wrong, a lost, a transposed scale of FP8 weights is seen and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.causes import Cause
+from harness.checkpoint import Checkpoint
+from harness.compare_fp8 import Fp8PartComparison, departs, part_comparison
+from harness.device import DevicePart, DeviceTensor, device_part
+from harness.diagnosis import Explainer
+from harness.difference import Difference, Kind
+from harness.errors import BadInput
+from harness.experts import ExpertKey, ReferencePart, reference_parts
+from harness.family import Part, Projection
+from harness.fp8 import EXPERTS, SCALE_SUFFIX, Values, block_values, scales_as_f32
+from harness.layout import Backend
+from harness.synthetic.writer import write_checkpoint
+from tests.packing import sharded
+from tests.test_fp8 import matrix, quantised_anew
+
+MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fp8") / "vl"
+    return write_checkpoint("qwen3-vl-moe", out, shapes="tiny:blocks", fp8=True).path
+
+
+@pytest.fixture
+def reference(path: Path) -> ReferencePart:
+    return reference_parts(Checkpoint(path))[0]
+
+
+def test_an_fp8_release_is_read(reference: ReferencePart) -> None:
+    assert reference.checkpoint.fp8
+    assert reference.shape.dtype == "F8_E4M3"
+    assert reference[ExpertKey(Part.DECODER, 1, 7, Projection.DOWN)].shape == (256, 512)
+
+
+def test_other_quantisation_is_refused(path: Path, tmp_path: Path) -> None:
+    text = (path / "config.json").read_text().replace("128,\n      128", "64,\n      128")
+    assert "64" in text
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(BadInput, match="a quantised checkpoint"):
+        Checkpoint(tmp_path)
+
+
+Grid = Callable[[ReferencePart, ExpertKey], Values]
+
+
+def checkpoint_grid(reference: ReferencePart, key: ExpertKey) -> Values:
+    entry = reference.checkpoint.entries[f"{reference.source(key).tensor}{SCALE_SUFFIX}"]
+    return scales_as_f32(entry.bits(), entry.dtype)
+
+
+def device(reference: ReferencePart, grid: Grid = checkpoint_grid) -> DevicePart:
+    """All experts whole (GMM_EP): values by ``grid``, quantised anew, gate beside up."""
+    tensors: list[DeviceTensor] = []
+    for layer in reference.layers:
+        made: dict[Projection, list[tuple[np.ndarray, Values]]] = {p: [] for p in Projection}
+        for key in reference.keys_of(layer):
+            values = block_values(reference[key], grid(reference, key))
+            made[key.projection].append(quantised_anew(values))
+        w13 = [
+            np.concatenate([gate.T, up.T], axis=1)
+            for (gate, _), (up, _) in zip(made[Projection.GATE], made[Projection.UP], strict=True)
+        ]
+        s13 = [
+            np.concatenate([gate, up])[None]
+            for (_, gate), (_, up) in zip(made[Projection.GATE], made[Projection.UP], strict=True)
+        ]
+        arrays = {
+            "w13_weight": np.stack(w13),
+            "w2_weight": np.stack([codes.T for codes, _ in made[Projection.DOWN]]),
+            "w13_weight_scale_inv": np.stack(s13).view("<u4"),
+            "w2_weight_scale_inv": np.stack([s[None] for _, s in made[Projection.DOWN]]).view(
+                "<u4"
+            ),
+        }
+        for name, array in arrays.items():
+            full = f"vllm_model.model.layers.{layer}.mlp.experts.routed_experts.{name}"
+            dtype = "F32" if "scale" in name else "F8_E4M3"
+            tensor = sharded(full, array, 0, MESH)
+            tensors.append(DeviceTensor(full, dtype, tensor.shape, tensor.shards))
+    return device_part(tensors, MESH)
+
+
+def compared(reference: ReferencePart, part: DevicePart) -> list[Difference]:
+    comparison = part_comparison(reference, part, backend=Backend.GMM_EP)
+    assert isinstance(comparison, Fp8PartComparison)
+    differences = list(comparison.differences())
+    diagnoses = Explainer(comparison).diagnose(differences)
+    assert {d.cause for d in diagnoses} <= {Cause.SCALE, Cause.STRUCTURE, Cause.MISPLACED}
+    return differences
+
+
+def test_a_faithful_load_is_equal(reference: ReferencePart) -> None:
+    assert compared(reference, device(reference)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (np.ones_like, "the scales are lost"),
+        (lambda grid: np.where(np.arange(grid.size).reshape(grid.shape) == 1, grid * 2, grid),
+         "1 of 8 blocks, [0, 1]; by a factor of 2"),
+        (lambda grid: grid[::-1].copy(), "8 of 8 blocks"),
+    ],
+    ids=["lost", "one wrong", "slots exchanged"],
+)  # fmt: skip
+def test_a_wrong_scale_is_named(
+    reference: ReferencePart, change: Callable[[Values], Values], note: str
+) -> None:
+    wrong = ExpertKey(Part.DECODER, 1, 5, Projection.UP)
+
+    def grid(part: ReferencePart, key: ExpertKey) -> Values:
+        right = checkpoint_grid(part, key)
+        return change(right) if key == wrong else right
+
+    differences = compared(reference, device(reference, grid))
+    (difference,) = differences
+    assert (difference.kind, difference.key) == (Kind.VALUES, wrong)
+    assert note in difference.note
+
+
+def test_a_transposed_grid_is_named() -> None:
+    codes, scales = matrix(256, 256)
+    new_codes, new_scales = quantised_anew(block_values(codes, scales.T))
+    found = departs(new_codes, new_scales, codes, scales, EXPERTS)
+    assert found is not None
+    assert found["note"] == "the scales' grid is transposed"
+
+
+def test_a_code_that_is_another(reference: ReferencePart) -> None:
+    codes, scales = matrix(256, 256)
+    new_codes, new_scales = quantised_anew(block_values(codes, scales))
+    large = np.argwhere(np.abs(block_values(codes, scales)) > new_scales[:, None] * 16)[0]
+    assert departs(new_codes, new_scales, codes, scales, EXPERTS) is None
+    new_codes[tuple(large)] ^= 2
+    found = departs(new_codes, new_scales, codes, scales, EXPERTS)
+    assert found is not None
+    assert (found["index"], found["count"]) == (tuple(large), 1)
+
+
+def test_scales_that_are_absent_or_elsewhere(reference: ReferencePart) -> None:
+    part = device(reference)
+    gone = DevicePart(part.layers, part.unknown, part.mesh, {0: part.scales[0]})
+    differences = compared(reference, gone)
+    assert [d.layer for d in differences if d.kind is Kind.MISSING] == [1]
+    turned = DevicePart(part.layers, part.unknown, MESH[::-1], part.scales)
+    assert {d.kind for d in compared(reference, turned)} == {Kind.SHARDING}

@@ -1,0 +1,149 @@
+"""What a report gets besides one copy of the experts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.causes import Cause
+from harness.checkpoint import Checkpoint
+from harness.compare import Nan
+from harness.device import DeviceShard, DeviceTensor
+from harness.difference import Kind
+from harness.experts import ReferencePart
+from harness.family import Part
+from harness.ledger import Ledger
+from harness.loaded import Loaded
+from harness.parameter_layout import HOST, Packing
+from harness.report import Environment, Report, Status
+from harness.selection import Selection, choose
+from harness.target import emulated_target
+from harness.verify_parameters import add_copies, add_parameters, expert_copies, packing_of
+from tests.packing import PackedDevice
+from tests.parameter_packing import PackedParameters
+
+DATA_2_MODEL_2 = (("data", 2), ("model", 2))
+MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
+
+
+@pytest.fixture
+def report() -> Report:
+    environment = Environment(
+        stack="0.26", python="3.11", versions={"tpu-inference": "0.26.0"}, target="emulated"
+    )
+    return Report(
+        checkpoint="/c", reference="/c", family="qwen3-vl-moe", status=Status.EQUAL,
+        environment=environment,
+    )  # fmt: skip
+
+
+def loaded(
+    tensors: list[DeviceTensor], axes: tuple[tuple[str, int], ...] = (("model", 4),)
+) -> Loaded:
+    return Loaded({Part.DECODER: tensors}, MESH, "", 0.0, 0.0, axes)
+
+
+def added(
+    report: Report, part: ReferencePart, tensors: list[DeviceTensor], selection: Selection
+) -> None:
+    chosen = choose([part], selection)[part.part]
+    add_parameters(report, part, loaded(tensors), emulated_target(), Nan.PAYLOAD, selection, chosen)
+
+
+def test_all_is_compared_by_default(
+    report: Report, decoder: ReferencePart, tiny_checkpoints: dict[str, Path]
+) -> None:
+    device = PackedParameters(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
+    added(report, decoder, device.tensors(), Selection())
+    (tally,) = report.parameters
+    assert (tally.compared, tally.parameters, tally.left_out) == (62, 62, 0)
+    assert report.parameters_compared == 62
+    assert report.all_bytes_compared == tally.bytes_compared > 10**6
+    assert report.differences == []
+
+
+@pytest.mark.parametrize(
+    ("selection", "left_out"),
+    [
+        (Selection(layers="0"), 7),
+        (Selection(layers="0", max_bytes=10**9), 55),
+        (Selection(sample=1), 7),
+    ],
+)
+def test_a_selection_selects_layers(
+    report: Report,
+    decoder: ReferencePart,
+    tiny_checkpoints: dict[str, Path],
+    selection: Selection,
+    left_out: int,
+) -> None:
+    device = PackedParameters(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
+    added(report, decoder, device.tensors(), selection)
+    (tally,) = report.parameters
+    assert (tally.compared, tally.left_out) == (62 - left_out, left_out)
+
+
+def test_differences_of_parameters_follow_those_of_experts(
+    report: Report, decoder: ReferencePart, tiny_checkpoints: dict[str, Path]
+) -> None:
+    device = PackedParameters(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
+    tensors = [t for t in device.tensors() if not t.name.endswith("lm_head.weight")]
+    added(report, decoder, tensors, Selection())
+    added(report, decoder, tensors, Selection())
+    assert [d.kind for d in report.differences] == [Kind.UNACCOUNTED] * 2
+    assert [d.first for d in report.diagnoses] == [0, 1]
+
+
+def copied(tensor: DeviceTensor) -> DeviceTensor:
+    """A tensor over two devices, once more over two others."""
+    more = {"cpu:1": "cpu:3", "cpu:2": "cpu:4"}
+    shards = tuple(replace(s, device=more[s.device]) for s in tensor.shards)
+    return replace(tensor, shards=(*tensor.shards, *shards))
+
+
+def test_each_copy_of_the_experts_is_compared(report: Report, decoder: ReferencePart) -> None:
+    device = PackedDevice(decoder, devices=2)
+    tensors = [copied(t) for layer in device.part().layers.values() for t in layer.values()]
+    first, second = expert_copies(loaded(tensors, DATA_2_MODEL_2), Part.DECODER)
+    assert (first.mesh, second.mesh) == (MESH[:2], MESH[2:])
+
+    def compare() -> None:
+        (chosen,) = choose([decoder], Selection()).values()
+        copies = expert_copies(loaded(tensors, DATA_2_MODEL_2), Part.DECODER)[1:]
+        add_copies(report, decoder, copies, emulated_target(), Nan.PAYLOAD, chosen, Ledger())
+
+    compare()
+    assert report.differences == []
+    bits = np.array(tensors[0].shards[3].fetch(...))
+    bits[5, 0, 0] ^= 1
+    shards = (*tensors[0].shards[:3], replace(tensors[0].shards[3], fetch=lambda i: bits[i]))
+    tensors[0] = replace(tensors[0], shards=shards)
+    compare()
+    assert [(d.expert, d.device_name) for d in report.differences] == [(5, "cpu:4")]
+    assert [d.cause for d in report.diagnoses] == [Cause.BIT_FLIP]
+
+
+def test_a_shard_outside_the_mesh_is_nobodys(decoder: ReferencePart) -> None:
+    stray = DeviceShard("cpu:0", (), lambda index: np.zeros(1, "<u2")[index])
+    name = "vllm_model.model.layers.0.mlp.experts.routed_experts.w2_weight"
+    device = PackedDevice(decoder, devices=2)
+    (w2,) = [t for t in device.part().layers[0].values() if t.name == name]
+    tensor = replace(
+        copied(w2), shards=(*copied(w2).shards, replace(stray, index=w2.shards[0].index))
+    )
+    first, second = expert_copies(loaded([tensor], DATA_2_MODEL_2), Part.DECODER)
+    assert [s.device for t in first.layers[0].values() for s in t.shards] == [
+        "cpu:1", "cpu:2", "cpu:0",
+    ]  # fmt: skip
+    assert [s.device for t in second.layers[0].values() for s in t.shards] == ["cpu:3", "cpu:4"]
+
+
+def test_what_a_release_does_to_parameters() -> None:
+    target = emulated_target()
+    assert packing_of(target, {"tpu-inference": "0.26.0"}) == Packing()
+    old = packing_of(target, {"tpu-inference": "0.21.0"})
+    assert (old.transposes, old.repeats, old.divides) == (False, False, True)
+    assert packing_of(replace(target, name="torch-xla"), {}) == HOST
