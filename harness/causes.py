@@ -96,7 +96,8 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """One cause, the sentence that states it, its evidence, the next step, and how much it covers.
 
     ``first`` indexes the report's differences; ``covers`` counts those with this cause. Both are
-    0 where a load failed and nothing was compared.
+    0 where a load failed and nothing was compared. ``members`` are the numbers of all of them, as
+    ``0-5,7``.
     """
 
     cause: Cause
@@ -105,6 +106,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     next_step: str
     first: int = 0
     covers: int = 0
+    members: str = ""
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from harness.evidence import Evidence
 from harness.experts import ReferencePart
 from harness.family import Part
 from harness.ledger import POISON, Ledger, LoaderCall
+from harness.maps import runs_text
 from harness.provenance import ReferenceIndex
 from harness.rules import RULES, unexplained
 
@@ -90,6 +91,7 @@ class Explainer:
                 next_step=NEXT_STEP[group.finding.cause],
                 first=offset + group.members[0],
                 covers=len(group.members),
+                members=runs_text(offset + number for number in group.members),
             )
             for group in groups.values()
         ]

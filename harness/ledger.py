@@ -104,6 +104,8 @@ class Ledger:
         parameters: names of the model's parameters before the load.
         unwritten: those that were never written: no element of theirs lost its poison.
         failed: the last call raised.
+        stream_seconds: waited for the streamer, of the load's time.
+        stream_bytes: of the tensors it gave.
     """
 
     calls: list[LoaderCall] = field(default_factory=list)
@@ -111,6 +113,8 @@ class Ledger:
     parameters: list[str] = field(default_factory=list)
     unwritten: list[str] = field(default_factory=list)
     failed: bool = False
+    stream_seconds: float = 0.0
+    stream_bytes: int = 0
 
     def deliveries(self) -> Iterator[tuple[Slot, LoaderCall]]:
         """Every call that named an expert's shard, with what it named."""

@@ -15,13 +15,15 @@ ROOT = Path(harness.__file__).parent
 FLOW = [
     "secrets", "errors", "dtypes", "places", "safetensors_file", "family", "checkpoint",
     "experts", "selection", "synthetic",
-    "layout", "device", "arrays", "difference", "compare", "ledger", "causes",
+    "layout", "device", "arrays", "progress", "difference", "compare", "ledger", "causes",
+    "maps", "deliveries",
     "provenance", "evidence", "origin", "rules", "diagnosis",
-    "coverage", "report", "known", "message", "terminal",
+    "coverage", "report", "known", "message", "terminal", "upstream",
     "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "cut",
     "recording", "loaded",
-    "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verification", "collector",
-    "audit", "cli", "plugin",
+    "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verification",
+    "junit", "markdown", "history", "html", "renderings", "collector",
+    "audit", "cli_reports", "cli", "plugin",
 ]  # fmt: skip
 
 UNDER_TEST = {
