@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import StrEnum
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import msgspec
 
@@ -167,7 +167,7 @@ def pattern(experts: Sequence[int], total: int) -> str:
     """Experts in words: all, a range, or every so manieth."""
     if len(experts) == total:
         return f"all {total} experts"
-    steps = {b - a for a, b in zip(experts, experts[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(experts)}
     if len(experts) > 2 and len(steps) == 1 and (step := steps.pop()) > 1:
         return f"every {step}th expert from {experts[0]} to {experts[-1]}"
     return f"expert{'s' if len(experts) > 1 else ''} {runs_text(experts)}"

@@ -161,11 +161,12 @@ class Session(msgspec.Struct, kw_only=True):
     """The reports of one pytest session, of all its workers, in the order of the catalogue.
 
     ``unfinished`` names the tests that were begun and not ended: the session was interrupted, or
-    a worker died. ``complete`` says that there are none.
+    a worker died. ``complete`` says that there are none. ``began`` is UTC, ISO 8601.
     """
 
     complete: bool
     unfinished: list[str] = []
+    began: str = ""
     rows: list[Row] = []
     schema: int = SCHEMA
 

@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TextIO
 
 import msgspec
@@ -37,6 +36,7 @@ from harness.maps import map_of
 from harness.report import (
     Delivery,
     Environment,
+    Failure,
     Report,
     Status,
     Timings,

@@ -22,7 +22,7 @@ FLOW = [
     "vllm_platform", "host_platform", "tpu", "target", "stack", "overlay", "hook", "cut",
     "recording", "loaded",
     "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verification",
-    "junit", "markdown", "history", "html", "renderings", "collector",
+    "junit", "markdown", "history", "renderings", "collector",
     "audit", "cli_reports", "cli", "plugin",
 ]  # fmt: skip
 
