@@ -7,6 +7,8 @@ from enum import StrEnum
 
 import msgspec
 
+from harness.runs import runs_text
+
 
 class Cause(StrEnum):
     """The classes of fault that can be told apart."""
@@ -123,7 +125,8 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     """One cause, the sentence that states it, its evidence, the next step, and how much it covers.
 
     ``first`` indexes the report's differences; ``covers`` counts those with this cause. Both are
-    0 where a load failed and nothing was compared.
+    0 where a load failed and nothing was compared. ``members`` are the numbers of all of them, as
+    ``0-5,7``.
     """
 
     cause: Cause
@@ -132,6 +135,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     next_step: str
     first: int = 0
     covers: int = 0
+    members: str = ""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -148,14 +152,8 @@ class Finding(msgspec.Struct, frozen=True):
 
 def experts_text(experts: Iterable[int]) -> str:
     """``expert 3``, or ``experts 0-5, 7``."""
-    runs: list[list[int]] = []
-    for number in sorted(experts):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    text = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-    return f"expert{'' if sum(map(len, runs)) == 1 else 's'} {text}"
+    text = runs_text(experts, separator=", ")
+    return f"expert{'' if text.isdecimal() else 's'} {text}"
 
 
 #: The fixes of positional ids, by the file of the call site; all released with vLLM 0.22.0.

@@ -18,7 +18,9 @@ from harness.audit import Format, audit, rendered
 from harness.audit.report import write
 from harness.audit.run import run_audit
 from harness.audit.run_table import run_exit_code, run_json, run_text
+from harness.cli_reports import COMMANDS
 from harness.compare import Nan
+from harness.environment import cache_directory
 from harness.errors import BadInput, HarnessError
 from harness.family import Part
 from harness.hook import Hook
@@ -34,7 +36,6 @@ from harness.synthetic.writer import write_checkpoint
 from harness.target import (
     TARGETS,
     Parallelism,
-    cache_directory,
     emulated_target,
     target_named,
 )
@@ -63,6 +64,10 @@ def _exits(command: Callable[P, R]) -> Callable[P, R]:
 @click.version_option(package_name="moe-load-harness")
 def main() -> None:
     """Decides, expert by expert and bit for bit, whether a MoE checkpoint reached the device."""
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command("verify")
@@ -143,6 +148,7 @@ def verify_command(
         num_layers=num_layers,
         checksums=checksums,
         timeout=timeout,
+        terminal=sys.stderr,
     )
     if json_path:
         report.write(json_path)

@@ -7,11 +7,13 @@ order in which workers finished, so that the same scenarios give the same file.
 from __future__ import annotations
 
 from collections.abc import Generator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.renderings import write_renderings
 from harness.report import Report, Row, Session, report_from_json
 
 #: On an item: the reports of its verifications.
@@ -43,6 +45,7 @@ class Collector:
     def __init__(self) -> None:
         self._rows: list[tuple[_Order, Row]] = []
         self._begun: dict[str, None] = {}
+        self._began = datetime.now(UTC).isoformat(timespec="seconds")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Note that a test has begun."""
@@ -60,14 +63,16 @@ class Collector:
         """What is known so far."""
         return Session(
             complete=not self._begun,
+            began=self._began,
             unfinished=sorted(self._begun),
             rows=[row for _, row in sorted(self._rows, key=lambda pair: pair[0])],
         )
 
     def write(self, directory: Path) -> None:
-        """Write a file for each scenario, and one for the session."""
+        """Write a file for each scenario, one for the session, and the session's renderings."""
         directory.mkdir(parents=True, exist_ok=True)
         session = self.session()
         for row in session.rows:
             row.report.write(directory / f"{row.scenario}.json")
         session.write(directory / SESSION_FILE)
+        write_renderings(session, directory)

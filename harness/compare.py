@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from harness import progress
 from harness.device import DevicePart, DeviceTensor
 from harness.difference import Difference, Kind, Tally
 from harness.dtypes import Bits, as_hex, bits_dtype
@@ -205,6 +206,7 @@ class PartComparison:
     def _expert(self, key: ExpertKey, tensor: DeviceTensor) -> Iterator[Difference]:
         reference = self.reference_bits(key)
         self.tally.bytes_compared += reference.nbytes
+        progress.advance(reference.nbytes)
         if all(
             np.array_equal(
                 tensor.rectangle(key.expert, block.rows, block.columns), block.of(reference)

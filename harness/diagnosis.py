@@ -7,28 +7,18 @@ knows what became of it. What was written is told by its bytes. "Unexplained" is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from harness.causes import NEXT_STEP, Cause, Diagnosis, Finding, experts_text, fix_of
+from harness.causes import Cause, Diagnosis, Finding, fix_of
 from harness.checkpoint import Checkpoint
 from harness.compare import PartComparison
 from harness.difference import Difference, Kind
 from harness.evidence import Evidence
 from harness.experts import ReferencePart
 from harness.family import Part, Storage
+from harness.findings import diagnoses_of
 from harness.ledger import POISON, Ledger
 from harness.provenance import ReferenceIndex
 from harness.rules import RULES, unexplained
-
-
-@dataclass
-class _Group:
-    finding: Finding
-    members: list[int] = field(default_factory=list)
-    experts: set[int] = field(default_factory=set)
-
-    def summary(self) -> str:
-        return self.finding.summary.replace("{experts}", experts_text(self.experts))
 
 
 class Explainer:
@@ -65,23 +55,7 @@ class Explainer:
             differences: the part's differences.
             offset: the place of the first of them in the report.
         """
-        groups: dict[str, _Group] = {}
-        for number, difference in enumerate(differences):
-            finding = self._explain(difference)
-            group = groups.setdefault(finding.group, _Group(finding))
-            group.members.append(number)
-            group.experts |= set() if difference.expert is None else {difference.expert}
-        return [
-            Diagnosis(
-                cause=group.finding.cause,
-                summary=group.summary(),
-                evidence=group.finding.evidence,
-                next_step=NEXT_STEP[group.finding.cause],
-                first=offset + group.members[0],
-                covers=len(group.members),
-            )
-            for group in groups.values()
-        ]
+        return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
 
     def _explain(self, difference: Difference) -> Finding:
         key = difference.key

@@ -7,27 +7,21 @@ whole, then head by head, shard by shard, row by row. "Unexplained" is an answer
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from harness.causes import NEXT_STEP, Cause, Diagnosis, Finding
+from harness.causes import Cause, Diagnosis, Finding
 from harness.compare import canonical_nans
 from harness.compare_parameters import ParameterComparison
 from harness.difference import Difference, Kind
 from harness.dtypes import Bits
+from harness.findings import diagnoses_of
 from harness.ledger import POISON
 from harness.parameters import Pieces
 from harness.placed import Fault, Placed, recovered
 
 _SHOWN = 3
-
-
-@dataclass
-class _Group:
-    finding: Finding
-    members: list[int] = field(default_factory=list)
 
 
 class ParameterExplainer:
@@ -47,21 +41,7 @@ class ParameterExplainer:
             differences: the comparison's.
             offset: the place of the first of them in the report.
         """
-        groups: dict[str, _Group] = {}
-        for number, difference in enumerate(differences):
-            finding = self._explain(difference)
-            groups.setdefault(finding.group, _Group(finding)).members.append(number)
-        return [
-            Diagnosis(
-                cause=group.finding.cause,
-                summary=group.finding.summary,
-                evidence=group.finding.evidence,
-                next_step=NEXT_STEP[group.finding.cause],
-                first=offset + group.members[0],
-                covers=len(group.members),
-            )
-            for group in groups.values()
-        ]
+        return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
 
     def _explain(self, difference: Difference) -> Finding:
         fault = self._comparison.faults.get(difference)

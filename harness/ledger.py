@@ -107,6 +107,8 @@ class Ledger:
             no longer held them.
         failed: the last call raised.
         finished: the load ended as it should.
+        stream_seconds: waited for the streamer, of the load's time.
+        stream_bytes: of the tensors it gave.
     """
 
     calls: list[LoaderCall] = field(default_factory=list)
@@ -116,6 +118,8 @@ class Ledger:
     processed: list[str] = field(default_factory=list)
     failed: bool = False
     finished: bool = False
+    stream_seconds: float = 0.0
+    stream_bytes: int = 0
 
     def deliveries(self) -> Iterator[tuple[Slot, LoaderCall]]:
         """Every call that named an expert's shard, with what it named."""

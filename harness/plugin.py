@@ -20,6 +20,7 @@ from harness.known import KnownIssue, Verdict, judge
 from harness.load import LoadProcess, LoadProcesses
 from harness.message import failure_text, known_text
 from harness.overlay import Overlay, overlay_from
+from harness.renderings import add_to_step_summary
 from harness.report import Report, report_from_json
 from harness.selection import Selection
 from harness.stack import installed_versions
@@ -61,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--num-layers", type=int, help="load the first decoder layers only")
     group.addoption("--checksums", action="store_true", help="compare files with their store's")
     group.addoption(
-        "--reports", type=Path, metavar="DIR", help="write each scenario's report as JSON here"
+        "--reports", type=Path, metavar="DIR", help="write the reports here: JSON, JUnit, Markdown"
     )
     group.addoption(
         "--stack",
@@ -245,6 +246,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows = config.stash[_COLLECTOR].session().rows
     if not rows:
         return
+    add_to_step_summary(config.stash[_COLLECTOR].session())
     terminalreporter.section("MoE load verification")
     closing_table([(row.scenario, row.report) for row in rows], file=terminalreporter._tw._file)
     if directory := config.getoption("--reports"):

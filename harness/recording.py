@@ -15,11 +15,13 @@ at once, which incremental processing is there to avoid.
 from __future__ import annotations
 
 import sys
+import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import update_wrapper
 from typing import Any
 
+from harness import progress
 from harness.family import Part
 from harness.ledger import POISON, Ledger, LoaderCall
 
@@ -52,7 +54,9 @@ def recording(base: type[Any], ledgers: dict[Part, Ledger]) -> type[Any]:
             recorder.finish()
 
         def _get_weights_iterator(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
-            for name, tensor in super()._get_weights_iterator(*args, **kwargs):
+            for name, tensor in self._recorder.timed(
+                super()._get_weights_iterator(*args, **kwargs)
+            ):
                 self._recorder.streaming(name)
                 yield name, tensor
 
@@ -105,6 +109,16 @@ class Recorder:
             for full_name, (module, name, parameter) in self._places.items()
             if module._parameters.get(name) is not parameter()
         ]
+
+    def timed(self, stream: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """Pass a stream on; count its bytes and the seconds waited for it."""
+        started = time.perf_counter()
+        for name, tensor in stream:
+            self._ledger.stream_seconds += time.perf_counter() - started
+            self._ledger.stream_bytes += tensor.nbytes
+            progress.advance(tensor.nbytes)
+            yield name, tensor
+            started = time.perf_counter()
 
     def finish(self) -> None:
         """Poison what was never written, and name it."""

@@ -1,7 +1,8 @@
 """The report of a verification: what ran, how much was compared, what differs and why.
 
 Plain data that travels as JSON from the process that holds the tensors, and is written as JSON
-for other programs. ``schema`` is raised when a field changes its meaning.
+for other programs. ``schema`` is raised when a field is added or changes its meaning:
+2 added maps, calls, the members of a diagnosis and the time spent streaming.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from pathlib import Path
 import msgspec
 
 from harness.causes import Diagnosis
+from harness.deliveries import Calls
 from harness.difference import Difference, ParameterTally, Tally
 from harness.family import Part
+from harness.maps import PartMap
 from harness.secrets import redacted
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class Status(StrEnum):
@@ -61,12 +64,17 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timings(msgspec.Struct, kw_only=True):
-    """Seconds: making the configuration and devices, loading, comparing; peak RSS in bytes."""
+    """Seconds: making the configuration and devices, loading, comparing; peak RSS in bytes.
+
+    ``stream`` of the load's seconds were spent waiting for the streamer's ``stream_bytes``.
+    """
 
     setup: float = 0.0
     load: float = 0.0
     compare: float = 0.0
     peak_rss: int = 0
+    stream: float = 0.0
+    stream_bytes: int = 0
 
 
 class Delivery(msgspec.Struct, kw_only=True):
@@ -95,7 +103,9 @@ class Report(msgspec.Struct, kw_only=True):
     """One verification of one checkpoint on one target.
 
     ``known_issue`` is the id of the row that describes the failure, where one does;
-    ``files_checked`` the files whose store's checksum was compared, where that was asked for.
+    ``files_checked`` the files whose store's checksum was compared, where that was asked for;
+    ``maps`` have the state of every expert's matrices and ``calls`` what their loaders were called
+    with.
     """
 
     checkpoint: str
@@ -108,6 +118,8 @@ class Report(msgspec.Struct, kw_only=True):
     differences: list[Difference] = []
     diagnoses: list[Diagnosis] = []
     deliveries: list[Delivery] = []
+    maps: list[PartMap] = []
+    calls: list[Calls] = []
     failure: Failure | None = None
     timings: Timings = msgspec.field(default_factory=Timings)
     repeat: str = ""
@@ -160,11 +172,12 @@ class Session(msgspec.Struct, kw_only=True):
     """The reports of one pytest session, of all its workers, in the order of the catalogue.
 
     ``unfinished`` names the tests that were begun and not ended: the session was interrupted, or
-    a worker died. ``complete`` says that there are none.
+    a worker died. ``complete`` says that there are none. ``began`` is UTC, ISO 8601.
     """
 
     complete: bool
     unfinished: list[str] = []
+    began: str = ""
     rows: list[Row] = []
     schema: int = SCHEMA
 

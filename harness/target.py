@@ -12,11 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-
-import platformdirs
 
 from harness.compare import Nan
+from harness.environment import stack_environment, tpu_inference_environment, xla_flags
 from harness.errors import BadInput, TargetUnavailable
 from harness.layout import Backend
 from harness.tpu import chip_environment, find_tpu
@@ -113,11 +111,13 @@ def emulated_target(
         backend=_TPU_INFERENCE_BACKENDS[parallelism],
         nan=Nan.CANONICAL,
         device_indexes=tuple(range(1, devices + 1)),
-        environment=_tpu_inference_environment(parallelism)
+        environment=tpu_inference_environment(
+            expert_kernel=parallelism is Parallelism.EXPERT_KERNEL
+        )
         | {
             PLATFORM: Platform.EMULATED_TPU,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": _xla_flags(_ISA, f"--xla_force_host_platform_device_count={devices + 1}"),
+            "XLA_FLAGS": xla_flags(_ISA, f"--xla_force_host_platform_device_count={devices + 1}"),
             # Named, so that tpu_inference does not ask a metadata server at import.
             "TPU_ACCELERATOR_TYPE": f"v6e-{devices}",
             "TPU_NAME": "emulated",
@@ -158,7 +158,10 @@ def tpu_target(
         backend=_TPU_INFERENCE_BACKENDS[parallelism],
         nan=Nan.CANONICAL,
         chips=chips,
-        environment=_tpu_inference_environment(parallelism) | chip_environment(host, chips),
+        environment=tpu_inference_environment(
+            expert_kernel=parallelism is Parallelism.EXPERT_KERNEL
+        )
+        | chip_environment(host, chips),
     )
 
 
@@ -193,7 +196,7 @@ def torch_xla_target(
         backend=_TORCH_XLA_BACKENDS[parallelism],
         nan=Nan.PAYLOAD,
         chips=find_tpu().chips if on_tpu else (),
-        environment=_stack_environment()
+        environment=stack_environment()
         | {PLATFORM: Platform.HOST, "VLLM_PLUGINS": "harness"}
         | ({} if on_tpu else {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(devices)}),
     )
@@ -237,34 +240,6 @@ def target_named(
     return TARGETS[name](devices, parallelism)
 
 
-def cache_directory() -> Path:
-    """Where the stack's caches are kept between runs; ``HARNESS_CACHE`` overrides the place.
-
-    Workers share it: vLLM writes its entries by renaming (``weight_utils.py``, ``atomic_writer``).
-    """
-    return Path(os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_path("moe-load-harness"))
-
-
-def _stack_environment() -> dict[str, str]:
-    """What every load needs of vLLM, whatever the target."""
-    return {
-        "VLLM_CACHE_ROOT": str(cache_directory() / "vllm"),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "INFO"),
-        "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
-    }
-
-
-def _tpu_inference_environment(parallelism: Parallelism) -> dict[str, str]:
-    return _stack_environment() | {
-        # The vLLM model classes, for target and draft alike: tpu-inference refuses a mix.
-        "MODEL_IMPL_TYPE": "vllm",
-        "DRAFT_MODEL_IMPL_TYPE": "vllm",
-        "USE_MOE_EP_KERNEL": "1" if parallelism is Parallelism.EXPERT_KERNEL else "0",
-    }
-
-
 def _count(devices: int | None) -> int:
     devices = 4 if devices is None else devices
     if devices < 1:
@@ -272,13 +247,6 @@ def _count(devices: int | None) -> int:
             f"{devices} devices", where="--devices", expected="at least 1", hint="--devices 4"
         )
     return devices
-
-
-def _xla_flags(*flags: str) -> str:
-    """The user's flags, with ``flags`` instead of theirs of the same names."""
-    ours = {flag.split("=")[0] for flag in flags}
-    given = os.environ.get("XLA_FLAGS", "").split()
-    return " ".join([*(f for f in given if f.split("=")[0] not in ours), *flags])
 
 
 def _share(chips: tuple[int, ...], share: Share) -> tuple[int, ...]:

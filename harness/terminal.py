@@ -11,7 +11,7 @@ from rich.table import Table
 
 from harness.report import Report, Status
 
-_WIDTH_OF_LOGS = 140
+_WIDTH_OF_LOGS = 180  # columns: a row of the longest scenario on the longest target does not wrap
 
 #: How each status is shown, and in which colour.
 _STATUS = {
@@ -48,7 +48,6 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
     table.add_column(
         "scenario", f"{len(rows)} scenario{'' if len(rows) == 1 else 's'}", no_wrap=True
     )
-    table.add_column("stack", justify="right")
     table.add_column("target")
     table.add_column("experts compared", str(compared), no_wrap=True, justify="right")
     parameters = sum(report.parameters_compared for _, report in rows)
@@ -64,7 +63,6 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
         left = sum(tally.left_out for tally in report.tallies)
         table.add_row(
             name,
-            report.environment.stack,
             report.environment.target,
             f"{report.experts_compared}/{total}" + (f", {left} left out" if left else ""),
             _parameters(report),

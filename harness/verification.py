@@ -10,22 +10,21 @@ import os
 import platform
 import resource
 import shlex
-import sys
 import time
-import traceback
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
-from harness import engine
+from harness import engine, progress
 from harness.causes import Diagnosis
 from harness.checkpoint import Checkpoint
 from harness.compare import Nan, tally_of
 from harness.compare_fp8 import part_comparison
 from harness.coverage import Counts, coverage
+from harness.deliveries import calls_of
 from harness.diagnosis import Explainer
 from harness.errors import HarnessError
 from harness.experts import ReferencePart, reference_parts
@@ -35,23 +34,22 @@ from harness.ledger import Ledger
 from harness.load import LoadProcess, LoadProcessError
 from harness.load_failure import diagnose_failure
 from harness.loaded import Adapt, Ledgers, Loaded
+from harness.maps import map_of
 from harness.report import (
     Delivery,
     Environment,
     Failure,
-    Frame,
     Report,
     Status,
     Timings,
     redacted_report,
 )
-from harness.selection import Chosen, Selection, choose
+from harness.selection import Chosen, Selection, choose, expert_bytes
 from harness.stack import require_stack, stack_name
 from harness.target import Parallelism, Target, emulated_target
+from harness.upstream import failure_of, name_sites
 from harness.verify_parameters import add_copies, add_parameters, expert_copies
 
-_UPSTREAM = ("vllm", "tpu_inference", "runai_model_streamer", "torchax", "jax", "torch")
-_LOG_LINES = 40
 _EVERYTHING = Selection()
 
 
@@ -67,6 +65,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, str] = {}
     selection: Selection = Selection()
     num_layers: int | None = None
+    progress: str = ""
 
 
 def verify(
@@ -83,6 +82,7 @@ def verify(
     checksums: bool = False,
     timeout: float = 3600.0,
     process: LoadProcess | None = None,
+    terminal: TextIO | None = None,
 ) -> Report:
     """Stream ``checkpoint`` through the real stack onto ``target`` and compare every expert.
 
@@ -100,6 +100,7 @@ def verify(
         checksums: read every file whole first and compare it with its store's checksums.
         timeout: seconds until the load is ended and reported as failed.
         process: a running load process to use, of a target of the same name.
+        terminal: where to show progress, if that is a terminal.
 
     Returns:
         The report; its status says whether all experts are equal.
@@ -129,6 +130,7 @@ def verify(
         ),
         tallies=[tally_of(part, experts[part.part]) for part in chosen],
         files_checked=files_checked,
+        maps=[map_of(part.part, part.layers, part.shape.experts) for part in chosen],
     )
     request = VerifyRequest(
         checkpoint=opened.model,
@@ -142,7 +144,9 @@ def verify(
         num_layers=num_layers,
     )
     report.repeat = _repeat(request)
-    with nullcontext(process) if process else LoadProcess(target) as running:
+    running_process = nullcontext(process) if process else LoadProcess(target)
+    with running_process as running, progress.shown(terminal) as figures:
+        request = msgspec.structs.replace(request, progress=figures)
         try:
             outcome = running.run(
                 f"{__name__}:verify_job",
@@ -175,6 +179,8 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
     parts = tuple(part for part in parts if part.part in request.parts)
     experts = choose(parts, request.selection)
     ledgers: Ledgers = {}
+    progress.count_into(request.progress)
+    progress.begin("stream", len(parts) * Checkpoint(request.checkpoint).nbytes)
     try:
         loaded = engine.load(
             request.checkpoint, request.target, request.parts,
@@ -183,13 +189,17 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
     except HarnessError:
         raise
     except Exception as error:
-        report.failure = _failure(error)
+        for name, ledger in ledgers.items():
+            name_sites(ledger)
+            report.calls += calls_of(name, ledger)
+        report.failure = failure_of(error)
         report.diagnoses = _diagnoses_of_failure(parts, ledgers)
         return report
     report.environment = msgspec.structs.replace(
         report.environment, mesh=loaded.mesh, entry=loaded.entry
     )
     started = time.perf_counter()
+    progress.begin("compare", sum(experts[p.part].count * expert_bytes(p) for p in parts))
     for part in parts:
         ledger = ledgers.get(part.part, Ledger())
         compare_part(report, part, parts, loaded, ledger, request, experts[part.part])
@@ -199,6 +209,8 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
         load=loaded.load_seconds,
         compare=time.perf_counter() - started,
         peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        stream=sum(ledger.stream_seconds for ledger in ledgers.values()),
+        stream_bytes=sum(ledger.stream_bytes for ledger in ledgers.values()),
     )
     return report
 
@@ -213,7 +225,7 @@ def compare_part(
     chosen: Chosen,
 ) -> None:
     """Compare one part and add its tally, differences and diagnoses to ``report``."""
-    _name_sites(ledger)
+    name_sites(ledger)
     device, *copies = expert_copies(loaded, part.part)
     comparison = part_comparison(
         part, device, backend=request.target.backend, nan=request.nan, chosen=chosen
@@ -225,8 +237,17 @@ def compare_part(
     report.tallies.append(comparison.tally)
     report.deliveries.append(_delivery(part.part, ledger, counts))
     report.differences += differences
+    explained = len(report.diagnoses)
     report.diagnoses += Explainer(comparison, parts, ledger).diagnose(differences, offset)
+    report.calls += calls_of(part.part, ledger)
     add_copies(report, part, copies, request.target, request.nan, chosen, ledger)
+    report.maps = [m for m in report.maps if m.part is not part.part]
+    report.maps.append(
+        map_of(
+            part.part, part.layers, part.shape.experts, chosen.of,
+            report.differences[offset:], report.diagnoses[explained:], offset,
+        )
+    )  # fmt: skip
     add_parameters(report, part, loaded, request.target, request.nan, request.selection, chosen)
 
 
@@ -240,41 +261,8 @@ def _diagnoses_of_failure(parts: Sequence[ReferencePart], ledgers: Ledgers) -> l
     for part in parts:
         ledger = ledgers.get(part.part)
         if ledger and not ledger.finished:
-            _name_sites(ledger)
             return diagnose_failure(ledger, part.layers, part.shape.experts)
     return diagnose_failure(Ledger(), (), 0)
-
-
-def _name_sites(ledger: Ledger) -> None:
-    """Call sites as a reader knows them: from the package on."""
-    names: dict[str, str] = {}
-    for number, call in enumerate(ledger.calls):
-        if call.site not in names:
-            file, _, line = call.site.rpartition(":")
-            names[call.site] = f"{_upstream_file(file) or file}:{line}"
-        ledger.calls[number] = call._replace(site=names[call.site])
-
-
-def _failure(error: Exception) -> Failure:
-    frames = traceback.extract_tb(error.__traceback__)
-    return Failure(
-        error=f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins."),
-        message=str(error),
-        frames=tuple(
-            Frame(file, frame.lineno or 0, frame.name, frame.line or "")
-            for frame in frames
-            if (file := _upstream_file(frame.filename))
-        ),
-    )
-
-
-def _upstream_file(filename: str) -> str | None:
-    """``filename`` from its top package on, if that is a package of the stack under test."""
-    for package in _UPSTREAM:
-        home = getattr(sys.modules.get(package), "__path__", [None])[0]
-        if home and Path(filename).is_relative_to(home):
-            return str(Path(package, Path(filename).relative_to(home)))
-    return None
 
 
 def _repeat(request: VerifyRequest) -> str:

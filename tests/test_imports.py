@@ -13,20 +13,22 @@ ROOT = Path(harness.__file__).parent
 
 #: The order of the flow; a module may import those before it.
 FLOW = [
-    "secrets", "errors", "dtypes", "places", "safetensors_file", "fp8", "family",
+    "secrets", "runs", "errors", "dtypes", "places", "safetensors_file", "fp8", "family",
     "checkpoint",
     "experts", "selection", "synthetic",
     "layout", "device", "arrays",
     "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement",
-    "difference", "compare", "compare_fp8", "ledger", "causes",
+    "progress", "difference", "compare", "compare_fp8", "ledger", "causes",
+    "findings", "maps", "deliveries",
     "provenance", "evidence", "origin", "rules", "diagnosis", "load_failure",
     "coverage", "compare_fp8_parameters", "compare_parameters", "explain_parameters",
-    "report", "known", "message", "terminal",
-    "vllm_platform", "host_platform", "tpu", "target", "meshes", "stack", "overlay", "hook", "cut",
+    "report", "known", "message", "terminal", "upstream",
+    "vllm_platform", "host_platform", "tpu", "environment", "target", "meshes", "stack",
+    "overlay", "hook", "cut",
     "recording", "loaded",
     "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verify_parameters",
-    "verification", "collector",
-    "audit", "cli", "plugin",
+    "verification", "junit", "markdown", "history", "renderings", "collector",
+    "audit", "cli_reports", "cli", "plugin",
 ]  # fmt: skip
 
 UNDER_TEST = {

@@ -1,0 +1,80 @@
+"""The commands that read reports: ``report``, ``history`` and ``schema``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import msgspec
+from rich.console import Console
+
+from harness.errors import HarnessError
+from harness.history import courses, print_courses
+from harness.renderings import json_schema, rendered, session_from, write
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.command("report")
+@click.argument("file", metavar="JSON", type=_FILE)
+@click.option("--markdown", type=_FILE, help="For a step summary or an annotation.")
+@click.option("--junit", type=_FILE, help="One case per scenario.")
+def report_command(file: Path, markdown: Path | None, junit: Path | None) -> None:
+    """Render a report, or a session of them, that was written as JSON.
+
+    Without an option the Markdown summary is printed.
+    """
+    try:
+        session = session_from(file)
+    except HarnessError as error:
+        _exit(error)
+    wanted = {"summary.md": markdown, "junit.xml": junit}
+    for name, path in wanted.items():
+        if path:
+            write(path, rendered(session, name))
+    if not any(wanted.values()):
+        click.echo(rendered(session, "summary.md"), nl=False)
+
+
+@click.command("history")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For other programs.")
+def history_command(directory: Path, as_json: bool) -> None:
+    """Show, per scenario, since when it fails and at which upstream versions it changed.
+
+    DIRECTORY holds a folder for each night, as pytest scenarios --reports writes one.
+    """
+    try:
+        found = courses(directory)
+    except HarnessError as error:
+        _exit(error)
+    if as_json:
+        nights = [msgspec.to_builtins(c) | _derived(c) for c in found]
+        click.echo(json.dumps(nights, indent=2))
+    else:
+        terminal = sys.stdout.isatty()
+        print_courses(found, Console(width=None if terminal else 140, highlight=False))
+
+
+def _derived(course: object) -> dict[str, object]:
+    return {name: msgspec.to_builtins(getattr(course, name)) for name in _DERIVED}
+
+
+_DERIVED = ("failing_since", "changes")
+
+
+@click.command("schema")
+def schema_command() -> None:
+    """Print the JSON schema of the reports."""
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+def _exit(error: HarnessError) -> NoReturn:
+    click.echo(f"error: {error}", err=True)
+    sys.exit(error.exit_code)
+
+
+COMMANDS = (report_command, history_command, schema_command)

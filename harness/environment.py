@@ -1,0 +1,44 @@
+"""The environment variables that a load process starts with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def cache_directory() -> Path:
+    """Where the stack's caches are kept between runs; ``HARNESS_CACHE`` overrides the place.
+
+    Workers share it: vLLM writes its entries by renaming (``weight_utils.py``, ``atomic_writer``).
+    """
+    return Path(os.environ.get("HARNESS_CACHE") or platformdirs.user_cache_path("moe-load-harness"))
+
+
+def stack_environment() -> dict[str, str]:
+    """What every load needs of vLLM, whatever the target."""
+    return {
+        "VLLM_CACHE_ROOT": str(cache_directory() / "vllm"),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "INFO"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+    }
+
+
+def tpu_inference_environment(*, expert_kernel: bool) -> dict[str, str]:
+    """What every load through tpu-inference needs; ``expert_kernel`` packs for the fused kernel."""
+    return stack_environment() | {
+        # The vLLM model classes, for target and draft alike: tpu-inference refuses a mix.
+        "MODEL_IMPL_TYPE": "vllm",
+        "DRAFT_MODEL_IMPL_TYPE": "vllm",
+        "USE_MOE_EP_KERNEL": "1" if expert_kernel else "0",
+    }
+
+
+def xla_flags(*flags: str) -> str:
+    """The user's flags, with ``flags`` instead of theirs of the same names."""
+    ours = {flag.split("=")[0] for flag in flags}
+    given = os.environ.get("XLA_FLAGS", "").split()
+    return " ".join([*(f for f in given if f.split("=")[0] not in ours), *flags])

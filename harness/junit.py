@@ -1,0 +1,96 @@
+"""JUnit XML of a session: one case per scenario; stack and target as properties.
+
+pytest's own ``--junitxml`` says which tests failed; this says which scenarios did, and why, in
+the dialect GitHub's reporters and Buildkite's test collector read: ``testsuites``, ``testsuite``,
+``testcase`` with ``properties`` first and one of ``failure``, ``error`` or ``skipped`` after.
+"""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree as ET
+
+from harness.message import failure_text
+from harness.report import Report, Row, Session, Status
+
+#: Characters XML 1.0 cannot hold, escaped or not.
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def junit_xml(session: Session) -> bytes:
+    """The session as JUnit XML, UTF-8."""
+    root = ET.Element("testsuites", name="MoE load verification")
+    suite = ET.SubElement(root, "testsuite", _counts(session))
+    for row in session.rows:
+        _case(suite, row)
+    for name in session.unfinished:
+        case = ET.SubElement(suite, "testcase", classname="harness", name=_text(name), time="0")
+        ET.SubElement(case, "error", message="begun and not ended", type="unfinished")
+    ET.indent(root)
+    encoded: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
+    return encoded + b"\n"
+
+
+def summary_line(report: Report) -> str:
+    """Why a scenario failed, in a line: its first diagnosis, and how many more there are."""
+    if report.diagnoses:
+        first, more = report.diagnoses[0], len(report.diagnoses) - 1
+        return f"{first.summary} [{first.cause}]" + (f" and {more} more" if more else "")
+    return report.failure.error if report.failure else str(report.status)
+
+
+def _counts(session: Session) -> dict[str, str]:
+    reports = [row.report for row in session.rows]
+    known = sum(bool(report.known_issue) for report in reports)
+    failed = sum(r.status is not Status.EQUAL and not r.known_issue for r in reports)
+    return {
+        "name": "scenarios",
+        "tests": str(len(reports) + len(session.unfinished)),
+        "failures": str(failed),
+        "errors": str(len(session.unfinished)),
+        "skipped": str(known),
+        "time": _seconds(sum(map(_time, reports))),
+    }
+
+
+def _case(suite: ET.Element, row: Row) -> None:
+    report = row.report
+    attributes = {"classname": f"scenarios.{report.family}", "name": row.scenario}
+    attributes["time"] = _seconds(_time(report))
+    case = ET.SubElement(suite, "testcase", {n: _text(v) for n, v in attributes.items()})
+    properties = ET.SubElement(case, "properties")
+    for name, value in _properties(report).items():
+        ET.SubElement(properties, "property", name=name, value=_text(value))
+    if report.known_issue:
+        ET.SubElement(case, "skipped", message=_text(f"known issue {report.known_issue}"))
+    elif report.status is not Status.EQUAL:
+        failure = ET.SubElement(
+            case, "failure", message=_text(summary_line(report)), type=report.status
+        )
+        failure.text = _text(failure_text(report))
+
+
+def _properties(report: Report) -> dict[str, str]:
+    environment = report.environment
+    return {
+        "stack": environment.stack,
+        "target": environment.target,
+        "checkpoint": report.checkpoint,
+        "experts_compared": str(report.experts_compared),
+        "bytes_compared": str(report.bytes_compared),
+        "differences": str(len(report.differences)),
+        "causes": ",".join(d.cause for d in report.diagnoses),
+        "repeat": report.repeat,
+    } | {f"version.{name}": version for name, version in environment.versions.items()}
+
+
+def _time(report: Report) -> float:
+    return report.timings.setup + report.timings.load + report.timings.compare
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3f}"
+
+
+def _text(text: str) -> str:
+    return _NOT_XML.sub("\ufffd", text)

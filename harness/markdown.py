@@ -1,0 +1,85 @@
+"""The Markdown summary of a session, for ``GITHUB_STEP_SUMMARY`` and a Buildkite annotation.
+
+Whatever comes from a checkpoint or from upstream's errors is text, never markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from rich.filesize import decimal
+
+from harness.junit import summary_line
+from harness.message import failure_text
+from harness.report import Report, Row, Session, Status
+
+#: GitHub takes 1 MiB a step, Buildkite an annotation of 1 MiB; a failure's text is cut long before.
+_FAILURE_CHARACTERS = 6000
+_SHOWN_FAILURES = 30
+
+_RESULT = {
+    Status.EQUAL: "✅ equal",
+    Status.DIFFERENT: "❌ different",
+    Status.LOAD_FAILED: "❌ load failed",
+}
+
+
+def markdown(session: Session) -> str:
+    """The session as Markdown: the verdict, a table, and what failed, folded."""
+    return "\n".join([*_head(session), *_table(session), "", *_failures(session)]) + "\n"
+
+
+def _head(session: Session) -> Iterator[str]:
+    reports = [row.report for row in session.rows]
+    bad = sum(r.status is not Status.EQUAL and not r.known_issue for r in reports)
+    verdict = f"{bad} of {len(reports)} scenarios failed" if bad else "every scenario as expected"
+    yield f"### MoE load verification: {verdict}"
+    yield ""
+    for name in session.unfinished:
+        yield f"- ⚠️ begun and not ended: {cell(name)}"
+    stacks = sorted({f"{r.environment.stack} on {r.environment.target}" for r in reports})
+    yield f"Stack {cell('; '.join(stacks))}"
+    yield ""
+
+
+def _table(session: Session) -> Iterator[str]:
+    yield "| scenario | experts compared | bytes | differences | load | compare | result |"
+    yield "|:--|--:|--:|--:|--:|--:|:--|"
+    for row in session.rows:
+        report = row.report
+        total = sum(tally.experts for tally in report.tallies)
+        known = f", as known: {report.known_issue}" if report.known_issue else ""
+        cells = [
+            row.scenario,
+            f"{report.experts_compared}/{total}",
+            decimal(report.bytes_compared),
+            str(len(report.differences)),
+            f"{report.timings.load:.1f} s",
+            f"{report.timings.compare:.1f} s",
+            _RESULT[report.status] + known,
+        ]
+        yield f"| {' | '.join(map(cell, cells))} |"
+
+
+def _failures(session: Session) -> Iterator[str]:
+    failed = [row for row in session.rows if row.report.status is not Status.EQUAL]
+    for row in failed[:_SHOWN_FAILURES]:
+        yield from _failure(row, row.report)
+    if len(failed) > _SHOWN_FAILURES:
+        yield f"{len(failed) - _SHOWN_FAILURES} more failures are in the report."
+
+
+def _failure(row: Row, report: Report) -> Iterator[str]:
+    text = failure_text(report)
+    if len(text) > _FAILURE_CHARACTERS:
+        text = text[:_FAILURE_CHARACTERS] + "\n… the rest is in the JSON report"
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    yield f"<details><summary><b>{cell(row.scenario)}</b>: {cell(summary_line(report))}</summary>"
+    yield from ("", f"{fence}text", text, fence, "", "</details>", "")
+
+
+def cell(text: str) -> str:
+    """Text for a table's cell or a summary: no markup, one line."""
+    text = " ".join(text.split())
+    return re.sub(r"[&<>|`*_\[\]\\@]", lambda found: f"&#{ord(found[0])};", text)

@@ -1,0 +1,87 @@
+"""Writes a session as every rendering there is; credentials are taken out of all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from harness.errors import BadInput
+from harness.junit import junit_xml
+from harness.markdown import markdown
+from harness.report import Report, Row, Session, redacted_report
+from harness.secrets import redact
+
+#: By file name: what a session directory holds beside the JSON.
+FILES: Mapping[str, Callable[[Session], bytes]] = {
+    "junit.xml": junit_xml,
+    "summary.md": lambda session: markdown(session).encode(),
+}
+
+
+def redacted_session(session: Session) -> Session:
+    """``session`` with every credential that is known here replaced by its name."""
+    return msgspec.structs.replace(
+        session,
+        rows=[Row(scenario=redact(r.scenario), report=redacted_report(r.report))
+              for r in session.rows],
+        unfinished=[redact(name) for name in session.unfinished],
+    )  # fmt: skip
+
+
+def rendered(session: Session, name: str) -> bytes:
+    """One of :data:`FILES`."""
+    return FILES[name](redacted_session(session))
+
+
+def write_renderings(session: Session, directory: Path) -> None:
+    """Write all of :data:`FILES`; each appears when it is complete."""
+    for name in FILES:
+        write(directory / name, rendered(session, name))
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file; it appears when it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def add_to_step_summary(session: Session) -> None:
+    """Append the Markdown summary to GitHub's step summary, where a step has one."""
+    if path := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(path).open("ab") as file:
+            file.write(rendered(session, "summary.md"))
+
+
+def session_from(path: Path) -> Session:
+    """Read a session, or one report, which becomes a session of one scenario.
+
+    Raises:
+        BadInput: it is neither.
+    """
+    try:
+        content = path.read_bytes()
+        given: dict[str, Any] = msgspec.json.decode(content, type=dict[str, Any])
+        if "rows" in given:
+            return msgspec.convert(given, Session)
+        row = Row(scenario=path.stem, report=msgspec.convert(given, Report))
+        return Session(complete=True, rows=[row])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"not a report: {error}",
+            where=str(path),
+            expected="the JSON that harness verify --json or pytest --reports writes",
+            hint="harness report DIR/session.json --junit junit.xml",
+        ) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The published JSON schema of a session and, under ``$defs/Report``, of a report."""
+    return msgspec.json.schema(Session) | {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Session of the MoE load harness",
+    }
