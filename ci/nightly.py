@@ -187,7 +187,6 @@ def scenarios(
         f"--target={options.target}",
         "--expect=known",
         f"--reports={out}",
-        f"--junit-xml={out / 'junit.xml'}",
         *([f"--numprocesses={options.workers}"] if options.workers else []),
         *([f"--stack={stack}"] if stack.startswith("path:") else []),
         *(f"--checkpoint={place}" for place in options.checkpoint),

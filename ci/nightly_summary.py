@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 SCHEMA = 1
 SHOWN_FAILURES = 20
@@ -69,19 +68,17 @@ def verdict(ended: int, folder: Path) -> tuple[Outcome, str]:
     """What pytest's exit code, and the files it left in ``folder``, mean."""
     outcome, what = _PYTEST.get(ended, (Outcome.BROKEN, f"pytest ended with status {ended}"))
     if outcome is Outcome.DIFFERENT:
-        failed = failures(folder / "junit.xml", rows_in(folder))
+        failed = failures(session_in(folder))
         if failed and all(one["status"] == NO_REPORT for one in failed):
             return Outcome.BROKEN, "what failed broke off before anything was compared"
     return outcome, what
 
 
-def rows_in(folder: Path) -> list[dict[str, Any]]:
-    """The scenarios' rows of a session; none where it left no file."""
+def session_in(folder: Path) -> dict[str, Any]:
+    """What a session left; one without rows where it left no file."""
     path = folder / "session.json"
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
-    return rows
+    session: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    return session
 
 
 def worst(results: Sequence[StackResult]) -> Outcome:
@@ -116,7 +113,8 @@ def write(
 
 def figures(result: StackResult) -> dict[str, Any]:
     """One stack as data."""
-    rows = rows_in(result.folder)
+    session = session_in(result.folder)
+    rows = session["rows"]
     return {
         "stack": result.stack,
         "outcome": result.outcome.text,
@@ -128,7 +126,7 @@ def figures(result: StackResult) -> dict[str, Any]:
         "experts_compared": total(rows, "experts_compared"),
         "bytes_compared": total(rows, "bytes_compared"),
         "audit_findings": result.findings,
-        "failures": failures(result.folder / "junit.xml", rows),
+        "failures": failures(session),
     }
 
 
@@ -136,19 +134,13 @@ def total(rows: Sequence[dict[str, Any]], name: str) -> int:
     return sum(tally[name] for row in rows for tally in row["report"]["tallies"])
 
 
-def failures(junit: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """The scenarios that failed, as the JUnit file says: a known failure that was accepted is none,
-    and one that did not happen is one.
+def failures(session: dict[str, Any]) -> list[dict[str, str]]:
+    """The scenarios that failed: a known failure that was accepted is none, and one that did not
+    happen is one. A test that broke off has no report.
     """
-    if not junit.exists():
-        return []
-    reports = {row["scenario"]: row["report"] for row in rows}
-    failed = []
-    for case in ElementTree.parse(junit).iter("testcase"):
-        name = case.get("name", "").partition("[")[2].rstrip("]") or case.get("name", "")
-        for problem in [*case.findall("failure"), *case.findall("error")][:1]:
-            failed.append(failure(name, problem.get("message", ""), reports.get(name, {})))
-    return failed
+    rows = [row for row in session["rows"] if row["failed"]]
+    failed = [failure(row["scenario"], row["why"], row["report"]) for row in rows]
+    return failed + [failure(one["test"], one["error"], {}) for one in session.get("broken", [])]
 
 
 def failure(scenario: str, message: str, report: dict[str, Any]) -> dict[str, str]:

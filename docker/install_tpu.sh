@@ -32,4 +32,4 @@ if [[ -n ${TPU_INFERENCE_COMMIT:-} ]]; then
   SETUPTOOLS_SCM_PRETEND_VERSION=$(pretended "${TPU_INFERENCE_VERSION:-}" "$TPU_INFERENCE_COMMIT") \
     "$uv" pip install "${options[@]}" --no-deps --editable /workspace/tpu_inference
 fi
-"$uv" pip install "${options[@]}" --no-deps "$(python3 docker/libtpu.py)"
+"$uv" pip install "${options[@]}" --no-deps "$(python3 docker/libtpu_pin.py)"

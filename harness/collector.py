@@ -6,7 +6,7 @@ order in which workers finished, so that the same scenarios give the same file.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from harness.renderings import write_renderings
-from harness.report import Report, Row, Session, report_from_json
+from harness.report import Broken, Report, Row, Session, Status, report_from_json
 
 #: On an item: the reports of its verifications.
 REPORTS = pytest.StashKey[list[Report]]()
@@ -45,6 +45,7 @@ class Collector:
     def __init__(self) -> None:
         self._rows: list[tuple[_Order, Row]] = []
         self._begun: dict[str, None] = {}
+        self._broken: list[Broken] = []
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -55,9 +56,12 @@ class Collector:
         """Keep the reports of a test, and note its end."""
         if report.when == "teardown":
             self._begun.pop(report.nodeid, None)
-        for name, order, encoded in getattr(report, "harness_reports", []):
-            row = Row(scenario=name, report=report_from_json(encoded.encode()))
-            self._rows.append((tuple(order), row))
+        rows = list(_rows(report))
+        self._rows += rows
+        if report.failed and not any(row.failed for _, row in rows):
+            self._broken.append(
+                Broken(test=report.nodeid, phase=report.when or "", error=str(report.longrepr))
+            )
 
     def session(self) -> Session:
         """What is known so far."""
@@ -65,6 +69,7 @@ class Collector:
             complete=not self._begun,
             began=self._began,
             unfinished=sorted(self._begun),
+            broken=sorted(self._broken, key=lambda broken: broken.test),
             rows=[row for _, row in sorted(self._rows, key=lambda pair: pair[0])],
         )
 
@@ -76,3 +81,14 @@ class Collector:
             row.report.write(directory / f"{row.scenario}.json")
         session.write(directory / SESSION_FILE)
         write_renderings(session, directory)
+
+
+def _rows(outcome: pytest.TestReport) -> Iterator[tuple[_Order, Row]]:
+    """The rows a test report carries; of a failed test's, those that failed it."""
+    carried = getattr(outcome, "harness_reports", [])
+    reports = [report_from_json(encoded.encode()) for _, _, encoded in carried]
+    all_equal = all(report.status is Status.EQUAL for report in reports)
+    for (name, order, _), report in zip(carried, reports, strict=True):
+        failed = outcome.failed and (all_equal or report.status is not Status.EQUAL)
+        why = str(outcome.longrepr) if failed else ""
+        yield tuple(order), Row(scenario=name, report=report, failed=failed, why=why)

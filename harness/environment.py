@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import platformdirs
@@ -34,6 +35,22 @@ def tpu_inference_environment(*, expert_kernel: bool) -> dict[str, str]:
         "MODEL_IMPL_TYPE": "vllm",
         "DRAFT_MODEL_IMPL_TYPE": "vllm",
         "USE_MOE_EP_KERNEL": "1" if expert_kernel else "0",
+    }
+
+
+def compilation_cache() -> dict[str, str]:
+    """Have JAX keep what it compiled, by machine: a program for one CPU must not run on another.
+
+    All programs, however small and fast to compile: a load is hundreds of them, the same ones
+    each time. Where the user names a directory, theirs are the limits too.
+    """
+    name = "JAX_COMPILATION_CACHE_DIR"
+    if name in os.environ:
+        return {}
+    return {
+        name: str(cache_directory() / "jax" / platform.node()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
 
 

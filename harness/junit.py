@@ -23,16 +23,27 @@ def junit_xml(session: Session) -> bytes:
     suite = ET.SubElement(root, "testsuite", _counts(session))
     for row in session.rows:
         _case(suite, row)
+    for broken in session.broken:
+        _error(suite, broken.test, f"{broken.phase}: {first_line(broken.error)}", broken.error)
     for name in session.unfinished:
-        case = ET.SubElement(suite, "testcase", classname="harness", name=_text(name), time="0")
-        ET.SubElement(case, "error", message="begun and not ended", type="unfinished")
+        _error(suite, name, "begun and not ended", "")
     ET.indent(root)
     encoded: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
     return encoded + b"\n"
 
 
-def summary_line(report: Report) -> str:
+def first_line(text: str) -> str:
+    """The first line of a text that says something; of a traceback by pytest, its error's."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line[1:].strip() for line in text.splitlines() if line.startswith("E  ")]
+    return next(iter([*errors, *lines]), "no message")
+
+
+def summary_line(row: Row) -> str:
     """Why a scenario failed, in a line: its first diagnosis, and how many more there are."""
+    report = row.report
+    if report.status is Status.EQUAL:
+        return first_line(row.why)
     if report.diagnoses:
         first, more = report.diagnoses[0], len(report.diagnoses) - 1
         return f"{first.summary} [{first.cause}]" + (f" and {more} more" if more else "")
@@ -40,17 +51,21 @@ def summary_line(report: Report) -> str:
 
 
 def _counts(session: Session) -> dict[str, str]:
-    reports = [row.report for row in session.rows]
-    known = sum(bool(report.known_issue) for report in reports)
-    failed = sum(r.status is not Status.EQUAL and not r.known_issue for r in reports)
+    errors = len(session.unfinished) + len(session.broken)
     return {
         "name": "scenarios",
-        "tests": str(len(reports) + len(session.unfinished)),
-        "failures": str(failed),
-        "errors": str(len(session.unfinished)),
-        "skipped": str(known),
-        "time": _seconds(sum(map(_time, reports))),
+        "tests": str(len(session.rows) + errors),
+        "failures": str(sum(row.failed for row in session.rows)),
+        "errors": str(errors),
+        "skipped": str(sum(bool(r.report.known_issue) and not r.failed for r in session.rows)),
+        "time": _seconds(sum(_time(row.report) for row in session.rows)),
     }
+
+
+def _error(suite: ET.Element, name: str, message: str, text: str) -> None:
+    case = ET.SubElement(suite, "testcase", classname="harness", name=_text(name), time="0")
+    error = ET.SubElement(case, "error", message=_text(message), type="error")
+    error.text = _text(text)
 
 
 def _case(suite: ET.Element, row: Row) -> None:
@@ -61,13 +76,12 @@ def _case(suite: ET.Element, row: Row) -> None:
     properties = ET.SubElement(case, "properties")
     for name, value in _properties(report).items():
         ET.SubElement(properties, "property", name=name, value=_text(value))
-    if report.known_issue:
+    if row.failed:
+        kind = "out-of-date" if report.status is Status.EQUAL else str(report.status)
+        failure = ET.SubElement(case, "failure", message=_text(summary_line(row)), type=kind)
+        failure.text = _text(failure_text(report) or row.why)
+    elif report.known_issue:
         ET.SubElement(case, "skipped", message=_text(f"known issue {report.known_issue}"))
-    elif report.status is not Status.EQUAL:
-        failure = ET.SubElement(
-            case, "failure", message=_text(summary_line(report)), type=report.status
-        )
-        failure.text = _text(failure_text(report))
 
 
 def _properties(report: Report) -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from rich.filesize import decimal
 
-from harness.junit import summary_line
+from harness.junit import first_line, summary_line
 from harness.message import failure_text
 from harness.report import Report, Row, Session, Status
 
@@ -31,13 +31,17 @@ def markdown(session: Session) -> str:
 
 
 def _head(session: Session) -> Iterator[str]:
-    reports = [row.report for row in session.rows]
-    bad = sum(r.status is not Status.EQUAL and not r.known_issue for r in reports)
-    verdict = f"{bad} of {len(reports)} scenarios failed" if bad else "every scenario as expected"
-    yield f"### MoE load verification: {verdict}"
+    failed = sum(row.failed for row in session.rows)
+    verdicts = [f"{failed} of {len(session.rows)} scenarios failed"] if failed else []
+    verdicts += [f"{len(session.broken)} broke off"] if session.broken else []
+    verdicts += [f"{len(session.unfinished)} did not end"] if session.unfinished else []
+    yield f"### MoE load verification: {', '.join(verdicts) or 'every scenario as expected'}"
     yield ""
+    for broken in session.broken:
+        yield f"- ❌ {cell(broken.test)}, {broken.phase}: {cell(first_line(broken.error))}"
     for name in session.unfinished:
         yield f"- ⚠️ begun and not ended: {cell(name)}"
+    reports = [row.report for row in session.rows]
     stacks = sorted({f"{r.environment.stack} on {r.environment.target}" for r in reports})
     yield f"Stack {cell('; '.join(stacks))}"
     yield ""
@@ -57,13 +61,21 @@ def _table(session: Session) -> Iterator[str]:
             str(len(report.differences)),
             f"{report.timings.load:.1f} s",
             f"{report.timings.compare:.1f} s",
-            _RESULT[report.status] + known,
+            _RESULT[report.status] + known + _out_of_date(row),
         ]
         yield f"| {' | '.join(map(cell, cells))} |"
 
 
+def _out_of_date(row: Row) -> str:
+    return ", ❌ its known issue did not happen" if row.failed and _equal(row) else ""
+
+
+def _equal(row: Row) -> bool:
+    return row.report.status is Status.EQUAL
+
+
 def _failures(session: Session) -> Iterator[str]:
-    failed = [row for row in session.rows if row.report.status is not Status.EQUAL]
+    failed = [row for row in session.rows if row.failed or not _equal(row)]
     for row in failed[:_SHOWN_FAILURES]:
         yield from _failure(row, row.report)
     if len(failed) > _SHOWN_FAILURES:
@@ -71,11 +83,11 @@ def _failures(session: Session) -> Iterator[str]:
 
 
 def _failure(row: Row, report: Report) -> Iterator[str]:
-    text = failure_text(report)
+    text = failure_text(report) or row.why
     if len(text) > _FAILURE_CHARACTERS:
         text = text[:_FAILURE_CHARACTERS] + "\n… the rest is in the JSON report"
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    yield f"<details><summary><b>{cell(row.scenario)}</b>: {cell(summary_line(report))}</summary>"
+    yield f"<details><summary><b>{cell(row.scenario)}</b>: {cell(summary_line(row))}</summary>"
     yield from ("", f"{fence}text", text, fence, "", "</details>", "")
 
 

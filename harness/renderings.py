@@ -12,7 +12,7 @@ import msgspec
 from harness.errors import BadInput
 from harness.junit import junit_xml
 from harness.markdown import markdown
-from harness.report import Report, Row, Session, redacted_report
+from harness.report import Broken, Report, Row, Session, Status, redacted_report
 from harness.secrets import redact
 
 #: By file name: what a session directory holds beside the JSON.
@@ -26,8 +26,10 @@ def redacted_session(session: Session) -> Session:
     """``session`` with every credential that is known here replaced by its name."""
     return msgspec.structs.replace(
         session,
-        rows=[Row(scenario=redact(r.scenario), report=redacted_report(r.report))
-              for r in session.rows],
+        rows=[Row(scenario=redact(r.scenario), report=redacted_report(r.report), failed=r.failed,
+                  why=redact(r.why)) for r in session.rows],
+        broken=[Broken(test=redact(b.test), phase=b.phase, error=redact(b.error))
+                for b in session.broken],
         unfinished=[redact(name) for name in session.unfinished],
     )  # fmt: skip
 
@@ -68,7 +70,8 @@ def session_from(path: Path) -> Session:
         given: dict[str, Any] = msgspec.json.decode(content, type=dict[str, Any])
         if "rows" in given:
             return msgspec.convert(given, Session)
-        row = Row(scenario=path.stem, report=msgspec.convert(given, Report))
+        report = msgspec.convert(given, Report)
+        row = Row(scenario=path.stem, report=report, failed=report.status is not Status.EQUAL)
         return Session(complete=True, rows=[row])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadInput(

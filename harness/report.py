@@ -162,21 +162,36 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 class Row(msgspec.Struct, kw_only=True):
-    """One scenario of a session: its id and its report."""
+    """One scenario of a session: its id, its report, and whether that failed its test.
+
+    A known failure fails none where it is expected; ``why`` is the text of a failed test.
+    """
 
     scenario: str
     report: Report
+    failed: bool = False
+    why: str = ""
+
+
+class Broken(msgspec.Struct, kw_only=True, frozen=True):
+    """A test that failed for another reason than a report: its id, the phase, and the error."""
+
+    test: str
+    phase: str
+    error: str
 
 
 class Session(msgspec.Struct, kw_only=True):
     """The reports of one pytest session, of all its workers, in the order of the catalogue.
 
     ``unfinished`` names the tests that were begun and not ended: the session was interrupted, or
-    a worker died. ``complete`` says that there are none. ``began`` is UTC, ISO 8601.
+    a worker died. ``complete`` says that there are none. ``broken`` are the tests that failed
+    without a report to show for it. ``began`` is UTC, ISO 8601.
     """
 
     complete: bool
     unfinished: list[str] = []
+    broken: list[Broken] = []
     began: str = ""
     rows: list[Row] = []
     schema: int = SCHEMA

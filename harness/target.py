@@ -14,7 +14,12 @@ from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
 from harness.compare import Nan
-from harness.environment import stack_environment, tpu_inference_environment, xla_flags
+from harness.environment import (
+    compilation_cache,
+    stack_environment,
+    tpu_inference_environment,
+    xla_flags,
+)
 from harness.errors import BadInput, TargetUnavailable
 from harness.layout import Backend
 from harness.tpu import chip_environment, find_tpu
@@ -114,6 +119,7 @@ def emulated_target(
         environment=tpu_inference_environment(
             expert_kernel=parallelism is Parallelism.EXPERT_KERNEL
         )
+        | compilation_cache()
         | {
             PLATFORM: Platform.EMULATED_TPU,
             "JAX_PLATFORMS": "cpu",

@@ -326,6 +326,6 @@ FAULTS: tuple[Fault, ...] = (
 #: Classes of the catalogue that no row stands for, and why.
 ELSEWHERE: dict[str, str] = {
     "fused on disk, no shard id": "the scenario vl-vision-first; its failure on 0.21 is known",
-    "scale lost or in the wrong slot": "no quantised checkpoint is compared yet",
-    "tied weights": "not of experts: the head's coverage, and its known failure on 0.32",
+    "scale lost or in the wrong slot": "tests/test_compare_fp8.py plants it, on FP8 checkpoints",
+    "tied weights": "the scenarios vl-tied and decoder-tied; what 0.32 does is known",
 }

@@ -34,7 +34,7 @@ if [ -e "$PLAN/slow" ]; then
   trap 'echo ended >> "$PLAN/calls"; exit 2' TERM
   touch "$PLAN/running"; sleep 60 & wait
 fi
-cp "$PLAN/session.json" "$PLAN/junit.xml" "$out/"
+cp "$PLAN/session.json" "$out/"
 exit "$(planned pytest 0)"
 """
 FAKE_HARNESS = """
@@ -99,19 +99,17 @@ def row(scenario: str, status: str = "equal", known: str = "") -> dict[str, Any]
     causes = [] if status == "equal" else [{"cause": "swapped", "summary": "gate is up"}]
     tally = {"experts_compared": 24, "bytes_compared": 1000}
     report = {"status": status, "known_issue": known, "tallies": [tally], "diagnoses": causes}
-    return {"scenario": scenario, "report": report | {"repeat": f"pytest -k {scenario}"}}
+    report["repeat"] = f"pytest -k {scenario}"
+    return {"scenario": scenario, "report": report, "failed": False, "why": ""}
 
 
 def plan_session(plan: Path, rows: list[dict[str, Any]], failed: list[str]) -> None:
-    """Have the fake pytest leave these rows, and a JUnit file in which some of them failed."""
-    (plan / "session.json").write_text(json.dumps({"rows": rows}))
-    names = dict.fromkeys([*(one["scenario"] for one in rows), *failed])
-    problem = '<failure message="first&#10;second"/>'
-    cases = "".join(
-        f'<testcase name="test_experts[{name}]">{problem * (name in failed)}</testcase>'
-        for name in names
-    )
-    (plan / "junit.xml").write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
+    """Have the fake pytest leave these rows, of which some failed; those without one broke off."""
+    why = "first\nsecond"
+    rows = [one | {"failed": one["scenario"] in failed, "why": why} for one in rows]
+    names = {one["scenario"] for one in rows}
+    broken = [{"test": name, "error": why} for name in failed if name not in names]
+    (plan / "session.json").write_text(json.dumps({"rows": rows, "broken": broken}))
 
 
 def fake_stack(root: Path) -> FakeStack:
@@ -139,11 +137,13 @@ def program(path: Path, text: str) -> None:
 
 
 def script(name: str, folder: str = "ci") -> ModuleType:
-    """A script of ``ci/`` or ``docker/`` as a module."""
+    """A script of ``ci/`` or ``docker/`` as a module; the folder does not stay on the path."""
     place = str(ROOT / folder)
-    if place not in sys.path:
-        sys.path.append(place)
-    return importlib.import_module(name)
+    sys.path.insert(0, place)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(place)
 
 
 def tool(name: str) -> str:

@@ -240,14 +240,14 @@ def test_an_image_installs_what_make_does(stack: str) -> None:
     ],
 )
 def test_libtpu_is_the_one_tpu_inference_pins(requirements: list[str], pinned: str) -> None:
-    assert script("libtpu", "docker").pin(requirements) == pinned
+    assert script("libtpu_pin", "docker").pin(requirements) == pinned
 
 
 def test_libtpu_of_the_installed_stack() -> None:
-    pinned = script("libtpu", "docker").pin(requires("tpu-inference") or [])
+    pinned = script("libtpu_pin", "docker").pin(requires("tpu-inference") or [])
     assert re.fullmatch(r"libtpu==\d+\.\d+\.\d+", pinned)
     with pytest.raises(SystemExit, match="pins no libtpu"):
-        script("libtpu", "docker").pin(["jax==0.11.2", "libtpu"])
+        script("libtpu_pin", "docker").pin(["jax==0.11.2", "libtpu"])
 
 
 def test_the_harness_beside_a_stack_changes_none_of_its_packages(tmp_path: Path) -> None:

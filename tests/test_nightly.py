@@ -25,7 +25,7 @@ def test_what_a_run_leaves(fake: FakeStack) -> None:
     ran = fake.run("--audit")
     assert ran.returncode == 0, ran.stderr
     left = {str(path.relative_to(fake.out)) for path in fake.out.rglob("*") if path.is_file()}
-    of_the_stack = ("audit.sarif", "audit.txt", "doctor.txt", "junit.xml", "log.txt")
+    of_the_stack = ("audit.sarif", "audit.txt", "doctor.txt", "log.txt")
     assert left == {"nightly.json", "summary.md"} | {
         f"{DEFAULT}/{name}" for name in (*of_the_stack, "session.json")
     }

@@ -165,6 +165,15 @@ def test_the_users_xla_flags_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert flags == ("--xla_a=1 --xla_cpu_max_isa=AVX512 --xla_force_host_platform_device_count=3")
 
 
+def test_what_was_compiled_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = "JAX_COMPILATION_CACHE_DIR"
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    monkeypatch.delenv(name, raising=False)
+    assert emulated_target().environment[name].startswith(f"{tmp_path}/jax/")
+    monkeypatch.setenv(name, "/elsewhere")
+    assert name not in emulated_target().environment
+
+
 def test_each_parallelism_has_its_packing() -> None:
     of = {p: emulated_target(4, p) for p in Parallelism}
     assert [t.backend for t in of.values()] == [
