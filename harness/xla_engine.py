@@ -175,6 +175,8 @@ def _spmd_placer(target: Target) -> Any:
 
     def place(name: str, parameter: Any) -> DeviceTensor:
         cut = _CUT[target.backend].get(name.rsplit(".", 1)[-1])
+        if cut is not None and parameter.shape[cut] % target.devices:
+            raise ValueError(f"{target.devices} devices do not divide axis {cut} of {name}")
         spec = tuple("experts" if axis == cut else None for axis in range(parameter.dim()))
         sharded = xs.mark_sharding(parameter.data.to("xla"), mesh, spec)
         torch_xla.sync()
