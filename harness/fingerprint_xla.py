@@ -1,0 +1,95 @@
+"""The digest of :mod:`harness.fingerprint` by XLA, on the device where a shard lies.
+
+Per shard one program: it reads the shard once in its own order and gives four words for each
+expert and rectangle. A shard's rectangle adds its features' share; shares are added on the host.
+JAX is imported when a program is first asked for, never by importing this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from harness.fingerprint import LANES, Words, keys, mixed, weights
+from harness.layout import Span
+
+_BITS = {1: "uint8", 2: "uint16", 4: "uint32"}
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """A part of a shard [E, rows, columns] that holds whole hidden axes of one projection.
+
+    Attributes:
+        rows: rows of the shard.
+        columns: columns of the shard.
+        hidden_axis: 0 where rows are hidden features, 1 where columns are.
+        first: the first intermediate feature it holds.
+        width: F, all intermediate features of the matrix.
+    """
+
+    rows: Span
+    columns: Span
+    hidden_axis: int
+    first: int
+    width: int
+
+
+def shares(array: Any, rectangles: tuple[Rectangle, ...]) -> Any:
+    """What each rectangle adds to the digest of each expert; started, not waited for.
+
+    Args:
+        array: a ``jax.Array`` on one device, [E, …, columns], of 1 to 4 bytes an element; axes
+            between the first and the last count as one, rows.
+        rectangles: what to sum up.
+
+    Returns:
+        a ``jax.Array``, uint32 [rectangles, E, 4], on the same device.
+    """
+    import jax
+
+    tables = [
+        tuple(jax.device_put(table, array.device) for table in _tables(rectangle))
+        for rectangle in rectangles
+    ]
+    return _program(rectangles)(array, tables)
+
+
+def _tables(rectangle: Rectangle) -> tuple[Words, Words]:
+    """The factors of the hidden features and the keys of the rectangle's intermediate ones."""
+    sizes = (len(rectangle.rows), len(rectangle.columns))
+    features = sizes[1 - rectangle.hidden_axis]
+    part = keys(rectangle.width)[:, rectangle.first : rectangle.first + features]
+    return weights(sizes[rectangle.hidden_axis]), part
+
+
+@cache
+def _program(rectangles: tuple[Rectangle, ...]) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    def program(array: Any, tables: Any) -> Any:
+        bits = jax.lax.bitcast_convert_type(array, _BITS[array.dtype.itemsize])
+        bits = bits.reshape(bits.shape[0], -1, bits.shape[-1])
+        return jnp.stack(
+            [_share(bits, r, *table) for r, table in zip(rectangles, tables, strict=True)]
+        )
+
+    return jax.jit(program)
+
+
+def _share(bits: Any, rectangle: Rectangle, factors: Any, part: Any) -> Any:
+    """Both levels over one rectangle of [E, rows, columns], uint32 [E, 4]."""
+    import jax.numpy as jnp
+
+    x = bits[:, rectangle.rows.as_slice(), rectangle.columns.as_slice()].astype(np.uint32)
+    axis = 1 + rectangle.hidden_axis
+    lanes = []
+    for lane in range(LANES):
+        w = factors[lane][None, :, None] if axis == 1 else factors[lane][None, None, :]
+        sums = jnp.sum(x * w, axis=axis, dtype=np.uint32)
+        lanes.append(jnp.sum(mixed(sums + part[lane][None]), axis=1, dtype=np.uint32))
+    return jnp.stack(lanes, axis=-1)
