@@ -16,7 +16,7 @@ FLOW = [
     "secrets", "runs", "errors", "dtypes", "places", "safetensors_file", "fp8", "family",
     "checkpoint",
     "experts", "selection", "synthetic",
-    "layout", "device", "arrays",
+    "fingerprint_numba", "fingerprint", "layout", "fingerprint_xla", "device", "arrays",
     "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement",
     "progress", "difference", "compare", "compare_fp8", "ledger", "causes",
     "findings", "maps", "deliveries",
@@ -33,6 +33,10 @@ FLOW = [
 
 UNDER_TEST = {
     "vllm", "tpu_inference", "torch", "torch_xla", "torchax", "jax", "runai_model_streamer",
+}  # fmt: skip
+
+MAY_IMPORT_IT = {
+    "tpu_engine", "xla_engine", "hook", "recording", "audit", "fingerprint_xla",
 }  # fmt: skip
 
 #: Imported by vLLM itself, as the class of a platform; by nothing of the harness.
@@ -79,5 +83,12 @@ def test_only_the_load_imports_the_stack_and_not_at_its_top(path: Path) -> None:
     for name, at_top in imports(path):
         assert name != f"harness.{IMPORTED_BY_VLLM}"
         if name.split(".")[0] in UNDER_TEST and noun(path) != IMPORTED_BY_VLLM:
-            assert noun(path) in ("tpu_engine", "xla_engine", "hook", "recording", "audit")
+            assert noun(path) in (
+                "tpu_engine",
+                "xla_engine",
+                "hook",
+                "recording",
+                "audit",
+                "fingerprint_xla",
+            )
             assert not at_top

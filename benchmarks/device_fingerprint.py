@@ -1,0 +1,78 @@
+"""The rate of the digest on a device, against a copy of the same array; any JAX backend.
+
+    python benchmarks/device_fingerprint.py --gib 8 --repeats 20
+
+An array of many experts [E, D, F] is digested as tpu-inference keeps w13 (hidden features are
+rows) and w2 (hidden features are columns). Rates are bytes read a second; of the copy, bytes read
+and written. Some experts' digests are compared with the host's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from harness.fingerprint import digest
+from harness.fingerprint_xla import Rectangle, shares
+from harness.layout import Span
+
+
+def filled(experts: int, rows: int, columns: int) -> Any:
+    """Random bits as bf16, made on the device."""
+    shape = (experts, rows, columns)
+    bits = jax.random.bits(jax.random.key(0), shape, dtype=jnp.uint16)
+    return jax.lax.bitcast_convert_type(bits, jnp.bfloat16)
+
+
+def seconds(step: Callable[[], Any], repeats: int) -> float:
+    """The median of single calls, each of ten runs in a row."""
+    jax.block_until_ready(step())
+    found = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = [step() for _ in range(10)][-1]
+        jax.block_until_ready(result)
+        found.append((time.perf_counter() - started) / 10)
+    return median(found)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gib", type=float, default=8)
+    parser.add_argument("--hidden", type=int, default=2048)
+    parser.add_argument("--intermediate", type=int, default=768)
+    parser.add_argument("--repeats", type=int, default=20)
+    options = parser.parse_args()
+    hidden, width = options.hidden, options.intermediate
+    experts = max(1, int(options.gib * 2**30 / (2 * hidden * width)))
+    device = jax.devices()[0]
+    print(f"{device.platform} {device.device_kind}, jax {jax.__version__}")
+    copy = jax.jit(lambda a: jax.lax.bitcast_convert_type(a, jnp.uint16) ^ jnp.uint16(1))
+    for name, axis in (("hidden in rows (w13)", 0), ("hidden in columns (w2)", 1)):
+        shape = (hidden, width) if axis == 0 else (width, hidden)
+        array = jax.jit(filled, static_argnums=(0, 1, 2))(experts, *shape)
+        whole = (Rectangle(Span(0, shape[0]), Span(0, shape[1]), axis, 0, width),)
+        found = np.asarray(shares(array, whole))[0]
+        for expert in (0, experts // 2, experts - 1):
+            matrix = np.asarray(array[expert]).view(np.uint16)
+            by_feature = matrix.T if axis == 0 else matrix
+            assert (digest(by_feature, 1) == found[expert]).all(), (name, expert)
+        copied = 2 * array.nbytes / seconds(lambda a=array: copy(a), options.repeats)
+        read = array.nbytes / seconds(lambda a=array, w=whole: shares(a, w), options.repeats)
+        print(
+            f"{name:<24} {array.nbytes / 2**30:5.1f} GiB  equal to the host's  "
+            f"digest {read / 1e9:7.1f} GB/s  copy {copied / 1e9:7.1f} GB/s  {read / copied:5.1%}"
+        )
+        del array
+
+
+if __name__ == "__main__":
+    main()
