@@ -22,7 +22,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.argument("file", metavar="JSON", type=_FILE)
 @click.option("--markdown", type=_FILE, help="For a step summary or an annotation.")
 @click.option("--junit", type=_FILE, help="One case per scenario.")
-def report_command(file: Path, markdown: Path | None, junit: Path | None) -> None:
+@click.option("--html", type=_FILE, help="A page to look at: every map of experts.")
+def report_command(
+    file: Path, markdown: Path | None, junit: Path | None, html: Path | None
+) -> None:
     """Render a report, or a session of them, that was written as JSON.
 
     Without an option the Markdown summary is printed.
@@ -31,7 +34,7 @@ def report_command(file: Path, markdown: Path | None, junit: Path | None) -> Non
         session = session_from(file)
     except HarnessError as error:
         _exit(error)
-    wanted = {"summary.md": markdown, "junit.xml": junit}
+    wanted = {"summary.md": markdown, "junit.xml": junit, "report.html": html}
     for name, path in wanted.items():
         if path:
             write(path, rendered(session, name))

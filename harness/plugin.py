@@ -62,7 +62,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--num-layers", type=int, help="load the first decoder layers only")
     group.addoption("--checksums", action="store_true", help="compare files with their store's")
     group.addoption(
-        "--reports", type=Path, metavar="DIR", help="write the reports here: JSON, JUnit, Markdown"
+        "--reports",
+        type=Path,
+        metavar="DIR",
+        help="write the reports here: JSON, JUnit, HTML …",
     )
     group.addoption(
         "--stack",

@@ -12,6 +12,7 @@ import msgspec
 from harness.errors import BadInput
 from harness.junit import junit_xml
 from harness.markdown import markdown
+from harness.page import page
 from harness.report import Broken, Report, Row, Session, Status, redacted_report
 from harness.secrets import redact
 
@@ -19,6 +20,7 @@ from harness.secrets import redact
 FILES: Mapping[str, Callable[[Session], bytes]] = {
     "junit.xml": junit_xml,
     "summary.md": lambda session: markdown(session).encode(),
+    "report.html": page,
 }
 
 

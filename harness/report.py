@@ -2,7 +2,7 @@
 
 Plain data that travels as JSON from the process that holds the tensors, and is written as JSON
 for other programs. ``schema`` is raised when a field is added or changes its meaning:
-2 added maps, calls, the members of a diagnosis and the time spent streaming.
+2 added maps, calls, the members of a diagnosis, the time spent streaming, and a row's failure.
 """
 
 from __future__ import annotations

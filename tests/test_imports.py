@@ -27,7 +27,7 @@ FLOW = [
     "overlay", "hook", "cut",
     "recording", "loaded",
     "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verify_parameters",
-    "verification", "junit", "markdown", "history", "renderings", "collector",
+    "verification", "junit", "markdown", "page", "history", "renderings", "collector",
     "audit", "cli_reports", "cli", "plugin",
 ]  # fmt: skip
 
