@@ -39,6 +39,15 @@ def first_line(text: str) -> str:
     return next(iter([*errors, *lines]), "no message")
 
 
+def verdict_line(session: Session) -> str:
+    """How a session ended, in a line."""
+    failed = sum(row.failed for row in session.rows)
+    verdicts = [f"{failed} of {len(session.rows)} scenarios failed"] if failed else []
+    verdicts += [f"{len(session.broken)} broke off"] if session.broken else []
+    verdicts += [f"{len(session.unfinished)} did not end"] if session.unfinished else []
+    return ", ".join(verdicts) or "every scenario as expected"
+
+
 def summary_line(row: Row) -> str:
     """Why a scenario failed, in a line: its first diagnosis, and how many more there are."""
     report = row.report

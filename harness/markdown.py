@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from rich.filesize import decimal
 
-from harness.junit import first_line, summary_line
+from harness.junit import first_line, summary_line, verdict_line
 from harness.message import failure_text
 from harness.report import Report, Row, Session, Status
 
@@ -31,11 +31,7 @@ def markdown(session: Session) -> str:
 
 
 def _head(session: Session) -> Iterator[str]:
-    failed = sum(row.failed for row in session.rows)
-    verdicts = [f"{failed} of {len(session.rows)} scenarios failed"] if failed else []
-    verdicts += [f"{len(session.broken)} broke off"] if session.broken else []
-    verdicts += [f"{len(session.unfinished)} did not end"] if session.unfinished else []
-    yield f"### MoE load verification: {', '.join(verdicts) or 'every scenario as expected'}"
+    yield f"### MoE load verification: {verdict_line(session)}"
     yield ""
     for broken in session.broken:
         yield f"- ❌ {cell(broken.test)}, {broken.phase}: {cell(first_line(broken.error))}"

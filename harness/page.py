@@ -17,7 +17,7 @@ import jinja2
 import msgspec
 from rich.filesize import decimal
 
-from harness.junit import first_line, summary_line
+from harness.junit import first_line, summary_line, verdict_line
 from harness.maps import PartMap, State, places
 from harness.message import failure_text
 from harness.report import Report, Row, Session, Status
@@ -35,7 +35,7 @@ def page(session: Session) -> bytes:
         title="MoE load verification",
         session=session,
         rows=rows,
-        verdict=_verdict(session),
+        verdict=verdict_line(session),
         environments=_environments(session),
         broken=[(b.test, b.phase, first_line(b.error)) for b in session.broken],
         data=_script_json([row["data"] for row in rows]),
@@ -59,14 +59,6 @@ def _script_json(data: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _verdict(session: Session) -> str:
-    failed = sum(row.failed for row in session.rows)
-    verdicts = [f"{failed} of {len(session.rows)} scenarios failed"] if failed else []
-    verdicts += [f"{len(session.broken)} broke off"] if session.broken else []
-    verdicts += [f"{len(session.unfinished)} did not end"] if session.unfinished else []
-    return ", ".join(verdicts) or f"all {len(session.rows)} scenarios as expected"
 
 
 def _environments(session: Session) -> list[dict[str, str]]:
