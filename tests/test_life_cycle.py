@@ -19,6 +19,12 @@ from harness.target import Target, emulated_target
 
 ROOT = Path(__file__).parent.parent
 
+#: Starts a Python that Ctrl-C ends: what a shell puts into the background is born deaf to it.
+PYTHON = [
+    sys.executable, "-c", "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])",
+]  # fmt: skip
+
 #: A parent that starts a load which never ends, and says where its files are.
 PARENT = """
 import sys
@@ -81,7 +87,7 @@ def gone(processes: list[psutil.Process]) -> bool:
 def test_a_parent_that_dies_takes_its_load_and_its_files_along(number: signal.Signals) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT],
+        [*PYTHON, "-c", PARENT],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
@@ -103,7 +109,7 @@ def test_an_interrupted_session_writes_what_is_known(
     started = pytester.path / "started"
     pytester.makepyfile(SESSION.format(report=str(tiny_report), started=str(started)))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "-p", "no:randomly", "--reports", "out", *workers]
+    command = [*PYTHON, "-m", "pytest", "-p", "no:randomly", "--reports", "out", *workers]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as session:
         wait_for(lambda: started.exists() and started.read_text())
         scratch = Path(started.read_text())
@@ -125,7 +131,7 @@ def test_a_killed_worker_leaves_nothing_and_is_named(
     started = pytester.path / "started"
     pytester.makepyfile(SESSION.format(report=str(tiny_report), started=str(started)))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "pytest", "--reports", "out", "-n", "1", "--maxfail", "1"]
+    command = [*PYTHON, "-m", "pytest", "--reports", "out", "-n", "1", "--maxfail", "1"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as session:
         wait_for(lambda: started.exists() and started.read_text())
         scratch = Path(started.read_text())
