@@ -16,6 +16,7 @@ from typing import Any
 SCHEMA = 1
 SHOWN_FAILURES = 20
 NO_REPORT = "error"
+EMPTY: dict[str, Any] = {"rows": [], "broken": []}
 
 
 class Outcome(IntEnum):
@@ -77,7 +78,7 @@ def verdict(ended: int, folder: Path) -> tuple[Outcome, str]:
 def session_in(folder: Path) -> dict[str, Any]:
     """What a session left; one without rows where it left no file."""
     path = folder / "session.json"
-    session: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    session: dict[str, Any] = json.loads(path.read_text()) if path.exists() else EMPTY
     return session
 
 
@@ -140,7 +141,7 @@ def failures(session: dict[str, Any]) -> list[dict[str, str]]:
     """
     rows = [row for row in session["rows"] if row["failed"]]
     failed = [failure(row["scenario"], row["why"], row["report"]) for row in rows]
-    return failed + [failure(one["test"], one["error"], {}) for one in session.get("broken", [])]
+    return failed + [failure(one["test"], one["message"], {}) for one in session["broken"]]
 
 
 def failure(scenario: str, message: str, report: dict[str, Any]) -> dict[str, str]:

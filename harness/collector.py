@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from harness.junit import first_line
 from harness.renderings import write_renderings
 from harness.report import Broken, Report, Row, Session, Status, report_from_json
 
@@ -59,9 +60,7 @@ class Collector:
         rows = list(_rows(report))
         self._rows += rows
         if report.failed and not any(row.failed for _, row in rows):
-            self._broken.append(
-                Broken(test=report.nodeid, phase=report.when or "", error=str(report.longrepr))
-            )
+            self._broken.append(_broken(report))
 
     def session(self) -> Session:
         """What is known so far."""
@@ -81,6 +80,13 @@ class Collector:
             row.report.write(directory / f"{row.scenario}.json")
         session.write(directory / SESSION_FILE)
         write_renderings(session, directory)
+
+
+def _broken(outcome: pytest.TestReport) -> Broken:
+    error = str(outcome.longrepr)
+    return Broken(
+        test=outcome.nodeid, phase=outcome.when or "", message=first_line(error), error=error
+    )
 
 
 def _rows(outcome: pytest.TestReport) -> Iterator[tuple[_Order, Row]]:

@@ -24,7 +24,7 @@ def junit_xml(session: Session) -> bytes:
     for row in session.rows:
         _case(suite, row)
     for broken in session.broken:
-        _error(suite, broken.test, f"{broken.phase}: {first_line(broken.error)}", broken.error)
+        _error(suite, broken.test, f"{broken.phase}: {broken.message}", broken.error)
     for name in session.unfinished:
         _error(suite, name, "begun and not ended", "")
     ET.indent(root)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from rich.filesize import decimal
 
-from harness.junit import first_line, summary_line, verdict_line
+from harness.junit import summary_line, verdict_line
 from harness.message import failure_text
 from harness.report import Report, Row, Session, Status
 
@@ -34,7 +34,7 @@ def _head(session: Session) -> Iterator[str]:
     yield f"### MoE load verification: {verdict_line(session)}"
     yield ""
     for broken in session.broken:
-        yield f"- ❌ {cell(broken.test)}, {broken.phase}: {cell(first_line(broken.error))}"
+        yield f"- ❌ {cell(broken.test)}, {broken.phase}: {cell(broken.message)}"
     for name in session.unfinished:
         yield f"- ⚠️ begun and not ended: {cell(name)}"
     reports = [row.report for row in session.rows]

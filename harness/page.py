@@ -17,7 +17,7 @@ import jinja2
 import msgspec
 from rich.filesize import decimal
 
-from harness.junit import first_line, summary_line, verdict_line
+from harness.junit import summary_line, verdict_line
 from harness.maps import PartMap, State, places
 from harness.message import failure_text
 from harness.report import Report, Row, Session, Status
@@ -37,7 +37,6 @@ def page(session: Session) -> bytes:
         rows=rows,
         verdict=verdict_line(session),
         environments=_environments(session),
-        broken=[(b.test, b.phase, first_line(b.error)) for b in session.broken],
         data=_script_json([row["data"] for row in rows]),
     )
     return text.encode()

@@ -30,8 +30,8 @@ def redacted_session(session: Session) -> Session:
         session,
         rows=[Row(scenario=redact(r.scenario), report=redacted_report(r.report), failed=r.failed,
                   why=redact(r.why)) for r in session.rows],
-        broken=[Broken(test=redact(b.test), phase=b.phase, error=redact(b.error))
-                for b in session.broken],
+        broken=[Broken(test=redact(b.test), phase=b.phase, message=redact(b.message),
+                       error=redact(b.error)) for b in session.broken],
         unfinished=[redact(name) for name in session.unfinished],
     )  # fmt: skip
 
@@ -43,8 +43,9 @@ def rendered(session: Session, name: str) -> bytes:
 
 def write_renderings(session: Session, directory: Path) -> None:
     """Write all of :data:`FILES`; each appears when it is complete."""
-    for name in FILES:
-        write(directory / name, rendered(session, name))
+    redacted = redacted_session(session)
+    for name, rendering in FILES.items():
+        write(directory / name, rendering(redacted))
 
 
 def write(path: Path, content: bytes) -> None:

@@ -174,10 +174,14 @@ class Row(msgspec.Struct, kw_only=True):
 
 
 class Broken(msgspec.Struct, kw_only=True, frozen=True):
-    """A test that failed for another reason than a report: its id, the phase, and the error."""
+    """A test that failed for another reason than a report: its id, the phase, and the error.
+
+    ``message`` is the error's own line, ``error`` all that pytest tells.
+    """
 
     test: str
     phase: str
+    message: str
     error: str
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,21 +16,6 @@ from harness.synthetic.writer import write_checkpoint
 pytest_plugins = ["pytester", "tests.s3"]
 
 WriteTiny = Callable[..., Path]
-
-
-_COMPILATION_CACHE = {
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Have JAX compile a program once a session: hundreds of loads here differ in data alone."""
-    name = "JAX_COMPILATION_CACHE_DIR"
-    if name not in os.environ:
-        directory = tempfile.mkdtemp(prefix="harness-compiled-")
-        os.environ.update(_COMPILATION_CACHE | {name: directory})
-        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

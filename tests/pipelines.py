@@ -108,7 +108,7 @@ def plan_session(plan: Path, rows: list[dict[str, Any]], failed: list[str]) -> N
     why = "first\nsecond"
     rows = [one | {"failed": one["scenario"] in failed, "why": why} for one in rows]
     names = {one["scenario"] for one in rows}
-    broken = [{"test": name, "error": why} for name in failed if name not in names]
+    broken = [{"test": name, "message": why} for name in failed if name not in names]
     (plan / "session.json").write_text(json.dumps({"rows": rows, "broken": broken}))
 
 

@@ -7,12 +7,10 @@ from xml.etree import ElementTree as ET
 import msgspec
 import pytest
 
-from harness.difference import Tally
-from harness.family import Part
 from harness.junit import junit_xml
 from harness.markdown import markdown
-from harness.report import Environment, Report, Session, Status
-from tests.test_plugin import CONFTEST
+from harness.report import Session, Status
+from tests.test_plugin import CONFTEST, report
 
 TEST = """
 import pytest
@@ -41,20 +39,9 @@ def test_its_own(verified):
 """
 
 
-def given(status: Status) -> Report:
-    environment = Environment(
-        stack="0.26", python="3.11", versions={"vllm": "0.26.0"}, target="emulated, 4 devices"
-    )
-    tally = Tally(part=Part.DECODER, layers=1, experts=8, experts_compared=8)
-    return Report(
-        checkpoint="/c", reference="/c", family="qwen3-vl-moe", status=status,
-        environment=environment, tallies=[tally],
-    )  # fmt: skip
-
-
 def ran(pytester: pytest.Pytester, status: Status, *options: str) -> Session:
     """The session file of four tests over a report with this status."""
-    given(status).write(pytester.path / "given.json")
+    report(status).write(pytester.path / "given.json")
     pytester.makeconftest(CONFTEST.format(report=str(pytester.path / "given.json")))
     pytester.makepyfile(TEST)
     pytester.runpytest_subprocess("--reports", "out", *options)
@@ -87,7 +74,7 @@ def test_a_known_issue_that_did_not_happen_fails(
 def test_what_broke_off_is_an_error(pytester: pytest.Pytester) -> None:
     session = ran(pytester, Status.EQUAL)
     (broken,) = session.broken
-    assert broken.phase == "setup"
+    assert (broken.phase, broken.message) == ("setup", "OSError: no such store")
     assert broken.test.endswith("test_without")
     assert "no such store" in broken.error
     assert any(name.endswith("test_without") for name in failures(session))

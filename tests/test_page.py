@@ -54,7 +54,7 @@ def test_a_failed_load_is_told() -> None:
 
 
 def test_what_broke_off_is_told() -> None:
-    broken = Broken(test="test_x", phase="setup", error="E   OSError: no such store")
+    broken = Broken(test="test_x", phase="setup", message="OSError: no such store", error="")
     html = page(Session(complete=False, broken=[broken], unfinished=["test_y"])).decode()
     assert "1 broke off, 1 did not end" in html
     assert "OSError: no such store" in html

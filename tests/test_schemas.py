@@ -22,7 +22,8 @@ JUNIT = xmlschema.XMLSchema(ROOT / "tests" / "data" / "junit.xsd")
 
 
 def broken_off() -> Session:
-    broken = Broken(test="a\x00test", phase="setup", error="E   OSError: \x1b[31mno store")
+    text = "OSError: \x1b[31mno store"
+    broken = Broken(test="a\x00test", phase="setup", message=text, error=text)
     return Session(complete=False, broken=[broken], unfinished=["b"])
 
 
