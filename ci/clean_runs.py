@@ -17,12 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.load import LoadProcess
+from harness.load import LoadProcesses
 from harness.message import failure_text
 from harness.report import Status
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.writer import write_checkpoint
-from harness.target import emulated_target
 from harness.verification import verify
 
 FILES = (1, 2, 4, 7)
@@ -71,12 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     base = Path(tempfile.mkdtemp(prefix="clean-runs-"))
     try:
-        with LoadProcess(emulated_target()) as process:
+        with LoadProcesses() as processes:
             for number, run in enumerate(runs(options.runs), start=1):
                 path = write_checkpoint(
                     run.recipe, base / str(number), seed=run.seed, files=run.files
                 ).path
-                report = verify(path, stream_options=run.stream_options, process=process)
+                report = verify(path, stream_options=run.stream_options, processes=processes)
                 shutil.rmtree(path)
                 print(f"{number:>3}/{options.runs} {run}: {report.status}", flush=True)
                 if report.status is not Status.EQUAL:

@@ -51,6 +51,7 @@ class Cause(StrEnum):
     TENSOR_UNREAD = "tensor-unread"
     PARAMETER_UNWRITTEN = "parameter-unwritten"
     UNACCOUNTED = "unaccounted"
+    UNCHECKED = "unchecked"
     UNEXPLAINED = "unexplained"
 
 
@@ -117,6 +118,7 @@ NEXT_STEP: dict[Cause, str] = {
     "name mapping it went through",
     Cause.UNACCOUNTED: "look at what the release renamed or added, and give it a rule, a "
     "derivation or a reason in harness/parameters.py or harness/coverage.py",
+    Cause.UNCHECKED: "every host of the mesh has to run the harness; see that each left a report",
     Cause.UNEXPLAINED: "the differences are listed raw; rerun to see whether they are stable",
 }
 

@@ -24,6 +24,7 @@ from harness.environment import cache_directory
 from harness.errors import BadInput, HarnessError
 from harness.family import Part
 from harness.hook import Hook
+from harness.hosts import target_on
 from harness.meshes import meshed
 from harness.message import failure_text
 from harness.report import Report
@@ -81,6 +82,7 @@ for _command in COMMANDS:
     show_default=True,
     help="How experts are spread over the mesh.",
 )
+@click.option("--hosts", default=1, show_default=True, help="Hosts the mesh is over.")
 @click.option("--mesh", help="Axes of the mesh, instead of --devices: data=2,model=2.")
 @click.option("--reference", help="Compare with this checkpoint instead of CHECKPOINT itself.")
 @click.option(
@@ -118,6 +120,7 @@ def verify_command(
     target: str,
     devices: int | None,
     parallelism: str,
+    hosts: int,
     mesh: str | None,
     reference: str | None,
     nan: str,
@@ -137,9 +140,9 @@ def verify_command(
     _require_parent(json_path)
     report = verify(
         checkpoint,
-        meshed(target, mesh, Parallelism(parallelism))
+        meshed(target, mesh, Parallelism(parallelism), hosts)
         if mesh
-        else target_named(target, devices, Parallelism(parallelism)),
+        else target_on(target, devices, Parallelism(parallelism), hosts),
         reference=reference,
         nan=Nan(nan),
         hook=Hook(hook),

@@ -1,9 +1,11 @@
-"""The commands that read reports: ``report``, ``history`` and ``schema``."""
+"""The commands that read reports: ``report``, ``merge``, ``history`` and ``schema``."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,9 +13,12 @@ import click
 import msgspec
 from rich.console import Console
 
-from harness.errors import HarnessError
+from harness.errors import BadInput, HarnessError
 from harness.history import courses, print_courses
+from harness.merge import merged_session
+from harness.message import failure_text
 from harness.renderings import json_schema, rendered, session_from, write
+from harness.terminal import closing_table
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -40,6 +45,43 @@ def report_command(
             write(path, rendered(session, name))
     if not any(wanted.values()):
         click.echo(rendered(session, "summary.md"), nl=False)
+
+
+@click.command("merge")
+@click.argument("files", metavar="JSON...", nargs=-1, required=True, type=_FILE)
+@click.option("--wait", default=0.0, help="Seconds to wait for files that are not there yet.")
+@click.option("--output", type=_FILE, required=True, help="Write the merged session here.")
+def merge_command(files: tuple[Path, ...], wait: float, output: Path) -> None:
+    """Make one session of those that the hosts of a slice wrote, one file a host.
+
+    A host whose file is not there has failed. 0 all as expected, 1 differences, 3 a host failed.
+    """
+    try:
+        session = merged_session([session_from(file) for file in _there(files, wait)])
+    except HarnessError as error:
+        _exit(error)
+    session.write(output)
+    if session.rows:
+        closing_table([(row.scenario, row.report) for row in session.rows])
+    for row in session.rows:
+        if row.failed:
+            click.echo(failure_text(row.report))
+    sys.exit(max((row.report.exit_code for row in session.rows if row.failed), default=0))
+
+
+def _there(files: Sequence[Path], seconds: float) -> list[Path]:
+    """The files that are there, at once or after a wait."""
+    deadline = time.monotonic() + seconds
+    while not all(file.exists() for file in files) and time.monotonic() < deadline:
+        time.sleep(min(1.0, seconds))
+    if found := [file for file in files if file.exists()]:
+        return found
+    raise BadInput(
+        "no host has written a report",
+        where=", ".join(map(str, files)),
+        expected="the sessions pytest --reports writes on each host",
+        hint="pytest scenarios --target=tpu --hosts=N --reports DIR on every host",
+    )
 
 
 @click.command("history")
@@ -80,4 +122,4 @@ def _exit(error: HarnessError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-COMMANDS = (report_command, history_command, schema_command)
+COMMANDS = (report_command, merge_command, history_command, schema_command)

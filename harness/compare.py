@@ -18,6 +18,7 @@ from harness.difference import Difference, Kind, Tally
 from harness.dtypes import Bits, as_hex, bits_dtype
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Projection
+from harness.held import Held
 from harness.layout import Backend, Layout, Parameter, Span, expert_layout
 from harness.selection import Chosen, keys_of
 
@@ -80,9 +81,11 @@ class PartComparison:
         self.reference = reference
         self.device = device
         self.layout: Layout = expert_layout(backend, reference.shape, len(device.mesh))
+        self.held = Held(self.layout, device.mesh, device.local)
         self._nan = nan
         self.chosen = chosen or Chosen(reference)
         self.tally = tally_of(reference, self.chosen)
+        self.tally.divided = self.held.divides_experts
 
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: what is extra, then layer by layer."""
@@ -102,20 +105,20 @@ class PartComparison:
             yield from self._layer(layer)
 
     def reference_bits(self, key: ExpertKey) -> Bits:
-        """What the device is to hold for ``key``, [output, input]."""
-        return self.expected(self.reference[key])
+        """What the devices of this process are to hold for ``key``, [output, input]."""
+        return self.expected(self.held.of(key.projection, self.reference[key]))
 
     def expected(self, bits: Bits) -> Bits:
         """What becomes of reference bits on the way to the device."""
         return canonical_nans(bits) if self._nan is Nan.CANONICAL else bits
 
     def device_bits(self, key: ExpertKey) -> Bits:
-        """What the device holds for ``key``, [output, input], through the layout; a copy."""
+        """What those devices hold for ``key``, [output, input], through the layout; a copy."""
         tensor = self.device.layers[key.layer][PARAMETER_OF[key.projection]]
         out = np.empty(self.reference[key].shape, dtype=bits_dtype(tensor.dtype))
-        for block in self.layout.blocks_of(key.projection):
+        for block in self.held.blocks(key.projection):
             block.of(out)[:] = tensor.rectangle(key.expert, block.rows, block.columns)
-        return out
+        return self.held.of(key.projection, out)
 
     def _layer(self, layer: int) -> Iterator[Difference]:
         tensors = self.device.layers.get(layer, {})
@@ -126,7 +129,7 @@ class PartComparison:
             if not any(d.kind in (Kind.MISSING, Kind.SHAPE, Kind.DTYPE) for d in found):
                 readable.add(parameter)
                 yield from self._padding(layer, parameter, tensors[parameter])
-        experts = self.chosen.of(layer)
+        experts = self.held.experts(self.chosen.of(layer))
         for key in keys_of(self.reference.part, layer, experts):
             parameter = PARAMETER_OF[key.projection]
             if parameter in readable:
@@ -162,7 +165,8 @@ class PartComparison:
     ) -> Iterator[Difference]:
         axis = self.layout.sharded_axis[parameter]
         held = {shard.device: shard.index for shard in tensor.shards}
-        for number, device in enumerate(self.device.mesh):
+        for number in self.held.shards:
+            device = self.device.mesh[number]
             wanted = [Span(0, size) for size in tensor.shape]
             wanted[axis] = self.layout.shard_span(parameter, number)
             index = held.pop(device, ())
@@ -185,9 +189,9 @@ class PartComparison:
         self, layer: int, parameter: Parameter, tensor: DeviceTensor
     ) -> Iterator[Difference]:
         for gap in self.layout.padding:
-            if gap.parameter is not parameter:
+            if gap.parameter is not parameter or not self.held.holds(gap):
                 continue
-            for expert in self.chosen.of(layer):
+            for expert in self.held.experts(self.chosen.of(layer)):
                 bits = tensor.rectangle(expert, gap.rows, gap.columns)
                 self.tally.padding_bytes += bits.nbytes
                 if not bits.any():
@@ -204,29 +208,35 @@ class PartComparison:
                 )  # fmt: skip
 
     def _expert(self, key: ExpertKey, tensor: DeviceTensor) -> Iterator[Difference]:
-        reference = self.reference_bits(key)
-        self.tally.bytes_compared += reference.nbytes
-        progress.advance(reference.nbytes)
-        if all(
-            np.array_equal(
-                tensor.rectangle(key.expert, block.rows, block.columns), block.of(reference)
-            )
-            for block in self.layout.blocks_of(key.projection)
-        ):
+        if self._equal(key, tensor):
             return
-        device = self.device_bits(key)
+        reference, device = self.reference_bits(key), self.device_bits(key)
         unequal = device != reference
-        output, input_ = map(int, np.argwhere(unequal)[0])
+        first = tuple(map(int, np.argwhere(unequal)[0]))
+        width = self.reference.shape.intermediate
+        output, input_ = self.held.index(key.projection, (first[0], first[1]), width)
         shard, device_name = self._holder(tensor, self._device_index(key, output, input_))
         yield Difference(
             kind=Kind.BITS, part=key.part, layer=key.layer, expert=key.expert,
             projection=key.projection, parameter=tensor.name,
             source=str(self.reference.source(key)), index=(output, input_),
-            reference=as_hex(int(reference[output, input_]), tensor.dtype),
-            device=as_hex(int(device[output, input_]), tensor.dtype),
+            reference=as_hex(int(reference[first]), tensor.dtype),
+            device=as_hex(int(device[first]), tensor.dtype),
             count=int(np.count_nonzero(unequal)), total=unequal.size,
             shard=shard, device_name=device_name,
         )  # fmt: skip
+
+    def _equal(self, key: ExpertKey, tensor: DeviceTensor) -> bool:
+        """Whether all that is held of ``key`` is equal; counts its bytes."""
+        reference = self.expected(self.reference[key])
+        equal = True
+        for block in self.held.blocks(key.projection):
+            wanted = block.of(reference)
+            found = tensor.rectangle(key.expert, block.rows, block.columns)
+            equal = equal and np.array_equal(found, wanted)
+            self.tally.bytes_compared += wanted.nbytes
+            progress.advance(wanted.nbytes)
+        return equal
 
     def _device_index(self, key: ExpertKey, output: int, input_: int) -> tuple[int, int, int]:
         """Where element [output, input] of ``key`` lies in its device array."""

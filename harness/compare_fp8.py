@@ -126,7 +126,8 @@ class Fp8PartComparison(PartComparison):
         axis = len(whole) - 1 if self.layout.backend is Backend.GMM_TP else 0
         part = tensor.shape[axis] // self.layout.shards
         shares = {}
-        for number, device in enumerate(self.device.mesh):
+        for number in self.held.shards:
+            device = self.device.mesh[number]
             own = Span(number * part, (number + 1) * part)
             cut = (*whole[:axis], own, *whole[axis + 1 :])
             shares[device] = (number, whole if by_output else cut)

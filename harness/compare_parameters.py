@@ -50,6 +50,7 @@ class ParameterComparison:
         packing: what the release under test does to parameters.
         nan: how NaNs count, see :class:`harness.compare.Nan`.
         chosen: whether a tensor or parameter of this layer (None: of no layer) is compared.
+        local: of the devices, those this process addresses; None for all.
     """
 
     def __init__(
@@ -61,11 +62,13 @@ class ParameterComparison:
         packing: Packing,
         nan: Nan = Nan.PAYLOAD,
         chosen: Callable[[int | None], bool] = lambda _: True,
+        local: frozenset[str] | None = None,
     ) -> None:
         self.reference = reference
         self.checkpoint = reference.checkpoint
         self.mesh = mesh
         self.packing = packing
+        self.local = frozenset(mesh.devices) if local is None else local
         self.tally = ParameterTally(part=reference.part)
         self.faults: dict[Difference, Fault] = {}
         self._tensors = [t for t in tensors if _EXPERTS not in t.name]
@@ -210,6 +213,7 @@ class ParameterComparison:
         shares = {
             device: (number, layout.share(number))
             for device, number in self.mesh.shards(layout.axes).items()
+            if device in self.local
         }
         for fact in misplaced(tensor, shares):
             yield self._difference(Kind.SHARDING, tensor, **fact)

@@ -131,15 +131,19 @@ class DevicePart:
         mesh: device names in the order of the mesh axis that experts are sharded over.
         scales: layer number to the scales of its arrays; those count as unknown, too, where
             nothing is quantised.
+        local: of ``mesh``, the devices this process addresses; None for all.
     """
 
     layers: Mapping[int, Mapping[Parameter, DeviceTensor]]
     unknown: tuple[str, ...]
     mesh: tuple[str, ...]
     scales: Mapping[int, Mapping[Parameter, DeviceTensor]] = field(default_factory=dict)
+    local: frozenset[str] | None = None
 
 
-def device_part(tensors: Iterable[DeviceTensor], mesh: tuple[str, ...]) -> DevicePart:
+def device_part(
+    tensors: Iterable[DeviceTensor], mesh: tuple[str, ...], local: frozenset[str] | None = None
+) -> DevicePart:
     """Pick the expert arrays out of a model's parameters, by upstream's names.
 
     Up to 0.25 they are called ``…mlp.experts.w13_weight``, from 0.26 on
@@ -148,6 +152,7 @@ def device_part(tensors: Iterable[DeviceTensor], mesh: tuple[str, ...]) -> Devic
     Args:
         tensors: the model's parameters.
         mesh: device names in mesh order.
+        local: of those, the ones this process addresses; None for all.
     """
     layers: dict[int, dict[Parameter, DeviceTensor]] = {}
     scales: dict[int, dict[Parameter, DeviceTensor]] = {}
@@ -163,4 +168,4 @@ def device_part(tensors: Iterable[DeviceTensor], mesh: tuple[str, ...]) -> Devic
         weight = match["parameter"].removesuffix("_inv").removesuffix("_scale")
         if weight in set(Parameter):
             scales.setdefault(int(match["layer"]), {})[Parameter(weight)] = tensor
-    return DevicePart(layers, tuple(unknown), mesh, scales)
+    return DevicePart(layers, tuple(unknown), mesh, scales, local)

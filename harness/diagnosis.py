@@ -45,7 +45,9 @@ class Explainer:
         }
         self._index = ReferenceIndex(
             list(others.values()),
-            lambda key: comparison.expected(others[key.part][key]),
+            lambda key: comparison.expected(
+                comparison.held.of(key.projection, others[key.part][key])
+            ),
         )
 
     def diagnose(self, differences: list[Difference], offset: int = 0) -> list[Diagnosis]:

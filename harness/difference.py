@@ -17,6 +17,7 @@ from harness.family import Part, Projection
 class Kind(StrEnum):
     """What departs: presence, shape, dtype, placement, padding, bits, or the way to the device.
 
+    ``unchecked`` is a device whose shards no host compared.
     ``unaccounted`` is a parameter on the device that no rule explains, or a tensor of the
     checkpoint that no parameter holds; ``values`` are quantised ones off by more than a second
     quantisation explains.
@@ -34,6 +35,7 @@ class Kind(StrEnum):
     UNWRITTEN = "unwritten"
     UNACCOUNTED = "unaccounted"
     VALUES = "values"
+    UNCHECKED = "unchecked"
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -85,7 +87,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Tally(msgspec.Struct, kw_only=True):
     """How much of one part was compared. ``experts`` counts experts of all layers.
 
-    ``left_out`` of them were not selected; the load brought them along all the same.
+    ``left_out`` of them were not selected; the load brought them along all the same. ``divided``:
+    every device holds a part of every expert, so that of several hosts each compares its part.
     """
 
     part: Part
@@ -95,6 +98,7 @@ class Tally(msgspec.Struct, kw_only=True):
     bytes_compared: int = 0
     padding_bytes: int = 0
     left_out: int = 0
+    divided: bool = False
 
 
 class ParameterTally(msgspec.Struct, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection
 
-from harness import tpu_engine, xla_engine
+from harness import emulated_slice, tpu_engine, xla_engine
 from harness.family import Part
 from harness.hook import Hook
 from harness.loaded import Adapt, Ledgers, Loaded
@@ -23,6 +23,12 @@ def preload(target: str) -> None:
     modules = xla_engine.MODULES if target == "torch-xla" else tpu_engine.MODULES
     for module in (*modules, *_MODELS):
         importlib.import_module(module)
+
+
+def leave(target: Target) -> None:
+    """End this process's part in a slice, when all hosts have come so far."""
+    if target.hosts > 1 and target.platform == "cpu":
+        emulated_slice.leave()
 
 
 def load(

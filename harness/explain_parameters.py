@@ -19,7 +19,7 @@ from harness.dtypes import Bits
 from harness.findings import diagnoses_of
 from harness.ledger import POISON
 from harness.parameters import Pieces
-from harness.placed import Fault, Placed, recovered
+from harness.placed import Fault, Placed, held, recovered
 
 _SHOWN = 3
 
@@ -85,6 +85,11 @@ class ParameterEvidence:
             self.placed, self.fault.source, self.fault.copy, self.fault.device_name, self.reference
         )
 
+    @cached_property
+    def held(self) -> Bits:
+        """Which elements the devices of this process hold; the others are the reference's."""
+        return held(self.placed, self.fault.source, self.fault.copy, self.reference)
+
     @property
     def repeated(self) -> bool:
         """Whether this tensor's heads are held several times."""
@@ -110,14 +115,14 @@ _Found = tuple[Cause, str, str] | None
 
 def _never_written(e: ParameterEvidence) -> _Found:
     poison = POISON.get(e.device.itemsize)
-    if not (e.device == poison).all():
+    if not (e.device[e.held] == poison).all():
         return None
     detail = f"{e.name} still holds the poison 0x{poison:x}"
     return Cause.PARAMETER_UNWRITTEN, f"{e.name} was never written", detail
 
 
 def _zeros(e: ParameterEvidence) -> _Found:
-    if e.device.any():
+    if e.device[e.held].any():
         return None
     return Cause.ZEROS, f"{e.name} holds only zeros", f"{e.placed.tensor.name} is all zeros"
 
@@ -125,7 +130,8 @@ def _zeros(e: ParameterEvidence) -> _Found:
 def _replicas_differ(e: ParameterEvidence) -> _Found:
     """Some of the devices that hold the same part hold it right."""
     odd = e.fault.devices
-    for holders in zip(*e.comparison.mesh.groups(e.placed.layout.axes), strict=True):
+    for replicas in zip(*e.comparison.mesh.groups(e.placed.layout.axes), strict=True):
+        holders = [device for device in replicas if device in e.comparison.local]
         wrong = sorted(set(holders) & odd)
         if wrong and len(wrong) < len(holders):
             summary = f"{', '.join(wrong)} holds another {e.name} than the other replicas"
@@ -140,10 +146,10 @@ def _another_tensor(e: ParameterEvidence) -> _Found:
     for name, entry in entries.items():
         if name == e.fault.source or (entry.shape, entry.dtype) != (own.shape, own.dtype):
             continue
-        if np.array_equal(e.expected(name), e.device):
+        if np.array_equal(e.expected(name)[e.held], e.device[e.held]):
             same = name in e.placed.sources
             cause = Cause.PROJECTIONS_EXCHANGED if same else Cause.OTHER_BYTES
-            return cause, f"{e.name} holds {name}", f"all {e.device.size} elements are equal"
+            return cause, f"{e.name} holds {name}", f"all {int(e.held.sum())} elements are equal"
     return None
 
 

@@ -13,7 +13,8 @@ over the mesh along one axis.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from harness.dtypes import Bits
@@ -85,6 +86,15 @@ class Block:
         """The block's share of an expert's matrix, [rows, columns]; a view."""
         share = matrix[self.outputs.as_slice(), self.inputs.as_slice()]
         return share.T if self.transposed else share
+
+    def part(self, by_row: bool, span: Span) -> Block:
+        """The rows, or the columns, of ``span`` alone."""
+        offset = span.start - (self.rows if by_row else self.columns).start
+        along_inputs = by_row == self.transposed
+        first = (self.inputs if along_inputs else self.outputs).start + offset
+        there = Span(first, first + len(span))
+        cut = replace(self, rows=span) if by_row else replace(self, columns=span)
+        return replace(cut, inputs=there) if along_inputs else replace(cut, outputs=there)
 
     def holds(self, output: int, input_: int) -> bool:
         """Whether element [output, input] of the matrix lies in this block."""
@@ -160,15 +170,31 @@ def expert_layout(backend: Backend, shape: ExpertShape, shards: int) -> Layout:
         raise UnknownLayout(f"{axis} {size} is no multiple of {shards} devices")
     match backend:
         case Backend.GMM_TP:
-            return _gmm(backend, shape, shards, pieces=shards, axes=(2, 1))
+            return _cut(_gmm(backend, shape, shards, pieces=shards, axes=(2, 1)))
         case Backend.GMM_EP:
             return _gmm(backend, shape, shards, pieces=1, axes=(0, 0))
         case Backend.FUSED_MOE:
             return _fused(shape, shards)
         case Backend.XLA_TP:
-            return _host(backend, shape, shards, axes=(1, 2))
+            return _cut(_host(backend, shape, shards, axes=(1, 2)))
         case Backend.XLA_EP:
             return _host(backend, shape, shards, axes=(0, 0))
+
+
+def _cut(layout: Layout) -> Layout:
+    """The layout with blocks that lie in one shard each."""
+    blocks = (part for block in layout.blocks for part in _parts(layout, block))
+    return replace(layout, blocks=tuple(blocks))
+
+
+def _parts(layout: Layout, block: Block) -> Iterator[Block]:
+    by_row = layout.sharded_axis[block.parameter] == 1
+    along = block.rows if by_row else block.columns
+    for shard in range(layout.shards):
+        span = layout.shard_span(block.parameter, shard)
+        start, stop = max(along.start, span.start), min(along.stop, span.stop)
+        if start < stop:
+            yield block.part(by_row, Span(start, stop))
 
 
 def _gmm(

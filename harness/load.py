@@ -120,6 +120,13 @@ class LoadProcess:
                 f"the load's process ended with {_how(answer.status)}", _log_tail(directory)
             )
 
+    def cancel(self) -> None:
+        """Have a job end that another thread waits for: it gets a :class:`LoadProcessError`."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+
     def close(self) -> None:
         """End the process, and a job that still runs, and remove its files."""
         self._end()
@@ -201,21 +208,35 @@ class LoadProcess:
 
 
 class LoadProcesses:
-    """The loading processes of a session, one for each name of a target, started when asked for.
+    """The loading processes of a session, started when asked for.
+
+    One for each name of a target and each host that this machine plays.
 
     Args:
         overlay: packages to import instead of the installed ones.
     """
 
     def __init__(self, overlay: Overlay | None = None) -> None:
-        self._overlay = overlay
-        self._processes: dict[str, LoadProcess] = {}
+        self.overlay = overlay or Overlay()
+        self._processes: dict[tuple[str, int], LoadProcess] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def of(self, target: Target) -> LoadProcess:
-        """The process for ``target``."""
-        if target.name not in self._processes:
-            self._processes[target.name] = LoadProcess(target, self._overlay)
-        return self._processes[target.name]
+        """The process for ``target`` and its host."""
+        key = (target.name, target.host)
+        if key not in self._processes:
+            self._processes[key] = LoadProcess(target, self.overlay)
+        return self._processes[key]
 
     def close(self) -> None:
         """End all of them."""

@@ -28,6 +28,7 @@ class Loaded:
         entry: where the load entered the stack.
         setup_seconds: configuration, devices and mesh.
         load_seconds: streaming and processing.
+        local: of ``mesh``, the devices this process addresses; None for all.
     """
 
     tensors: Mapping[Part, Sequence[DeviceTensor]]
@@ -36,6 +37,7 @@ class Loaded:
     setup_seconds: float
     load_seconds: float
     axes: tuple[tuple[str, int], ...] = ()
+    local: frozenset[str] | None = None
 
     @property
     def grid(self) -> Mesh:

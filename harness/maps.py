@@ -138,6 +138,25 @@ def _projections(difference: Difference) -> Sequence[Projection]:
     return _PROJECTIONS_OF.get(difference.parameter.rsplit(".", 1)[-1], ())
 
 
+def merged_map(maps: Sequence[PartMap], *, every_host: bool) -> PartMap:
+    """The map of a slice from those of its hosts.
+
+    Args:
+        maps: of one part, one of every host.
+        every_host: an expert one host did not compare is not compared, unless it differs.
+    """
+    weights = _WEIGHT if every_host else [State.NOT_COMPARED, *_WEIGHT]
+
+    def row(projection: Projection, number: int) -> str:
+        hosts = [decoded(part_map.states[projection][number]) for part_map in maps]
+        cells = zip(*hosts, strict=True)
+        return encoded(max(cell, key=weights.index) for cell in cells)
+
+    first = maps[0]
+    states = {p: [row(p, n) for n in range(len(first.layers))] for p in first.states}
+    return PartMap(part=first.part, layers=first.layers, experts=first.experts, states=states)
+
+
 def places(part_map: PartMap, state: State) -> list[str]:
     """Where a map has ``state``, in words: what a reader who does not see the map is told.
 

@@ -14,7 +14,8 @@ import re
 from dataclasses import replace
 
 from harness.errors import BadInput
-from harness.target import Parallelism, Target, target_named
+from harness.hosts import target_on
+from harness.target import Parallelism, Target
 
 _AXES = ("data", "attn_dp", "expert", "model", "dcp", "pcp")
 #: A flag, not an axis: the mesh of (data, model) although another axis is asked for.
@@ -42,13 +43,16 @@ def mesh_sizes(mesh: str) -> tuple[dict[str, int], bool]:
     return sizes, not flagged and any(axis in sizes for axis in _NEEDS_NEW_DESIGN)
 
 
-def meshed(name: str, mesh: str, parallelism: Parallelism = Parallelism.TENSOR) -> Target:
+def meshed(
+    name: str, mesh: str, parallelism: Parallelism = Parallelism.TENSOR, hosts: int = 1
+) -> Target:
     """The named target with a mesh of several axes.
 
     Args:
         name: of the target, one that goes through tpu-inference.
         mesh: sizes of its axes, ``expert=2,model=2``; ``,2d`` keeps the mesh of two axes.
         parallelism: how experts are spread over it.
+        hosts: processes its devices are divided among.
 
     Raises:
         BadInput: the mesh is malformed, or the target has none.
@@ -60,7 +64,7 @@ def meshed(name: str, mesh: str, parallelism: Parallelism = Parallelism.TENSOR) 
             expected="a target that goes through tpu-inference", hint="--target emulated",
         )  # fmt: skip
     sizes, new_design = mesh_sizes(mesh)
-    target = target_named(name, math.prod(sizes.values()), parallelism)
+    target = target_on(name, math.prod(sizes.values()), parallelism, hosts)
     attn_dp, dcp = sizes.get("attn_dp", 1), sizes.get("dcp", 1)
     engine = {
         "tensor_parallel_size": sizes.get("model", 1) * attn_dp * dcp,

@@ -123,7 +123,8 @@ def _where(difference: Difference) -> str:
 def _load_failure(report: Report) -> Iterator[str]:
     failure = report.failure
     assert failure is not None
-    yield f"{report.family}: the load under test failed, nothing was compared"
+    on = "" if failure.host is None else f" on host {failure.host}"
+    yield f"{report.family}: the load under test failed{on}, nothing was compared"
     yield from _field("error", failure.error)
     for line in failure.message.splitlines():
         yield from _field("", line)

@@ -92,6 +92,16 @@ def recovered(placed: Placed, source: str, copy: int, prefer: str, like: Bits) -
     return out
 
 
+def held(placed: Placed, source: str, copy: int, like: Bits) -> Bits:
+    """Which elements of :func:`recovered` are from the devices; of several hosts each has some."""
+    mask = np.zeros(like.shape, dtype=bool)
+    for shard in placed.tensor.shards:
+        for block, _, _, origin in pairs(placed.layout, shard, source, like):
+            if block.copy == copy:
+                mask[origin] = True
+    return mask
+
+
 def padding_of(placed: Placed) -> Iterator[tuple[DeviceShard, Bits, tuple[int, ...]]]:
     """Each shard's part of the padding, and where in the whole array it begins."""
     layout = placed.layout

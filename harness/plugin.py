@@ -16,6 +16,7 @@ from filelock import FileLock
 from harness import collector
 from harness.collector import REPORTS, Collector
 from harness.errors import HarnessError
+from harness.hosts import target_on
 from harness.known import KnownIssue, Verdict, judge
 from harness.load import LoadProcess, LoadProcesses
 from harness.message import failure_text, known_text
@@ -24,7 +25,7 @@ from harness.renderings import add_to_step_summary
 from harness.report import Report, report_from_json
 from harness.selection import Selection
 from harness.stack import installed_versions
-from harness.target import Parallelism, Target, target_named
+from harness.target import Parallelism, Target
 from harness.terminal import closing_table
 from harness.verification import verify
 
@@ -40,6 +41,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("harness", "MoE load verification")
     group.addoption("--target", default="emulated", help="where to load to (default: emulated)")
     group.addoption("--devices", type=int, help="size of the mesh (default: 4; on a TPU, all)")
+    group.addoption(
+        "--hosts",
+        type=int,
+        default=1,
+        help="hosts the mesh is over: on a TPU slice all of them, this is one (default: 1)",
+    )
     group.addoption(
         "--parallelism",
         choices=[p.value for p in Parallelism],
@@ -103,15 +110,19 @@ def _end_session(number: int, frame: FrameType | None) -> None:
 
 
 def _target(
-    config: pytest.Config, devices: int | None = None, parallelism: Parallelism | None = None
+    config: pytest.Config,
+    devices: int | None = None,
+    parallelism: Parallelism | None = None,
+    hosts: int | None = None,
 ) -> Target:
     """The session's target, with the mesh a scenario asks for; a worker's share of the chips."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
     number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    return target_named(
+    return target_on(
         config.getoption("--target"),
         devices or config.getoption("--devices"),
         parallelism or Parallelism(config.getoption("--parallelism")),
+        hosts or config.getoption("--hosts"),
         (int(number), workers) if workers else None,
     )
 
@@ -134,9 +145,13 @@ def target(request: pytest.FixtureRequest) -> Target:
 def target_of(request: pytest.FixtureRequest) -> TargetOf:
     """The session's target with another mesh; skips where the machine has too small a one."""
 
-    def of(devices: int | None = None, parallelism: Parallelism | None = None) -> Target:
+    def of(
+        devices: int | None = None,
+        parallelism: Parallelism | None = None,
+        hosts: int | None = None,
+    ) -> Target:
         try:
-            return _target(request.config, devices, parallelism)
+            return _target(request.config, devices, parallelism, hosts)
         except HarnessError as error:
             pytest.skip(str(error))
 
@@ -196,9 +211,7 @@ def verified(
 
     def run(checkpoint: Path, target: Target = target, **options: Any) -> Report:
         def load() -> bytes:
-            return verify(
-                checkpoint, target, process=load_processes.of(target), **options
-            ).to_json()
+            return verify(checkpoint, target, processes=load_processes, **options).to_json()
 
         options = _selected(request.config) | options
         report = report_from_json(once(f"{checkpoint} {target!r} {options!r}", load))

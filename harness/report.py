@@ -3,6 +3,7 @@
 Plain data that travels as JSON from the process that holds the tensors, and is written as JSON
 for other programs. ``schema`` is raised when a field is added or changes its meaning:
 2 added maps, calls, the members of a diagnosis, the time spent streaming, and a row's failure.
+3 added the hosts of a slice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from harness.family import Part
 from harness.maps import PartMap
 from harness.secrets import redacted
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Status(StrEnum):
@@ -40,12 +41,16 @@ class Frame(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """The load under test failed: upstream's error, its frames, and the log's last lines."""
+    """The load under test failed: upstream's error, its frames, and the log's last lines.
+
+    ``host`` is the number of the host it failed on, where there are several.
+    """
 
     error: str
     message: str
     frames: tuple[Frame, ...] = ()
     log_tail: str = ""
+    host: int | None = None
 
 
 class Environment(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,13 +104,36 @@ class Delivery(msgspec.Struct, kw_only=True):
     unread: int
 
 
+class HostPart(msgspec.Struct, frozen=True, kw_only=True):
+    """What one host of several did.
+
+    Attributes:
+        number: of the host, from 0.
+        of: how many hosts there are.
+        devices: those of the mesh whose shards it compared.
+        status: its own part's.
+        differences: it found.
+        seconds: from its start to its end.
+        peak_rss: bytes.
+    """
+
+    number: int
+    of: int
+    devices: tuple[str, ...]
+    status: Status
+    differences: int
+    seconds: float = 0.0
+    peak_rss: int = 0
+
+
 class Report(msgspec.Struct, kw_only=True):
     """One verification of one checkpoint on one target.
 
     ``known_issue`` is the id of the row that describes the failure, where one does;
     ``files_checked`` the files whose store's checksum was compared, where that was asked for;
     ``maps`` have the state of every expert's matrices and ``calls`` what their loaders were called
-    with.
+    with. ``hosts`` are there where the mesh is one of several hosts: all of them in a merged
+    report, its own in one host's.
     """
 
     checkpoint: str
@@ -120,6 +148,7 @@ class Report(msgspec.Struct, kw_only=True):
     deliveries: list[Delivery] = []
     maps: list[PartMap] = []
     calls: list[Calls] = []
+    hosts: list[HostPart] = []
     failure: Failure | None = None
     timings: Timings = msgspec.field(default_factory=Timings)
     repeat: str = ""

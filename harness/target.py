@@ -70,6 +70,9 @@ class Target:
         mesh: the axes of the mesh, where it has more than one (:mod:`harness.meshes`).
         engine: arguments of vLLM's ``EngineArgs`` that ask for such a mesh.
         strategy: tpu-inference's ``sharding_strategy`` that does.
+        hosts: processes that the devices are divided among (:mod:`harness.hosts`).
+        host: the number of the one that a load is to be.
+        coordinator: where the hosts of an emulated slice meet, ``address:port``.
     """
 
     name: str
@@ -84,10 +87,14 @@ class Target:
     mesh: str = ""
     engine: dict[str, int] = field(default_factory=dict)
     strategy: dict[str, int | bool] = field(default_factory=dict)
+    hosts: int = 1
+    host: int = 0
+    coordinator: str = ""
 
     def __str__(self) -> str:
         text = f"{self.name}, {self.devices} device{'' if self.devices == 1 else 's'}"
         text += f" as {self.mesh}" if self.mesh else ""
+        text += f" on {self.hosts} hosts" if self.hosts > 1 else ""
         return text if self.parallelism is Parallelism.TENSOR else f"{text}, {self.parallelism}"
 
 

@@ -9,6 +9,7 @@ the target model and, for MTP, the draft model. Nothing upstream is patched or r
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 from harness.arrays import from_jax
 from harness.cut import cut, overrides
+from harness.emulated_slice import join
 from harness.errors import TargetUnavailable
 from harness.family import Part
 from harness.hook import Hook, hooked_loader
@@ -63,13 +65,17 @@ def load(
         TargetUnavailable: XLA is alive in this process, with another number of devices.
         Exception: whatever the stack under test raises, unchanged.
     """
+    if target.hosts > 1 and target.platform == "cpu":
+        join(target)
     _require_devices(target)
     started = time.perf_counter()
     _register_loader(hook, num_layers, ledgers, adapt)
     by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
-    worker = _worker(_config(checkpoint, target, num_layers, draft=by_worker))
+    worker = _worker(_config(checkpoint, target, num_layers, draft=by_worker), target)
     _let_memory_log_fail(worker.init_device, target)
     _require_mesh(worker, target)
+    if target.hosts > 1:
+        _load_as_one_of_several()
     ready = time.perf_counter()
     states: dict[Part, Mapping[str, Any]] = {}
     entry = [_WORKER]
@@ -82,12 +88,16 @@ def load(
     elif Part.MTP in parts:
         states[Part.MTP] = _draft_alone(worker, _config(checkpoint, target, num_layers, draft=True))
         entry.append("models.common.model_loader.get_model(is_draft_model=True)")
+    devices = list(worker.model_runner.mesh.devices.flat)
     return Loaded(
         tensors={
             part: [from_jax(name, array) for name, array in state.items()]
             for part, state in states.items()
         },
-        mesh=tuple(f"{d.platform}:{d.id}" for d in worker.model_runner.mesh.devices.flat),
+        mesh=tuple(map(_name, devices)),
+        local=frozenset(_name(d) for d in devices if d.process_index == target.host)
+        if target.hosts > 1
+        else None,
         entry=", ".join(entry),
         setup_seconds=ready - started,
         load_seconds=time.perf_counter() - ready,
@@ -108,8 +118,8 @@ def _config(checkpoint: str, target: Target, num_layers: int | None, *, draft: b
     from vllm.engine.arg_utils import EngineArgs
 
     strategy: dict[str, Any] = dict(target.strategy)
-    if target.device_indexes:
-        strategy["device_indexes"] = list(target.device_indexes)
+    if indexes := _device_indexes(target):
+        strategy["device_indexes"] = indexes
     return EngineArgs(
         model=checkpoint,
         load_format="runai_streamer",
@@ -128,12 +138,50 @@ def _config(checkpoint: str, target: Target, num_layers: int | None, *, draft: b
     ).create_engine_config()
 
 
-def _worker(config: Any) -> Any:
+def _device_indexes(target: Target) -> list[int]:
+    """The ids that fix the order of CPU devices in the mesh; a TPU's follows from coordinates."""
+    if target.platform == "cpu" and target.hosts > 1:
+        import jax
+
+        return [device.id for device in jax.devices()]
+    return list(target.device_indexes)
+
+
+def _worker(config: Any, target: Target) -> Any:
+    """The worker; on an emulated slice with its devices, which else are looked for on one host.
+
+    Each of several hosts has rank 0 where there are no pipeline stages, as
+    ``RayDistributedExecutor`` has it.
+    """
     from tpu_inference.worker.tpu_worker import TPUWorker
 
+    devices = None
+    if target.platform == "cpu" and target.hosts > 1:
+        import jax
+
+        devices = jax.devices()
     return TPUWorker(
-        config, local_rank=0, rank=0, distributed_init_method="", is_driver_worker=True
+        config,
+        local_rank=0,
+        rank=0,
+        distributed_init_method="",
+        is_driver_worker=target.host == 0,
+        devices=devices,
     )
+
+
+def _load_as_one_of_several() -> None:
+    """Load as a Ray worker does: each process places the shards it can address.
+
+    tpu-inference asks this variable when it moves weights (``layers/common/utils.py``,
+    ``general_device_put``). It is set here and not before, since the worker made with it looks up
+    a TPU's coordinates, which CPU devices have not.
+    """
+    os.environ["TPU_MULTIHOST_BACKEND"] = "ray"
+
+
+def _name(device: Any) -> str:
+    return f"{device.platform}:{device.id}"
 
 
 def _worker_drafts_mtp() -> bool:
@@ -183,12 +231,13 @@ def _require_devices(target: Target) -> None:
 
     if target.platform != "cpu":
         return
-    found, wanted = len(jax.devices("cpu")), max(target.device_indexes) + 1
+    found = len(jax.devices())
+    wanted = target.devices if target.hosts > 1 else max(target.device_indexes) + 1
     if found != wanted:
         raise TargetUnavailable(
             f"XLA is alive with {found} CPU devices",
             where="this process",
-            expected=f"{wanted}, the host's and {target.devices} of the mesh",
+            expected=f"{wanted}, with {target.devices} of the mesh",
             hint="load in a process of its own, which the target's environment starts",
         )
 

@@ -66,6 +66,7 @@ def add_parameters(
     comparison = ParameterComparison(
         part, loaded.tensors[part.part], loaded.grid,
         packing=packing_of(target, report.environment.versions), nan=nan, chosen=wanted,
+        local=loaded.local,
     )  # fmt: skip
     differences = list(comparison.differences())
     report.diagnoses += ParameterExplainer(comparison).diagnose(
@@ -78,13 +79,19 @@ def add_parameters(
 def expert_copies(loaded: Loaded, part: Part) -> list[DevicePart]:
     """A part's experts, once for each group of devices that together hold all of them.
 
-    An array's shards outside the mesh count with the first group: they are no one's share.
+    An array's shards outside the mesh count with the first group: they are no one's share. Of
+    several hosts each looks at the groups it has devices of, and at the first, which is counted.
     """
     tensors, groups = loaded.tensors[part], loaded.grid.groups(TENSOR)
     others = {device for group in groups[1:] for device in group}
     return [
-        device_part([_held_by(t, set(group), others if i == 0 else None) for t in tensors], group)
+        device_part(
+            [_held_by(t, set(group), others if i == 0 else None) for t in tensors],
+            group,
+            None if loaded.local is None else loaded.local & set(group),
+        )
         for i, group in enumerate(groups)
+        if i == 0 or loaded.local is None or loaded.local & set(group)
     ]
 
 

@@ -43,6 +43,7 @@ class Scenario:
         order: the order of the tensors over the files.
         devices: size of the mesh, where the session's will not do.
         parallelism: how experts are spread, alike.
+        hosts: processes the mesh is over, alike.
         mesh: axes of the mesh, where it has several (:mod:`harness.meshes`).
         shapes: sizes of the checkpoint to write.
         tied: its head is the embedding.
@@ -63,6 +64,7 @@ class Scenario:
     order: Order = Order.PUBLISHED
     devices: int | None = None
     parallelism: Parallelism | None = None
+    hosts: int | None = None
     mesh: str = ""
     shapes: str = "tiny"
     tied: bool = False
@@ -350,5 +352,27 @@ SCENARIOS: tuple[Scenario, ...] = (
         fp8=True,
         mesh="expert=2,model=2",
         parallelism=Parallelism.EXPERT,
+    ),
+    Scenario(
+        "vl-2-hosts",
+        "a slice of two hosts with four devices each: every host places a part of every expert",
+        "qwen3-vl-moe",
+        devices=8,
+        hosts=2,
+    ),
+    Scenario(
+        "mtp-2-hosts-experts-whole",
+        "the same with a draft model and half of the experts on each host",
+        "qwen3.6-mtp",
+        devices=8,
+        hosts=2,
+        parallelism=Parallelism.EXPERT,
+    ),
+    Scenario(
+        "mtp-2-hosts-copies",
+        "each host holds a copy of the model",
+        "qwen3.5-mtp",
+        hosts=2,
+        mesh="data=2,model=4",
     ),
 )

@@ -26,7 +26,7 @@ def on_mesh(target: Target, scenario: Scenario) -> Target:
     if not scenario.mesh:
         return target
     try:
-        return meshed(target.name, scenario.mesh, target.parallelism)
+        return meshed(target.name, scenario.mesh, target.parallelism, target.hosts)
     except HarnessError as error:
         pytest.skip(str(error))
 
@@ -39,7 +39,7 @@ def test_experts(
     verified: Verified,
     expected: Expected,
 ) -> None:
-    target = target_of(scenario.devices, scenario.parallelism)
+    target = target_of(scenario.devices, scenario.parallelism, scenario.hosts)
     checkpoint, reference = scenario.checkpoint(tmp_path)
     target = on_mesh(target, scenario)
     report = verified(

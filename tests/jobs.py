@@ -24,12 +24,12 @@ from harness.diagnosis import Explainer
 from harness.dtypes import Bits
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
+from harness.job import VerifyRequest, run
 from harness.layout import Backend, Parameter, Span
 from harness.ledger import Ledger
 from harness.recording import Recorder
 from harness.report import Environment, Report, Status
 from harness.target import emulated_target
-from harness.verification import VerifyRequest, run
 from harness.xla_engine import seen_by_torch_xla
 from tests.fault_catalogue import FAULTS
 

@@ -18,8 +18,8 @@ from harness.dtypes import Bits
 from harness.experts import reference_parts
 from harness.explain_parameters import ParameterExplainer
 from harness.family import Part
+from harness.job import VerifyRequest
 from harness.stack import require_stack
-from harness.verification import VerifyRequest
 from harness.verify_parameters import packing_of
 
 Tensors = dict[str, DeviceTensor]

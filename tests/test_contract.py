@@ -12,7 +12,7 @@ import pytest
 
 from harness.causes import Cause
 from harness.hook import Hook
-from harness.load import LoadProcess
+from harness.load import LoadProcesses
 from harness.message import failure_text
 from harness.report import Report, Status
 from harness.stack import installed_versions, stack_name
@@ -29,23 +29,23 @@ FUSED = {"qwen3-vl-moe": "qwen3_vl_moe.py", "qwen3.6-mtp": "qwen3_5.py"}
 
 @pytest.fixture(scope="module")
 def broken(
-    target: Target, tmp_path_factory: pytest.TempPathFactory, load_process: LoadProcess
-) -> Iterator[LoadProcess]:
-    """A loading process whose vLLM passes the ids positionally."""
+    tmp_path_factory: pytest.TempPathFactory, load_processes: LoadProcesses
+) -> Iterator[LoadProcesses]:
+    """Loading processes whose vLLM passes the ids positionally."""
     if BROKEN_AS_RELEASED:
-        yield load_process
+        yield load_processes
         return
-    with LoadProcess(target, revert_fix(tmp_path_factory.mktemp("reverted"))) as process:
-        yield process
+    with LoadProcesses(revert_fix(tmp_path_factory.mktemp("reverted"))) as processes:
+        yield processes
 
 
-def load(at: Path, process: LoadProcess, target: Target, hook: Hook) -> Report:
-    return verify(at, target, hook=hook, process=process)
+def load(at: Path, processes: LoadProcesses, target: Target, hook: Hook) -> Report:
+    return verify(at, target, hook=hook, processes=processes)
 
 
 @pytest.mark.parametrize("recipe", FUSED)
 def test_upstreams_hook_crashes(
-    broken: LoadProcess, target: Target, tiny_checkpoints: dict[str, Path], recipe: str
+    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path], recipe: str
 ) -> None:
     report = load(tiny_checkpoints[recipe], broken, target, Hook.UPSTREAM)
     assert report.status is Status.LOAD_FAILED
@@ -63,7 +63,7 @@ def test_upstreams_hook_crashes(
 
 
 def test_the_lenient_hook_loses_every_fused_expert_silently(
-    broken: LoadProcess, target: Target, tiny_checkpoints: dict[str, Path]
+    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path]
 ) -> None:
     """Nothing raises; the tensors tell which experts are lost, and the ledger tells how."""
     report = load(tiny_checkpoints["qwen3-vl-moe"], broken, target, Hook.LENIENT)
@@ -80,7 +80,7 @@ def test_the_lenient_hook_loses_every_fused_expert_silently(
 
 
 def test_the_strict_hook_names_the_call(
-    broken: LoadProcess, target: Target, tiny_checkpoints: dict[str, Path]
+    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path]
 ) -> None:
     report = load(tiny_checkpoints["qwen3-vl-moe"], broken, target, Hook.STRICT)
     assert report.failure is not None
@@ -91,7 +91,7 @@ def test_the_strict_hook_names_the_call(
 @pytest.mark.skipif(BROKEN_AS_RELEASED, reason="this release has no call site that is right")
 @pytest.mark.parametrize("hook", [Hook.STRICT, Hook.LENIENT])
 def test_our_hooks_lose_nothing_when_ids_come_by_keyword(
-    load_process: LoadProcess, target: Target, tiny_checkpoints: dict[str, Path], hook: Hook
+    load_processes: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path], hook: Hook
 ) -> None:
-    report = load(tiny_checkpoints["qwen3.6-mtp"], load_process, target, hook)
+    report = load(tiny_checkpoints["qwen3.6-mtp"], load_processes, target, hook)
     assert (report.status, report.experts_compared) == (Status.EQUAL, 24)

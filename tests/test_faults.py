@@ -12,11 +12,11 @@ import pytest
 
 from harness.causes import Cause
 from harness.family import Part
+from harness.job import VerifyRequest
 from harness.load import LoadProcess
 from harness.report import Report, Status
 from harness.synthetic.writer import write_checkpoint
 from harness.target import Target
-from harness.verification import VerifyRequest
 from tests.fault_catalogue import ELSEWHERE, FAULTS
 from tests.fault_table import NOT_APPLICABLE, cell, is_right, read_table, write_table
 from tests.faults import EXPERTS, Fault

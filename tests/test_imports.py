@@ -18,16 +18,16 @@ FLOW = [
     "experts", "selection", "synthetic",
     "fingerprint_numba", "fingerprint", "layout", "fingerprint_xla", "device", "arrays",
     "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement",
-    "progress", "difference", "compare", "compare_fp8", "ledger", "causes",
+    "progress", "difference", "held", "compare", "compare_fp8", "ledger", "causes",
     "findings", "maps", "deliveries",
     "provenance", "evidence", "origin", "rules", "diagnosis", "load_failure",
     "coverage", "compare_fp8_parameters", "compare_parameters", "explain_parameters",
-    "report", "known", "message", "terminal", "upstream",
-    "vllm_platform", "host_platform", "tpu", "environment", "target", "meshes", "stack",
+    "report", "merge", "known", "message", "terminal", "upstream",
+    "vllm_platform", "host_platform", "tpu", "environment", "target", "hosts", "meshes", "stack",
     "overlay", "hook", "cut",
-    "recording", "loaded",
-    "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verify_parameters",
-    "verification", "junit", "markdown", "page", "history", "renderings", "collector",
+    "recording", "loaded", "emulated_slice",
+    "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verify_parameters", "job",
+    "outcomes", "verification", "junit", "markdown", "page", "history", "renderings", "collector",
     "audit", "cli_reports", "cli", "plugin",
 ]  # fmt: skip
 
@@ -36,7 +36,7 @@ UNDER_TEST = {
 }  # fmt: skip
 
 MAY_IMPORT_IT = {
-    "tpu_engine", "xla_engine", "hook", "recording", "audit", "fingerprint_xla",
+    "tpu_engine", "xla_engine", "hook", "recording", "audit", "fingerprint_xla", "emulated_slice",
 }  # fmt: skip
 
 #: Imported by vLLM itself, as the class of a platform; by nothing of the harness.
@@ -90,5 +90,6 @@ def test_only_the_load_imports_the_stack_and_not_at_its_top(path: Path) -> None:
                 "recording",
                 "audit",
                 "fingerprint_xla",
+                "emulated_slice",
             )
             assert not at_top

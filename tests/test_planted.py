@@ -10,10 +10,10 @@ import pytest
 
 from harness.causes import Cause
 from harness.family import Part
+from harness.job import VerifyRequest
 from harness.layout import Backend
 from harness.load import LoadProcess
 from harness.target import Target
-from harness.verification import VerifyRequest
 from tests.jobs import PLANTED
 
 Seen = dict[str, tuple[list[str], list[str]]]

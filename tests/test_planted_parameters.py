@@ -10,9 +10,9 @@ import pytest
 
 from harness.causes import Cause
 from harness.family import Part
+from harness.job import VerifyRequest
 from harness.load import LoadProcess
 from harness.target import Target
-from harness.verification import VerifyRequest
 from tests.parameter_jobs import FC, HEAD, O_PROJ, PLANTED, ROUTER
 
 Seen = dict[str, list[tuple[str, str, str]]]

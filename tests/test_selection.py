@@ -12,7 +12,7 @@ from harness.cli import main
 from harness.errors import BadInput
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
-from harness.load import LoadProcess
+from harness.load import LoadProcesses
 from harness.report import Status
 from harness.selection import Selection, choose, every_expert, expert_bytes
 from harness.synthetic.writer import write_checkpoint
@@ -103,11 +103,11 @@ def test_bad_numbers_of_layers(tiny_checkpoints: dict[str, Path], number: str) -
 
 
 def test_the_report_counts_what_was_left_out(
-    tiny_checkpoints: dict[str, Path], target: Target, load_process: LoadProcess
+    tiny_checkpoints: dict[str, Path], target: Target, load_processes: LoadProcesses
 ) -> None:
     selection = Selection(layers="0,-1", experts="0-1,-1")
     report = verify(
-        tiny_checkpoints["qwen3.6-mtp"], target, selection=selection, process=load_process
+        tiny_checkpoints["qwen3.6-mtp"], target, selection=selection, processes=load_processes
     )
     assert report.status is Status.EQUAL
     assert {t.part: (t.experts_compared, t.experts, t.left_out) for t in report.tallies} == {
@@ -119,10 +119,10 @@ def test_the_report_counts_what_was_left_out(
 
 @pytest.mark.parametrize("family", ["qwen3-vl-moe", "qwen3.5-moe"])
 def test_a_load_of_fewer_layers(
-    tmp_path: Path, family: str, target: Target, load_process: LoadProcess
+    tmp_path: Path, family: str, target: Target, load_processes: LoadProcesses
 ) -> None:
     path = write_checkpoint(family, tmp_path / "c", layers=4).path
-    report = verify(path, target, num_layers=2, process=load_process)
+    report = verify(path, target, num_layers=2, processes=load_processes)
     assert (report.status, report.failure) == (Status.EQUAL, None)
     (tally,) = report.tallies
     assert (tally.layers, tally.experts_compared) == (2, 16)

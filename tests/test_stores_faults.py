@@ -21,7 +21,7 @@ from harness.causes import Cause
 from harness.checkpoint import Checkpoint
 from harness.cli import main
 from harness.errors import BadInput
-from harness.load import LoadProcess
+from harness.load import LoadProcesses
 from harness.report import Status
 from harness.target import Target
 from harness.verification import verify
@@ -80,7 +80,7 @@ def flipped(answer: bytes, at: int) -> bytes:
 
 
 def test_damaged_after_upload(
-    behind: Callable[..., Proxy], stored: str, target: Target, load_process: LoadProcess
+    behind: Callable[..., Proxy], stored: str, target: Target, load_processes: LoadProcesses
 ) -> None:
     """Reference and stream read the same damage and are equal: only the checksum tells."""
     at = element(stored)
@@ -92,10 +92,10 @@ def test_damaged_after_upload(
         return True
 
     behind(damage)
-    report = verify(stored, target, process=load_process, timeout=300)
+    report = verify(stored, target, processes=load_processes, timeout=300)
     assert (report.status, report.files_checked) == (Status.EQUAL, 0)
     with pytest.raises(BadInput, match=r"the object's (MD5|CRC32) is .* damaged after its upload"):
-        verify(stored, target, process=load_process, checksums=True)
+        verify(stored, target, processes=load_processes, checksums=True)
 
 
 def test_damaged_before_upload(
@@ -103,7 +103,7 @@ def test_damaged_before_upload(
     stored: str,
     tiny_checkpoints: dict[str, Path],
     target: Target,
-    load_process: LoadProcess,
+    load_processes: LoadProcesses,
 ) -> None:
     """The store's checksum is of the damaged bytes: only another copy of the files tells."""
     at = element(stored)
@@ -114,7 +114,7 @@ def test_damaged_before_upload(
         stored,
         target,
         reference=tiny_checkpoints[FAMILY],
-        process=load_process,
+        processes=load_processes,
         checksums=True,
         timeout=300,
     )
@@ -123,7 +123,7 @@ def test_damaged_before_upload(
 
 
 def test_damaged_on_the_streamers_way(
-    behind: Callable[..., Proxy], stored: str, target: Target, load_process: LoadProcess
+    behind: Callable[..., Proxy], stored: str, target: Target, load_processes: LoadProcesses
 ) -> None:
     """The reference takes another road: it holds what the store holds."""
     at = element(stored)
@@ -135,7 +135,7 @@ def test_damaged_on_the_streamers_way(
         return True
 
     behind(damage)
-    report = verify(stored, target, process=load_process, timeout=300)
+    report = verify(stored, target, processes=load_processes, timeout=300)
     (difference,) = report.differences
     assert (str(difference.key), difference.count) == ("decoder layer 1 expert 7 up_proj", 1)
     assert difference.source == f"{FILE} {TENSOR}[7, :, 48:96]"
@@ -143,7 +143,7 @@ def test_damaged_on_the_streamers_way(
 
 
 def test_slow_answers(
-    behind: Callable[..., Proxy], stored: str, target: Target, load_process: LoadProcess
+    behind: Callable[..., Proxy], stored: str, target: Target, load_processes: LoadProcesses
 ) -> None:
     def delay(head: bytes, client: socket.socket, answer: bytes) -> bool:
         time.sleep(0.2)
@@ -153,7 +153,7 @@ def test_slow_answers(
         return True
 
     behind(delay)
-    report = verify(stored, target, process=load_process, timeout=300)
+    report = verify(stored, target, processes=load_processes, timeout=300)
     assert report.status is Status.EQUAL
 
 
@@ -191,7 +191,7 @@ def test_the_server_dies_in_the_middle(
 
 
 def test_a_server_that_never_answers_the_streamer(
-    behind: Callable[..., Proxy], stored: str, target: Target, load_process: LoadProcess
+    behind: Callable[..., Proxy], stored: str, target: Target, load_processes: LoadProcesses
 ) -> None:
     over = threading.Event()
 
@@ -202,9 +202,9 @@ def test_a_server_that_never_answers_the_streamer(
         return False
 
     behind(hang)
-    load_process.run("tests.jobs:pid", b"", timeout=120)
+    load_processes.of(target).run("tests.jobs:pid", b"", timeout=120)
     started = time.monotonic()
-    report = verify(stored, target, process=load_process, timeout=25)
+    report = verify(stored, target, processes=load_processes, timeout=25)
     over.set()
     assert time.monotonic() - started < 60
     assert (report.status, report.exit_code) == (Status.LOAD_FAILED, 3)

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from harness.checkpoint import Checkpoint
 from harness.cli import main
 from harness.experts import reference_parts
-from harness.load import LoadProcess
+from harness.load import LoadProcesses
 from harness.places.store import RangeCache
 from harness.report import Status
 from harness.target import Target
@@ -47,10 +47,10 @@ def test_equal(
     tiny_checkpoints: dict[str, Path],
     family: str,
     target: Target,
-    load_process: LoadProcess,
+    load_processes: LoadProcesses,
 ) -> None:
     url = upload(s3, tiny_checkpoints[family], f"equal/{family}")
-    report = verify(url, target, process=load_process, timeout=300)
+    report = verify(url, target, processes=load_processes, timeout=300)
     assert (report.status, report.failure) == (Status.EQUAL, None)
     assert (report.checkpoint, report.reference) == (url, url)
     assert report.experts_compared == 16

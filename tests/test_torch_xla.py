@@ -12,11 +12,12 @@ from harness.causes import Cause
 from harness.errors import TargetUnavailable
 from harness.family import Part
 from harness.hook import Hook
+from harness.job import VerifyRequest
 from harness.load import LoadProcesses
 from harness.message import failure_text
 from harness.report import Report, Status
 from harness.target import Parallelism, Target, torch_xla_target
-from harness.verification import VerifyRequest, verify
+from harness.verification import verify
 from tests.test_verification import FLIPS, with_one_byte_flipped
 
 
@@ -28,7 +29,7 @@ def available(*mesh: int | Parallelism) -> Target:
 
 
 def load(path: Path, target: Target, processes: LoadProcesses, **options: object) -> Report:
-    return verify(path, target, process=processes.of(target), **options)  # type: ignore[arg-type]
+    return verify(path, target, processes=processes, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("parallelism", [Parallelism.TENSOR, Parallelism.EXPERT])

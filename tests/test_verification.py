@@ -15,7 +15,7 @@ from harness.cli import main
 from harness.compare import Nan
 from harness.experts import ExpertKey
 from harness.family import Part, Projection
-from harness.load import LoadProcess
+from harness.load import LoadProcesses
 from harness.message import failure_text
 from harness.report import Report, Status, report_from_json
 from harness.synthetic.values import Values
@@ -71,13 +71,13 @@ def test_one_byte_of_one_expert(
     tmp_path: Path,
     recipe: str,
     target: Target,
-    load_process: LoadProcess,
+    load_processes: LoadProcesses,
 ) -> None:
     tensor, element, key, index = FLIPS[recipe]
     reference = with_one_byte_flipped(
         tiny_checkpoints[recipe], tmp_path / "reference", tensor, element
     )
-    report = verify(tiny_checkpoints[recipe], target, reference=reference, process=load_process)
+    report = verify(tiny_checkpoints[recipe], target, reference=reference, processes=load_processes)
     assert report.status is Status.DIFFERENT
     (difference,) = report.differences
     assert (difference.key, difference.index, difference.count) == (key, index, 1)
@@ -105,9 +105,9 @@ def test_the_command_line(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> 
 
 
 def test_equal_reports_say_what_was_compared(
-    tiny_checkpoints: dict[str, Path], target: Target, load_process: LoadProcess
+    tiny_checkpoints: dict[str, Path], target: Target, load_processes: LoadProcesses
 ) -> None:
-    report = verify(tiny_checkpoints["qwen3.6-mtp"], target, process=load_process)
+    report = verify(tiny_checkpoints["qwen3.6-mtp"], target, processes=load_processes)
     assert (report.status, report.exit_code, failure_text(report)) == (Status.EQUAL, 0, "")
     assert {t.part: (t.experts_compared, t.experts) for t in report.tallies} == {
         Part.DECODER: (16, 16),
@@ -119,26 +119,26 @@ def test_equal_reports_say_what_was_compared(
 
 
 def test_nan_payloads_are_seen_and_named(
-    tmp_path: Path, target: Target, load_process: LoadProcess
+    tmp_path: Path, target: Target, load_processes: LoadProcesses
 ) -> None:
     """Without the rule for NaNs the same load is unequal, for that reason alone."""
     path = write_checkpoint("qwen3-vl-moe", tmp_path / "c", values=Values.NAN_PAYLOADS).path
-    strict = verify(path, target, process=load_process)
+    strict = verify(path, target, processes=load_processes)
     assert {d.cause for d in strict.diagnoses} == {Cause.NAN_CANONICALISED}
     assert sum(d.expert is not None for d in strict.differences) == 16 * 3
-    assert verify(path, target, nan=Nan.CANONICAL, process=load_process).status is Status.EQUAL
+    assert verify(path, target, nan=Nan.CANONICAL, processes=load_processes).status is Status.EQUAL
 
 
 @pytest.fixture(scope="module")
 def failed(
-    tmp_path_factory: pytest.TempPathFactory, target: Target, load_process: LoadProcess
+    tmp_path_factory: pytest.TempPathFactory, target: Target, load_processes: LoadProcesses
 ) -> Report:
     """A load that upstream refuses: config.json promises more attention heads than there are."""
     path = write_checkpoint("qwen3-vl-moe", tmp_path_factory.mktemp("f") / "c").path
     config = json.loads((path / "config.json").read_text())
     config["text_config"]["num_attention_heads"] = 16
     (path / "config.json").write_text(json.dumps(config))
-    return verify(path, target, process=load_process)
+    return verify(path, target, processes=load_processes)
 
 
 def test_a_failed_load_is_an_outcome(failed: Report) -> None:
@@ -158,9 +158,9 @@ def test_a_failed_load_shows_the_frames(failed: Report) -> None:
 
 
 def test_a_load_that_takes_too_long_is_an_outcome(
-    tiny_checkpoints: dict[str, Path], target: Target, load_process: LoadProcess
+    tiny_checkpoints: dict[str, Path], target: Target, load_processes: LoadProcesses
 ) -> None:
-    report = verify(tiny_checkpoints["qwen3-vl-moe"], target, process=load_process, timeout=0.5)
+    report = verify(tiny_checkpoints["qwen3-vl-moe"], target, processes=load_processes, timeout=0.5)
     assert report.status is Status.LOAD_FAILED
     assert report.failure is not None
     assert report.failure.error == "the load did not end within 0.5 s"

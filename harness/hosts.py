@@ -1,0 +1,83 @@
+"""Targets of several hosts: one process on each, the mesh over the devices of all.
+
+The emulated target plays all hosts on this machine. On a TPU slice this process is one of them:
+every host runs the same command, and ``harness merge`` makes one report of theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+
+from harness.errors import BadInput, TargetUnavailable
+from harness.target import Parallelism, Share, Target, target_named
+
+#: Who tells a host of a slice its number: GKE and Cloud TPU, and libtpu's own name for it.
+_NUMBER = ("TPU_WORKER_ID", "CLOUD_TPU_TASK_ID")
+
+
+def target_on(
+    name: str,
+    devices: int | None = None,
+    parallelism: Parallelism = Parallelism.TENSOR,
+    hosts: int = 1,
+    share: Share = None,
+) -> Target:
+    """The named target over the devices of several hosts.
+
+    Args:
+        name: of the target, one that goes through tpu-inference where hosts are several.
+        devices: of all hosts together; where None, each has the target's own default.
+        parallelism: how experts are spread over them.
+        hosts: how many; 1 is the target itself.
+        share: see :func:`harness.target.target_named`.
+
+    Raises:
+        BadInput: the hosts do not divide the devices, or the target has one host only.
+        TargetUnavailable: as of the target; or nobody says which host this is.
+    """
+    if hosts == 1:
+        return target_named(name, devices, parallelism, share)
+    if hosts < 1 or name == "torch-xla" or (devices or hosts) % hosts:
+        raise BadInput(
+            f"{hosts} hosts with {devices or 'the default'} devices on {name}",
+            where="--hosts",
+            expected="hosts that divide the devices, on emulated or tpu",
+            hint="--target emulated --hosts 2 --devices 8",
+        )
+    one = target_named(name, devices // hosts if devices else None, parallelism, share)
+    several = replace(one, devices=one.devices * hosts, hosts=hosts, device_indexes=())
+    if name != "tpu":
+        return several
+    # From the start: its worker is to look its coordinates up, which a TPU has.
+    environment = one.environment | {"TPU_MULTIHOST_BACKEND": "ray"}
+    return replace(several, host=host_number(hosts), environment=environment)
+
+
+def host_number(hosts: int, environ: Mapping[str, str] = os.environ) -> int:
+    """Which host of a TPU slice this is.
+
+    Raises:
+        TargetUnavailable: the environment does not say, or not one of so many hosts.
+    """
+    stated = next((environ[name] for name in _NUMBER if environ.get(name)), "")
+    if not stated.isdecimal() or int(stated) >= hosts:
+        raise TargetUnavailable(
+            f"not the number of one of {hosts} hosts: {stated!r}",
+            where=" or ".join(_NUMBER),
+            expected=f"0 to {hosts - 1}, as GKE sets it on the hosts of a slice",
+            hint="run one process on every host of the slice; --hosts 1 on a single host",
+        )
+    return int(stated)
+
+
+def played_here(target: Target) -> list[Target]:
+    """The hosts this machine plays: all of an emulated slice, of a TPU slice its own."""
+    if target.hosts == 1 or target.platform == "tpu":
+        return [target]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    return [replace(target, host=n, coordinator=coordinator) for n in range(target.hosts)]

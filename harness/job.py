@@ -1,0 +1,164 @@
+"""The job of a loading process: load, compare and explain, where the tensors are."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from harness import engine, progress
+from harness.causes import Diagnosis
+from harness.checkpoint import Checkpoint
+from harness.compare import Nan
+from harness.compare_fp8 import part_comparison
+from harness.coverage import Counts, coverage
+from harness.deliveries import calls_of
+from harness.diagnosis import Explainer
+from harness.errors import HarnessError
+from harness.experts import ReferencePart, reference_parts
+from harness.family import Part
+from harness.hook import Hook
+from harness.ledger import Ledger
+from harness.load_failure import diagnose_failure
+from harness.loaded import Adapt, Ledgers, Loaded
+from harness.maps import map_of
+from harness.report import Delivery, HostPart, Report, Status, Timings
+from harness.selection import Chosen, Selection, choose, expert_bytes
+from harness.target import Target
+from harness.upstream import failure_of, name_sites
+from harness.verify_parameters import add_copies, add_parameters, expert_copies
+
+
+class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loading process is asked to verify."""
+
+    checkpoint: str
+    reference: str
+    target: Target
+    parts: tuple[Part, ...]
+    nan: Nan = Nan.PAYLOAD
+    hook: Hook = Hook.UPSTREAM
+    stream_options: dict[str, str] = {}
+    selection: Selection = Selection()
+    num_layers: int | None = None
+    progress: str = ""
+
+
+def verify_job(argument: bytes) -> bytes:
+    """The job of a loading process: a request and an unfinished report in, the report out."""
+    request, report = msgspec.json.decode(argument, type=tuple[VerifyRequest, Report])
+    os.environ.update(request.stream_options)
+    return msgspec.json.encode(run(request, report))
+
+
+def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: loader) -> Report:
+    """Load, compare and explain, in this process; completes and returns ``report``.
+
+    Args:
+        request: what to verify.
+        report: names the checkpoint, the target and what there is to compare.
+        adapt: changes the loader class under test, for tests that plant faults in it.
+    """
+    parts = reference_parts(Checkpoint(request.reference), request.num_layers)
+    parts = tuple(part for part in parts if part.part in request.parts)
+    experts = choose(parts, request.selection)
+    ledgers: Ledgers = {}
+    progress.count_into(request.progress)
+    progress.begin("stream", len(parts) * Checkpoint(request.checkpoint).nbytes)
+    try:
+        loaded = engine.load(
+            request.checkpoint, request.target, request.parts,
+            hook=request.hook, num_layers=request.num_layers, ledgers=ledgers, adapt=adapt,
+        )  # fmt: skip
+    except HarnessError:
+        raise
+    except Exception as error:
+        for name, ledger in ledgers.items():
+            name_sites(ledger)
+            report.calls += calls_of(name, ledger)
+        report.failure = failure_of(error)
+        report.diagnoses = _diagnoses_of_failure(parts, ledgers)
+        return report
+    report.environment = msgspec.structs.replace(
+        report.environment, mesh=loaded.mesh, entry=loaded.entry
+    )
+    if loaded.local is not None:
+        report.hosts = [_host_part(request.target, loaded.local)]
+    started = time.perf_counter()
+    progress.begin("compare", sum(experts[p.part].count * expert_bytes(p) for p in parts))
+    for part in parts:
+        ledger = ledgers.get(part.part, Ledger())
+        compare_part(report, part, parts, loaded, ledger, request, experts[part.part])
+    report.status = Status.DIFFERENT if report.differences else Status.EQUAL
+    engine.leave(request.target)
+    report.timings = Timings(
+        setup=loaded.setup_seconds,
+        load=loaded.load_seconds,
+        compare=time.perf_counter() - started,
+        peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        stream=sum(ledger.stream_seconds for ledger in ledgers.values()),
+        stream_bytes=sum(ledger.stream_bytes for ledger in ledgers.values()),
+    )
+    return report
+
+
+def _host_part(target: Target, local: frozenset[str]) -> HostPart:
+    """What this host is about to compare; whoever started it adds how that ended."""
+    return HostPart(
+        number=target.host, of=target.hosts, devices=tuple(sorted(local)),
+        status=Status.LOAD_FAILED, differences=0,
+    )  # fmt: skip
+
+
+def compare_part(
+    report: Report,
+    part: ReferencePart,
+    parts: Sequence[ReferencePart],
+    loaded: Loaded,
+    ledger: Ledger,
+    request: VerifyRequest,
+    chosen: Chosen,
+) -> None:
+    """Compare one part and add its tally, differences and diagnoses to ``report``."""
+    name_sites(ledger)
+    device, *copies = expert_copies(loaded, part.part)
+    comparison = part_comparison(
+        part, device, backend=request.target.backend, nan=request.nan, chosen=chosen
+    )
+    counts, uncovered = coverage(part, ledger)
+    differences = [*comparison.differences(), *uncovered]
+    offset = len(report.differences)
+    report.tallies = [t for t in report.tallies if t.part is not part.part]
+    report.tallies.append(comparison.tally)
+    report.deliveries.append(_delivery(part.part, ledger, counts))
+    report.differences += differences
+    explained = len(report.diagnoses)
+    report.diagnoses += Explainer(comparison, parts, ledger).diagnose(differences, offset)
+    report.calls += calls_of(part.part, ledger)
+    add_copies(report, part, copies, request.target, request.nan, chosen, ledger)
+    report.maps = [m for m in report.maps if m.part is not part.part]
+    report.maps.append(
+        map_of(
+            part.part, part.layers, part.shape.experts, chosen.of,
+            report.differences[offset:], report.diagnoses[explained:], offset,
+        )
+    )  # fmt: skip
+    add_parameters(report, part, loaded, request.target, request.nan, request.selection, chosen)
+
+
+def _delivery(part: Part, ledger: Ledger, counts: Counts) -> Delivery:
+    sites = Counter(call.site for call in ledger.calls if call.is_of_expert)
+    return Delivery(part=part, calls=len(ledger.calls), sites=dict(sites), **counts._asdict())
+
+
+def _diagnoses_of_failure(parts: Sequence[ReferencePart], ledgers: Ledgers) -> list[Diagnosis]:
+    """Why the load ended early, from the ledger of the part it ended in."""
+    for part in parts:
+        ledger = ledgers.get(part.part)
+        if ledger and not ledger.finished:
+            return diagnose_failure(ledger, part.layers, part.shape.experts)
+    return diagnose_failure(Ledger(), (), 0)

@@ -1,0 +1,234 @@
+"""One report of the reports of several hosts; each has compared what its own devices hold.
+
+Nothing but reports travels. A host that is missing, a load that failed on one, and a device that
+no host looked at keep the whole from being equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from harness.causes import NEXT_STEP, Cause, Diagnosis
+from harness.difference import Difference, Kind, ParameterTally, Tally
+from harness.errors import BadInput
+from harness.family import Part
+from harness.maps import PartMap, map_of, merged_map
+from harness.report import Failure, HostPart, Report, Row, Session, Status, Timings
+from harness.runs import numbers_of, runs_text
+
+#: In this order one status hides another.
+_STATUSES = (Status.EQUAL, Status.DIFFERENT, Status.LOAD_FAILED)
+
+
+def merged(reports: Sequence[Report]) -> Report:
+    """The report of a slice.
+
+    Args:
+        reports: of its hosts, in any order, each with its :class:`HostPart`; a host without
+            one is a load that failed.
+
+    Raises:
+        BadInput: they are not of one verification, or a host is there twice.
+    """
+    _require_one_verification(reports)
+    first = next((report for report in reports if not report.failure), reports[0])
+    reports = sorted(_with_missing(reports), key=lambda report: report.hosts[0].number)
+    differences, diagnoses = _differences(reports)
+    whole = msgspec.structs.replace(
+        first,
+        status=max((report.status for report in reports), key=_STATUSES.index),
+        hosts=[part for report in reports for part in report.hosts],
+        tallies=[_tally(reports, tally.part) for tally in first.tallies],
+        parameters=[_parameters(reports, tally.part) for tally in first.parameters],
+        deliveries=first.deliveries,
+        differences=differences,
+        diagnoses=diagnoses,
+        maps=[_map(reports, part_map.part) for part_map in first.maps],
+        failure=_failure(reports),
+        timings=_timings(reports),
+    )
+    return whole if whole.failure else _with_unchecked(whole)
+
+
+def _with_missing(reports: Sequence[Report]) -> list[Report]:
+    """The reports, and for each host without one a report that says so."""
+    part = reports[0].hosts[0]
+    missing = set(range(part.of)) - {report.hosts[0].number for report in reports}
+    return [*reports, *(_missing(reports[0], part, number) for number in sorted(missing))]
+
+
+def _missing(like: Report, part: HostPart, number: int) -> Report:
+    return Report(
+        checkpoint=like.checkpoint, reference=like.reference, family=like.family,
+        status=Status.LOAD_FAILED, environment=like.environment,
+        tallies=[Tally(part=t.part, layers=t.layers, experts=t.experts) for t in like.tallies],
+        parameters=[ParameterTally(part=t.part) for t in like.parameters],
+        maps=[map_of(m.part, m.layers, m.experts) for m in like.maps],
+        failure=Failure(error="no report", message=f"host {number} left none", host=number),
+        hosts=[
+            HostPart(
+                number=number, of=part.of, devices=(), status=Status.LOAD_FAILED, differences=0
+            )
+        ],
+    )  # fmt: skip
+
+
+def _with_unchecked(report: Report) -> Report:
+    """``report`` of a slice, different if a device of its mesh was looked at by no host."""
+    seen = {device for part in report.hosts for device in part.devices}
+    unchecked = [device for device in report.environment.mesh if device not in seen]
+    if not unchecked:
+        return report
+    found = [
+        Difference(
+            kind=Kind.UNCHECKED, part=report.tallies[0].part, device_name=device,
+            reference="one of the hosts compares its shards", device="no host did",
+        )
+        for device in unchecked
+    ]  # fmt: skip
+    offset = len(report.differences)
+    diagnosis = Diagnosis(
+        cause=Cause.UNCHECKED,
+        summary=f"no host compared what {', '.join(unchecked)} holds",
+        evidence=f"the mesh has {len(report.environment.mesh)} devices, the hosts address "
+        f"{len(seen)} of them",
+        next_step=NEXT_STEP[Cause.UNCHECKED],
+        first=offset,
+        covers=len(found),
+        members=runs_text(range(offset, offset + len(found))),
+    )
+    return msgspec.structs.replace(
+        report,
+        status=max(report.status, Status.DIFFERENT, key=_STATUSES.index),
+        differences=[*report.differences, *found],
+        diagnoses=[*report.diagnoses, diagnosis],
+    )
+
+
+def _require_one_verification(reports: Sequence[Report]) -> None:
+    hosts = [[part.number for part in report.hosts] for report in reports]
+    counts = {part.of for report in reports for part in report.hosts}
+    if (
+        len(counts) != 1
+        or any(len(h) != 1 for h in hosts)
+        or len({h[0] for h in hosts}) < len(hosts)
+    ):
+        raise BadInput(
+            f"reports of hosts {', '.join(str(n) for h in hosts for n in h) or 'none'}",
+            where="the reports to merge",
+            expected="reports of different hosts of one slice, one each",
+            hint="the reports harness verify --hosts wrote, one on each host",
+        )
+    facts = {
+        (r.checkpoint, r.reference, r.environment.stack, r.environment.target) for r in reports
+    }
+    if len(facts) != 1:
+        raise BadInput(
+            f"reports of {len(facts)} verifications",
+            where="the reports to merge",
+            expected="the same checkpoint, reference, stack and target on every host",
+            hint="; ".join(sorted(f"{fact[0]} on {fact[3]}" for fact in facts)),
+        )
+
+
+def _differences(reports: Sequence[Report]) -> tuple[list[Difference], list[Diagnosis]]:
+    """All differences, those that several hosts tell once; and the causes, alike."""
+    numbers: dict[Difference, int] = {}
+    causes: dict[tuple[Cause, str], tuple[Diagnosis, set[int]]] = {}
+    for report in reports:
+        places = [numbers.setdefault(d, len(numbers)) for d in report.differences]
+        for diagnosis in report.diagnoses:
+            key = (diagnosis.cause, diagnosis.summary)
+            _, members = causes.setdefault(key, (diagnosis, set()))
+            members |= {places[n] for n in numbers_of(diagnosis.members)}
+    return list(numbers), [_diagnosis(*cause) for cause in causes.values()]
+
+
+def _diagnosis(diagnosis: Diagnosis, members: set[int]) -> Diagnosis:
+    return msgspec.structs.replace(
+        diagnosis, first=min(members, default=0), covers=len(members), members=runs_text(members)
+    )
+
+
+def _tally(reports: Sequence[Report], part: Part) -> Tally:
+    """Of one part: where experts are divided, one counts if every host compared its part."""
+    tallies = [tally for report in reports for tally in report.tallies if tally.part is part]
+    divided = any(tally.divided for tally in tallies)
+    counts = [t.experts_compared for t in tallies if t.experts_compared]  # 0: holds a copy only
+    if divided and any(report.failure for report in reports):
+        counts = []
+    return msgspec.structs.replace(
+        tallies[0],
+        experts_compared=min(counts, default=0) if divided else sum(counts),
+        bytes_compared=sum(tally.bytes_compared for tally in tallies),
+        padding_bytes=sum(tally.padding_bytes for tally in tallies),
+        divided=divided,
+    )
+
+
+def _parameters(reports: Sequence[Report], part: Part) -> ParameterTally:
+    """Of one part: a parameter counts if every host compared its shards of it."""
+    tallies = [tally for report in reports for tally in report.parameters if tally.part is part]
+    return msgspec.structs.replace(
+        tallies[0],
+        compared=min(tally.compared for tally in tallies),
+        bytes_compared=min(tally.bytes_compared for tally in tallies),
+        padding_bytes=sum(tally.padding_bytes for tally in tallies),
+    )
+
+
+def _map(reports: Sequence[Report], part: Part) -> PartMap:
+    maps = [part_map for report in reports for part_map in report.maps if part_map.part is part]
+    divided = any(t.divided for r in reports for t in r.tallies if t.part is part)
+    failed = any(report.failure for report in reports)
+    return merged_map(maps, every_host=divided and failed)
+
+
+def _failure(reports: Sequence[Report]) -> Failure | None:
+    """The failure of the host that failed first; the others' mostly follow from it."""
+    failed = [report for report in reports if report.failure]
+    if not failed:
+        return None
+    return min(failed, key=lambda report: report.hosts[0].seconds).failure
+
+
+def _timings(reports: Sequence[Report]) -> Timings:
+    """The slowest host's seconds, the largest host's memory, the bytes of all."""
+    timings = [report.timings for report in reports]
+    fields = ("setup", "load", "compare", "peak_rss", "stream")
+    largest = {name: max(getattr(t, name) for t in timings) for name in fields}
+    return Timings(**largest, stream_bytes=sum(t.stream_bytes for t in timings))
+
+
+def merged_session(sessions: Sequence[Session]) -> Session:
+    """The session of a slice: every scenario's report merged of those of its hosts.
+
+    Raises:
+        BadInput: a scenario's reports are not of one verification.
+    """
+    rows: dict[str, list[Row]] = {}
+    for session in sessions:
+        for row in session.rows:
+            rows.setdefault(row.scenario, []).append(row)
+    return Session(
+        complete=all(session.complete for session in sessions),
+        unfinished=[name for session in sessions for name in session.unfinished],
+        broken=[broken for session in sessions for broken in session.broken],
+        began=min(session.began for session in sessions),
+        rows=[_row(scenario, of_hosts) for scenario, of_hosts in rows.items()],
+    )
+
+
+def _row(scenario: str, rows: Sequence[Row]) -> Row:
+    """One scenario: failed where it failed on a host, or where only the whole shows that."""
+    report = merged([row.report for row in rows])
+    unequal = report.status is not Status.EQUAL
+    surprising = unequal and all(row.report.status is Status.EQUAL for row in rows)
+    return Row(
+        scenario=scenario,
+        report=report,
+        failed=surprising or any(row.failed for row in rows),
+        why=next((row.why for row in rows if row.why), ""),
+    )

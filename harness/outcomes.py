@@ -1,0 +1,103 @@
+"""Has a request verified on every host this machine plays, at once; gathers their reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+
+import msgspec
+
+from harness import job
+from harness.job import VerifyRequest
+from harness.load import LoadProcess, LoadProcessError, LoadProcesses
+from harness.report import Failure, HostPart, Report
+from harness.target import Target
+
+_JOB = f"{job.__name__}:{job.verify_job.__name__}"
+#: For the other hosts, once one failed: most fail alike, one that waits for it would wait long.
+_GRACE_SECONDS = 15.0
+
+
+def outcomes(
+    request: VerifyRequest,
+    unfinished: Report,
+    hosts: Sequence[Target],
+    processes: LoadProcesses,
+    timeout: float,
+) -> list[Report]:
+    """The report of every host, in their order.
+
+    Args:
+        request: what to verify; each host gets it with its own target, the first shows progress.
+        unfinished: the report to complete.
+        hosts: the target as each host sees it.
+        processes: where they run.
+        timeout: seconds.
+
+    Raises:
+        HarnessError: a host refused.
+    """
+    requests = [
+        msgspec.structs.replace(
+            request, target=host, progress="" if host.host else request.progress
+        )
+        for host in hosts
+    ]
+    if len(requests) == 1:
+        return [_outcome(requests[0], unfinished, processes.of(hosts[0]), timeout)]
+    running = [processes.of(host) for host in hosts]
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        futures = [
+            pool.submit(_outcome, each, unfinished, process, timeout)
+            for each, process in zip(requests, running, strict=True)
+        ]
+        _end_all_when_one_fails(futures, running)
+        return [future.result() for future in futures]
+
+
+def _end_all_when_one_fails(
+    futures: Sequence[Future[Report]], running: Sequence[LoadProcess]
+) -> None:
+    """Wait for all hosts; where one fails, or the wait is interrupted, end those still at it."""
+    try:
+        for future in as_completed(futures):
+            if future.exception() or future.result().failure:
+                wait(futures, _GRACE_SECONDS)
+                break
+    finally:
+        for future, process in zip(futures, running, strict=True):
+            if not future.done():
+                process.cancel()
+
+
+def _outcome(
+    request: VerifyRequest, unfinished: Report, process: LoadProcess, timeout: float
+) -> Report:
+    """One host's report; a load that raised, crashed or hung is one, too."""
+    started = time.perf_counter()
+    argument = msgspec.json.encode((request, unfinished))
+    try:
+        answer = process.run(_JOB, argument, timeout=timeout, target=request.target)
+        report = msgspec.json.decode(answer, type=Report)
+    except LoadProcessError as error:
+        failure = Failure(error=error.what, message="", log_tail=error.details)
+        report = msgspec.structs.replace(unfinished, failure=failure)
+    target = request.target
+    if target.hosts > 1:
+        report.hosts = [_part(report, target, time.perf_counter() - started)]
+        if report.failure:
+            report.failure = msgspec.structs.replace(report.failure, host=target.host)
+    return report
+
+
+def _part(report: Report, target: Target, seconds: float) -> HostPart:
+    return HostPart(
+        number=target.host,
+        of=target.hosts,
+        devices=report.hosts[0].devices if report.hosts else (),
+        status=report.status,
+        differences=len(report.differences),
+        seconds=seconds,
+        peak_rss=report.timings.peak_rss,
+    )

@@ -1,0 +1,154 @@
+"""Reports of hosts become one, and whatever is missing keeps it from being equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from harness.causes import Cause, Diagnosis
+from harness.difference import Difference, Kind, ParameterTally, Tally
+from harness.errors import BadInput
+from harness.family import Part, Projection
+from harness.maps import State, map_of
+from harness.merge import merged, merged_session
+from harness.report import Environment, Failure, HostPart, Report, Row, Session, Status, Timings
+
+MESH = ("cpu:0", "cpu:1", "cpu:2", "cpu:3")
+
+
+def host(number: int, *, divided: bool = False, **given: Any) -> Report:
+    """Host ``number`` of two, equal: it has two of four devices and compared its part."""
+    own = range(4) if divided else range(2 * number, 2 * number + 2)
+    report = Report(
+        checkpoint="/c", reference="/c", family="qwen3-vl-moe", status=Status.EQUAL,
+        environment=Environment(
+            stack="0.26", python="3.11", versions={}, target="emulated, 4 devices on 2 hosts",
+            mesh=MESH,
+        ),
+        tallies=[
+            Tally(part=Part.DECODER, layers=1, experts=4, experts_compared=len(own),
+                  bytes_compared=100, padding_bytes=10, divided=divided)
+        ],
+        parameters=[ParameterTally(part=Part.DECODER, parameters=5, compared=5, bytes_compared=7)],
+        maps=[map_of(Part.DECODER, [0], 4, lambda layer: own)],
+        timings=Timings(load=1.0 + number, compare=0.5, peak_rss=10 - number, stream_bytes=50),
+        hosts=[
+            HostPart(number=number, of=2, devices=MESH[2 * number : 2 * number + 2],
+                     status=Status.EQUAL, differences=0, seconds=3.0 + number)
+        ],
+    )  # fmt: skip
+    return replace(report, **given)
+
+
+def bits(expert: int, device: str) -> Difference:
+    return Difference(
+        kind=Kind.BITS, part=Part.DECODER, layer=0, expert=expert, projection=Projection.UP,
+        parameter="w13_weight", device_name=device, count=1, total=9,
+    )  # fmt: skip
+
+
+def different(number: int, *differences: Difference, **given: Any) -> Report:
+    diagnosis = Diagnosis(
+        cause=Cause.ZEROS, summary="zeros", evidence=f"on host {number}", next_step="n",
+        covers=len(differences), members=f"0-{len(differences) - 1}",
+    )  # fmt: skip
+    return host(
+        number, status=Status.DIFFERENT, differences=list(differences), diagnoses=[diagnosis],
+        **given,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_equal_hosts_make_an_equal_whole(divided: bool) -> None:
+    whole = merged([host(1, divided=divided), host(0, divided=divided)])
+    assert whole.status is Status.EQUAL
+    assert [part.number for part in whole.hosts] == [0, 1]
+    (tally,) = whole.tallies
+    assert (tally.experts_compared, tally.bytes_compared, tally.padding_bytes) == (4, 200, 20)
+    assert (whole.parameters[0].compared, whole.parameters[0].bytes_compared) == (5, 7)
+    assert whole.maps[0].count(State.EQUAL) == 12
+    assert (whole.timings.load, whole.timings.peak_rss, whole.timings.stream_bytes) == (2, 10, 100)
+
+
+def test_a_host_of_copies_alone_takes_no_expert_away() -> None:
+    copies = Tally(part=Part.DECODER, layers=1, experts=4, divided=True)
+    whole = merged([host(0, divided=True), host(1, divided=True, tallies=[copies])])
+    assert whole.experts_compared == 4
+
+
+def test_differences_of_hosts_stand_together_and_what_both_say_stands_once() -> None:
+    unread = Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="t")
+    first = different(0, unread, bits(0, "cpu:1"))
+    second = different(1, unread, bits(2, "cpu:3"), bits(3, "cpu:2"))
+    whole = merged([first, second])
+    assert whole.status is Status.DIFFERENT
+    assert [d.device_name for d in whole.differences] == ["", "cpu:1", "cpu:3", "cpu:2"]
+    (diagnosis,) = whole.diagnoses
+    assert (diagnosis.first, diagnosis.covers, diagnosis.members) == (0, 4, "0-3")
+
+
+def test_a_host_that_differs_alone_makes_the_whole_differ() -> None:
+    whole = merged([host(0), different(1, bits(2, "cpu:3"))])
+    assert (whole.status, len(whole.differences)) == (Status.DIFFERENT, 1)
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_host_without_a_report_is_a_load_that_failed(divided: bool) -> None:
+    whole = merged([host(1, divided=divided)])
+    assert whole.status is Status.LOAD_FAILED
+    assert whole.failure is not None
+    assert (whole.failure.error, whole.failure.host) == ("no report", 0)
+    assert [part.status for part in whole.hosts] == [Status.LOAD_FAILED, Status.EQUAL]
+    assert whole.experts_compared == (0 if divided else 2)
+    assert whole.maps[0].count(State.EQUAL) == (0 if divided else 6)
+
+
+def test_the_failure_is_that_of_the_host_that_failed_first() -> None:
+    def failed(number: int, error: str) -> Report:
+        failure = Failure(error=error, message="", host=number)
+        return host(number, status=Status.LOAD_FAILED, failure=failure)
+
+    late, early = failed(0, "waited in vain"), failed(1, "crashed")
+    early.hosts = [replace(early.hosts[0], seconds=1.0)]
+    whole = merged([late, early])
+    assert whole.failure is not None
+    assert whole.failure.error == "crashed"
+
+
+def test_a_device_no_host_looked_at_is_a_difference() -> None:
+    second = host(1)
+    second.hosts = [replace(second.hosts[0], devices=("cpu:2",))]
+    whole = merged([host(0), second])
+    assert whole.status is Status.DIFFERENT
+    assert [(d.kind, d.device_name) for d in whole.differences] == [(Kind.UNCHECKED, "cpu:3")]
+    assert whole.diagnoses[0].summary == "no host compared what cpu:3 holds"
+    assert (whole.diagnoses[0].cause, whole.diagnoses[0].members) == (Cause.UNCHECKED, "0")
+
+
+@pytest.mark.parametrize("reports", [
+    [host(0), host(0)],
+    [host(0, hosts=[])],
+    [host(0), host(1, checkpoint="/d")],
+    [host(0), replace(host(1), environment=replace(host(1).environment, stack="0.32"))],
+])  # fmt: skip
+def test_reports_that_do_not_belong_together(reports: list[Report]) -> None:
+    with pytest.raises(BadInput):
+        merged(reports)
+
+
+def test_sessions_are_merged_row_by_row() -> None:
+    def session(number: int, **given: Any) -> Session:
+        rows = [Row(scenario=name, report=host(number)) for name in ("a", "b")]
+        return Session(complete=True, began=f"2026-01-0{number + 1}", rows=rows, **given)
+
+    lost = session(1)
+    lost.rows = lost.rows[:1]
+    whole = merged_session([session(0), lost])
+    assert [(row.scenario, row.report.status, row.failed) for row in whole.rows] == [
+        ("a", Status.EQUAL, False),
+        ("b", Status.LOAD_FAILED, True),
+    ]
+    assert (whole.complete, whole.began) == (True, "2026-01-01")
+    assert merged_session([session(0), session(1, unfinished=["c"])]).unfinished == ["c"]
