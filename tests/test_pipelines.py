@@ -99,8 +99,8 @@ def parsed(options: str) -> Any:
 
 def jobset_call(document: Document) -> str:
     (container,) = pod(document)["containers"]
-    assert container["command"] == ["ci/run_nightly.sh"]
-    return shlex.join(container["args"])
+    assert container["command"] == ["ci/gke/host.sh"]
+    return shlex.join(["--stacks=installed", "--target=tpu", *container["args"], "--", "--hosts=4"])
 
 
 def test_every_call_is_valid() -> None:
@@ -224,7 +224,8 @@ def jobset_faults(document: Document) -> list[str]:
     chips = int(resources["limits"]["google.com/tpu"])
     if prod(map(int, topology.split("x"))) != chips * spec["completions"]:
         faults.append("chips")
-    if not spec["parallelism"] == spec["completions"] > 1:
+    (named,) = (e["value"] for e in pod(document)["containers"][0]["env"] if e["name"] == "HOSTS")
+    if not spec["parallelism"] == spec["completions"] == int(named) > 1:
         faults.append("hosts")
     if resources["limits"] != resources["requests"]:
         faults.append("resources")
@@ -246,6 +247,7 @@ def test_the_manifest_keeps_its_promises() -> None:
     [
         ("4x4", "2x4", "chips"),
         ("completions: 4", "completions: 2", "hosts"),
+        ('value: "4"', 'value: "2"', "hosts"),
         ("[1, 2, 3]", "[2, 3]", "exit codes"),
         ("[1, 2, 3]", "[1, 2, 3, 75]", "exit codes"),
         ("action: FailJobSet", "action: RestartJobSet", "verdict"),
