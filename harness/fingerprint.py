@@ -3,8 +3,10 @@
 A matrix has hidden features, D of them, and intermediate features, F. No packing cuts the hidden
 axis, so the digest has two levels:
 
-1. For each intermediate feature f and each of four lanes l, ``s[l, f] = sum over d of
-   x[f, d] * w[l, d]`` modulo 2**32, where x are the element's bits and w odd constants.
+1. Of each intermediate feature f the elements along the hidden axis are taken together to words
+   of 32 bits, y[f, j], two of bf16 each; the last is filled up with zeros. With z = y * c, rotated
+   by 16, for each of four lanes ``s[l, f] = sum over j of z[f, j] * w[l, j]`` modulo 2**32; c and
+   all w are odd.
 2. ``digest[l] = sum over f of mix(s[l, f] + k[l, f])`` modulo 2**32, where mix is a bijection
    that is not linear and k are constants.
 
@@ -12,12 +14,14 @@ Both sums can be taken in any order, so shards give parts that add up, and a tra
 interleaved matrix gives the same digest. Integers of 32 bits alone: every backend is exact.
 
 How far it is to be trusted. The constants are fixed and the faults do not know them. One changed
-element always changes the digest: an odd number times a difference below 2**32 is not zero. Other
-differences within one feature escape a lane if a sum of differences times constants is zero; if
-all differences are multiples of 2**v, that happens for one choice of constants in 2**(31 - v).
-Over four lanes that is 2**-124 for arbitrary bits, and 2**-64 in the worst case, where nothing
-but signs of 16-bit elements differ. With a million matrices compared a night, 2**-64 means one
-miss in 50 million years, so 128 bits suffice with a margin.
+word always changes the digest: z is another, and an odd number times a difference below 2**32 is
+not zero. Other differences within one feature escape a lane if a sum of differences times
+constants is zero; if all differences of z are multiples of 2**v, that happens for one choice of
+constants in 2**(31 - v). Over four lanes that is 2**-124 for arbitrary bits, and 2**-64 in the
+worst case: only signs differ, and only those of a word's upper half, which the rotation puts at
+bit 15 (unrotated they would be multiples of 2**31, and two of them would always cancel). With a
+million matrices compared a night, 2**-64 means one miss in 50 million years, so 128 bits suffice
+with a margin.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ Words = npt.NDArray[np.uint32]
 LANES = 4
 _ELEMENTS = 1 << 15  # a block that fits into the L2 cache, with its products
 _WEIGHT_SEED, _KEY_SEED = 0x243F6A88, 0x85A308D3
+SPREAD = 0x9E3779B1  # c; its second bit is set, so a lower half's sign reaches bit 0
 _MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35)  # MurmurHash3's finaliser, fmix32
 
 
@@ -47,10 +52,21 @@ def mixed(words: Any) -> Any:
     return words ^ (words >> 16)
 
 
+def turned(words: Any) -> Any:
+    """z of words y; of numpy's arrays or any that calculate alike."""
+    words = words * words.dtype.type(SPREAD)
+    return (words << 16) | (words >> 16)
+
+
 @cache
-def weights(hidden: int) -> Words:
-    """The odd factors of hidden features, uint32 [4, hidden]."""
-    return _constants(hidden, _WEIGHT_SEED) | np.uint32(1)
+def weights(words: int) -> Words:
+    """The odd factors of the words of a feature, uint32 [4, words]."""
+    return _constants(words, _WEIGHT_SEED) | np.uint32(1)
+
+
+def words_of(hidden: int, itemsize: int) -> int:
+    """How many words the elements of a feature are."""
+    return -(-hidden * itemsize // 4)
 
 
 @cache
@@ -102,15 +118,18 @@ def digest(matrix: Bits, hidden_axis: int, *, canonical: bool = False) -> Words:
 def feature_sums(by_feature: Bits, *, canonical: bool = False) -> Words:
     """The first level of a matrix [F, D], uint32 [4, F]; read in the order of its memory."""
     kernels = _kernels()
-    if kernels is None:
-        return numpy_sums(by_feature, canonical=canonical)
     features, hidden = by_feature.shape
+    if kernels is None or canonical or by_feature.itemsize != 2 or hidden % 2:
+        return numpy_sums(by_feature, canonical=canonical)
     sums = np.zeros((LANES, features), dtype=np.uint32)
     along, across = kernels
+    factors = weights(hidden // 2)
     if by_feature.strides[1] == by_feature.itemsize:
-        along(_whole_rows(by_feature), hidden, weights(hidden), canonical, sums)
+        rows = _whole_rows(by_feature)
+        rows = rows if rows.shape[1] % 2 == 0 else np.ascontiguousarray(by_feature)
+        along(rows.view(np.uint32), hidden // 2, factors, sums)
     else:
-        across(_whole_rows(by_feature.T), features, weights(hidden), canonical, sums)
+        across(_whole_rows(by_feature.T), features, factors, sums)
     return sums
 
 
@@ -132,22 +151,23 @@ def _whole_rows(matrix: Bits) -> Bits:
 def numpy_sums(by_feature: Bits, *, canonical: bool = False) -> Words:
     """:func:`feature_sums` by numpy alone, a block at a time; the definition of the others."""
     features, hidden = by_feature.shape
+    count = words_of(hidden, by_feature.itemsize)
     sums = np.zeros((LANES, features), dtype=np.uint32)
-    factors = weights(hidden)
     step = max(1, _ELEMENTS // max(hidden, 1))
     for start in range(0, features, step):
-        block = by_feature[start : start + step].astype(np.uint32)
+        block = by_feature[start : start + step]
         block = _canonical(block) if canonical else block
+        filled = np.zeros((len(block), count * 4 // block.itemsize), dtype=block.dtype)
+        filled[:, :hidden] = block
+        z = turned(filled.view("<u4"))
         for lane in range(LANES):
-            products = block * factors[lane]
+            products = z * weights(count)[lane]
             sums[lane, start : start + step] = products.sum(axis=1, dtype=np.uint32)
     return sums
 
 
-def _canonical(words: Words) -> Words:
-    nan = (words & np.uint32(0x7FFF)) > np.uint32(0x7F80)
-    quiet = (words & np.uint32(0x8000)) | np.uint32(0x7FC0)
-    return np.where(nan, quiet, words)
+def _canonical(bits: Bits) -> Bits:
+    return np.where((bits & 0x7FFF) > 0x7F80, (bits & 0x8000) | 0x7FC0, bits).astype(bits.dtype)
 
 
 _lock = threading.Lock()

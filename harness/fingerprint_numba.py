@@ -11,31 +11,34 @@ from typing import Any
 import numba
 import numpy as np
 
-_ROWS = 8  # of a transposed matrix, summed up before the sums are stored
+SPREAD = 0x9E3779B1  # as in harness.fingerprint, which imports this file
 _COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False}
 
 
 @numba.njit(inline="always")
-def _element(bits: Any, canonical: bool) -> Any:
-    value = np.uint32(bits)
-    if canonical and (value & np.uint32(0x7FFF)) > np.uint32(0x7F80):
-        value = (value & np.uint32(0x8000)) | np.uint32(0x7FC0)
-    return value
+def _turned(word: Any) -> Any:
+    word = np.uint32(np.uint32(word) * np.uint32(SPREAD))  # numba's product has 64 bits
+    return np.uint32(word << np.uint32(16)) | np.uint32(word >> np.uint32(16))
+
+
+@numba.njit(inline="always")
+def _pair(lower: Any, upper: Any) -> Any:
+    return _turned(np.uint32(lower) | np.uint32(np.uint32(upper) << np.uint32(16)))
 
 
 @numba.njit(**_COMPILE)
-def along(matrix: Any, hidden: int, weights: Any, canonical: bool, sums: Any) -> None:
-    """Add up the first ``hidden`` columns of [F, any] into ``sums``, uint32 [4, F]."""
+def along(words: Any, count: int, weights: Any, sums: Any) -> None:
+    """Add up the first ``count`` words of each row of [F, any] into ``sums``, uint32 [4, F]."""
     w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
-    for f in range(matrix.shape[0]):
-        row = matrix[f]
+    for f in range(words.shape[0]):
+        row = words[f]
         a, b, c, e = np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)
-        for d in range(hidden):
-            x = _element(row[d], canonical)
-            a += x * w0[d]
-            b += x * w1[d]
-            c += x * w2[d]
-            e += x * w3[d]
+        for j in range(count):
+            z = _turned(row[j])
+            a += z * w0[j]
+            b += z * w1[j]
+            c += z * w2[j]
+            e += z * w3[j]
         sums[0, f] += a
         sums[1, f] += b
         sums[2, f] += c
@@ -43,24 +46,27 @@ def along(matrix: Any, hidden: int, weights: Any, canonical: bool, sums: Any) ->
 
 
 @numba.njit(**_COMPILE)
-def across(matrix: Any, features: int, weights: Any, canonical: bool, sums: Any) -> None:
-    """Add up the first ``features`` columns of [D, any] into ``sums``, uint32 [4, F]."""
-    hidden = matrix.shape[0]
-    whole = hidden - hidden % _ROWS
-    for d in range(0, whole, _ROWS):
-        r0, r1, r2, r3 = matrix[d], matrix[d + 1], matrix[d + 2], matrix[d + 3]
-        r4, r5, r6, r7 = matrix[d + 4], matrix[d + 5], matrix[d + 6], matrix[d + 7]
+def across(matrix: Any, features: int, weights: Any, sums: Any) -> None:
+    """Add up the first ``features`` columns of [D, any], D even, into ``sums``, uint32 [4, F]."""
+    pairs = matrix.shape[0] // 2
+    whole = pairs - pairs % 4
+    s0, s1, s2, s3 = sums[0], sums[1], sums[2], sums[3]
+    for j in range(0, whole, 4):
+        r0, r1, r2, r3 = matrix[2 * j], matrix[2 * j + 1], matrix[2 * j + 2], matrix[2 * j + 3]
+        r4, r5, r6, r7 = matrix[2 * j + 4], matrix[2 * j + 5], matrix[2 * j + 6], matrix[2 * j + 7]
+        for f in range(features):
+            z0, z1, z2, z3 = (
+                _pair(r0[f], r1[f]), _pair(r2[f], r3[f]), _pair(r4[f], r5[f]), _pair(r6[f], r7[f])
+            )  # fmt: skip
+            w = weights[0]
+            s0[f] += z0 * w[j] + z1 * w[j + 1] + z2 * w[j + 2] + z3 * w[j + 3]
+            w = weights[1]
+            s1[f] += z0 * w[j] + z1 * w[j + 1] + z2 * w[j + 2] + z3 * w[j + 3]
+            w = weights[2]
+            s2[f] += z0 * w[j] + z1 * w[j + 1] + z2 * w[j + 2] + z3 * w[j + 3]
+            w = weights[3]
+            s3[f] += z0 * w[j] + z1 * w[j + 1] + z2 * w[j + 2] + z3 * w[j + 3]
+    for j in range(whole, pairs):
         for lane in range(4):
-            w, out = weights[lane], sums[lane]
-            w0, w1, w2, w3 = w[d], w[d + 1], w[d + 2], w[d + 3]
-            w4, w5, w6, w7 = w[d + 4], w[d + 5], w[d + 6], w[d + 7]
             for f in range(features):
-                total = _element(r0[f], canonical) * w0 + _element(r1[f], canonical) * w1
-                total += _element(r2[f], canonical) * w2 + _element(r3[f], canonical) * w3
-                total += _element(r4[f], canonical) * w4 + _element(r5[f], canonical) * w5
-                total += _element(r6[f], canonical) * w6 + _element(r7[f], canonical) * w7
-                out[f] += total
-    for d in range(whole, hidden):
-        for lane in range(4):
-            for f in range(features):
-                sums[lane, f] += _element(matrix[d, f], canonical) * weights[lane, d]
+                sums[lane, f] += _pair(matrix[2 * j, f], matrix[2 * j + 1, f]) * weights[lane, j]

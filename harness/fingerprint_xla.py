@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.fingerprint import LANES, Words, keys, mixed, weights
+from harness.fingerprint import LANES, Words, keys, mixed, turned, weights, words_of
 from harness.layout import Span
 
 _BITS = {1: "uint8", 2: "uint16", 4: "uint32"}
@@ -52,18 +52,18 @@ def shares(array: Any, rectangles: tuple[Rectangle, ...]) -> Any:
     import jax
 
     tables = [
-        tuple(jax.device_put(table, array.device) for table in _tables(rectangle))
+        tuple(jax.device_put(table, array.device) for table in _tables(rectangle, array.itemsize))
         for rectangle in rectangles
     ]
     return _program(rectangles, array.device.platform == "cpu")(array, tables)
 
 
-def _tables(rectangle: Rectangle) -> tuple[Words, Words]:
-    """The factors of the hidden features and the keys of the rectangle's intermediate ones."""
+def _tables(rectangle: Rectangle, itemsize: int) -> tuple[Words, Words]:
+    """The factors of the words and the keys of the rectangle's intermediate features."""
     sizes = (len(rectangle.rows), len(rectangle.columns))
     features = sizes[1 - rectangle.hidden_axis]
     part = keys(rectangle.width)[:, rectangle.first : rectangle.first + features]
-    return weights(sizes[rectangle.hidden_axis]), part
+    return weights(words_of(sizes[rectangle.hidden_axis], itemsize)), part
 
 
 @cache
@@ -90,16 +90,34 @@ def _share(bits: Any, rectangle: Rectangle, factors: Any, part: Any, at_once: bo
     import jax.numpy as jnp
     from jax import lax
 
-    x = bits[:, rectangle.rows.as_slice(), rectangle.columns.as_slice()].astype(np.uint32)
     axis = 1 + rectangle.hidden_axis
+    part_of_shard = bits[:, rectangle.rows.as_slice(), rectangle.columns.as_slice()]
+    z = turned(_words(part_of_shard, axis))
     shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
-    products = [x * factors[lane].reshape(shape) for lane in range(LANES)]
+    products = [z * factors[lane].reshape(shape) for lane in range(LANES)]
     if at_once:
         sums = lax.reduce(products, [np.uint32(0)] * LANES, _added, (axis,))
     else:
         sums = [jnp.sum(product, axis=axis, dtype=np.uint32) for product in products]
     words = mixed(jnp.stack(sums) + part[:, None])
     return jnp.sum(words, axis=2, dtype=np.uint32).T
+
+
+def _words(bits: Any, axis: int) -> Any:
+    """The elements along ``axis``, taken together to words of 32 bits, the first lowest."""
+    import jax.numpy as jnp
+
+    itemsize = bits.dtype.itemsize
+    each = 4 // itemsize
+    if missing := -bits.shape[axis] % each:
+        widths = [(0, missing if number == axis else 0) for number in range(3)]
+        bits = jnp.pad(bits, widths)
+    split = (*bits.shape[:axis], -1, each, *bits.shape[axis + 1 :])
+    pieces = bits.reshape(split).astype(np.uint32)
+    words = pieces.take(0, axis=axis + 1)
+    for number in range(1, each):
+        words |= pieces.take(number, axis=axis + 1) << (8 * itemsize * number)
+    return words
 
 
 def _added(one: Any, other: Any) -> Any:
