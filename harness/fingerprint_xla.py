@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.fingerprint import LANES, Words, keys, mixed, turned, weights, words_of
+from harness.fingerprint_triton import column_sums, fits
 from harness.layout import Span
 
 _BITS = {1: "uint8", 2: "uint16", 4: "uint32"}
@@ -51,11 +52,12 @@ def shares(array: Any, rectangles: tuple[Rectangle, ...]) -> Any:
     """
     import jax
 
+    device = array.device
     tables = [
-        tuple(jax.device_put(table, array.device) for table in _tables(rectangle, array.itemsize))
+        tuple(jax.device_put(table, device) for table in _tables(rectangle, array.itemsize))
         for rectangle in rectangles
     ]
-    return _program(rectangles, array.device.platform == "cpu")(array, tables)
+    return _program(rectangles, device.platform)(array, tables)
 
 
 def _tables(rectangle: Rectangle, itemsize: int) -> tuple[Words, Words]:
@@ -67,11 +69,8 @@ def _tables(rectangle: Rectangle, itemsize: int) -> tuple[Words, Words]:
 
 
 @cache
-def _program(rectangles: tuple[Rectangle, ...], at_once: bool) -> Any:
-    """The program; ``at_once`` reduces four operands together.
-
-    On CPU devices that is 5 to 20 times as fast, on an H100 up to 8 times slower (docs/speed.md).
-    """
+def _program(rectangles: tuple[Rectangle, ...], platform: str) -> Any:
+    """The program for devices of ``platform``."""
     import jax
     import jax.numpy as jnp
 
@@ -79,41 +78,58 @@ def _program(rectangles: tuple[Rectangle, ...], at_once: bool) -> Any:
         bits = jax.lax.bitcast_convert_type(array, _BITS[array.dtype.itemsize])
         bits = bits.reshape(bits.shape[0], -1, bits.shape[-1])
         return jnp.stack(
-            [_share(bits, r, w, k, at_once) for r, (w, k) in zip(rectangles, tables, strict=True)]
+            [_share(bits, r, w, k, platform) for r, (w, k) in zip(rectangles, tables, strict=True)]
         )
 
     return jax.jit(program)
 
 
-def _share(bits: Any, rectangle: Rectangle, factors: Any, part: Any, at_once: bool) -> Any:
+def _share(bits: Any, rectangle: Rectangle, factors: Any, part: Any, platform: str) -> Any:
     """Both levels over one rectangle of [E, rows, columns], uint32 [E, 4]."""
+    import jax.numpy as jnp
+
+    sums = _sums(bits, rectangle, factors, platform)
+    words = mixed(sums + part[:, None])
+    return jnp.sum(words, axis=2, dtype=np.uint32).T
+
+
+def _sums(bits: Any, rectangle: Rectangle, factors: Any, platform: str) -> Any:
+    """The first level of a rectangle, uint32 [4, E, features].
+
+    Four operands are reduced together where XLA is good at that: on CPU devices, and on a GPU
+    along columns. Along rows a GPU has a kernel of ours (docs/speed.md has the rates of each).
+    """
     import jax.numpy as jnp
     from jax import lax
 
     axis = 1 + rectangle.hidden_axis
-    part_of_shard = bits[:, rectangle.rows.as_slice(), rectangle.columns.as_slice()]
-    z = turned(_words(part_of_shard, axis))
+    rows, columns = rectangle.rows.as_slice(), rectangle.columns.as_slice()
+    if platform == "gpu" and axis == 1 and fits(bits[:, rows].shape, bits.dtype.itemsize):
+        return column_sums(bits[:, rows], factors)[:, :, columns].transpose(1, 0, 2)
+    z = turned(_words(bits[:, rows, columns], axis))
     shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
     products = [z * factors[lane].reshape(shape) for lane in range(LANES)]
-    if at_once:
-        sums = lax.reduce(products, [np.uint32(0)] * LANES, _added, (axis,))
-    else:
-        sums = [jnp.sum(product, axis=axis, dtype=np.uint32) for product in products]
-    words = mixed(jnp.stack(sums) + part[:, None])
-    return jnp.sum(words, axis=2, dtype=np.uint32).T
+    if platform == "cpu" or (platform == "gpu" and axis == 2):
+        return jnp.stack(lax.reduce(products, [np.uint32(0)] * LANES, _added, (axis,)))
+    return jnp.stack([jnp.sum(product, axis=axis, dtype=np.uint32) for product in products])
 
 
 def _words(bits: Any, axis: int) -> Any:
     """The elements along ``axis``, taken together to words of 32 bits, the first lowest."""
     import jax.numpy as jnp
+    from jax import lax
 
     itemsize = bits.dtype.itemsize
     each = 4 // itemsize
     if missing := -bits.shape[axis] % each:
         widths = [(0, missing if number == axis else 0) for number in range(3)]
         bits = jnp.pad(bits, widths)
-    split = (*bits.shape[:axis], -1, each, *bits.shape[axis + 1 :])
-    pieces = bits.reshape(split).astype(np.uint32)
+    split = bits.reshape(*bits.shape[:axis], -1, each, *bits.shape[axis + 1 :])
+    if each == 1:
+        return bits
+    if axis == 2:
+        return lax.bitcast_convert_type(split, np.uint32)
+    pieces = split.astype(np.uint32)
     words = pieces.take(0, axis=axis + 1)
     for number in range(1, each):
         words |= pieces.take(number, axis=axis + 1) << (8 * itemsize * number)

@@ -16,7 +16,8 @@ FLOW = [
     "secrets", "runs", "errors", "dtypes", "places", "safetensors_file", "fp8", "family",
     "checkpoint",
     "experts", "selection", "synthetic",
-    "fingerprint_numba", "fingerprint", "layout", "fingerprint_xla", "device", "arrays",
+    "fingerprint_numba", "fingerprint", "fingerprint_triton", "layout", "fingerprint_xla",
+    "device", "arrays",
     "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement",
     "progress", "difference", "held", "compare", "compare_fp8", "ledger", "causes",
     "findings", "maps", "deliveries",
@@ -36,7 +37,9 @@ UNDER_TEST = {
 }  # fmt: skip
 
 MAY_IMPORT_IT = {
-    "tpu_engine", "xla_engine", "hook", "recording", "audit", "fingerprint_xla", "emulated_slice",
+    "tpu_engine", "xla_engine", "hook", "recording", "audit", "fingerprint_xla",
+    "fingerprint_triton",
+    "emulated_slice",
 }  # fmt: skip
 
 #: Imported by vLLM itself, as the class of a platform; by nothing of the harness.
@@ -90,6 +93,7 @@ def test_only_the_load_imports_the_stack_and_not_at_its_top(path: Path) -> None:
                 "recording",
                 "audit",
                 "fingerprint_xla",
+                "fingerprint_triton",
                 "emulated_slice",
             )
             assert not at_top
