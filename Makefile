@@ -11,28 +11,39 @@ EXPECT ?= $(if $(filter 0.21,$(STACK)),equal,known)
 WORKERS ?= $(if $(filter tpu,$(TARGET)),0,2)
 SETUP := $(PYTHON) ci/setup.py
 
-.PHONY: setup verify test lint types lock
+.PHONY: help setup verify test lint types bench docs lock
+.DEFAULT_GOAL := help
+
+help: ## these lines
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 # Each verb asks ci/setup.py for the environment, which makes it when it is not there.
-setup:
+setup: ## the environment of STACK, where it is not there yet
 	@$(SETUP) $(STACK)
 
-verify:
+verify: ## the scenarios of STACK on TARGET
 	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest scenarios -n $(WORKERS) --target=$(TARGET) --expect=$(EXPECT) $(if $(filter path:%,$(STACK)),--stack=$(STACK))
 
 # Every test: the canary on the releases with the bug, the fix taken back where it was made first,
 # then everything on the default stack.
-test:
+test: ## every test, on vLLM 0.21, on 0.22, then on STACK
 	@bin=$$($(SETUP) 0.21)/bin && $$bin/pytest scenarios tests/test_contract.py tests/test_audit_installed.py tests/test_audit_run.py --expect=known
 	@bin=$$($(SETUP) 0.22)/bin && $$bin/pytest tests/test_contract.py tests/test_audit_installed.py tests/test_audit_run.py
 	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest --expect=known
 
-lint:
+lint: ## ruff: rules and format
 	@bin=$$($(SETUP))/bin && $$bin/ruff check . && $$bin/ruff format --check .
 
-types:
+types: ## mypy, strict
 	@bin=$$($(SETUP))/bin && $$bin/mypy
 
-# Compile the requirements of every stack anew.
-lock:
+# Each benchmark with its defaults, in turn; the first that fails ends it.
+bench: ## every script under benchmarks/
+	@bin=$$($(SETUP) $(STACK))/bin && for script in benchmarks/*.py; do echo "$$script"; PYTHONPATH=. $$bin/python $$script || exit; done
+
+# A link that leads nowhere, or a page that is not in the navigation, is an error.
+docs: ## docs/ as a site, into site/
+	@$$($(SETUP) --docs)/bin/mkdocs build --strict --quiet
+
+lock: ## the requirements of every stack, compiled anew
 	@$(SETUP) --lock

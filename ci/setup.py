@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 STACKS = ROOT / "ci" / "stacks"
 RELEASE = re.compile(r"version = '(\d+\.\d+\.\d+)")
 UV = "uv==0.13.9"
+DOCS_PYTHON = "3.11"  # the oldest that docs.txt is for
 
 
 class SetupError(Exception):
@@ -32,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stack", nargs="?", default="", help="the default one for this Python")
     parser.add_argument("--lock", action="store_true", help="compile the requirements files anew")
+    parser.add_argument("--docs", action="store_true", help="what builds docs/ as a site")
     parser.add_argument("--uv", action="store_true", help="print where uv is; it is made there")
     options = parser.parse_args()
     try:
@@ -39,6 +41,8 @@ def main() -> int:
             lock()
         elif options.uv:
             print(find_uv())
+        elif options.docs:
+            print(docs())
         else:
             print(setup(choose(options.stack)))
     except SetupError as error:
@@ -142,33 +146,48 @@ def environment_of(stack: str) -> Path:
 
 def setup(stack: str) -> Path:
     """Make the environment of ``stack`` unless it is there already."""
-    environment = environment_of(stack)
-    requirements = STACKS / f"{stack}.txt"
-    stamp = environment / ".requirements"
-    inputs = requirements.read_bytes() + (ROOT / "pyproject.toml").read_bytes()
-    wanted = f"{stack} {hashlib.sha256(inputs).hexdigest()}"
-    if stamp.exists() and stamp.read_text() == wanted:
-        return environment
+    return environment(environment_of(stack), stack, stacks()[stack]["python"], project=True)
+
+
+def docs() -> Path:
+    """Make the environment that builds the site; it holds nothing of any stack."""
+    return environment(ROOT / ".venv-docs", "docs", f"{sys.version_info[0]}.{sys.version_info[1]}")
+
+
+def environment(at: Path, name: str, wanted: str, *, project: bool = False) -> Path:
+    """The environment ``at``, made anew unless it has the requirements called ``name``.
+
+    ``project`` installs the harness there too.
+    """
+    requirements = STACKS / f"{name}.txt"
+    stamp = at / ".requirements"
+    inputs = requirements.read_bytes()
+    inputs += (ROOT / "pyproject.toml").read_bytes() if project else b""
+    made_from = f"{name} {hashlib.sha256(inputs).hexdigest()}"
+    if stamp.exists() and stamp.read_text() == made_from:
+        return at
     uv = find_uv()
-    python = find_python(stacks()[stack]["python"], uv)
-    run(uv, "venv", "--quiet", "--clear", "--python", python, str(environment))
-    options = ("--quiet", "--python", str(environment / "bin" / "python"))
+    python = find_python(wanted, uv)
+    run(uv, "venv", "--quiet", "--clear", "--python", python, str(at))
+    options = ("--quiet", "--python", str(at / "bin" / "python"))
     # Bytecode is compiled here, once: importing the stack without it takes a minute longer.
     run(uv, "pip", "sync", *options, "--compile-bytecode", str(requirements))
-    run(uv, "pip", "install", *options, "--no-deps", "--editable", str(ROOT))
-    stamp.write_text(wanted)
-    return environment
+    if project:
+        run(uv, "pip", "install", *options, "--no-deps", "--editable", str(ROOT))
+    stamp.write_text(made_from)
+    return at
 
 
 def lock() -> None:
-    """Compile every stack's requirements file; the files name versions and no host."""
+    """Compile every requirements file; the files name versions and no host."""
     uv = find_uv()
-    for stack, row in stacks().items():
-        overrides = [f"--override={name}.overrides" for name in row["overrides"]]
+    docs_row = {"python": DOCS_PYTHON, "overrides": []}
+    for name, row in {**stacks(), "docs": docs_row}.items():
+        overrides = [f"--override={other}.overrides" for other in row["overrides"]]
         run(
             uv, "pip", "compile", "--quiet", "--python-version", row["python"], *overrides,
             "--custom-compile-command", "make lock", "--no-annotate",
-            "--output-file", f"{stack}.txt", f"{stack}.in",
+            "--output-file", f"{name}.txt", f"{name}.in",
             cwd=STACKS,
         )  # fmt: skip
 
