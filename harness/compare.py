@@ -6,21 +6,25 @@ Every difference is collected. Memory stays at a few expert slices.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
+from itertools import islice
 
 import numpy as np
 
 from harness import progress
 from harness.device import DevicePart, DeviceTensor
 from harness.difference import Difference, Kind, Tally
-from harness.dtypes import Bits, as_hex, bits_dtype
+from harness.dtypes import ITEMSIZE, Bits, as_hex, bits_dtype
+from harness.equal import all_equal
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Projection
 from harness.held import Held
 from harness.layout import Backend, Layout, Parameter, Span, expert_layout
+from harness.placement import misplaced
 from harness.selection import Chosen, keys_of
+
+_AT_ONCE = 8 << 20  # bytes of the reference; they stay in the cache until they are compared
 
 PARAMETER_OF = {
     Projection.GATE: Parameter.W13,
@@ -130,10 +134,10 @@ class PartComparison:
                 readable.add(parameter)
                 yield from self._padding(layer, parameter, tensors[parameter])
         experts = self.held.experts(self.chosen.of(layer))
-        for key in keys_of(self.reference.part, layer, experts):
-            parameter = PARAMETER_OF[key.projection]
-            if parameter in readable:
-                yield from self._expert(key, tensors[parameter])
+        keys = keys_of(self.reference.part, layer, experts)
+        yield from self._slices(
+            (k for k in keys if PARAMETER_OF[k.projection] in readable), tensors
+        )
         if readable == set(Parameter):
             self.tally.experts_compared += len(experts)
 
@@ -164,26 +168,16 @@ class PartComparison:
         self, layer: int, parameter: Parameter, tensor: DeviceTensor
     ) -> Iterator[Difference]:
         axis = self.layout.sharded_axis[parameter]
-        held = {shard.device: shard.index for shard in tensor.shards}
+        shares = {}
         for number in self.held.shards:
-            device = self.device.mesh[number]
             wanted = [Span(0, size) for size in tensor.shape]
             wanted[axis] = self.layout.shard_span(parameter, number)
-            index = held.pop(device, ())
-            if index != tuple(wanted):
-                yield self._misplaced(layer, tensor, number, device, tuple(wanted), index)
-        for device, index in held.items():
-            yield self._misplaced(layer, tensor, None, device, (), index)
-
-    def _misplaced(
-        self, layer: int, tensor: DeviceTensor, shard: int | None, device: str,
-        wanted: tuple[Span, ...], found: tuple[Span, ...],
-    ) -> Difference:  # fmt: skip
-        return Difference(
-            kind=Kind.SHARDING, part=self.reference.part, layer=layer, parameter=tensor.name,
-            reference=_text(wanted), device=_text(found), shard=shard, device_name=device,
-            count=_elements(found), total=_elements(wanted),
-        )  # fmt: skip
+            shares[self.device.mesh[number]] = (number, tuple(wanted))
+        for fact in misplaced(tensor, shares):
+            yield Difference(
+                kind=Kind.SHARDING, part=self.reference.part, layer=layer,
+                parameter=tensor.name, **fact,
+            )  # fmt: skip
 
     def _padding(
         self, layer: int, parameter: Parameter, tensor: DeviceTensor
@@ -207,16 +201,42 @@ class PartComparison:
                     shard=shard, device_name=device_name,
                 )  # fmt: skip
 
-    def _expert(self, key: ExpertKey, tensor: DeviceTensor) -> Iterator[Difference]:
-        if self._equal(key, tensor):
-            return
+    def _slices(
+        self, keys: Iterable[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
+    ) -> Iterator[Difference]:
+        """Compare matrices, some at a time so that all cores have work; walk the unequal ones."""
+        keys = iter(keys)
+        while batch := list(islice(keys, self._batch)):
+            pairs = [list(self._pairs(key, tensors[PARAMETER_OF[key.projection]])) for key in batch]
+            verdicts = iter(all_equal([pair for of_key in pairs for pair in of_key]))
+            for key, of_key in zip(batch, pairs, strict=True):
+                nbytes = sum(wanted.nbytes for _, wanted in of_key)
+                self.tally.bytes_compared += nbytes
+                progress.advance(nbytes)
+                if not all(list(islice(verdicts, len(of_key)))):
+                    yield self._unequal(key, tensors[PARAMETER_OF[key.projection]])
+
+    @property
+    def _batch(self) -> int:
+        """How many matrices of the reference are looked at at once."""
+        shape = self.reference.shape
+        return max(1, _AT_ONCE // (shape.hidden * shape.intermediate * ITEMSIZE[shape.dtype]))
+
+    def _pairs(self, key: ExpertKey, tensor: DeviceTensor) -> Iterator[tuple[Bits, Bits]]:
+        """What the device holds of ``key``, block by block, and what it is to hold."""
+        reference = self.expected(self.reference[key])
+        for block in self.held.blocks(key.projection):
+            found = tensor.rectangle(key.expert, block.rows, block.columns)
+            yield found, block.of(reference)
+
+    def _unequal(self, key: ExpertKey, tensor: DeviceTensor) -> Difference:
         reference, device = self.reference_bits(key), self.device_bits(key)
         unequal = device != reference
         first = tuple(map(int, np.argwhere(unequal)[0]))
         width = self.reference.shape.intermediate
         output, input_ = self.held.index(key.projection, (first[0], first[1]), width)
         shard, device_name = self._holder(tensor, self._device_index(key, output, input_))
-        yield Difference(
+        return Difference(
             kind=Kind.BITS, part=key.part, layer=key.layer, expert=key.expert,
             projection=key.projection, parameter=tensor.name,
             source=str(self.reference.source(key)), index=(output, input_),
@@ -225,18 +245,6 @@ class PartComparison:
             count=int(np.count_nonzero(unequal)), total=unequal.size,
             shard=shard, device_name=device_name,
         )  # fmt: skip
-
-    def _equal(self, key: ExpertKey, tensor: DeviceTensor) -> bool:
-        """Whether all that is held of ``key`` is equal; counts its bytes."""
-        reference = self.expected(self.reference[key])
-        equal = True
-        for block in self.held.blocks(key.projection):
-            wanted = block.of(reference)
-            found = tensor.rectangle(key.expert, block.rows, block.columns)
-            equal = equal and np.array_equal(found, wanted)
-            self.tally.bytes_compared += wanted.nbytes
-            progress.advance(wanted.nbytes)
-        return equal
 
     def _device_index(self, key: ExpertKey, output: int, input_: int) -> tuple[int, int, int]:
         """Where element [output, input] of ``key`` lies in its device array."""
@@ -251,13 +259,3 @@ class PartComparison:
             return None, ""
         mesh = self.device.mesh
         return (mesh.index(shard.device) if shard.device in mesh else None), shard.device
-
-
-def _text(index: tuple[Span, ...]) -> str:
-    if not index:
-        return "nothing"
-    return "[" + ", ".join(f"{span.start}:{span.stop}" for span in index) + "]"
-
-
-def _elements(index: tuple[Span, ...]) -> int:
-    return math.prod(map(len, index)) if index else 0

@@ -7,7 +7,7 @@ scale moves a block's values by more and is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -136,6 +136,12 @@ class Fp8PartComparison(PartComparison):
                 kind=Kind.SHARDING, part=self.reference.part, layer=layer,
                 parameter=tensor.name, **fact,
             )  # fmt: skip
+
+    def _slices(
+        self, keys: Iterable[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
+    ) -> Iterator[Difference]:
+        for key in keys:
+            yield from self._expert(key, tensors[PARAMETER_OF[key.projection]])
 
     def _expert(self, key: ExpertKey, tensor: DeviceTensor) -> Iterator[Difference]:
         source = self.reference.source(key)

@@ -20,6 +20,7 @@ from harness.coverage import unused_reason
 from harness.device import DeviceTensor
 from harness.difference import Difference, Kind, ParameterTally
 from harness.dtypes import Bits, as_hex
+from harness.equal import all_equal
 from harness.experts import ReferencePart
 from harness.fp8 import SCALE_SUFFIX
 from harness.mesh import Mesh
@@ -224,14 +225,16 @@ class ParameterComparison:
         for name in dict.fromkeys(placed.sources):
             reference = self.expected(self.checkpoint.bits(name), placed.layout)
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
-            for shard in placed.tensor.shards:
-                held = shard.fetch(...)
-                for block, wanted, there, origin in pairs(placed.layout, shard, name, reference):
-                    key = (name, block.copy)
-                    totals[key] = totals.get(key, 0) + wanted.size
-                    got = held[there]
-                    if not np.array_equal(got, wanted):
-                        note_fault(faults, placed, key, shard.device, wanted, got, origin)
+            runs = [
+                (shard.device, (name, block.copy), wanted, shard.fetch(...)[there], origin)
+                for shard in placed.tensor.shards
+                for block, wanted, there, origin in pairs(placed.layout, shard, name, reference)
+            ]
+            verdicts = all_equal([(got, wanted) for _, _, wanted, got, _ in runs])
+            for (device, key, wanted, got, origin), equal in zip(runs, verdicts, strict=True):
+                totals[key] = totals.get(key, 0) + wanted.size
+                if not equal:
+                    note_fault(faults, placed, key, device, wanted, got, origin)
         for key, fault in faults.items():
             yield self._bits(fault, totals[key])
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Collection
 
 from harness import emulated_slice, tpu_engine, xla_engine
+from harness.equal import warm_up
 from harness.family import Part
 from harness.hook import Hook
 from harness.loaded import Adapt, Ledgers, Loaded
@@ -19,10 +20,14 @@ _MODELS = (
 
 
 def preload(target: str) -> None:
-    """Import the stack of the named target, touching no device, so that forked loads need not."""
+    """Import the stack of the named target, touching no device, so that forked loads need not.
+
+    What compares is compiled, too.
+    """
     modules = xla_engine.MODULES if target == "torch-xla" else tpu_engine.MODULES
     for module in (*modules, *_MODELS):
         importlib.import_module(module)
+    warm_up()
 
 
 def leave(target: Target) -> None:

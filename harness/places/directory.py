@@ -1,4 +1,4 @@
-"""A directory on this machine: files are mapped, so that a slice costs its own bytes, no copy."""
+"""A directory on this machine: slices are read, whole large tensors mapped."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 from harness.dtypes import Bits, bits_dtype
 from harness.errors import BadInput
 from harness.places.place import File, Place
+
+_MAPPED_FROM = 32 << 20  # bytes
 
 
 class LocalFile(File):
@@ -41,15 +43,28 @@ class LocalFile(File):
             raise _unreadable(self.path, error) from error
 
     def bits(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Bits:
-        """A view of the mapped file, read when it is touched."""
-        if math.prod(shape) == 0:
-            return np.empty(shape, bits_dtype(dtype))  # nothing cannot be mapped
+        """The bits, read at once; above 32 MiB a view of the mapped file, read when touched.
+
+        Reading costs a third of the page faults of mapping (docs/speed.md), until it is memory
+        that is new each time: glibc keeps what it gave back up to that size.
+        """
+        kind = np.dtype(bits_dtype(dtype))
         try:
-            return np.memmap(
-                self.path, dtype=bits_dtype(dtype), mode="r", offset=offset, shape=shape
-            )
+            if math.prod(shape) * kind.itemsize > _MAPPED_FROM:
+                return np.memmap(self.path, dtype=kind, mode="r", offset=offset, shape=shape)
+            return self._read_bits(offset, np.empty(shape, kind))
         except OSError as error:
             raise _unreadable(self.path, error) from error
+
+    def _read_bits(self, offset: int, out: Bits) -> Bits:
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            left = memoryview(out.reshape(-1).view(np.uint8).data)
+            while len(left):
+                if not (count := file.readinto(left)):
+                    raise OSError(f"the file ends {len(left)} bytes too early")
+                left = left[count:]
+        return out
 
     def require_checksum(self) -> bool:
         """A file system keeps none."""
