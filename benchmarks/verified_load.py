@@ -134,7 +134,9 @@ def measure(path: Path, target: Target, repeats: int) -> dict[str, list[Figures]
     with LoadProcess(target) as process:
         for _ in range(repeats + 1):
             for kind, work in JOBS.items():
-                answer = process.run(f"benchmarks.verified_load:{work.__name__}", argument, timeout=900)
+                answer = process.run(
+                    f"benchmarks.verified_load:{work.__name__}", argument, timeout=900
+                )
                 seen[kind].append(msgspec.json.decode(answer, type=Figures))
     return {kind: figures[1:] for kind, figures in seen.items()}
 

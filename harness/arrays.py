@@ -8,6 +8,7 @@ import numpy as np
 
 from harness.device import DeviceShard, DeviceTensor
 from harness.dtypes import FROM_ARRAY_NAME, Bits, bits_dtype
+from harness.fingerprint_xla import any_set, shares
 from harness.layout import Span
 
 
@@ -36,7 +37,14 @@ def _shard_from_jax(shard: Any, shape: tuple[int, ...], dtype: str) -> DeviceSha
         return bits
 
     device = f"{shard.device.platform}:{shard.device.id}"
-    return DeviceShard(device, spans(shard.index, shape), fetch)
+    return DeviceShard(
+        device,
+        spans(shard.index, shape),
+        fetch,
+        shares=lambda rectangles: shares(shard.data, tuple(rectangles)),
+        any_set=lambda places: any_set(shard.data, tuple(places)),
+        in_host_memory=shard.device.platform == "cpu",
+    )
 
 
 def spans(index: Any, shape: tuple[int, ...]) -> tuple[Span, ...]:

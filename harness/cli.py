@@ -19,7 +19,7 @@ from harness.audit.report import write
 from harness.audit.run import run_audit
 from harness.audit.run_table import run_exit_code, run_json, run_text
 from harness.cli_reports import COMMANDS
-from harness.compare import Nan
+from harness.digests import Method
 from harness.environment import cache_directory
 from harness.errors import BadInput, HarnessError
 from harness.family import Part
@@ -27,6 +27,7 @@ from harness.hook import Hook
 from harness.hosts import target_on
 from harness.meshes import meshed
 from harness.message import failure_text
+from harness.nan import Nan
 from harness.report import Report
 from harness.secrets import credentials_found
 from harness.selection import Selection
@@ -93,6 +94,13 @@ for _command in COMMANDS:
     help="canonical: NaNs of the reference count as the quiet NaN of their sign.",
 )
 @click.option(
+    "--compare",
+    type=click.Choice([m.value for m in Method]),
+    default=Method.AUTO.value,
+    show_default=True,
+    help="auto: by digests made on the device, where that does not share the host's memory.",
+)
+@click.option(
     "--only",
     type=click.Choice([p.value for p in Part]),
     multiple=True,
@@ -124,6 +132,7 @@ def verify_command(
     mesh: str | None,
     reference: str | None,
     nan: str,
+    compare: str,
     only: tuple[str, ...],
     hook: str,
     num_layers: int | None,
@@ -145,6 +154,7 @@ def verify_command(
         else target_on(target, devices, Parallelism(parallelism), hosts),
         reference=reference,
         nan=Nan(nan),
+        method=Method(compare),
         hook=Hook(hook),
         parts=[Part(part) for part in only] or tuple(Part),
         selection=Selection(**selection),

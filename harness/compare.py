@@ -7,7 +7,6 @@ Every difference is collected. Memory stays at a few expert slices.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from enum import StrEnum
 from itertools import islice
 
 import numpy as np
@@ -15,12 +14,15 @@ import numpy as np
 from harness import progress
 from harness.device import DevicePart, DeviceTensor
 from harness.difference import Difference, Kind, Tally
+from harness.digests import Method, device_digests, dirty, reference_digest
 from harness.dtypes import ITEMSIZE, Bits, as_hex, bits_dtype
 from harness.equal import all_equal
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Projection
+from harness.fingerprint import Words
 from harness.held import Held
-from harness.layout import Backend, Layout, Parameter, Span, expert_layout
+from harness.layout import Backend, Layout, Padding, Parameter, Span, expert_layout
+from harness.nan import Nan, canonical_nans
 from harness.placement import misplaced
 from harness.selection import Chosen, keys_of
 
@@ -31,25 +33,6 @@ PARAMETER_OF = {
     Projection.UP: Parameter.W13,
     Projection.DOWN: Parameter.W2,
 }
-
-
-class Nan(StrEnum):
-    """How the reference's NaNs count.
-
-    - ``payload``: like any other bits.
-    - ``canonical``: as the quiet NaN of their sign, 0x7fc0 or 0xffc0. That is the exact effect of
-      the bf16 -> f32 -> bf16 way to the device (torchax ``ops/mappings.py``, ``t2j``), and the
-      only change of values this harness admits.
-    """
-
-    PAYLOAD = "payload"
-    CANONICAL = "canonical"
-
-
-def canonical_nans(bits: Bits) -> Bits:
-    """bf16 bits with every NaN replaced by the quiet NaN of its sign; the rest untouched."""
-    nan = (bits & 0x7FFF) > 0x7F80
-    return np.where(nan, (bits & 0x8000) | 0x7FC0, bits).astype(bits.dtype)
 
 
 def tally_of(reference: ReferencePart, chosen: Chosen | None = None) -> Tally:
@@ -71,6 +54,7 @@ class PartComparison:
         backend: the packing the device is to have.
         nan: how NaNs count; ``canonical`` is defined for bf16 only.
         chosen: the experts to compare, all by default; arrays as a whole are looked at anyway.
+        method: how their bits are compared.
     """
 
     def __init__(
@@ -81,7 +65,9 @@ class PartComparison:
         backend: Backend = Backend.GMM_TP,
         nan: Nan = Nan.PAYLOAD,
         chosen: Chosen | None = None,
+        method: Method = Method.AUTO,
     ) -> None:
+        self._method = method
         self.reference = reference
         self.device = device
         self.layout: Layout = expert_layout(backend, reference.shape, len(device.mesh))
@@ -182,29 +168,42 @@ class PartComparison:
     def _padding(
         self, layer: int, parameter: Parameter, tensor: DeviceTensor
     ) -> Iterator[Difference]:
-        for gap in self.layout.padding:
-            if gap.parameter is not parameter or not self.held.holds(gap):
-                continue
-            for expert in self.held.experts(self.chosen.of(layer)):
-                bits = tensor.rectangle(expert, gap.rows, gap.columns)
-                self.tally.padding_bytes += bits.nbytes
-                if not bits.any():
-                    continue
-                row, column = map(int, np.argwhere(bits)[0])
-                at = (expert, gap.rows.start + row, gap.columns.start + column)
-                shard, device_name = self._holder(tensor, at)
-                yield Difference(
-                    kind=Kind.PADDING, part=self.reference.part, layer=layer, expert=expert,
-                    parameter=tensor.name, index=at, reference=as_hex(0, tensor.dtype),
-                    device=as_hex(int(bits[row, column]), tensor.dtype),
-                    count=int(np.count_nonzero(bits)), total=bits.size,
-                    shard=shard, device_name=device_name,
-                )  # fmt: skip
+        gaps = [g for g in self.layout.padding if g.parameter is parameter and self.held.holds(g)]
+        experts = self.held.experts(self.chosen.of(layer))
+        suspects = None
+        if gaps and self._method.by_digests([tensor]):
+            suspects = dirty(tensor, gaps)
+        for number, gap in enumerate(gaps):
+            nbytes = len(gap.rows) * len(gap.columns) * ITEMSIZE[tensor.dtype]
+            self.tally.padding_bytes += nbytes * len(experts)
+            for expert in experts:
+                if suspects is None or (expert, number) in suspects:
+                    yield from self._gap(layer, tensor, expert, gap)
+
+    def _gap(
+        self, layer: int, tensor: DeviceTensor, expert: int, gap: Padding
+    ) -> Iterator[Difference]:
+        bits = tensor.rectangle(expert, gap.rows, gap.columns)
+        if not bits.any():
+            return
+        row, column = map(int, np.argwhere(bits)[0])
+        at = (expert, gap.rows.start + row, gap.columns.start + column)
+        shard, device_name = self._holder(tensor, at)
+        yield Difference(
+            kind=Kind.PADDING, part=self.reference.part, layer=layer, expert=expert,
+            parameter=tensor.name, index=at, reference=as_hex(0, tensor.dtype),
+            device=as_hex(int(bits[row, column]), tensor.dtype),
+            count=int(np.count_nonzero(bits)), total=bits.size,
+            shard=shard, device_name=device_name,
+        )  # fmt: skip
 
     def _slices(
         self, keys: Iterable[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
     ) -> Iterator[Difference]:
         """Compare matrices, some at a time so that all cores have work; walk the unequal ones."""
+        if self._method.by_digests(tensors.values()):
+            yield from self._by_digests(keys, tensors)
+            return
         keys = iter(keys)
         while batch := list(islice(keys, self._batch)):
             pairs = [list(self._pairs(key, tensors[PARAMETER_OF[key.projection]])) for key in batch]
@@ -215,6 +214,26 @@ class PartComparison:
                 progress.advance(nbytes)
                 if not all(list(islice(verdicts, len(of_key)))):
                     yield self._unequal(key, tensors[PARAMETER_OF[key.projection]])
+
+    def _by_digests(
+        self, keys: Iterable[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
+    ) -> Iterator[Difference]:
+        """Compare digests; read the bits of those that differ back."""
+        found: dict[Projection, Words] = {}
+        for parameter, tensor in tensors.items():
+            blocks = [
+                b for p in Projection for b in self.held.blocks(p) if b.parameter is parameter
+            ]
+            found |= device_digests(tensor, blocks, self.reference.shape.intermediate)
+        for key in keys:
+            matrix, blocks = self.expected(self.reference[key]), self.held.blocks(key.projection)
+            nbytes = self.held.of(key.projection, matrix).nbytes
+            self.tally.bytes_compared += nbytes
+            progress.advance(nbytes)
+            if not np.array_equal(
+                found[key.projection][key.expert], reference_digest(matrix, blocks)
+            ):
+                yield self._unequal(key, tensors[PARAMETER_OF[key.projection]])
 
     @property
     def _batch(self) -> int:
@@ -232,6 +251,8 @@ class PartComparison:
     def _unequal(self, key: ExpertKey, tensor: DeviceTensor) -> Difference:
         reference, device = self.reference_bits(key), self.device_bits(key)
         unequal = device != reference
+        if not unequal.any():
+            raise RuntimeError(f"the digest of {key} differs, its bits do not: a fault of ours")
         first = tuple(map(int, np.argwhere(unequal)[0]))
         width = self.reference.shape.intermediate
         output, input_ = self.held.index(key.projection, (first[0], first[1]), width)

@@ -14,7 +14,6 @@ from functools import cached_property
 
 import numpy as np
 
-from harness.compare import Nan, canonical_nans
 from harness.compare_fp8_parameters import unequal_values
 from harness.coverage import unused_reason
 from harness.device import DeviceTensor
@@ -24,6 +23,7 @@ from harness.equal import all_equal
 from harness.experts import ReferencePart
 from harness.fp8 import SCALE_SUFFIX
 from harness.mesh import Mesh
+from harness.nan import Nan, canonical_nans
 from harness.parameter_layout import (
     Packing,
     ParameterLayout,
@@ -49,7 +49,7 @@ class ParameterComparison:
         tensors: all of the part's arrays on the devices; experts' are passed over.
         mesh: the devices.
         packing: what the release under test does to parameters.
-        nan: how NaNs count, see :class:`harness.compare.Nan`.
+        nan: how NaNs count, see :class:`harness.nan.Nan`.
         chosen: whether a tensor or parameter of this layer (None: of no layer) is compared.
         local: of the devices, those this process addresses; None for all.
     """

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from harness.dtypes import Bits, bits_dtype
+from harness.fingerprint_xla import Rectangle
 from harness.layout import Parameter, Span
 
 _EXPERT_PARAMETER = re.compile(
@@ -32,11 +33,18 @@ class DeviceShard:
         index: the part, as one span per axis of the whole tensor.
         fetch: gives the bits of an index into this part's first axis, counted from the part's
             first; of the whole part for ``...``.
+        shares: by XLA on the device, what rectangles of this part add to their experts' digests
+            (:func:`harness.fingerprint_xla.shares`); None where it cannot.
+        any_set: alike, whether any bit is set in ``(rows, columns)`` of each expert.
+        in_host_memory: whether ``fetch`` gives a view of memory the device shares with the host.
     """
 
     device: str
     index: tuple[Span, ...]
     fetch: Callable[[Any], Bits]
+    shares: Callable[[Sequence[Rectangle]], Any] | None = None
+    any_set: Callable[[Sequence[tuple[Span, Span]]], Any] | None = None
+    in_host_memory: bool = True
 
     def folded(self) -> DeviceShard:
         """The shard with its middle axes as one."""
@@ -47,7 +55,7 @@ class DeviceShard:
             bits = self.fetch(index)
             return bits.reshape(*bits.shape[: -len(middle) - 1], rows, bits.shape[-1])
 
-        return DeviceShard(self.device, (self.index[0], Span(0, rows), self.index[-1]), fetch)
+        return replace(self, index=(self.index[0], Span(0, rows), self.index[-1]), fetch=fetch)
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from functools import cached_property
 import numpy as np
 
 from harness.causes import Cause, Diagnosis, Finding
-from harness.compare import canonical_nans
 from harness.compare_parameters import ParameterComparison
 from harness.difference import Difference, Kind
 from harness.dtypes import Bits
 from harness.findings import diagnoses_of
 from harness.ledger import POISON
+from harness.nan import canonical_nans
 from harness.parameters import Pieces
 from harness.placed import Fault, Placed, held, recovered
 

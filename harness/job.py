@@ -7,17 +7,18 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from harness import engine, progress
 from harness.causes import Diagnosis
 from harness.checkpoint import Checkpoint
-from harness.compare import Nan
 from harness.compare_fp8 import part_comparison
 from harness.coverage import Counts, coverage
 from harness.deliveries import calls_of
 from harness.diagnosis import Explainer
+from harness.digests import Method
 from harness.errors import HarnessError
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
@@ -26,6 +27,7 @@ from harness.ledger import Ledger
 from harness.load_failure import diagnose_failure
 from harness.loaded import Adapt, Ledgers, Loaded
 from harness.maps import map_of
+from harness.nan import Nan
 from harness.report import Delivery, HostPart, Report, Status, Timings
 from harness.selection import Chosen, Selection, choose, expert_bytes
 from harness.target import Target
@@ -41,6 +43,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     target: Target
     parts: tuple[Part, ...]
     nan: Nan = Nan.PAYLOAD
+    method: Method = Method.AUTO
     hook: Hook = Hook.UPSTREAM
     stream_options: dict[str, str] = {}
     selection: Selection = Selection()
@@ -126,9 +129,11 @@ def compare_part(
     """Compare one part and add its tally, differences and diagnoses to ``report``."""
     name_sites(ledger)
     device, *copies = expert_copies(loaded, part.part)
-    comparison = part_comparison(
-        part, device, backend=request.target.backend, nan=request.nan, chosen=chosen
-    )
+    options: dict[str, Any] = {
+        "backend": request.target.backend, "nan": request.nan, "chosen": chosen,
+        "method": request.method,
+    }  # fmt: skip
+    comparison = part_comparison(part, device, **options)
     counts, uncovered = coverage(part, ledger)
     differences = [*comparison.differences(), *uncovered]
     offset = len(report.differences)
@@ -139,7 +144,7 @@ def compare_part(
     explained = len(report.diagnoses)
     report.diagnoses += Explainer(comparison, parts, ledger).diagnose(differences, offset)
     report.calls += calls_of(part.part, ledger)
-    add_copies(report, part, copies, request.target, request.nan, chosen, ledger)
+    add_copies(report, part, copies, ledger, **options)
     report.maps = [m for m in report.maps if m.part is not part.part]
     report.maps.append(
         map_of(

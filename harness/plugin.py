@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from harness import collector
 from harness.collector import REPORTS, Collector
+from harness.digests import Method
 from harness.errors import HarnessError
 from harness.hosts import target_on
 from harness.known import KnownIssue, Verdict, judge
@@ -67,6 +68,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--max-bytes", type=int, help="compare so many bytes of experts at most")
     group.addoption("--seed", type=int, default=0, help="the draw follows from it (default: 0)")
     group.addoption("--num-layers", type=int, help="load the first decoder layers only")
+    group.addoption(
+        "--compare",
+        choices=[m.value for m in Method],
+        default=Method.AUTO.value,
+        help="by bits read back or by digests made on the device (default: auto)",
+    )
     group.addoption("--checksums", action="store_true", help="compare files with their store's")
     group.addoption(
         "--reports",
@@ -229,6 +236,7 @@ def _selected(config: pytest.Config) -> dict[str, Any]:
         "selection": Selection(**{name: config.getoption(name) for name in names}),
         "num_layers": config.getoption("--num-layers"),
         "checksums": config.getoption("--checksums"),
+        "method": Method(config.getoption("--compare")),
     }
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
-from harness.compare import Nan
 from harness.environment import (
     compilation_cache,
     stack_environment,
@@ -22,6 +21,7 @@ from harness.environment import (
 )
 from harness.errors import BadInput, TargetUnavailable
 from harness.layout import Backend
+from harness.nan import Nan
 from harness.tpu import chip_environment, find_tpu
 from harness.vllm_platform import PLATFORM, Platform
 

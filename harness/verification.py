@@ -18,7 +18,8 @@ import msgspec
 
 from harness import progress
 from harness.checkpoint import Checkpoint
-from harness.compare import Nan, tally_of
+from harness.compare import tally_of
+from harness.digests import Method
 from harness.errors import BadInput
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
@@ -28,6 +29,7 @@ from harness.job import VerifyRequest
 from harness.load import LoadProcesses
 from harness.maps import map_of
 from harness.merge import merged
+from harness.nan import Nan
 from harness.outcomes import outcomes
 from harness.overlay import Overlay
 from harness.report import Environment, Report, Status, redacted_report
@@ -44,6 +46,7 @@ def verify(
     *,
     reference: str | os.PathLike[str] | None = None,
     nan: Nan = Nan.PAYLOAD,
+    method: Method = Method.AUTO,
     parts: Collection[Part] = tuple(Part),
     hook: Hook = Hook.UPSTREAM,
     stream_options: Mapping[str, str] | None = None,
@@ -61,6 +64,7 @@ def verify(
         target: where to; four emulated devices by default.
         reference: the checkpoint to compare with, instead of ``checkpoint`` itself.
         nan: how NaNs in the reference count.
+        method: how bits of experts are compared.
         parts: load and compare these parts only, of those the checkpoint has.
         hook: the loader hook the load goes through.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
@@ -92,6 +96,7 @@ def verify(
         target=target,
         parts=tuple(part.part for part in chosen),
         nan=nan,
+        method=method,
         hook=hook,
         stream_options=dict(stream_options or {}),
         selection=selection,
@@ -157,6 +162,7 @@ def _repeat(request: VerifyRequest) -> str:
     if request.reference != request.checkpoint:
         words += ["--reference", request.reference]
     words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
+    words += ["--compare", request.method] if request.method is not Method.AUTO else []
     words += ["--hook", request.hook] if request.hook is not Hook.UPSTREAM else []
     words += ["--only", *request.parts] if request.parts == (Part.MTP,) else []
     words += request.selection.options()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-from harness.compare import Nan
 from harness.compare_fp8 import part_comparison
 from harness.compare_parameters import ParameterComparison
 from harness.device import DevicePart, DeviceTensor, device_part
@@ -20,6 +20,7 @@ from harness.family import Part
 from harness.ledger import Ledger
 from harness.loaded import Loaded
 from harness.mesh import TENSOR
+from harness.nan import Nan
 from harness.parameter_layout import HOST, Packing
 from harness.report import Report
 from harness.selection import Chosen, Selection
@@ -99,14 +100,12 @@ def add_copies(
     report: Report,
     part: ReferencePart,
     copies: Sequence[DevicePart],
-    target: Target,
-    nan: Nan,
-    chosen: Chosen,
     ledger: Ledger,
+    **options: Any,
 ) -> None:
     """Compare the further copies of a part's experts and add differences and diagnoses."""
     for device in copies:
-        comparison = part_comparison(part, device, backend=target.backend, nan=nan, chosen=chosen)
+        comparison = part_comparison(part, device, **options)
         differences = list(comparison.differences())
         report.diagnoses += Explainer(comparison, (), ledger).diagnose(
             differences, len(report.differences)

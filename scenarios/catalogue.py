@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
-from harness.compare import Nan
 from harness.family import Part
+from harness.nan import Nan
 from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint

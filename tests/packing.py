@@ -7,7 +7,7 @@ from :mod:`harness.layout`, so that the two check each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from harness.device import DevicePart, DeviceShard, DeviceTensor, device_part
 from harness.dtypes import Bits
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Projection
+from harness.fingerprint import feature_sums, finished
+from harness.fingerprint_xla import Rectangle
 from harness.layout import Backend, Parameter, Span
 
 Array = npt.NDArray[np.uint16]
@@ -84,7 +86,11 @@ def sharded(name: str, array: Array, axis: int, mesh: tuple[str, ...]) -> Device
         index = [Span(0, n) for n in array.shape]
         index[axis] = Span(number * size, (number + 1) * size)
         part = array[tuple(span.as_slice() for span in index)]
-        shards.append(DeviceShard(device, tuple(index), _reader(part)))
+        shards.append(
+            DeviceShard(
+                device, tuple(index), _reader(part), shares=_summer(part), any_set=_finder(part)
+            )
+        )
     return DeviceTensor(name, "BF16", array.shape, tuple(shards))
 
 
@@ -93,6 +99,29 @@ def replicated(tensor: DeviceTensor, array: Array) -> DeviceTensor:
     whole = tuple(Span(0, n) for n in array.shape)
     shards = tuple(DeviceShard(shard.device, whole, _reader(array)) for shard in tensor.shards)
     return replace(tensor, shards=shards)
+
+
+def _summer(part: Array) -> Callable[[Sequence[Rectangle]], Any]:
+    """What a device's digest program gives, by the host's."""
+
+    def shares(rectangles: Sequence[Rectangle]) -> Any:
+        whole = part.reshape(part.shape[0], -1, part.shape[-1])
+        return [[_share(expert, r) for expert in whole] for r in rectangles]
+
+    return shares
+
+
+def _share(expert: Array, place: Rectangle) -> Any:
+    matrix = expert[place.rows.as_slice(), place.columns.as_slice()]
+    by_feature = matrix if place.hidden_axis == 1 else matrix.T
+    return finished(feature_sums(by_feature), place.first, place.width)
+
+
+def _finder(part: Array) -> Callable[[Sequence[tuple[Span, Span]]], Any]:
+    whole = part.reshape(part.shape[0], -1, part.shape[-1])
+    return lambda places: [
+        whole[:, rows.as_slice(), columns.as_slice()].any(axis=(1, 2)) for rows, columns in places
+    ]
 
 
 def _reader(part: Array) -> Callable[[Any], Bits]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.causes import Cause, Diagnosis
-from harness.compare import Nan, PartComparison, canonical_nans
+from harness.compare import PartComparison
 from harness.device import DevicePart, DeviceTensor
 from harness.diagnosis import Explainer
 from harness.difference import Difference, Kind
@@ -16,6 +16,7 @@ from harness.dtypes import Bits
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Part, Projection
 from harness.layout import Backend, Parameter, expert_layout
+from harness.nan import Nan, canonical_nans
 from tests.packing import PackedDevice, replicated
 
 PIECE, PADDED = 12, 128  # F 48 over 4 devices, padded

@@ -12,7 +12,6 @@ import pytest
 
 from harness.causes import Cause, Diagnosis
 from harness.checkpoint import Checkpoint
-from harness.compare import Nan, canonical_nans
 from harness.compare_parameters import ParameterComparison
 from harness.device import DeviceTensor
 from harness.difference import Difference, Kind
@@ -21,6 +20,7 @@ from harness.explain_parameters import ParameterExplainer
 from harness.family import Part
 from harness.layout import Span
 from harness.mesh import Mesh, line
+from harness.nan import Nan, canonical_nans
 from harness.parameter_layout import Packing
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint

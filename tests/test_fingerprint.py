@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from harness import fingerprint
-from harness.compare import canonical_nans
 from harness.dtypes import Bits
 from harness.fingerprint import digest, feature_sums, finished, numpy_sums
+from harness.nan import canonical_nans
 
 F, D = 24, 136
 

@@ -13,14 +13,14 @@ ROOT = Path(harness.__file__).parent
 
 #: The order of the flow; a module may import those before it.
 FLOW = [
-    "secrets", "runs", "errors", "dtypes", "places", "safetensors_file", "fp8", "family",
+    "secrets", "runs", "errors", "dtypes", "nan", "places", "safetensors_file", "fp8", "family",
     "checkpoint",
     "experts", "selection", "synthetic",
     "equal_numba", "equal", "fingerprint_numba", "fingerprint", "fingerprint_triton",
     "layout", "fingerprint_xla",
     "device", "arrays",
     "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement",
-    "progress", "difference", "held", "compare", "compare_fp8", "ledger", "causes",
+    "progress", "difference", "held", "digests", "compare", "compare_fp8", "ledger", "causes",
     "findings", "maps", "deliveries",
     "provenance", "evidence", "origin", "rules", "diagnosis", "load_failure",
     "coverage", "compare_fp8_parameters", "compare_parameters", "explain_parameters",

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from harness.causes import Cause
 from harness.checkpoint import Checkpoint
 from harness.cli import main
-from harness.compare import Nan
 from harness.experts import ExpertKey
 from harness.family import Part, Projection
 from harness.load import LoadProcesses
 from harness.message import failure_text
+from harness.nan import Nan
 from harness.report import Report, Status, report_from_json
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint

@@ -10,13 +10,14 @@ import pytest
 
 from harness.causes import Cause
 from harness.checkpoint import Checkpoint
-from harness.compare import Nan
 from harness.device import DeviceShard, DeviceTensor
 from harness.difference import Kind
 from harness.experts import ReferencePart
 from harness.family import Part
+from harness.layout import Backend
 from harness.ledger import Ledger
 from harness.loaded import Loaded
+from harness.nan import Nan
 from harness.parameter_layout import HOST, Packing
 from harness.report import Environment, Report, Status
 from harness.selection import Selection, choose
@@ -113,7 +114,7 @@ def test_each_copy_of_the_experts_is_compared(report: Report, decoder: Reference
     def compare() -> None:
         (chosen,) = choose([decoder], Selection()).values()
         copies = expert_copies(loaded(tensors, DATA_2_MODEL_2), Part.DECODER)[1:]
-        add_copies(report, decoder, copies, emulated_target(), Nan.PAYLOAD, chosen, Ledger())
+        add_copies(report, decoder, copies, Ledger(), backend=Backend.GMM_TP, chosen=chosen)
 
     compare()
     assert report.differences == []
