@@ -43,7 +43,7 @@ bench: ## every script under benchmarks/
 
 # A link that leads nowhere, or a page that is not in the navigation, is an error.
 docs: ## docs/ as a site, into site/
-	@$$($(SETUP) --docs)/bin/mkdocs build --strict --quiet
+	@$$($(SETUP) --docs)/bin/mkdocs build --strict
 
 lock: ## the requirements of every stack, compiled anew
 	@$(SETUP) --lock
