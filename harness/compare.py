@@ -6,8 +6,8 @@ Every difference is collected. Memory stays at a few expert slices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from harness.device import DevicePart, DeviceTensor
 from harness.difference import Difference, Kind, Tally
 from harness.digests import Method, device_digests, dirty, reference_digest
 from harness.dtypes import ITEMSIZE, Bits, as_hex, bits_dtype
-from harness.equal import all_equal
+from harness.equal import any_set, equal_bits, on_all_cores
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Projection
 from harness.fingerprint import Words
@@ -25,8 +25,6 @@ from harness.layout import Backend, Layout, Padding, Parameter, Span, expert_lay
 from harness.nan import Nan, canonical_nans
 from harness.placement import misplaced
 from harness.selection import Chosen, keys_of
-
-_AT_ONCE = 8 << 20  # bytes of the reference; they stay in the cache until they are compared
 
 PARAMETER_OF = {
     Projection.GATE: Parameter.W13,
@@ -184,7 +182,7 @@ class PartComparison:
         self, layer: int, tensor: DeviceTensor, expert: int, gap: Padding
     ) -> Iterator[Difference]:
         bits = tensor.rectangle(expert, gap.rows, gap.columns)
-        if not bits.any():
+        if not any_set(bits):
             return
         row, column = map(int, np.argwhere(bits)[0])
         at = (expert, gap.rows.start + row, gap.columns.start + column)
@@ -200,20 +198,32 @@ class PartComparison:
     def _slices(
         self, keys: Iterable[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
     ) -> Iterator[Difference]:
-        """Compare matrices, some at a time so that all cores have work; walk the unequal ones."""
+        """Compare matrices, an expert's at a time on every core; walk the unequal ones."""
         if self._method.by_digests(tensors.values()):
             yield from self._by_digests(keys, tensors)
             return
-        keys = iter(keys)
-        while batch := list(islice(keys, self._batch)):
-            pairs = [list(self._pairs(key, tensors[PARAMETER_OF[key.projection]])) for key in batch]
-            verdicts = iter(all_equal([pair for of_key in pairs for pair in of_key]))
-            for key, of_key in zip(batch, pairs, strict=True):
-                nbytes = sum(wanted.nbytes for _, wanted in of_key)
-                self.tally.bytes_compared += nbytes
-                progress.advance(nbytes)
-                if not all(list(islice(verdicts, len(of_key)))):
-                    yield self._unequal(key, tensors[PARAMETER_OF[key.projection]])
+        by_expert = [list(group) for _, group in groupby(keys, key=lambda key: key.expert)]
+        judged = on_all_cores(lambda of_expert: self._judge(of_expert, tensors), by_expert)
+        for key, nbytes, equal in chain.from_iterable(judged):
+            self.tally.bytes_compared += nbytes
+            progress.advance(nbytes)
+            if not equal:
+                yield self._unequal(key, tensors[PARAMETER_OF[key.projection]])
+
+    def _judge(
+        self, keys: Sequence[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
+    ) -> list[tuple[ExpertKey, int, bool]]:
+        """Of an expert's matrices: how many bytes were compared, and whether all are equal."""
+        judged = []
+        for key in keys:
+            tensor, reference = tensors[PARAMETER_OF[key.projection]], self.reference[key]
+            expected, nbytes, equal = self.expected(reference), 0, True
+            for block in self.held.blocks(key.projection):
+                wanted = block.of(expected)
+                found = tensor.rectangle(key.expert, block.rows, block.columns)
+                equal, nbytes = equal and equal_bits(found, wanted), nbytes + wanted.nbytes
+            judged.append((key, nbytes, equal))
+        return judged
 
     def _by_digests(
         self, keys: Iterable[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
@@ -234,19 +244,6 @@ class PartComparison:
                 found[key.projection][key.expert], reference_digest(matrix, blocks)
             ):
                 yield self._unequal(key, tensors[PARAMETER_OF[key.projection]])
-
-    @property
-    def _batch(self) -> int:
-        """How many matrices of the reference are looked at at once."""
-        shape = self.reference.shape
-        return max(1, _AT_ONCE // (shape.hidden * shape.intermediate * ITEMSIZE[shape.dtype]))
-
-    def _pairs(self, key: ExpertKey, tensor: DeviceTensor) -> Iterator[tuple[Bits, Bits]]:
-        """What the device holds of ``key``, block by block, and what it is to hold."""
-        reference = self.expected(self.reference[key])
-        for block in self.held.blocks(key.projection):
-            found = tensor.rectangle(key.expert, block.rows, block.columns)
-            yield found, block.of(reference)
 
     def _unequal(self, key: ExpertKey, tensor: DeviceTensor) -> Difference:
         reference, device = self.reference_bits(key), self.device_bits(key)

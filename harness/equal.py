@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from harness.dtypes import Bits
 
+T = TypeVar("T")
+R = TypeVar("R")
 _WORTH_THREADS = 1 << 20  # bytes
 
 
@@ -39,11 +41,31 @@ def equal_bits(device: Bits, reference: Bits) -> bool:
     return bool(np.array_equal(device, reference))
 
 
+def any_set(bits: Bits) -> bool:
+    """Whether any bit of a matrix is set."""
+    kernels, rows = _compiled(), whole_rows(bits) if bits.ndim == 2 and bits.size else None
+    if kernels is None or rows is None:
+        return bool(bits.any())
+    return bool(kernels.any_set(rows, bits.shape[1]))
+
+
 def all_equal(pairs: Sequence[tuple[Bits, Bits]]) -> list[bool]:
     """:func:`equal_bits` of each pair, in order; on all cores where that is worth it."""
-    if len(pairs) < 2 or sum(reference.nbytes for _, reference in pairs) < _WORTH_THREADS:
+    if sum(reference.nbytes for _, reference in pairs) < _WORTH_THREADS:
         return [equal_bits(*pair) for pair in pairs]
-    return list(_threads().map(lambda pair: equal_bits(*pair), pairs))
+    return list(on_all_cores(lambda pair: equal_bits(*pair), pairs))
+
+
+def on_all_cores(judge: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """What ``judge`` says of each item, in order; a few at a time, each on a thread of its own."""
+    pool = _threads()
+    for few in batched(items, 4 * pool._max_workers):
+        yield from pool.map(judge, few)
+
+
+def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Runs of ``size`` items; the last may be shorter."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 @cache
@@ -95,3 +117,4 @@ def warm_up() -> None:
     matrix = np.zeros((4, 8), dtype=np.uint16)
     for other in (matrix[:, :4], matrix[:, :4].copy().T):
         equal_bits(matrix[:, :4], other)
+    any_set(matrix)

@@ -27,6 +27,19 @@ def rows_equal(one: Any, other: Any, count: int) -> bool:
 
 
 @numba.njit(**_COMPILE)
+def any_set(matrix: Any, count: int) -> bool:
+    """Whether a bit is set in the first ``count`` elements of a row; contiguous."""
+    for row in range(matrix.shape[0]):
+        line = matrix[row]
+        found = line[0]
+        for place in range(count):
+            found |= line[place]
+        if found:
+            return True
+    return False
+
+
+@numba.njit(**_COMPILE)
 def turned_equal(one: Any, other: Any, rows: int, columns: int) -> bool:
     """Whether 2-byte matrices are each other's transpose, four elements to a word of 64 bits.
 

@@ -6,6 +6,7 @@ layer's weight: [output features, input features], so gate and up are [F, D] and
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -77,6 +78,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         if num_layers is not None and self.part is Part.DECODER:
             self.layers = self.layers[:num_layers]
         self.checkpoint = checkpoint
+        self._last = threading.local()
         self.shape = self._shape()
         for layer in self.layers:
             self._require_layout(layer)
@@ -96,8 +98,21 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def __getitem__(self, key: ExpertKey) -> Bits:
         name, index = self._locate(key)
-        matrix = self.checkpoint.bits(name, index)
+        if self.naming.storage is Storage.PER_EXPERT:
+            return self.checkpoint.bits(name, index)
+        matrix = self._block(name, key.expert)[index[1:]]
         return matrix.T if self.naming.storage is Storage.FUSED_TRANSPOSED else matrix
+
+    def _block(self, name: str, expert: int) -> Bits:
+        """One expert's part of a fused tensor; gate and up are asked for one after the other.
+
+        Each thread keeps its last one, so that it is read once.
+        """
+        last = getattr(self._last, "block", None)
+        if last is None or last[0] != (name, expert):
+            self._last.block = last = ((name, expert), self.checkpoint.bits(name, (expert,)))
+        bits: Bits = last[1]
+        return bits
 
     def source(self, key: ExpertKey) -> ExpertSource:
         """File, tensor and slice of ``key``, as a reader would write them."""

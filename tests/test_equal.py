@@ -7,7 +7,7 @@ import pytest
 
 from harness import equal
 from harness.dtypes import Bits
-from harness.equal import all_equal, equal_bits
+from harness.equal import all_equal, any_set, equal_bits
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (4, 4), (36, 8), (8, 100), (33, 12), (64, 64), (5, 3)]
 
@@ -80,3 +80,12 @@ def test_many_pairs_are_judged_in_order() -> None:
         reference[number, 200, 100] ^= 1
     verdicts = all_equal(list(zip(device, reference, strict=True)))
     assert {number for number, equal in enumerate(verdicts) if not equal} == wrong
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_any_bit_set_is_seen_and_none_beside_the_matrix(shape: tuple[int, int]) -> None:
+    for matrix in forms(np.zeros(shape, dtype=np.uint16)):
+        assert not any_set(matrix)
+        at = tuple(size - 1 for size in shape)
+        matrix[at] = 1
+        assert any_set(matrix)
