@@ -1,4 +1,4 @@
-"""Frames and call sites of the stack under test are named from their package on; others are left."""
+"""Frames and call sites of the stack under test are named from their package on, no others."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from harness.ledger import Call, Ledger
+from harness.ledger import Ledger, LoaderCall
 from harness.upstream import failure_of, name_sites
 
 
@@ -57,5 +58,6 @@ def test_call_sites_are_named_from_their_package_on(vllm: ModuleType) -> None:
     assert [call.site for call in ledger.calls] == named
 
 
-def blank_call() -> Call:
-    return Call(*[None] * len(Call._fields))  # type: ignore[arg-type]
+def blank_call() -> LoaderCall:
+    unknown: Any = None
+    return LoaderCall(*[unknown] * len(LoaderCall._fields))
