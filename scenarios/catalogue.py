@@ -2,109 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import StrEnum
-from pathlib import Path, PurePosixPath
-
 from harness.family import Part
-from harness.nan import Nan
 from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
-from harness.synthetic.writer import write_checkpoint
-from harness.target import Parallelism, Target
-from scenarios.rewriting import number_files, swap_axes
-
-
-class Store(StrEnum):
-    """The object store a synthetic checkpoint is put into, by its URL's scheme."""
-
-    NONE = ""
-    S3 = "s3"
-    GCS = "gs"
-
-    @property
-    def server(self) -> str:
-        """The package that serves it on this machine."""
-        return {Store.S3: "moto", Store.GCS: "gcp_storage_emulator"}[self]
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One checkpoint and how it is streamed and compared.
-
-    Attributes:
-        id: stable; known issues and reports refer to it.
-        why: the fault it is there to catch.
-        recipe: which family and storage to write.
-        source: a checkpoint that exists, instead of one to write.
-        values: special values in every slice.
-        parts: the parts to load and compare; a draft model alone shows its own faults on
-            releases whose decoder fails first.
-        order: the order of the tensors over the files.
-        devices: size of the mesh, where the session's will not do.
-        parallelism: how experts are spread, alike.
-        hosts: processes the mesh is over, alike.
-        mesh: axes of the mesh, where it has several (:mod:`harness.meshes`).
-        shapes: sizes of the checkpoint to write.
-        tied: its head is the embedding.
-        fp8: the layout of the family's FP8 releases.
-        store: where the checkpoint is streamed from, if not from a directory.
-        numbered: file names get plain numbers, which sort otherwise as text than as numbers.
-        axes_swapped: fused experts are stored as transformers 5 saves them, not as published; the
-            reference is the published layout.
-        stream_options: ``RUNAI_STREAMER_*`` variables of the load.
-    """
-
-    id: str
-    why: str
-    recipe: str = ""
-    source: str = ""
-    values: Values = Values.CORNERS
-    parts: tuple[Part, ...] = tuple(Part)
-    order: Order = Order.PUBLISHED
-    devices: int | None = None
-    parallelism: Parallelism | None = None
-    hosts: int | None = None
-    mesh: str = ""
-    shapes: str = "tiny"
-    tied: bool = False
-    fp8: bool = False
-    store: Store = Store.NONE
-    numbered: bool = False
-    axes_swapped: bool = False
-    stream_options: dict[str, str] = field(default_factory=dict)
-
-    def checkpoint(self, directory: Path) -> tuple[str | Path, Path | None]:
-        """The checkpoint, and the one to compare with if that is another.
-
-        A synthetic one is written under ``directory``.
-        """
-        if self.source:
-            return self.source, None
-        path = write_checkpoint(
-            self.recipe,
-            directory / self.id,
-            shapes=self.shapes,
-            values=self.values,
-            order=self.order,
-            tied=self.tied,
-            fp8=self.fp8,
-            files=12 if self.numbered else 4,
-        ).path
-        if self.numbered:
-            number_files(path)
-        return path, swap_axes(path) if self.axes_swapped else None
-
-    def nan(self, target: Target) -> Nan:
-        """How NaNs count: as the target's way to the device leaves them, where some are planted."""
-        return target.nan if self.values is Values.NAN_PAYLOADS else Nan.PAYLOAD
-
-
-def given(checkpoint: str) -> Scenario:
-    """The scenario of a checkpoint the user named."""
-    name = PurePosixPath(checkpoint).name or checkpoint
-    return Scenario(id=name, why="asked for on the command line", source=checkpoint)
-
+from harness.target import Parallelism
+from scenarios.scenario import Scenario, Store
 
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario(

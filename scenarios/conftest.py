@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.catalogue import Store
+from scenarios.scenario import Store
 
 Stored = Callable[[Store, str | Path], str | Path]
 

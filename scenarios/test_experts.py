@@ -10,9 +10,10 @@ from harness.errors import HarnessError
 from harness.meshes import meshed
 from harness.plugin import Expected, TargetOf, Verified
 from harness.target import Target
-from scenarios.catalogue import SCENARIOS, Scenario, given
+from scenarios.catalogue import SCENARIOS
 from scenarios.conftest import Stored
 from scenarios.known_issues import KNOWN_ISSUES
+from scenarios.scenario import Scenario, given
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
