@@ -15,6 +15,7 @@ from harness.dtypes import Bits
 T = TypeVar("T")
 R = TypeVar("R")
 _WORTH_THREADS = 1 << 20  # bytes
+_CORES = len(os.sched_getaffinity(0))
 
 
 def equal_bits(device: Bits, reference: Bits) -> bool:
@@ -58,20 +59,14 @@ def all_equal(pairs: Sequence[tuple[Bits, Bits]]) -> list[bool]:
 
 def on_all_cores(judge: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
     """What ``judge`` says of each item, in order; a few at a time, each on a thread of its own."""
-    pool = _threads()
-    for few in batched(items, 4 * pool._max_workers):
-        yield from pool.map(judge, few)
-
-
-def batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Runs of ``size`` items; the last may be shorter."""
-    return (items[start : start + size] for start in range(0, len(items), size))
+    for start in range(0, len(items), 4 * _CORES):
+        yield from _threads().map(judge, items[start : start + 4 * _CORES])
 
 
 @cache
 def _threads() -> ThreadPoolExecutor:
     """One thread a core; the kernels hold no lock, and page faults are taken in parallel."""
-    return ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="compare")
+    return ThreadPoolExecutor(_CORES, thread_name_prefix="compare")
 
 
 def whole_rows(matrix: Bits) -> Bits | None:
