@@ -160,7 +160,7 @@ class Fp8PartComparison(PartComparison):
         """The device's scales of one matrix, one for each output."""
         tensor = self.device.scales[key.layer][PARAMETER_OF[key.projection]].folded()
         blocks = self.layout.blocks_of(key.projection)
-        out = np.zeros(sum(len(block.outputs) for block in blocks), dtype="<u4")
+        out = np.zeros(max(block.outputs.stop for block in blocks), dtype="<u4")
         for block in blocks:
             row = self._scale_row(block)
             out[block.outputs.as_slice()] = tensor.rectangle(key.expert, row, block.columns)[0]
