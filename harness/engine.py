@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from harness import emulated_slice, tpu_engine, xla_engine
 from harness.equal import warm_up
+from harness.errors import TargetUnavailable
 from harness.family import Part
 from harness.hook import Hook
 from harness.loaded import Adapt, Ledgers, Loaded
@@ -23,11 +24,21 @@ def preload(target: str) -> None:
     """Import the stack of the named target, touching no device, so that forked loads need not.
 
     What compares is compiled, too.
+
+    Raises:
+        TargetUnavailable: an import touched a device: the loads forked from here would inherit it.
     """
     modules = xla_engine.MODULES if target == "torch-xla" else tpu_engine.MODULES
     for module in (*modules, *_MODELS):
         importlib.import_module(module)
     warm_up()
+    if tpu_engine.alive() or xla_engine.alive():
+        raise TargetUnavailable(
+            "importing the stack touched a device",
+            where=f"the loading process of {target}",
+            expected="no backend of XLA alive before the first load is forked",
+            hint="a module of the checkout under test that makes an array when it is imported",
+        )
 
 
 def leave(target: Target) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 
+from packaging.version import Version
+
 from harness.environment import (
     compilation_cache,
     stack_environment,
@@ -282,7 +284,7 @@ def _require_torch_xla() -> None:
             expected="torch_xla 2.9.0 with torch 2.9",
             hint="a stack with torch 2.9, such as STACK=0.26",
         ) from error
-    if xla.split(".")[:2] != torch.split(".")[:2]:
+    if Version(xla).release[:2] != Version(torch).release[:2]:
         raise TargetUnavailable(
             f"torch_xla {xla} does not fit torch {torch}",
             where="--target torch-xla",

@@ -10,10 +10,15 @@ the target model and, for MTP, the draft model. Nothing upstream is patched or r
 from __future__ import annotations
 
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from importlib.metadata import version
 from typing import Any
+
+from packaging.version import Version
 
 from harness.arrays import from_jax
 from harness.cut import cut, overrides
@@ -26,7 +31,6 @@ from harness.recording import recording
 from harness.target import Parallelism, Target
 
 _WORKER = "TPUWorker.init_device"
-
 
 #: Imported before the first fork; none of them touches a device.
 MODULES = (
@@ -62,7 +66,8 @@ def load(
         adapt: changes the loader class under test, for tests that plant faults in it.
 
     Raises:
-        TargetUnavailable: XLA is alive in this process, with another number of devices.
+        TargetUnavailable: XLA is alive in this process, with another number of devices, or
+            upstream made another mesh than the target's.
         Exception: whatever the stack under test raises, unchanged.
     """
     if target.hosts > 1 and target.platform == "cpu":
@@ -71,12 +76,31 @@ def load(
     started = time.perf_counter()
     _register_loader(hook, num_layers, ledgers, adapt)
     by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
-    worker = _worker(_config(checkpoint, target, num_layers, draft=by_worker), target)
+    config = partial(_config, checkpoint, target, num_layers)
+    worker = _ready_worker(config(draft=by_worker), target)
+    ready = time.perf_counter()
+    entry, states = _states(worker, target, parts, by_worker, config)
+    return _loaded(worker, target, entry, states, (started, ready, time.perf_counter()))
+
+
+def _ready_worker(config: Any, target: Target) -> Any:
+    """A worker with its devices and mesh, about to load."""
+    worker = _worker(config, target)
     _let_memory_log_fail(worker.init_device, target)
     _require_mesh(worker, target)
     if target.hosts > 1:
         _load_as_one_of_several()
-    ready = time.perf_counter()
+    return worker
+
+
+def _states(
+    worker: Any,
+    target: Target,
+    parts: Collection[Part],
+    by_worker: bool,
+    config: Callable[..., Any],
+) -> tuple[list[str], dict[Part, Mapping[str, Any]]]:
+    """Load ``parts``; where the loads entered, and each part's arrays by their names."""
     states: dict[Part, Mapping[str, Any]] = {}
     entry = [_WORKER]
     if Part.DECODER in parts:
@@ -86,22 +110,33 @@ def load(
     if by_worker:
         states[Part.MTP] = worker.model_runner.drafter.state
     elif Part.MTP in parts:
-        states[Part.MTP] = _draft_alone(worker, _config(checkpoint, target, num_layers, draft=True))
+        states[Part.MTP] = _draft_alone(worker, config(draft=True))
         entry.append("models.common.model_loader.get_model(is_draft_model=True)")
-    devices = list(worker.model_runner.mesh.devices.flat)
+    return entry, states
+
+
+def _loaded(
+    worker: Any,
+    target: Target,
+    entry: list[str],
+    states: dict[Part, Mapping[str, Any]],
+    times: tuple[float, float, float],
+) -> Loaded:
+    """What arrived; ``times`` are of the start, of the worker being ready, and of the end."""
+    mesh = worker.model_runner.mesh
+    devices = list(mesh.devices.flat)
+    own = frozenset(_name(d) for d in devices if d.process_index == target.host)
     return Loaded(
         tensors={
             part: [from_jax(name, array) for name, array in state.items()]
             for part, state in states.items()
         },
         mesh=tuple(map(_name, devices)),
-        local=frozenset(_name(d) for d in devices if d.process_index == target.host)
-        if target.hosts > 1
-        else None,
+        local=own if target.hosts > 1 else None,
         entry=", ".join(entry),
-        setup_seconds=ready - started,
-        load_seconds=time.perf_counter() - ready,
-        axes=tuple((str(n), int(s)) for n, s in worker.model_runner.mesh.shape.items()),
+        setup_seconds=times[1] - times[0],
+        load_seconds=times[2] - times[1],
+        axes=tuple((str(n), int(s)) for n, s in mesh.shape.items()),
     )
 
 
@@ -128,8 +163,7 @@ def _config(checkpoint: str, target: Target, num_layers: int | None, *, draft: b
         speculative_config={"method": "mtp", "num_speculative_tokens": 1} if draft else None,
         hf_overrides=overrides(num_layers),
         additional_config={"sharding": {"sharding_strategy": strategy}},
-        # No token is ever generated: keep what only serving needs small.
-        skip_tokenizer_init=True,
+        skip_tokenizer_init=True,  # no token is ever generated: what only serving needs is small
         enforce_eager=True,
         disable_chunked_mm_input=True,
         max_model_len=512,
@@ -150,8 +184,7 @@ def _device_indexes(target: Target) -> list[int]:
 def _worker(config: Any, target: Target) -> Any:
     """The worker; on an emulated slice with its devices, which else are looked for on one host.
 
-    Each of several hosts has rank 0 where there are no pipeline stages, as
-    ``RayDistributedExecutor`` has it.
+    Each host has rank 0 where there are no pipeline stages, as ``RayDistributedExecutor`` has it.
     """
     from tpu_inference.worker.tpu_worker import TPUWorker
 
@@ -174,8 +207,7 @@ def _load_as_one_of_several() -> None:
     """Load as a Ray worker does: each process places the shards it can address.
 
     tpu-inference asks this variable when it moves weights (``layers/common/utils.py``,
-    ``general_device_put``). It is set here and not before, since the worker made with it looks up
-    a TPU's coordinates, which CPU devices have not.
+    ``general_device_put``). Not before: a worker made with it looks up a TPU's coordinates.
     """
     os.environ["TPU_MULTIHOST_BACKEND"] = "ray"
 
@@ -190,10 +222,7 @@ def _worker_drafts_mtp() -> bool:
     0.21 raises NotImplementedError for all but ``ngram`` and ``eagle3`` (tpu-inference
     ``runner/tpu_runner.py``, ``_init_speculative_decoding``).
     """
-    from importlib.metadata import version
-
-    release = version("tpu-inference").split(".")
-    return tuple(map(int, release[:2])) >= (0, 22)
+    return Version(version("tpu-inference")).release >= (0, 22)
 
 
 def _draft_alone(worker: Any, config: Any) -> Mapping[str, Any]:
@@ -219,18 +248,17 @@ def _let_memory_log_fail(step: Callable[[], None], target: Target) -> None:
     try:
         step()
     except (TypeError, RuntimeError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        logging_memory = any(frame.name == "hbm_usage_gb" for frame in frames)
-        if target.platform != "cpu" or not logging_memory:
+        inside = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if target.platform != "cpu" or "hbm_usage_gb" not in inside:
             raise
 
 
 def _require_devices(target: Target) -> None:
     """The count of CPU devices is fixed once XLA is alive; a process with another is of no use."""
-    import jax
-
     if target.platform != "cpu":
         return
+    import jax
+
     found = len(jax.devices())
     wanted = target.devices if target.hosts > 1 else max(target.device_indexes) + 1
     if found != wanted:
@@ -243,7 +271,29 @@ def _require_devices(target: Target) -> None:
 
 
 def _require_mesh(worker: Any, target: Target) -> None:
+    """Upstream's mesh is of the target's devices; in their order, where the target has one.
+
+    Without device indexes upstream orders a TPU's devices by how they are wired: four of a v6e as
+    0, 1, 3, 2 (tpu-inference ``utils.py``, ``make_optimized_mesh``). The comparison follows it.
+    """
     found = [(d.platform, d.id) for d in worker.model_runner.mesh.devices.flat]
-    wanted = [(target.platform, i) for i in target.device_indexes or sorted(i for _, i in found)]
-    if len(found) != target.devices or found != wanted:
-        raise RuntimeError(f"the worker's mesh is {found}, the target's is {wanted}")
+    asked = [(target.platform, index) for index in _device_indexes(target)]
+    platforms = [platform for platform, _ in found]
+    fits = platforms == [target.platform] * target.devices and len(set(found)) == len(found)
+    if fits and asked in ([], found):
+        return
+    raise TargetUnavailable(
+        f"the worker's mesh is {found}",
+        where=f"--target {target.name}",
+        expected=str(asked) if asked else f"{target.devices} different {target.platform} devices",
+        hint="another --devices or --mesh; this release may order devices in another way",
+    )
+
+
+def alive() -> bool:
+    """Whether JAX has touched a device in this process; it has not where it is not imported."""
+    if "jax" not in sys.modules:
+        return False
+    from jax._src import xla_bridge
+
+    return bool(xla_bridge.backends_are_initialized())

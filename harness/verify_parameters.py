@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from packaging.version import Version
+
 from harness.compare_fp8 import part_comparison
 from harness.compare_parameters import ParameterComparison
 from harness.device import DevicePart, DeviceTensor, device_part
@@ -26,6 +28,9 @@ from harness.report import Report
 from harness.selection import Chosen, Selection
 from harness.target import Target
 
+#: What an unknown release is taken for.
+_NEWEST = "999"
+
 
 def packing_of(target: Target, versions: dict[str, str]) -> Packing:
     """What the release under test does to parameters.
@@ -36,8 +41,7 @@ def packing_of(target: Target, versions: dict[str, str]) -> Packing:
     """
     if target.name == "torch-xla":
         return HOST
-    release = versions.get("tpu-inference", "").split(".")[:2]
-    if release == ["0", "21"]:
+    if Version(versions.get("tpu-inference", _NEWEST)).release < (0, 22):
         return Packing(transposes=False, repeats=False)
     return Packing()
 

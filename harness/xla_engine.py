@@ -9,6 +9,7 @@ not run.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -74,6 +75,16 @@ def load(
         setup_seconds=ready - started,
         load_seconds=time.perf_counter() - ready,
     )
+
+
+def alive() -> bool:
+    """Whether torch_xla has touched a device in this process, as far as it can tell."""
+    if "torch_xla" not in sys.modules:
+        return False
+    import torch_xla
+
+    tell = getattr(torch_xla._XLAC, "_xla_runtime_is_initialized", None)
+    return bool(tell and tell())
 
 
 def _register_loader(num_layers: int | None, ledgers: Ledgers, adapt: Adapt) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from harness import engine
+from harness import engine, tpu_engine, xla_engine
 from harness.arrays import from_jax
 from harness.checkpoint import Checkpoint
 from harness.compare import PartComparison
@@ -241,6 +241,13 @@ def count_devices(_: bytes) -> bytes:
     import jax
 
     return str(jax.device_count("cpu")).encode()
+
+
+def backends_alive(_: bytes) -> bytes:
+    """Whether a backend is alive before and after a device is touched."""
+    before = tpu_engine.alive() or xla_engine.alive()
+    count_devices(b"")
+    return msgspec.json.encode([before, tpu_engine.alive()])
 
 
 def load_eight_with_five_alive(_: bytes) -> bytes:

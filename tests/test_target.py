@@ -194,6 +194,12 @@ def test_a_torch_that_does_not_fit_torch_xla_is_said(monkeypatch: pytest.MonkeyP
         torch_xla_target()
 
 
+def test_a_build_of_torch_fits_its_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch-xla": "2.9.0", "torch": "2.9.1a0+cpu"}
+    monkeypatch.setattr(targets, "version", versions.__getitem__)
+    assert torch_xla_target().devices == 4
+
+
 def test_a_stack_without_torch_xla_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)

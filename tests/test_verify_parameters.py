@@ -148,3 +148,8 @@ def test_what_a_release_does_to_parameters() -> None:
     old = packing_of(target, {"tpu-inference": "0.21.0"})
     assert (old.transposes, old.repeats, old.divides) == (False, False, True)
     assert packing_of(replace(target, name="torch-xla"), {}) == HOST
+
+
+@pytest.mark.parametrize(("release", "transposes"), [("0.21.1rc2", False), ("0.22.0rc1", True)])
+def test_a_candidate_is_of_its_release(release: str, transposes: bool) -> None:
+    assert packing_of(emulated_target(), {"tpu-inference": release}).transposes is transposes
