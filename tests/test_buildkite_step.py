@@ -35,7 +35,8 @@ exit "$(cat "$PLAN/run" 2>/dev/null || echo 0)"
 def repository(tmp_path: Path) -> Path:
     """A copy of what a step needs, with fakes in ``bin`` and what they should do in ``plan``."""
     for name in ("ci/buildkite", "ci/stacks", "docker"):
-        shutil.copytree(ROOT / name, tmp_path / name)
+        kept = shutil.ignore_patterns("__pycache__")  # other workers write there
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=kept)
     for folder in ("bin", "plan"):
         (tmp_path / folder).mkdir()
     program(tmp_path / "bin" / "docker", DOCKER)

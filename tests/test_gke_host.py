@@ -59,7 +59,7 @@ def test_all_hosts_are_equal(tmp_path: Path) -> None:
     assert written >= {"summary.md", "junit.xml", "report.html"}
     called = (tmp_path / "called-1").read_text()
     assert "--stacks=installed --target=tpu" in called
-    assert "--checkpoint=gs://b/c -- --hosts=2" in called
+    assert "--checkpoint=gs://b/c -- --hosts=2 --load-timeout=5400" in called
 
 
 def test_a_difference_on_another_host_is_the_verdict_of_host_0(tmp_path: Path) -> None:

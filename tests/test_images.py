@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipelines import ROOT, linted, program, script, tool
-from tests.test_pipelines import parsed
+from tests.test_pipelines import JOBSET, load, parsed, pod
 
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 EMULATED = ROOT / "docker" / "Dockerfile.emulated"
@@ -105,17 +106,23 @@ def test_an_absent_and_an_ignored_source_are_seen(tmp_path: Path) -> None:
     assert copy_faults(tmp_path / "Dockerfile", without) == ["no nowhere", "harness is ignored"]
 
 
-@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
-def test_what_is_copied_suffices(path: Path, tmp_path: Path) -> None:
-    """The files an image gets run the nightly's script and hold the scenarios."""
+def lay(path: Path, root: Path) -> None:
+    """The files an image gets from here, under ``root``."""
     for source, destination in copied(path):
-        target = tmp_path / destination
+        target = root / destination
         if (ROOT / source).is_dir():
-            shutil.copytree(ROOT / source, target)
+            kept = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / source, target, ignore=kept, dirs_exist_ok=True)
         else:
             target = target / Path(source).name if destination.endswith("/") else target
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / source, target)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_what_is_copied_suffices(path: Path, tmp_path: Path) -> None:
+    """The files an image gets run the nightly's script and hold the scenarios."""
+    lay(path, tmp_path)
     ran = subprocess.run([tmp_path / "ci/run_nightly.sh", "--stacks=0.99"], capture_output=True)
     assert ran.returncode == 2
     code = "import harness.cli, scenarios.catalogue, scenarios.known_issues"
@@ -123,6 +130,30 @@ def test_what_is_copied_suffices(path: Path, tmp_path: Path) -> None:
     subprocess.run(python, cwd=tmp_path, check=True, env={"PYTHONPATH": str(tmp_path)})
     built = re.findall(r'"(README\.md|LICENSE)"', (ROOT / "pyproject.toml").read_text())
     assert all((tmp_path / name).exists() for name in built)
+
+
+def absent_scripts(path: Path, root: Path) -> list[str]:
+    """What the pods of the manifest run and the image of ``path``, laid under ``root``, has not.
+
+    That is the containers' command, and the scripts of this repository that it names.
+    """
+    lay(path, root)
+    (container,) = pod(load(JOBSET))["containers"]
+    command = container["command"][0]
+    named = re.findall(r"\bci/[\w/]+\.(?:sh|py)\b", (ROOT / command).read_text())
+    return [name for name in [command, *named] if not os.access(root / name, os.X_OK)]
+
+
+def test_the_image_has_the_scripts_of_its_pods(tmp_path: Path) -> None:
+    (container,) = pod(load(JOBSET))["containers"]
+    assert container["image"].rpartition("/")[2].startswith("moe-load-harness:tpu-")
+    assert absent_scripts(TPU, tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["ci/gke/host.sh", "ci/run_nightly.sh"])
+def test_an_absent_script_of_a_pod_is_seen(tmp_path: Path, name: str) -> None:
+    (tmp_path / "Dockerfile").write_text(TPU.read_text().replace(name, "pyproject.toml"))
+    assert absent_scripts(tmp_path / "Dockerfile", tmp_path / "image") == [name]
 
 
 # What can be chosen, and what is said.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What every host of a slice runs: the nightly over all hosts; then host 0 merges what they wrote.
 # HOSTS: how many there are. HOST: this one's number. REPORTS: a folder that all of them see.
-# WAIT: seconds host 0 waits for the others' sessions. Arguments are the nightly's.
+# LOAD_TIMEOUT: seconds one load may take. WAIT: seconds host 0 waits for the others' sessions.
+# Arguments are the nightly's; pytest's are given here.
 # Exit: host 0 has the verdict of all; another host 0, once it has written its session.
 set -euo pipefail
 
@@ -9,7 +10,7 @@ session() { printf '%s/host-%s/installed/session.json' "$REPORTS" "$1"; }
 
 outcome=0
 "${NIGHTLY:-ci/run_nightly.sh}" --stacks=installed --target=tpu --out="$REPORTS/host-$HOST" "$@" \
-  -- --hosts="$HOSTS" || outcome=$?
+  -- --hosts="$HOSTS" --load-timeout="${LOAD_TIMEOUT:-5400}" || outcome=$?
 if [ ! -f "$(session "$HOST")" ]; then
   exit "$outcome"
 elif [ "$HOST" != 0 ]; then
