@@ -42,7 +42,8 @@ class TensorEntry:
         """The tensor's bits, or those at ``index``, read when touched or by one range.
 
         Leading integers, and a slice without step after them, are taken in the file: nothing
-        before or after is read. What is left of the index is applied to that.
+        before or after is read. What is left of the index is applied to that. Of a tensor cut
+        along its first axis alone, a store may read the neighbourhood along, for the next slices.
         """
         offset, shape, rest = self.offset, self.shape, index
         while rest and isinstance(rest[0], int):
@@ -52,7 +53,9 @@ class TensorEntry:
             start, stop, _ = rest[0].indices(shape[0])
             offset += start * math.prod(shape[1:]) * ITEMSIZE[self.dtype]
             shape, rest = (max(stop - start, 0), *shape[1:]), (slice(None), *rest[1:])
-        bits: Bits = self.file.bits(offset, self.dtype, shape)[rest]
+        whole = bool(index) and isinstance(index[0], slice)
+        within = (self.offset, self.offset + self.nbytes) if whole else None
+        bits: Bits = self.file.bits(offset, self.dtype, shape, within)[rest]
         return bits
 
 

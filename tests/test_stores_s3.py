@@ -14,7 +14,6 @@ from harness.checkpoint import Checkpoint
 from harness.cli import main
 from harness.experts import reference_parts
 from harness.load import LoadProcesses
-from harness.places.store import RangeCache
 from harness.report import Status
 from harness.target import Target
 from harness.verification import verify
@@ -136,15 +135,3 @@ def test_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(main, ["verify", "s3://weights/x"])
     assert result.exit_code == 2
     assert "boto3 is not installed" in result.stderr
-
-
-def test_the_cache_is_bounded() -> None:
-    cache, reads = RangeCache(limit=10), []
-
-    def read(name: str, size: int) -> None:
-        cache.get((name, 0, size), lambda: reads.append(name) or bytes(size))  # type: ignore[func-returns-value]
-
-    for name, size in [("a", 4), ("b", 4), ("a", 4), ("c", 4), ("b", 4), ("d", 11), ("b", 4)]:
-        read(name, size)
-        assert cache.nbytes <= 10
-    assert reads == ["a", "b", "c", "b", "d"]

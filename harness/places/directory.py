@@ -42,7 +42,9 @@ class LocalFile(File):
         except OSError as error:
             raise _unreadable(self.path, error) from error
 
-    def bits(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Bits:
+    def bits(
+        self, offset: int, dtype: str, shape: tuple[int, ...], within: tuple[int, int] | None = None
+    ) -> Bits:
         """The bits, read at once; above 32 MiB a view of the mapped file, read when touched.
 
         Reading costs a third of the page faults of mapping (docs/speed.md), until it is memory

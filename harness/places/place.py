@@ -32,13 +32,17 @@ class File(ABC):
         """
 
     @abstractmethod
-    def bits(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Bits:
-        """An array's raw bits, from byte ``offset`` on; nothing else of the file is read.
+    def bits(
+        self, offset: int, dtype: str, shape: tuple[int, ...], within: tuple[int, int] | None = None
+    ) -> Bits:
+        """An array's raw bits, from byte ``offset`` on; nothing else of the file need be read.
 
         Args:
             offset: bytes from the file's start.
             dtype: the safetensors name of the element type.
             shape: the array's.
+            within: where in the file the tensor begins and ends, if the array is a piece of one
+                that is read whole: what lies around it may be read along.
 
         Raises:
             BadInput: it cannot be read.

@@ -11,7 +11,6 @@ import hashlib
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -19,11 +18,11 @@ import numpy as np
 
 from harness.dtypes import ITEMSIZE, Bits, bits_dtype
 from harness.errors import BadInput
+from harness.places.cache import RangeCache
 from harness.places.place import File, Place
 
-#: Bytes of ranges one store keeps. A layer's experts are read one after the other, gate and up of
-#: a transposed expert share a range: a few experts are enough.
-CACHE_BYTES = 64 * 2**20
+#: What one request takes of a tensor that is read whole, in pieces: a piece alone is a few MiB.
+_BLOCK = 32 * 2**20
 _CHUNK = 8 * 2**20
 
 
@@ -56,28 +55,6 @@ class Bucket(ABC):
         """The checksums of a whole object, by algorithm, in base64."""
 
 
-class RangeCache:
-    """The ranges read last, up to ``limit`` bytes; a larger one is not kept."""
-
-    def __init__(self, limit: int = CACHE_BYTES) -> None:
-        self._limit = limit
-        self._ranges: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
-        self.nbytes = 0
-
-    def get(self, key: tuple[str, int, int], read: Callable[[], bytes]) -> bytes:
-        """What is kept for ``key``, or what ``read`` gives."""
-        if key in self._ranges:
-            self._ranges.move_to_end(key)
-            return self._ranges[key]
-        content = read()
-        if len(content) <= self._limit:
-            self._ranges[key] = content
-            self.nbytes += len(content)
-        while self.nbytes > self._limit:
-            self.nbytes -= len(self._ranges.popitem(last=False)[1])
-        return content
-
-
 class StoreFile(File):
     """An object under a store's prefix."""
 
@@ -97,10 +74,27 @@ class StoreFile(File):
             return b""
         return self._store.cache.get((self.name, start, stop), lambda: self._fetch(start, stop))
 
-    def bits(self, offset: int, dtype: str, shape: tuple[int, ...]) -> Bits:
-        """A read-only array of the range; a request, unless the cache has it."""
-        content = self.read(offset, offset + math.prod(shape) * ITEMSIZE[dtype])
+    def bits(
+        self, offset: int, dtype: str, shape: tuple[int, ...], within: tuple[int, int] | None = None
+    ) -> Bits:
+        """A read-only array of the range; a request, unless the cache has it.
+
+        With ``within``, a request takes a whole block, for the neighbours that are read next.
+        """
+        stop = offset + math.prod(shape) * ITEMSIZE[dtype]
+        content = self._from_blocks(offset, stop, *within) if within else self.read(offset, stop)
         return np.frombuffer(content, dtype=bits_dtype(dtype)).reshape(shape)
+
+    def _from_blocks(self, start: int, stop: int, first: int, last: int) -> bytes | memoryview:
+        """Bytes ``start`` to ``stop``, cut out of the blocks of ``first`` to ``last``."""
+        if start >= stop:
+            return b""
+        begin = first + (start - first) // _BLOCK * _BLOCK
+        parts = [
+            memoryview(self.read(at, min(at + _BLOCK, last)))[max(start - at, 0) : stop - at]
+            for at in range(begin, stop, _BLOCK)
+        ]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def require_checksum(self) -> bool:
         """Read the whole object, past the cache, and compare it with the store's checksums."""
