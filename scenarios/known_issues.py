@@ -308,8 +308,8 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="no-fp8-out-of-tree",
         owner=Owner.VLLM,
-        reason="alike: the table of kernels has no row for a platform out of the tree, as "
-        "torch-xla's host is one",
+        reason="the same as no-fp8-on-the-host: the table of kernels has no row for a platform "
+        "out of the tree, as torch-xla's host is one",
         threads=(),
         stacks=("0.21", "0.22"),
         scenarios=("vl-fp8", "mtp-fp8"),

@@ -64,7 +64,7 @@ def _figures(cells: list[str]) -> str:
     wrong = sum(text.endswith(_WRONG) for text in harmful)
     return (
         f"{len(harmful)} faults planted: {len(harmful) - missed} detected, "
-        f"{len(harmful) - missed - wrong} diagnosed rightly, {wrong} otherwise; "
+        f"{len(harmful) - missed - wrong} diagnosed correctly, {wrong} otherwise; "
         f"{len(cells) - len(harmful)} changes without harm, all equal."
     )
 

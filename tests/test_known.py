@@ -135,11 +135,12 @@ def test_a_scenario_has_one_row_a_stack() -> None:
 
 def table() -> str:
     """The rows as ``docs/known-issues.md`` shows them."""
-    names = ("issue", "of", "stacks", "scenarios", "what happens", "threads")
+    names = ("issue", "of", "stacks", "targets", "scenarios", "what happens", "threads")
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in KNOWN_ISSUES:
         lines.append(
-            f"| `{row.id}` | {row.owner} | {', '.join(row.stacks)} "
+            f'| <a id="{row.id}"></a>`{row.id}` | {row.owner} | {", ".join(row.stacks)} '
+            f"| {', '.join(row.targets)} "
             f"| {', '.join(f'`{name}`' for name in row.scenarios)} | {row.reason} "
             f"| {row.known_from} |"
         )

@@ -1,0 +1,149 @@
+"""Writes what ``make verify`` found on every stack: docs/runs.md, and the table of the README.
+
+``.venv/bin/python -m ci.runs_page DIR`` reads ``DIR/<column>/session.json``, a folder for each of
+:data:`COLUMNS`, as ``pytest --reports=DIR/<column>`` leaves it. Nothing is written unless every
+column's session is whole and of the stack and target its folder says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from harness.errors import BadInput, HarnessError
+from harness.renderings import session_from
+from harness.report import Report, Session, Status
+from scenarios.catalogue import SCENARIOS
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS, README = ROOT / "docs" / "runs.md", ROOT / "README.md"
+BEGIN, END = "<!-- runs: written by ci/runs_page.py -->", "<!-- end of runs -->"
+
+#: By folder and column: the options of ``make verify``, the stack and the target.
+COLUMNS: dict[str, tuple[str, str, str]] = {
+    "0.21": ("STACK=0.21", "0.21", "emulated"),
+    "0.22": ("STACK=0.22", "0.22", "emulated"),
+    "0.26": ("STACK=0.26", "0.26", "emulated"),
+    "0.32": ("STACK=0.32", "0.32", "emulated"),
+    "torch-xla": ("STACK=0.26 TARGET=torch-xla", "0.26", "torch-xla"),
+}
+NOT_RUN = "not run"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path, help="holds a folder for each column")
+    directory: Path = parser.parse_args(arguments).directory
+    try:
+        runs = {column: run_of(column, directory / column) for column in COLUMNS}
+    except HarnessError as error:
+        print(f"runs_page: {error}", file=sys.stderr)
+        return error.exit_code
+    put(RUNS, detail(runs))
+    put(README, summary(runs))
+    return 0
+
+
+def run_of(column: str, folder: Path) -> dict[str, Report]:
+    """The reports of a column, by scenario.
+
+    Raises:
+        BadInput: the session is broken off, of another stack or target, or lacks a scenario.
+    """
+    session = session_from(folder / "session.json")
+    reports = {row.scenario: row.report for row in session.rows}
+    if fault := fault_of(column, session, reports):
+        options = COLUMNS[column][0]
+        raise BadInput(
+            fault,
+            where=str(folder / "session.json"),
+            expected=f"a whole run of make verify {options}",
+            hint=f"PYTEST_ADDOPTS=--reports={folder} make verify {options}",
+        )
+    return reports
+
+
+def fault_of(column: str, session: Session, reports: Mapping[str, Report]) -> str:
+    """What keeps a session from being the column's; empty when nothing does."""
+    _, stack, target = COLUMNS[column]
+    found = {
+        (r.environment.stack, r.environment.target.split(",")[0], bool(r.environment.overlay))
+        for r in reports.values()
+    }
+    known = {scenario.id for scenario in SCENARIOS}
+    if found != {(stack, target, False)}:
+        return f"a session of {sorted(found)}, not of stack {stack} on {target}"
+    if not session.complete or session.broken:
+        return "a session that was broken off"
+    if stray := sorted(set(reports) - known):
+        return f"scenarios that are not in the catalogue: {', '.join(stray)}"
+    if target == "emulated" and (lost := sorted(known - set(reports))):
+        return f"scenarios that were not run: {', '.join(lost)}"
+    return ""
+
+
+def put(page: Path, table: str) -> None:
+    """Replace what stands between the marks of a page."""
+    before, rest = page.read_text().split(BEGIN)
+    _, after = rest.split(END)
+    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+
+
+def detail(runs: Mapping[str, Mapping[str, Report]]) -> str:
+    """A row for each scenario, a column for each run."""
+    lines = [line("scenario", "why", *runs), line(*["---"] * (2 + len(runs)))]
+    for scenario in SCENARIOS:
+        cells = [cell(reports.get(scenario.id)) for reports in runs.values()]
+        lines.append(line(f"`{scenario.id}`", scenario.why, *cells))
+    return "\n".join(lines)
+
+
+def cell(report: Report | None) -> str:
+    """``=``, or what happened and the known issue that says so; bold where none does."""
+    if report is None:
+        return NOT_RUN
+    if report.status is Status.EQUAL:
+        return "="
+    failed = report.status is Status.LOAD_FAILED
+    what = "load failed" if failed else str(len(report.differences))
+    if not report.known_issue:
+        return f"**{what}**"
+    return f"{what}: [{report.known_issue}](known-issues.md#{report.known_issue})"
+
+
+def summary(runs: Mapping[str, Mapping[str, Report]]) -> str:
+    """A row for each run: what ran, how it ended, how much was compared."""
+    names = ("`make verify …`", "releases", "scenarios", "equal", "known failures",
+             "other failures", "experts compared", "other parameters")  # fmt: skip
+    lines = [line(*names), line(*["---"] * len(names))]
+    for column, reports in runs.items():
+        lines.append(line(f"`{COLUMNS[column][0]}`", *figures(list(reports.values()))))
+    return "\n".join(lines)
+
+
+def figures(reports: Sequence[Report]) -> list[str]:
+    """The cells of one run's row, from its releases on."""
+    versions = reports[0].environment.versions
+    return [
+        f"vLLM {versions['vllm']}, tpu-inference {versions['tpu-inference']}",
+        str(len(reports)),
+        count(reports, lambda r: r.status is Status.EQUAL),
+        count(reports, lambda r: r.status is not Status.EQUAL and bool(r.known_issue)),
+        count(reports, lambda r: r.status is not Status.EQUAL and not r.known_issue),
+        str(sum(r.experts_compared for r in reports)),
+        str(sum(r.parameters_compared for r in reports)),
+    ]
+
+
+def count(reports: Sequence[Report], fits: Callable[[Report], bool]) -> str:
+    return str(sum(map(fits, reports)))
+
+
+def line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
