@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from harness.checkpoint import Checkpoint
@@ -15,12 +17,30 @@ from harness.synthetic.writer import write_checkpoint
 
 pytest_plugins = ["pytester", "tests.s3"]
 
+# The same examples every time; a slow machine is no fault of what is tested.
+hypothesis.settings.register_profile(
+    "same-everywhere",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("same-everywhere")
+
 WriteTiny = Callable[..., Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--write-docs`` renews the tables in ``docs/`` that a run is the source of."""
     parser.addoption("--write-docs", action="store_true", help="renew the tables in docs/")
+
+
+@pytest.fixture
+def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """Nested sessions keep their order, and do not take themselves for a worker of this one."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
+    return pytester
 
 
 @pytest.fixture(scope="session")

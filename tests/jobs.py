@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,35 +29,6 @@ from harness.xla_engine import seen_by_torch_xla
 from tests.fault_catalogue import FAULTS
 
 Seen = list[tuple[list[str], list[str]]]
-
-
-def echo(argument: bytes) -> bytes:
-    print("echoing", flush=True)
-    return argument
-
-
-def pid(_: bytes) -> bytes:
-    return str(os.getpid()).encode()
-
-
-def leave_a_temporary_file(_: bytes) -> bytes:
-    return tempfile.mkstemp()[1].encode()
-
-
-def fail(_: bytes) -> bytes:
-    raise ValueError("as planted")
-
-
-def crash(_: bytes) -> bytes:
-    print("about to crash", flush=True)
-    os.kill(os.getpid(), signal.SIGSEGV)
-    return b""
-
-
-def hang(_: bytes) -> bytes:
-    print("hanging", flush=True)
-    time.sleep(600)
-    return b""
 
 
 def plant(argument: bytes) -> bytes:
@@ -256,27 +222,6 @@ def load_eight_with_five_alive(_: bytes) -> bytes:
     target = emulated_target(8)
     os.environ.update(target.environment)
     engine.load("/nowhere", target, [Part.DECODER])
-    return b""
-
-
-def hang_with_a_child(_: bytes) -> bytes:
-    """Never end, and have a child that never ends; its directory and its log hold both pids."""
-    child = subprocess.Popen(["sleep", "600"])
-    pids = f"{os.getpid()} {child.pid}"
-    print(f"pids: {pids}", flush=True)
-    Path(tempfile.gettempdir(), "pids").write_text(pids)
-    time.sleep(600)
-    return b""
-
-
-def hang_deaf(_: bytes) -> bytes:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    time.sleep(600)
-    return b""
-
-
-def kill_itself(_: bytes) -> bytes:
-    os.kill(os.getpid(), signal.SIGKILL)
     return b""
 
 

@@ -31,8 +31,8 @@ for option; do case $option in
 esac; done
 echo "the scenarios of $where"
 if [ -e "$PLAN/slow" ]; then
-  trap 'echo ended >> "$PLAN/calls"; exit 2' TERM
-  touch "$PLAN/running"; sleep 60 & wait
+  trap 'kill $!; echo ended >> "$PLAN/calls"; exit 2' TERM
+  sleep 60 & touch "$PLAN/running"; wait
 fi
 cp "$PLAN/session.json" "$out/"
 exit "$(planned pytest 0)"
@@ -119,7 +119,7 @@ def fake_stack(root: Path) -> FakeStack:
     (root / "bin").mkdir()
     for script in SCRIPTS:
         shutil.copy(ROOT / "ci" / script, root / "ci")
-    shutil.copytree(ROOT / "ci" / "stacks", root / "ci" / "stacks")
+    shutil.copytree(ROOT / "ci" / "stacks", root / "ci" / "stacks")  # no Python in it
     shutil.copy(ROOT / "pyproject.toml", root)
     program(root / "plan" / "pytest-fake", FAKE_HEAD + FAKE_PYTEST)
     program(root / "plan" / "harness-fake", FAKE_HEAD + FAKE_HARNESS)

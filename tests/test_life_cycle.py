@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +16,7 @@ import pytest
 
 from harness.load import LoadProcess, LoadProcessError
 from harness.target import Target, emulated_target
+from tests.nested import NESTED_PYTEST, nested_environment
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,7 +33,7 @@ from harness.load import LoadProcess
 from harness.target import emulated_target
 with LoadProcess(emulated_target(), preload=False) as process:
     print(process._scratch, flush=True)
-    process.run("tests.jobs:hang_with_a_child", b"", timeout=600)
+    process.run("tests.idle_jobs:hang_with_a_child", b"", timeout=600)
 """
 
 #: A session: one test that passes with a report, then one whose load never ends.
@@ -54,7 +55,7 @@ def test_a_done(request):
 
 def test_b_hangs(load_process):
     Path({started!r}).write_text(str(load_process._scratch))
-    load_process.run("tests.jobs:hang_with_a_child", b"", timeout=600)
+    load_process.run("tests.idle_jobs:hang_with_a_child", b"", timeout=600)
 """
 
 
@@ -65,7 +66,7 @@ def load_process(target: Target) -> Iterator[LoadProcess]:
         yield process
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
@@ -79,24 +80,31 @@ def hanging_children(scratch: Path) -> list[psutil.Process]:
     return [psutil.Process(int(pid)) for pid in pids.read_text().split()]
 
 
+def alive(pid: int) -> bool:
+    """Whether there is such a process; a zombie has ended, and waits to be asked how."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_parent_that_dies_takes_its_load_and_its_files_along(number: signal.Signals) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [*PYTHON, "-c", PARENT],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=environment,
+        env=nested_environment(PYTHONPATH=str(ROOT)),
     ) as parent:
         assert parent.stdout is not None
         scratch = Path(parent.stdout.readline().decode().strip())
         processes = [*hanging_children(scratch), *psutil.Process(parent.pid).children()]
         parent.send_signal(number)
-        parent.wait(30)
+        parent.wait(120)
     wait_for(lambda: gone(processes))
     wait_for(lambda: not scratch.exists())
 
@@ -108,14 +116,14 @@ def test_an_interrupted_session_writes_what_is_known(
 ) -> None:
     started = pytester.path / "started"
     pytester.makepyfile(SESSION.format(report=str(tiny_report), started=str(started)))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [*PYTHON, "-m", "pytest", "-p", "no:randomly", "--reports", "out", *workers]
+    environment = nested_environment(PYTHONPATH=str(ROOT))
+    command = [*PYTHON, *NESTED_PYTEST, "--reports", "out", *workers]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as session:
         wait_for(lambda: started.exists() and started.read_text())
         scratch = Path(started.read_text())
         processes = hanging_children(scratch)
         session.send_signal(number)
-        output, _ = session.communicate(timeout=60)
+        output, _ = session.communicate(timeout=240)
     wait_for(lambda: gone(processes))
     wait_for(lambda: not scratch.exists())
     assert "MoE load verification" in output
@@ -130,8 +138,8 @@ def test_a_killed_worker_leaves_nothing_and_is_named(
 ) -> None:
     started = pytester.path / "started"
     pytester.makepyfile(SESSION.format(report=str(tiny_report), started=str(started)))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [*PYTHON, "-m", "pytest", "--reports", "out", "-n", "1", "--maxfail", "1"]
+    environment = nested_environment(PYTHONPATH=str(ROOT))
+    command = [*PYTHON, *NESTED_PYTEST, "--reports", "out", "-n", "1", "--maxfail", "1"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as session:
         wait_for(lambda: started.exists() and started.read_text())
         scratch = Path(started.read_text())
@@ -141,7 +149,7 @@ def test_a_killed_worker_leaves_nothing_and_is_named(
         worker = load_process.parent()
         assert worker is not None
         worker.kill()
-        output, _ = session.communicate(timeout=60)
+        output, _ = session.communicate(timeout=240)
     wait_for(lambda: gone([*processes, load_process]))
     wait_for(lambda: not scratch.exists())
     assert "crashed while running" in output
@@ -154,31 +162,31 @@ def test_a_load_that_hangs_shows_its_stacks_and_takes_its_children_along(
     load_process: LoadProcess,
 ) -> None:
     with pytest.raises(LoadProcessError, match="did not end within 3 s") as raised:
-        load_process.run("tests.jobs:hang_with_a_child", b"", timeout=3)
+        load_process.run("tests.idle_jobs:hang_with_a_child", b"", timeout=3)
     assert "hang_with_a_child" in raised.value.details
     assert "most recent call first" in raised.value.details
     pids = raised.value.details.split("pids: ")[1].split("\n")[0]
-    wait_for(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids.split()))
+    wait_for(lambda: not any(alive(int(pid)) for pid in pids.split()))
 
 
 def test_a_load_that_ignores_a_request_to_end_is_killed(load_process: LoadProcess) -> None:
     with pytest.raises(LoadProcessError, match="did not end within 1 s"):
-        load_process.run("tests.jobs:hang_deaf", b"", timeout=1)
-    assert load_process.run("tests.jobs:echo", b"on", timeout=60) == b"on"
+        load_process.run("tests.idle_jobs:hang_deaf", b"", timeout=1)
+    assert load_process.run("tests.idle_jobs:echo", b"on", timeout=60) == b"on"
 
 
 def test_a_loading_process_that_is_killed_is_replaced(target: Target) -> None:
     with LoadProcess(target, preload=False) as process:
-        assert process.run("tests.jobs:echo", b"1", timeout=60) == b"1"
+        assert process.run("tests.idle_jobs:echo", b"1", timeout=60) == b"1"
         assert process._process is not None
         process._process.kill()
         with pytest.raises(LoadProcessError, match="the loading process ended"):
-            process.run("tests.jobs:echo", b"2", timeout=60)
-        assert process.run("tests.jobs:echo", b"3", timeout=60) == b"3"
+            process.run("tests.idle_jobs:echo", b"2", timeout=60)
+        assert process.run("tests.idle_jobs:echo", b"3", timeout=60) == b"3"
 
 
-def descriptors() -> int:
-    count: int = psutil.Process().num_fds()
+def descriptors(process: psutil.Process) -> int:
+    count: int = process.num_fds()
     return count
 
 
@@ -187,16 +195,24 @@ def test_soak(target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("HARNESS_LOCKS", str(tmp_path / "locks"))
     chips = [(), (0,), (0, 1, 2, 3)]
-    before = descriptors(), len(psutil.Process().children(recursive=True))
     with LoadProcess(target, preload=False) as process:
+        process.run("tests.idle_jobs:echo", b"", timeout=60)
+        assert process._process is not None
+        loading = psutil.Process(process._process.pid)
+        gc.collect()
+        before = descriptors(psutil.Process()), descriptors(loading)
         for number in range(200):
             mesh = emulated_target(1 + number % 8)
             object.__setattr__(mesh, "chips", chips[number % 3])
-            answer = process.run("tests.jobs:echo", b"%d" % number, timeout=60, target=mesh)
+            answer = process.run("tests.idle_jobs:echo", b"%d" % number, timeout=60, target=mesh)
             assert answer == b"%d" % number
             if number % 10 == 0:
                 with pytest.raises(LoadProcessError, match="SIGKILL"):
-                    process.run("tests.jobs:kill_itself", b"", timeout=60, target=mesh)
-    assert (descriptors(), len(psutil.Process().children(recursive=True))) == before
+                    process.run("tests.idle_jobs:kill_itself", b"", timeout=60, target=mesh)
+        gc.collect()
+        wait_for(lambda: descriptors(psutil.Process()) <= before[0])
+        wait_for(lambda: descriptors(loading) <= before[1])
+        wait_for(lambda: loading.children(recursive=True) == [])
+    assert gone([loading])
     assert [path.name for path in tmp_path.iterdir()] == ["locks"]
     assert not list((tmp_path / "locks").glob("*.pid"))

@@ -19,7 +19,7 @@ def load_process(target: Target) -> Iterator[LoadProcess]:
 
 
 def run(process: LoadProcess, job: str, argument: bytes = b"", timeout: float = 60) -> bytes:
-    return process.run(f"tests.jobs:{job}", argument, timeout=timeout)
+    return process.run(f"tests.idle_jobs:{job}", argument, timeout=timeout)
 
 
 def test_the_result_comes_back(load_process: LoadProcess) -> None:

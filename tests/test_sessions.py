@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,19 +12,20 @@ import pytest
 from harness.errors import TargetUnavailable
 from harness.report import Row, Session
 from harness.target import torch_xla_target
+from tests.nested import NESTED_PYTEST, nested_environment
 
 ROOT = Path(__file__).parent.parent
 ROWS = "mtp-fused-alone or vl-2-devices"
 
 
 def run(reports: Path, *options: str) -> Session:
-    command = [sys.executable, "-m", "pytest", "scenarios", "-k", ROWS, "--target", "torch-xla"]
+    asked = ["scenarios", "-k", ROWS, "--target", "torch-xla"]
     subprocess.run(
-        [*command, "--reports", str(reports), *options],
+        [sys.executable, *NESTED_PYTEST, *asked, "--reports", str(reports), *options],
         cwd=ROOT,
         check=True,
         stdout=subprocess.DEVNULL,
-        env={name: value for name, value in os.environ.items() if "PYTEST" not in name},
+        env=nested_environment(),
     )
     return msgspec.json.decode((reports / "session.json").read_bytes(), type=Session)
 

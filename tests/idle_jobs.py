@@ -1,0 +1,63 @@
+"""Jobs that need nothing of the harness: what they do begins at once, so short time-outs hold.
+
+A job's module is imported in its forked child, within the job's time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+
+def echo(argument: bytes) -> bytes:
+    print("echoing", flush=True)
+    return argument
+
+
+def pid(_: bytes) -> bytes:
+    return str(os.getpid()).encode()
+
+
+def leave_a_temporary_file(_: bytes) -> bytes:
+    return tempfile.mkstemp()[1].encode()
+
+
+def fail(_: bytes) -> bytes:
+    raise ValueError("as planted")
+
+
+def crash(_: bytes) -> bytes:
+    print("about to crash", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return b""
+
+
+def hang(_: bytes) -> bytes:
+    print("hanging", flush=True)
+    time.sleep(600)
+    return b""
+
+
+def hang_with_a_child(_: bytes) -> bytes:
+    """Never end, and have a child that never ends; its directory and its log hold both pids."""
+    child = subprocess.Popen(["sleep", "600"])
+    pids = f"{os.getpid()} {child.pid}"
+    print(f"pids: {pids}", flush=True)
+    Path(tempfile.gettempdir(), "pids").write_text(pids)
+    time.sleep(600)
+    return b""
+
+
+def hang_deaf(_: bytes) -> bytes:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+    return b""
+
+
+def kill_itself(_: bytes) -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return b""
