@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,26 +10,9 @@ import pytest
 
 from scenarios.scenario import Store
 
+pytest_plugins = ["scenarios.urls"]
+
 Stored = Callable[[Store, str | Path], str | Path]
-
-
-@pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    """An S3 server of this session's own, with a bucket."""
-    from scenarios.stores import BUCKET, s3_client, s3_server
-
-    with s3_server() as url:
-        s3_client(url).create_bucket(Bucket=BUCKET)
-        yield url
-
-
-@pytest.fixture(scope="session")
-def gcs_url() -> Iterator[str]:
-    """A GCS emulator of this session's own, with a bucket."""
-    from scenarios.stores import gcs_server
-
-    with gcs_server() as url:
-        yield url
 
 
 @pytest.fixture

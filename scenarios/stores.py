@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,49 +16,31 @@ from botocore.config import Config
 
 KEY_ID, SECRET = "AKIAPLANTED0KEY0ID00", "planted/secret+access/key/of/forty/chars"
 BUCKET = "weights"
-
-
-def free_port() -> int:
-    """A port nobody listens on right now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+SERVER = Path(__file__).with_name("server.py")
 
 
 @contextmanager
-def serving(*command: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server until it answers, and end it, by its id, when the block ends."""
+def serving(*arguments: str) -> Iterator[str]:
+    """Run a server of ``server.py`` and end it, by its id, when the block ends; gives its URL."""
+    command = [sys.executable, "-P", "-W", "ignore", str(SERVER), *arguments]
     with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
         try:
-            wait_for_port(port, server)
-            yield server
+            assert server.stdout is not None
+            port = server.stdout.readline().strip()
+            assert port, f"the server ended with {server.wait()}"
+            yield f"http://127.0.0.1:{port}"
         finally:
             server.kill()
 
 
-def wait_for_port(port: int, server: subprocess.Popen[bytes], seconds: float = 60) -> None:
-    """Return when the server takes connections; fail when it ends or takes too long."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        assert server.poll() is None, f"the server ended with {server.returncode}"
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=1):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"no server on port {port} after {seconds} s")
-
-
 @contextmanager
 def s3_server() -> Iterator[str]:
-    """moto's server; gives its URL."""
-    port = free_port()
-    command = (sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port))
-    with serving(*command, port=port):
-        yield f"http://127.0.0.1:{port}"
+    """moto's server, with the bucket; gives its URL."""
+    with serving("s3") as url:
+        s3_client(url).create_bucket(Bucket=BUCKET)
+        yield url
 
 
 def s3_environment(url: str) -> dict[str, str]:
@@ -100,13 +80,8 @@ def upload(client: Any, directory: Path, prefix: str) -> str:
 @contextmanager
 def gcs_server() -> Iterator[str]:
     """The GCS emulator, in memory, with the bucket; gives its URL."""
-    port = free_port()
-    command = (
-        sys.executable, "-W", "ignore", "-m", "gcp_storage_emulator", "start", "--in-memory",
-        "--host", "127.0.0.1", "--port", str(port), "--default-bucket", BUCKET,
-    )  # fmt: skip
-    with serving(*command, port=port):
-        yield f"http://127.0.0.1:{port}"
+    with serving("gcs", BUCKET) as url:
+        yield url
 
 
 def gcs_environment(url: str) -> dict[str, str]:

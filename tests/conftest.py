@@ -15,7 +15,7 @@ from harness.report import Environment, Report, Status
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.writer import write_checkpoint
 
-pytest_plugins = ["pytester", "tests.s3"]
+pytest_plugins = ["pytester", "scenarios.urls", "tests.s3"]
 
 # The same examples every time; a slow machine is no fault of what is tested.
 hypothesis.settings.register_profile(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scenarios.stores import BUCKET, s3_client, s3_environment, s3_server, upload
+from scenarios.stores import BUCKET, s3_client, s3_environment, upload
 from tests.proxy import Proxy, Spoil
 
 FAMILY = "qwen3-vl-moe"
@@ -18,13 +18,6 @@ TENSOR = "model.language_model.layers.1.mlp.experts.gate_up_proj"
 
 def key_of(url: str, name: str) -> str:
     return f"{url.removeprefix(f's3://{BUCKET}/')}/{name}"
-
-
-@pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    with s3_server() as url:
-        s3_client(url).create_bucket(Bucket=BUCKET)
-        yield url
 
 
 @pytest.fixture

