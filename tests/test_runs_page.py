@@ -117,7 +117,7 @@ def test_sessions_become_pages(tmp_path: Path, pages: list[Path]) -> None:
         text = page.read_text()
         assert text.startswith("above\n")
         assert text.endswith("below\n")
-        assert "old" not in text
+        assert "\nold\n" not in text
     assert table(pages[0])[1][2:] == ["="] * 5
     every = str(len(SCENARIOS))
     releases = "vLLM 0.26.0, tpu-inference 0.26.0"
@@ -163,13 +163,13 @@ def test_a_session_that_will_not_do_is_refused(
     leave(tmp_path, sessions)
     assert runs_page.main([str(tmp_path)]) == 2
     assert named in capsys.readouterr().err
-    assert "old" in pages[0].read_text()
+    assert "\nold\n" in pages[0].read_text()
 
 
 def test_a_column_without_a_session_is_refused(tmp_path: Path, pages: list[Path]) -> None:
     leave(tmp_path, {column: session(column) for column in list(COLUMNS)[1:]})
     assert runs_page.main([str(tmp_path)]) == 2
-    assert "old" in pages[0].read_text()
+    assert "\nold\n" in pages[0].read_text()
 
 
 def test_cells() -> None:
