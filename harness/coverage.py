@@ -9,10 +9,11 @@ data, with the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from harness.difference import Difference, Kind
+from harness.difference import Difference, Kind, Tally
+from harness.errors import InternalError
 from harness.experts import ReferencePart
 from harness.family import Part
 from harness.ledger import Ledger
@@ -64,6 +65,41 @@ def unused_reason(part: Part, tensor: str, tied: bool) -> str:
                 continue
             return row.reason
     return ""
+
+
+def require_recorded(part: Part, ledger: Ledger) -> None:
+    """A load that succeeded was recorded: it ended, tensors were streamed, loaders were called.
+
+    Raises:
+        InternalError: it was not, so what follows from its ledger follows from nothing.
+    """
+    missing = [] if ledger.finished else ["its end"]
+    missing += [] if ledger.streamed else ["a streamed tensor"]
+    missing += [] if ledger.calls else ["a call of a weight_loader"]
+    if missing:
+        raise InternalError(
+            f"the load of {part} went past the recorder, which did not see {', '.join(missing)}",
+            where=f"the ledger of {part}",
+            expected="a load through the loader registered for runai_streamer",
+            hint="report this, with the versions of the stack: it may load in another way now",
+        )
+
+
+def require_covered(tallies: Sequence[Tally], parts: Collection[Part]) -> None:
+    """Of parts that are called equal, every expert was compared or left out by request.
+
+    Raises:
+        InternalError: some were not, and no difference says why.
+    """
+    short = [t for t in tallies if t.experts_compared + t.left_out != t.experts]
+    if short or not tallies or {tally.part for tally in tallies} != set(parts):
+        counts = [f"{t.part} {t.experts_compared} of {t.experts - t.left_out}" for t in tallies]
+        raise InternalError(
+            f"nothing differs, but not all was compared: {', '.join(counts) or 'no part'}",
+            where="the tallies of the report",
+            expected=f"every expert that was asked for, of {', '.join(parts) or 'some part'}",
+            hint="report this, with the JSON of the report",
+        )
 
 
 def coverage(part: ReferencePart, ledger: Ledger) -> tuple[Counts, list[Difference]]:

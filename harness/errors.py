@@ -6,6 +6,10 @@ fills the four fields; one method turns them into the paragraph the user reads.
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
+from typing import Self
+
 from harness.secrets import redact
 
 
@@ -51,3 +55,21 @@ class TargetUnavailable(HarnessError):
     """The target or stack that was asked for is not to be had on this machine."""
 
     exit_code = 4
+
+
+class InternalError(HarnessError):
+    """The harness itself failed: nothing is known of the load under test, good or bad."""
+
+    exit_code = 5
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """``error``, which no code of ours expected, with its traceback."""
+        frames = traceback.extract_tb(error.__traceback__)
+        at = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
+        return cls(
+            f"the harness failed, not the load under test: {type(error).__name__}: {error}",
+            where=at,
+            expected="a verdict on whatever was loaded",
+            hint="report this, with its traceback\n" + "".join(traceback.format_exception(error)),
+        )

@@ -15,11 +15,11 @@ from harness import engine, progress
 from harness.causes import Diagnosis
 from harness.checkpoint import Checkpoint
 from harness.compare_fp8 import part_comparison
-from harness.coverage import Counts, coverage
+from harness.coverage import Counts, coverage, require_covered, require_recorded
 from harness.deliveries import calls_of
 from harness.diagnosis import Explainer
 from harness.digests import Method
-from harness.errors import HarnessError
+from harness.errors import HarnessError, InternalError
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.hook import Hook
@@ -52,10 +52,20 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def verify_job(argument: bytes) -> bytes:
-    """The job of a loading process: a request and an unfinished report in, the report out."""
+    """The job of a loading process: a request and an unfinished report in, the report out.
+
+    Raises:
+        HarnessError: the target is not to be had; or, :class:`InternalError`, not the load under
+            test failed, but what judges it.
+    """
     request, report = msgspec.json.decode(argument, type=tuple[VerifyRequest, Report])
     os.environ.update(request.stream_options)
-    return msgspec.json.encode(run(request, report))
+    try:
+        return msgspec.json.encode(run(request, report))
+    except HarnessError:
+        raise
+    except Exception as error:
+        raise InternalError.of(error) from error
 
 
 def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: loader) -> Report:
@@ -66,12 +76,32 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
         report: names the checkpoint, the target and what there is to compare.
         adapt: changes the loader class under test, for tests that plant faults in it.
     """
-    parts = reference_parts(Checkpoint(request.reference), request.num_layers)
+    reference = Checkpoint(request.reference)
+    same = request.checkpoint == request.reference
+    nbytes = (reference if same else Checkpoint(request.checkpoint)).nbytes
+    parts = reference_parts(reference, request.num_layers)
     parts = tuple(part for part in parts if part.part in request.parts)
-    experts = choose(parts, request.selection)
     ledgers: Ledgers = {}
     progress.count_into(request.progress)
-    progress.begin("stream", len(parts) * Checkpoint(request.checkpoint).nbytes)
+    progress.begin("stream", len(parts) * nbytes)
+    loaded = _load(request, report, parts, ledgers, adapt)
+    if loaded is None:
+        return report
+    started = time.perf_counter()
+    _compare(request, report, parts, ledgers, loaded)
+    _leave(request, report)
+    report.timings = _timings(loaded, ledgers, time.perf_counter() - started)
+    return report
+
+
+def _load(
+    request: VerifyRequest,
+    report: Report,
+    parts: Sequence[ReferencePart],
+    ledgers: Ledgers,
+    adapt: Adapt,
+) -> Loaded | None:
+    """Load, and tell where; None when the stack raised, which ``report`` then says and explains."""
     try:
         loaded = engine.load(
             request.checkpoint, request.target, request.parts,
@@ -85,28 +115,51 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
             report.calls += calls_of(name, ledger)
         report.failure = failure_of(error)
         report.diagnoses = _diagnoses_of_failure(parts, ledgers)
-        return report
+        return None
     report.environment = msgspec.structs.replace(
         report.environment, mesh=loaded.mesh, entry=loaded.entry
     )
     if loaded.local is not None:
         report.hosts = [_host_part(request.target, loaded.local)]
-    started = time.perf_counter()
+    return loaded
+
+
+def _compare(
+    request: VerifyRequest,
+    report: Report,
+    parts: Sequence[ReferencePart],
+    ledgers: Ledgers,
+    loaded: Loaded,
+) -> None:
+    """Compare all parts and say whether they are equal."""
+    experts = choose(parts, request.selection)
     progress.begin("compare", sum(experts[p.part].count * expert_bytes(p) for p in parts))
     for part in parts:
         ledger = ledgers.get(part.part, Ledger())
+        require_recorded(part.part, ledger)
         compare_part(report, part, parts, loaded, ledger, request, experts[part.part])
     report.status = Status.DIFFERENT if report.differences else Status.EQUAL
-    engine.leave(request.target)
-    report.timings = Timings(
+    if report.status is Status.EQUAL and request.target.hosts == 1:
+        require_covered(report.tallies, request.parts)  # of several hosts the merged report's
+
+
+def _leave(request: VerifyRequest, report: Report) -> None:
+    """Part from the other hosts; one that is gone makes the whole a load that failed."""
+    try:
+        engine.leave(request.target)
+    except Exception as error:
+        report.status, report.failure = Status.LOAD_FAILED, failure_of(error)
+
+
+def _timings(loaded: Loaded, ledgers: Ledgers, compared: float) -> Timings:
+    return Timings(
         setup=loaded.setup_seconds,
         load=loaded.load_seconds,
-        compare=time.perf_counter() - started,
+        compare=compared,
         peak_rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         stream=sum(ledger.stream_seconds for ledger in ledgers.values()),
         stream_bytes=sum(ledger.stream_bytes for ledger in ledgers.values()),
     )
-    return report
 
 
 def _host_part(target: Target, local: frozenset[str]) -> HostPart:
@@ -148,7 +201,8 @@ def compare_part(
     report.maps = [m for m in report.maps if m.part is not part.part]
     report.maps.append(
         map_of(
-            part.part, part.layers, part.shape.experts, chosen.of,
+            part.part, part.layers, part.shape.experts,
+            lambda layer: comparison.held.experts(chosen.of(layer)),
             report.differences[offset:], report.diagnoses[explained:], offset,
         )
     )  # fmt: skip

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Self
 
@@ -71,6 +72,8 @@ class LoadProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="harness-load-"))
         self._jobs = 0
+        self._answered = False
+        self._failed_start: tuple[str, str] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -84,7 +87,13 @@ class LoadProcess:
         self.close()
 
     def run(
-        self, job: str, argument: bytes, *, timeout: float, target: Target | None = None
+        self,
+        job: str,
+        argument: bytes,
+        *,
+        timeout: float,
+        target: Target | None = None,
+        cancelled: Event | None = None,
     ) -> bytes:
         """Run ``module:function`` on ``argument`` in a fresh process and return its result.
 
@@ -93,9 +102,11 @@ class LoadProcess:
             argument: its argument.
             timeout: seconds until the process is asked for its stacks and ended.
             target: whose environment the job has and whose chips are locked while it runs.
+            cancelled: the job is not to begin once it is set; :meth:`cancel` ends one that has.
 
         Raises:
-            LoadProcessError: the job raised, crashed, or did not end in time.
+            LoadProcessError: the job raised, crashed, was cancelled, or did not end in time; or
+                the stack could not be imported, which is tried once.
             TargetUnavailable: the target's chips did not become free in time.
             HarnessError: the job refused.
         """
@@ -104,28 +115,17 @@ class LoadProcess:
         with locked(target.chips, timeout=timeout), self._directory() as directory:
             environment = store_environment() | target.environment
             request = Request(job, argument, str(directory), timeout, environment)
-            answer = self._ask(request)
-            result, refusal, error = (directory / n for n in ("result", "refusal", "error"))
-            if answer.late:
-                raise LoadProcessError(
-                    f"the load did not end within {timeout:g} s", _log_tail(directory)
-                )
-            if answer.status == 0:
-                return result.read_bytes()
-            if refusal.exists():
-                raise pickle.loads(refusal.read_bytes())
-            if error.exists():
-                raise LoadProcessError("the load raised an error", error.read_text())
-            raise LoadProcessError(
-                f"the load's process ended with {_how(answer.status)}", _log_tail(directory)
-            )
+            return _result(self._ask(request, cancelled or Event()), directory, timeout)
 
     def cancel(self) -> None:
-        """Have a job end that another thread waits for: it gets a :class:`LoadProcessError`."""
-        if self._process is not None:
-            assert self._process.stdin is not None
+        """Have a job end that another thread waits for: it gets a :class:`LoadProcessError`.
+
+        For one that has not begun yet, set the event it was given first.
+        """
+        if process := self._process:
+            assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
+                process.stdin.close()
 
     def close(self) -> None:
         """End the process, and a job that still runs, and remove its files."""
@@ -148,19 +148,38 @@ class LoadProcess:
             process.wait()
         process.stdout.close()
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _require_started(self) -> None:
+        """Start the process if there is none.
+
+        Raises:
+            LoadProcessError: it does not start; if it never did, it is not tried again: what
+                cannot be imported once is not importable the next time, and each time costs.
+        """
+        if self._failed_start:
+            raise LoadProcessError(*self._failed_start)
+        if self._process and self._process.stdin and self._process.stdin.closed:
+            self._end()  # a job was cancelled that had ended already
         if self._process is None:
-            self._scratch.mkdir(exist_ok=True)
-            with (self._scratch / "log").open("wb") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "harness.child", self._scratch, self._preload],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=self._environment(),
-                )
+            self._start()
+
+    def _start(self) -> None:
+        self._scratch.mkdir(exist_ok=True)
+        with (self._scratch / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "harness.child", self._scratch, self._preload],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self._environment(),
+            )
+        try:
             self._answer(_START_SECONDS)
-        return self._process
+        except LoadProcessError as error:
+            if not self._answered:
+                what = f"{error.what}, at its first start; it is not started again"
+                self._failed_start = what, error.details
+            raise
+        self._answered = True
 
     def _environment(self) -> dict[str, str]:
         first = self.overlay.link_into(self._scratch / "overlay")
@@ -169,7 +188,7 @@ class LoadProcess:
 
     @contextmanager
     def _directory(self) -> Iterator[Path]:
-        self._started()
+        self._require_started()
         self._jobs += 1
         directory = self._scratch / str(self._jobs)
         directory.mkdir()
@@ -178,18 +197,27 @@ class LoadProcess:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _ask(self, request: Request) -> Answer:
+    def _ask(self, request: Request, cancelled: Event) -> Answer:
         """Send a request and wait for its answer; an interrupted wait ends the process."""
-        process = self._started()
-        assert process.stdin is not None
         try:
-            with contextlib.suppress(BrokenPipeError):  # it ended: the answer will say so
-                process.stdin.write(msgspec.json.encode(request) + b"\n")
-                process.stdin.flush()
+            if cancelled.is_set():
+                raise LoadProcessError("the load was cancelled before it began", "")
+            self._send(request)
             return self._answer(request.timeout + _GRACE_SECONDS)
         except BaseException:
             self._end()
             raise
+
+    def _send(self, request: Request) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it ended: the answer will say so
+        except ValueError as error:  # closed, by cancel in another thread
+            raise LoadProcessError("the load was cancelled", "") from error
 
     def _answer(self, timeout: float) -> Answer:
         """Wait for the process's next line."""
@@ -242,6 +270,21 @@ class LoadProcesses:
         """End all of them."""
         while self._processes:
             self._processes.popitem()[1].close()
+
+
+def _result(answer: Answer, directory: Path, timeout: float) -> bytes:
+    """What a job left in its directory: its result, or the error that is raised here."""
+    result, refusal, error = (directory / name for name in ("result", "refusal", "error"))
+    if answer.late:
+        raise LoadProcessError(f"the load did not end within {timeout:g} s", _log_tail(directory))
+    if answer.status == 0:
+        return result.read_bytes()
+    if refusal.exists():
+        raise pickle.loads(refusal.read_bytes())
+    if error.exists():
+        raise LoadProcessError("the load raised an error", error.read_text())
+    how = _how(answer.status)
+    raise LoadProcessError(f"the load's process ended with {how}", _log_tail(directory))
 
 
 def _how(status: int) -> str:

@@ -24,6 +24,7 @@ NEVER_WRITTEN = frozenset({
     Cause.UNWRITTEN,
 })  # fmt: skip
 
+#: The matrices of an array, and of its scales (``_scale``, ``_scale_inv``).
 _PROJECTIONS_OF = {
     "w13_weight": (Projection.GATE, Projection.UP),
     "w2_weight": (Projection.DOWN,),
@@ -135,7 +136,8 @@ def _projections(difference: Difference) -> Sequence[Projection]:
         return ()
     if difference.projection is not None:
         return (difference.projection,)
-    return _PROJECTIONS_OF.get(difference.parameter.rsplit(".", 1)[-1], ())
+    weight = difference.parameter.rsplit(".", 1)[-1].removesuffix("_inv").removesuffix("_scale")
+    return _PROJECTIONS_OF.get(weight, ())
 
 
 def merged_map(maps: Sequence[PartMap], *, every_host: bool) -> PartMap:
@@ -171,10 +173,16 @@ def places(part_map: PartMap, state: State) -> list[str]:
 
 
 def pattern(experts: Sequence[int], total: int) -> str:
-    """Experts in words: all, a range, or every so manieth."""
+    """Experts in words: all, a range, or those at regular steps."""
     if len(experts) == total:
         return f"all {total} experts"
     steps = {b - a for a, b in pairwise(experts)}
     if len(experts) > 2 and len(steps) == 1 and (step := steps.pop()) > 1:
-        return f"every {step}th expert from {experts[0]} to {experts[-1]}"
+        return f"every {_ordinal(step)} expert from {experts[0]} to {experts[-1]}"
     return f"expert{'s' if len(experts) > 1 else ''} {runs_text(experts)}"
+
+
+def _ordinal(number: int) -> str:
+    last = "" if number // 10 % 10 == 1 else str(number % 10)
+    ending = {"1": "st", "2": "nd", "3": "rd"}.get(last, "th")
+    return f"{number}{ending}"

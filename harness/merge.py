@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from harness.causes import NEXT_STEP, Cause, Diagnosis
+from harness.coverage import require_covered
 from harness.difference import Difference, Kind, ParameterTally, Tally
 from harness.errors import BadInput
 from harness.family import Part
@@ -20,6 +21,7 @@ from harness.runs import numbers_of, runs_text
 
 #: In this order one status hides another.
 _STATUSES = (Status.EQUAL, Status.DIFFERENT, Status.LOAD_FAILED)
+_NO_REPORT = "no report"
 
 
 def merged(reports: Sequence[Report]) -> Report:
@@ -31,6 +33,7 @@ def merged(reports: Sequence[Report]) -> Report:
 
     Raises:
         BadInput: they are not of one verification, or a host is there twice.
+        InternalError: all hosts are equal, and together they have not compared every expert.
     """
     _require_one_verification(reports)
     first = next((report for report in reports if not report.failure), reports[0])
@@ -40,16 +43,20 @@ def merged(reports: Sequence[Report]) -> Report:
         first,
         status=max((report.status for report in reports), key=_STATUSES.index),
         hosts=[part for report in reports for part in report.hosts],
-        tallies=[_tally(reports, tally.part) for tally in first.tallies],
-        parameters=[_parameters(reports, tally.part) for tally in first.parameters],
-        deliveries=first.deliveries,
+        tallies=[_tally(reports, tally) for tally in first.tallies],
+        parameters=[_parameters(reports, tally) for tally in first.parameters],
         differences=differences,
         diagnoses=diagnoses,
         maps=[_map(reports, part_map.part) for part_map in first.maps],
         failure=_failure(reports),
         timings=_timings(reports),
     )
-    return whole if whole.failure else _with_unchecked(whole)
+    if whole.failure:
+        return whole
+    whole = _with_unchecked(whole)
+    if whole.status is Status.EQUAL:
+        require_covered(whole.tallies, {tally.part for tally in whole.tallies})
+    return whole
 
 
 def _with_missing(reports: Sequence[Report]) -> list[Report]:
@@ -66,7 +73,7 @@ def _missing(like: Report, part: HostPart, number: int) -> Report:
         tallies=[Tally(part=t.part, layers=t.layers, experts=t.experts) for t in like.tallies],
         parameters=[ParameterTally(part=t.part) for t in like.parameters],
         maps=[map_of(m.part, m.layers, m.experts) for m in like.maps],
-        failure=Failure(error="no report", message=f"host {number} left none", host=number),
+        failure=Failure(error=_NO_REPORT, message=f"host {number} left none", host=number),
         hosts=[
             HostPart(
                 number=number, of=part.of, devices=(), status=Status.LOAD_FAILED, differences=0
@@ -152,15 +159,15 @@ def _diagnosis(diagnosis: Diagnosis, members: set[int]) -> Diagnosis:
     )
 
 
-def _tally(reports: Sequence[Report], part: Part) -> Tally:
+def _tally(reports: Sequence[Report], like: Tally) -> Tally:
     """Of one part: where experts are divided, one counts if every host compared its part."""
-    tallies = [tally for report in reports for tally in report.tallies if tally.part is part]
+    tallies = [t for report in reports for t in report.tallies if t.part is like.part]
     divided = any(tally.divided for tally in tallies)
     counts = [t.experts_compared for t in tallies if t.experts_compared]  # 0: holds a copy only
     if divided and any(report.failure for report in reports):
         counts = []
     return msgspec.structs.replace(
-        tallies[0],
+        like,
         experts_compared=min(counts, default=0) if divided else sum(counts),
         bytes_compared=sum(tally.bytes_compared for tally in tallies),
         padding_bytes=sum(tally.padding_bytes for tally in tallies),
@@ -168,11 +175,18 @@ def _tally(reports: Sequence[Report], part: Part) -> Tally:
     )
 
 
-def _parameters(reports: Sequence[Report], part: Part) -> ParameterTally:
-    """Of one part: a parameter counts if every host compared its shards of it."""
-    tallies = [tally for report in reports for tally in report.parameters if tally.part is part]
+def _parameters(reports: Sequence[Report], like: ParameterTally) -> ParameterTally:
+    """Of one part: a parameter counts if every host compared its shards of it.
+
+    A host without a tally, whose load failed, has compared none.
+    """
+    nothing = ParameterTally(part=like.part)
+    tallies = [
+        next((tally for tally in report.parameters if tally.part is like.part), nothing)
+        for report in reports
+    ]
     return msgspec.structs.replace(
-        tallies[0],
+        like,
         compared=min(tally.compared for tally in tallies),
         bytes_compared=min(tally.bytes_compared for tally in tallies),
         padding_bytes=sum(tally.padding_bytes for tally in tallies),
@@ -187,11 +201,19 @@ def _map(reports: Sequence[Report], part: Part) -> PartMap:
 
 
 def _failure(reports: Sequence[Report]) -> Failure | None:
-    """The failure of the host that failed first; the others' mostly follow from it."""
+    """The failure of the host that failed first; the others' mostly follow from it.
+
+    A host that left no report tells nothing: it stands for the whole where no other failed.
+    """
     failed = [report for report in reports if report.failure]
     if not failed:
         return None
-    return min(failed, key=lambda report: report.hosts[0].seconds).failure
+    return min(failed, key=_failed_at).failure
+
+
+def _failed_at(report: Report) -> tuple[bool, float]:
+    assert report.failure is not None
+    return report.failure.error == _NO_REPORT, report.hosts[0].seconds
 
 
 def _timings(reports: Sequence[Report]) -> Timings:
@@ -218,6 +240,8 @@ def merged_session(sessions: Sequence[Session]) -> Session:
         broken=[broken for session in sessions for broken in session.broken],
         began=min(session.began for session in sessions),
         rows=[_row(scenario, of_hosts) for scenario, of_hosts in rows.items()],
+        skipped=list(dict.fromkeys(one for session in sessions for one in session.skipped)),
+        options=sessions[0].options,
     )
 
 
@@ -231,4 +255,5 @@ def _row(scenario: str, rows: Sequence[Row]) -> Row:
         report=report,
         failed=surprising or any(row.failed for row in rows),
         why=next((row.why for row in rows if row.why), ""),
+        purpose=rows[0].purpose,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from threading import Event
 
 import msgspec
 
@@ -36,7 +37,8 @@ def outcomes(
         timeout: seconds.
 
     Raises:
-        HarnessError: a host refused.
+        HarnessError: a host refused, or, :class:`harness.errors.InternalError`, what compares
+            and explains raised an error there.
     """
     requests = [
         msgspec.structs.replace(
@@ -46,18 +48,18 @@ def outcomes(
     ]
     if len(requests) == 1:
         return [_outcome(requests[0], unfinished, processes.of(hosts[0]), timeout)]
-    running = [processes.of(host) for host in hosts]
+    running, cancelled = [processes.of(host) for host in hosts], Event()
     with ThreadPoolExecutor(len(hosts)) as pool:
         futures = [
-            pool.submit(_outcome, each, unfinished, process, timeout)
+            pool.submit(_outcome, each, unfinished, process, timeout, cancelled)
             for each, process in zip(requests, running, strict=True)
         ]
-        _end_all_when_one_fails(futures, running)
+        _end_all_when_one_fails(futures, running, cancelled)
         return [future.result() for future in futures]
 
 
 def _end_all_when_one_fails(
-    futures: Sequence[Future[Report]], running: Sequence[LoadProcess]
+    futures: Sequence[Future[Report]], running: Sequence[LoadProcess], cancelled: Event
 ) -> None:
     """Wait for all hosts; where one fails, or the wait is interrupted, end those still at it."""
     try:
@@ -66,19 +68,26 @@ def _end_all_when_one_fails(
                 wait(futures, _GRACE_SECONDS)
                 break
     finally:
+        cancelled.set()
         for future, process in zip(futures, running, strict=True):
             if not future.done():
                 process.cancel()
 
 
 def _outcome(
-    request: VerifyRequest, unfinished: Report, process: LoadProcess, timeout: float
+    request: VerifyRequest,
+    unfinished: Report,
+    process: LoadProcess,
+    timeout: float,
+    cancelled: Event | None = None,
 ) -> Report:
     """One host's report; a load that raised, crashed or hung is one, too."""
     started = time.perf_counter()
     argument = msgspec.json.encode((request, unfinished))
     try:
-        answer = process.run(_JOB, argument, timeout=timeout, target=request.target)
+        answer = process.run(
+            _JOB, argument, timeout=timeout, target=request.target, cancelled=cancelled
+        )
         report = msgspec.json.decode(answer, type=Report)
     except LoadProcessError as error:
         failure = Failure(error=error.what, message="", log_tail=error.details)

@@ -36,6 +36,14 @@ class Overlay:
     def __str__(self) -> str:
         return ", ".join(f"{name} {_commit(path)}" for name, path in self.packages.items())
 
+    @property
+    def option(self) -> str:
+        """What ``--stack`` is given to get it; empty for none, and where vllm stays as it is."""
+        if _PACKAGES[0] not in self.packages:
+            return ""
+        named = [str(self.packages[name]) for name in _PACKAGES if name in self.packages]
+        return PREFIX + ",".join(named)
+
     def link_into(self, directory: Path) -> Path:
         """Make ``directory`` an import path that holds the packages and nothing else."""
         directory.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ _KEY_FILE_FIELDS = ("private_key", "private_key_id", "client_secret", "refresh_t
 _SHORTEST = 8  # what is shorter is a word of some text sooner than a credential
 
 _remembered: dict[str, str] = {}
+_Known = list[tuple[str, str]]
 
 
 def remember(name: str, value: str | None) -> None:
@@ -31,19 +32,24 @@ def remember(name: str, value: str | None) -> None:
 
 def redact(text: str) -> str:
     """``text`` with every known secret replaced by ``<its name>``; longest first."""
-    for value, name in sorted(_known().items(), key=lambda pair: -len(pair[0])):
-        text = text.replace(value, f"<{name}>")
-    return text
+    without: str = _without(text, _known())
+    return without
 
 
 def redacted(content: Any) -> Any:
     """Lists and dicts of plain data, every string in them redacted; keys stay."""
+    return _without(content, _known())
+
+
+def _without(content: Any, known: _Known) -> Any:
     if isinstance(content, str):
-        return redact(content)
+        for value, name in known:
+            content = content.replace(value, f"<{name}>")
+        return content
     if isinstance(content, Mapping):
-        return {key: redacted(value) for key, value in content.items()}
+        return {key: _without(value, known) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [redacted(item) for item in content]
+        return [_without(item, known) for item in content]
     return content
 
 
@@ -55,9 +61,11 @@ def credentials_found() -> list[str]:
     return sorted(names) + [f"~/{f.relative_to(Path.home())}" for f in files if f.is_file()]
 
 
-def _known() -> dict[str, str]:
+def _known() -> _Known:
+    """Values and their names, longest first."""
     _remember_key_file()
-    return _remembered | {os.environ[name]: name for name in os.environ if _is_secret(name)}
+    found = _remembered | {os.environ[name]: name for name in os.environ if _is_secret(name)}
+    return sorted(found.items(), key=lambda pair: -len(pair[0]))
 
 
 def _is_secret(name: str) -> bool:

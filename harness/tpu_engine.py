@@ -282,6 +282,8 @@ def _require_mesh(worker: Any, target: Target) -> None:
     fits = platforms == [target.platform] * target.devices and len(set(found)) == len(found)
     if fits and asked in ([], found):
         return
+    if target.mesh:  # its axes were asked of upstream, which took the options: the stack's failure
+        raise RuntimeError(f"the worker's mesh is {found}, not {target.mesh}")
     raise TargetUnavailable(
         f"the worker's mesh is {found}",
         where=f"--target {target.name}",

@@ -38,6 +38,8 @@ from harness.stack import require_stack, stack_name
 from harness.target import Parallelism, Target, emulated_target
 
 _EVERYTHING = Selection()
+#: Seconds a load may take.
+TIMEOUT = 3600.0
 
 
 def verify(
@@ -53,7 +55,7 @@ def verify(
     selection: Selection = _EVERYTHING,
     num_layers: int | None = None,
     checksums: bool = False,
-    timeout: float = 3600.0,
+    timeout: float = TIMEOUT,
     processes: LoadProcesses | None = None,
     terminal: TextIO | None = None,
 ) -> Report:
@@ -81,33 +83,59 @@ def verify(
         for :func:`harness.merge.merged`.
 
     Raises:
-        BadInput: a checkpoint cannot be used, or not on several hosts.
+        BadInput: a checkpoint cannot be used, not on several hosts, or has none of ``parts``.
         TargetUnavailable: the stack is not installed, or the target's chips are not free.
+        InternalError: not the load under test failed, but what judges it.
     """
     target = target or emulated_target()
     opened = Checkpoint(checkpoint)
     against = Checkpoint(reference) if reference is not None else opened
     _require_one_host_for_fp8(against, target)
+    there = reference_parts(against, num_layers)
+    chosen = _chosen(against, there, parts)
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
-    chosen = [part for part in reference_parts(against, num_layers) if part.part in parts]
     request = VerifyRequest(
-        checkpoint=opened.model,
-        reference=against.model,
-        target=target,
-        parts=tuple(part.part for part in chosen),
-        nan=nan,
-        method=method,
-        hook=hook,
-        stream_options=dict(stream_options or {}),
-        selection=selection,
-        num_layers=num_layers,
-    )
+        checkpoint=opened.model, reference=against.model, target=target,
+        parts=tuple(part.part for part in chosen), nan=nan, method=method, hook=hook,
+        stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
+    )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
         report = _unfinished(opened, against, chosen, request, running.overlay)
         report.files_checked = files_checked
-        with progress.shown(terminal) as figures:
-            request = msgspec.structs.replace(request, progress=figures)
-            reports = outcomes(request, report, played_here(target), running, timeout)
+        some = len(chosen) < len(there)
+        report.repeat = _repeat(request, running.overlay, some=some, timeout=timeout)
+        return _completed(request, report, running, timeout, terminal)
+
+
+def _chosen(
+    checkpoint: Checkpoint, there: Sequence[ReferencePart], parts: Collection[Part]
+) -> list[ReferencePart]:
+    """Those of the checkpoint's parts that were asked for.
+
+    Raises:
+        BadInput: none; what compares nothing must not be called equal.
+    """
+    if chosen := [part for part in there if part.part in parts]:
+        return chosen
+    raise BadInput(
+        f"nothing to compare: {', '.join(parts) or 'no part'} was asked for",
+        where=checkpoint.path,
+        expected=f"a part that the checkpoint has: {', '.join(part.part for part in there)}",
+        hint="without --only all parts are compared",
+    )
+
+
+def _completed(
+    request: VerifyRequest,
+    report: Report,
+    processes: LoadProcesses,
+    timeout: float,
+    terminal: TextIO | None,
+) -> Report:
+    """Have every host that this machine plays load and compare; one report of theirs."""
+    with progress.shown(terminal) as figures:
+        request = msgspec.structs.replace(request, progress=figures)
+        reports = outcomes(request, report, played_here(request.target), processes, timeout)
     return redacted_report(merged(reports) if len(reports) > 1 else reports[0])
 
 
@@ -135,7 +163,6 @@ def _unfinished(
         ),
         tallies=[tally_of(part, experts[part.part]) for part in chosen],
         maps=[map_of(part.part, part.layers, part.shape.experts) for part in chosen],
-        repeat=_repeat(request),
     )
 
 
@@ -149,22 +176,27 @@ def _require_one_host_for_fp8(checkpoint: Checkpoint, target: Target) -> None:
         )
 
 
-def _repeat(request: VerifyRequest) -> str:
-    """The command line that repeats ``request``."""
+def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: float) -> str:
+    """The command line that repeats ``request``; ``some``: not all of its checkpoint's parts."""
     words = [f"{name}={value}" for name, value in request.stream_options.items()]
     words += ["harness", "verify", request.checkpoint]
-    target = request.target
-    words += ["--target", target.name]
-    words += ["--mesh", target.mesh] if target.mesh else ["--devices", str(target.devices)]
-    words += ["--hosts", str(target.hosts)] if target.hosts > 1 else []
-    if target.parallelism is not Parallelism.TENSOR:
-        words += ["--parallelism", target.parallelism]
+    words += [f"--stack={overlay.option}"] if overlay.option else []
+    words += _target_options(request.target)
     if request.reference != request.checkpoint:
         words += ["--reference", request.reference]
     words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
     words += ["--compare", request.method] if request.method is not Method.AUTO else []
-    words += ["--hook", request.hook] if request.hook is not Hook.UPSTREAM else []
-    words += ["--only", *request.parts] if request.parts == (Part.MTP,) else []
+    words += [word for part in request.parts for word in ("--only", part)] if some else []
     words += request.selection.options()
     words += ["--num-layers", str(request.num_layers)] if request.num_layers else []
+    words += ["--timeout", f"{timeout:g}"] if timeout != TIMEOUT else []
     return shlex.join(words)
+
+
+def _target_options(target: Target) -> list[str]:
+    words = ["--target", target.name]
+    words += ["--mesh", target.mesh] if target.mesh else ["--devices", str(target.devices)]
+    words += ["--hosts", str(target.hosts)] if target.hosts > 1 else []
+    if target.parallelism is not Parallelism.TENSOR:
+        words += ["--parallelism", target.parallelism]
+    return words

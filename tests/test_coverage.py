@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from harness.checkpoint import Checkpoint
-from harness.coverage import coverage, unused_reason
-from harness.difference import Difference, Kind
+from harness.coverage import coverage, require_covered, require_recorded, unused_reason
+from harness.difference import Difference, Kind, Tally
+from harness.errors import InternalError
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.ledger import Ledger, LoaderCall
@@ -83,3 +84,28 @@ def test_a_tied_head_is_counted_as_unused(
     (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     counts, differences = coverage(reference_parts(Checkpoint(path))[0], Ledger(streamed=[HEAD]))
     assert (counts.unused, counts.unread, differences) == (1, 0, [])
+
+
+def test_a_recorded_load() -> None:
+    recorded = Ledger(calls=delivered("a"), streamed=["a"], finished=True)
+    require_recorded(Part.MTP, recorded)
+    recorded.calls = []
+    with pytest.raises(InternalError, match="load of mtp went past the recorder"):
+        require_recorded(Part.MTP, recorded)
+
+
+@pytest.mark.parametrize(
+    ("compared", "parts", "told"),
+    [(5, [Part.MTP], "mtp 5 of 6"), (6, list(Part), "mtp 6 of 6"), (7, [Part.MTP], "mtp 7 of 6")],
+)
+def test_what_was_not_compared_is_counted(compared: int, parts: list[Part], told: str) -> None:
+    tally = Tally(part=Part.MTP, layers=1, experts=8, left_out=2, experts_compared=6)
+    require_covered([tally], [Part.MTP])
+    tally.experts_compared = compared
+    with pytest.raises(InternalError, match=f"not all was compared: {told}"):
+        require_covered([tally], parts)
+
+
+def test_no_part_is_not_covered() -> None:
+    with pytest.raises(InternalError, match="not all was compared: no part"):
+        require_covered([], [])

@@ -71,6 +71,13 @@ def test_a_whole_array(kind: Kind, state: str) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("suffix", ["_scale", "_scale_inv"])
+def test_scales_that_are_missing_are_their_matrices(suffix: str) -> None:
+    whole = mapped(difference(Kind.MISSING, parameter=f"w13_weight{suffix}"))
+    assert whole.count(State.MISSING) == 8
+    assert states(whole)["down_proj"] == ["4e", "4e"]
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -106,6 +113,11 @@ def test_bits_weigh_more_than_their_place() -> None:
         ([3], 8, "expert 3"),
         ([2, 3, 4, 7], 8, "experts 2-4,7"),
         (range(0, 128, 8), 128, "every 8th expert from 0 to 120"),
+        (range(0, 8, 2), 8, "every 2nd expert from 0 to 6"),
+        (range(1, 12, 3), 12, "every 3rd expert from 1 to 10"),
+        (range(0, 40, 11), 64, "every 11th expert from 0 to 33"),
+        (range(0, 64, 21), 64, "every 21st expert from 0 to 63"),
+        (range(0, 400, 112), 512, "every 112th expert from 0 to 336"),
         ([0, 8], 128, "experts 0,8"),
     ],
 )

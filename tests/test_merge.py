@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from harness.causes import Cause, Diagnosis
 from harness.difference import Difference, Kind, ParameterTally, Tally
-from harness.errors import BadInput
+from harness.errors import BadInput, InternalError
 from harness.family import Part, Projection
 from harness.maps import State, map_of
 from harness.merge import merged, merged_session
@@ -20,7 +20,7 @@ MESH = ("cpu:0", "cpu:1", "cpu:2", "cpu:3")
 
 def host(number: int, *, divided: bool = False, **given: Any) -> Report:
     """Host ``number`` of two, equal: it has two of four devices and compared its part."""
-    own = range(4) if divided else range(2 * number, 2 * number + 2)
+    own = range(4) if divided else range(2 * number, 2 * number + 2)  # as a host's job marks it
     report = Report(
         checkpoint="/c", reference="/c", family="qwen3-vl-moe", status=Status.EQUAL,
         environment=Environment(
@@ -74,8 +74,16 @@ def test_equal_hosts_make_an_equal_whole(divided: bool) -> None:
 
 def test_a_host_of_copies_alone_takes_no_expert_away() -> None:
     copies = Tally(part=Part.DECODER, layers=1, experts=4, divided=True)
-    whole = merged([host(0, divided=True), host(1, divided=True, tallies=[copies])])
+    none = [map_of(Part.DECODER, [0], 4)]
+    whole = merged([host(0, divided=True), host(1, divided=True, tallies=[copies], maps=none)])
     assert whole.experts_compared == 4
+    assert whole.maps[0].count(State.EQUAL) == 12
+
+
+def test_experts_that_no_host_compared_are_not_equal() -> None:
+    idle = Tally(part=Part.DECODER, layers=1, experts=4)
+    with pytest.raises(InternalError, match="not all was compared: decoder 2 of 4"):
+        merged([host(0), host(1, tallies=[idle])])
 
 
 def test_differences_of_hosts_stand_together_and_what_both_say_stands_once() -> None:
@@ -106,15 +114,39 @@ def test_a_host_without_a_report_is_a_load_that_failed(divided: bool) -> None:
 
 
 def test_the_failure_is_that_of_the_host_that_failed_first() -> None:
-    def failed(number: int, error: str) -> Report:
-        failure = Failure(error=error, message="", host=number)
-        return host(number, status=Status.LOAD_FAILED, failure=failure)
-
     late, early = failed(0, "waited in vain"), failed(1, "crashed")
     early.hosts = [replace(early.hosts[0], seconds=1.0)]
     whole = merged([late, early])
     assert whole.failure is not None
     assert whole.failure.error == "crashed"
+
+
+def failed(number: int, error: str, **given: Any) -> Report:
+    """A host whose load failed: it has what there was before the load, and no parameters."""
+    failure = Failure(error=error, message="", host=number)
+    tally = Tally(part=Part.DECODER, layers=1, experts=4)
+    return host(
+        number, status=Status.LOAD_FAILED, failure=failure, tallies=[tally], parameters=[],
+        maps=[map_of(Part.DECODER, [0], 4)], **given,
+    )  # fmt: skip
+
+
+def of_three(report: Report) -> Report:
+    return replace(report, hosts=[replace(report.hosts[0], of=3)])
+
+
+def test_a_host_without_a_report_does_not_hide_why_another_failed() -> None:
+    whole = merged([of_three(host(0)), of_three(failed(1, "crashed"))])
+    assert whole.failure is not None
+    assert (whole.failure.error, whole.failure.host) == ("crashed", 1)
+
+
+def test_a_failed_host_compared_no_parameter() -> None:
+    whole = merged([host(0), failed(1, "crashed")])
+    (tally,) = whole.parameters
+    assert (tally.parameters, tally.compared, tally.bytes_compared) == (5, 0, 0)
+    assert whole.experts_compared == 2
+    assert whole.maps[0].count(State.NOT_COMPARED) == 6
 
 
 def test_a_device_no_host_looked_at_is_a_difference() -> None:

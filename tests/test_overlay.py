@@ -33,6 +33,16 @@ def test_both_checkouts(tmp_path: Path) -> None:
     assert overlay.packages == {"vllm": vllm / "vllm", "tpu_inference": tpu / "tpu_inference"}
 
 
+def test_the_option_asks_for_the_same(tmp_path: Path) -> None:
+    vllm = checkout(tmp_path / "a", "vllm")
+    tpu = checkout(tmp_path / "b", "tpu_inference")
+    for option in (f"path:{vllm}", f"path:{vllm},{tpu}"):
+        overlay = overlay_from(option)
+        assert overlay_from(overlay.option) == overlay
+    assert overlay_from("0.26").option == ""
+    assert Overlay({"tpu_inference": tpu}).option == ""
+
+
 def test_the_commit_is_told(tmp_path: Path) -> None:
     vllm = checkout(tmp_path / "vllm-checkout", "vllm")
     assert "no commit" in str(overlay_from(f"path:{vllm}"))

@@ -62,6 +62,15 @@ def test_reports(tiny_report: Path) -> None:
     assert "AWS_SESSION_TOKEN=<AWS_SESSION_TOKEN> harness verify" in written
 
 
+def test_the_key_file_is_read_once_a_report(
+    tiny_report: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = []
+    monkeypatch.setattr(secrets, "_remember_key_file", lambda: reads.append(1))
+    redacted_report(report_from_json(tiny_report.read_bytes()))
+    assert reads == [1]
+
+
 def test_what_was_read_elsewhere() -> None:
     secrets.remember("AWS_SECRET_ACCESS_KEY", "from-the-credentials-file")
     assert secrets.redact("key from-the-credentials-file.") == "key <AWS_SECRET_ACCESS_KEY>."

@@ -43,6 +43,11 @@ def test_another_mesh_than_the_targets_is_named(ids: tuple[int, ...], platform: 
     assert raised.value.expected == "4 different tpu devices"
 
 
+def test_an_axis_that_upstream_dropped_is_the_stacks_failure() -> None:
+    with pytest.raises(RuntimeError, match=r"the worker's mesh is .*, not expert=4"):
+        tpu_engine._require_mesh(worker(0), replace(TPU, mesh="expert=4"))
+
+
 def test_an_order_that_was_asked_for_is_required() -> None:
     target = emulated_target(3)
     tpu_engine._require_mesh(worker(1, 2, 3, platform="cpu"), target)
