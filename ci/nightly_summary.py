@@ -132,7 +132,10 @@ def figures(result: StackResult) -> dict[str, Any]:
 
 
 def total(rows: Sequence[dict[str, Any]], name: str) -> int:
-    return sum(tally[name] for row in rows for tally in row["report"]["tallies"])
+    """A figure over all rows: of experts, and of other parameters where they have it."""
+    reports = [row["report"] for row in rows]
+    tallies = [t for r in reports for t in (*r["tallies"], *r.get("parameters", ()))]
+    return sum(tally.get(name, 0) for tally in tallies)
 
 
 def failures(session: dict[str, Any]) -> list[dict[str, str]]:

@@ -15,7 +15,6 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from harness.audit import Format, audit, rendered
-from harness.audit.report import write
 from harness.audit.run import run_audit
 from harness.audit.run_table import run_exit_code, run_json, run_text
 from harness.cli_reports import COMMANDS
@@ -43,6 +42,7 @@ from harness.target import (
 )
 from harness.terminal import closing_table
 from harness.verification import verify
+from harness.writing import write
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -266,7 +266,7 @@ def audit_run_command(
 
 def _put(content: bytes, output: Path | None) -> None:
     if output:
-        write(content, output)
+        write(output, content)
     else:
         click.echo(content, nl=False)
 

@@ -17,8 +17,9 @@ from harness.errors import BadInput, HarnessError
 from harness.history import courses, print_courses
 from harness.merge import merged_session
 from harness.message import failure_text
-from harness.renderings import json_schema, rendered, session_from, write
+from harness.renderings import json_schema, rendered, session_from
 from harness.terminal import closing_table
+from harness.writing import write
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 

@@ -6,7 +6,7 @@ order in which workers finished, so that the same scenarios give the same file.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 
 from harness.junit import first_line
 from harness.renderings import write_renderings
-from harness.report import Broken, Report, Row, Session, Status, report_from_json
+from harness.report import Broken, Report, Row, Session, Skipped, Status, report_from_json
 
 #: On an item: the reports of its verifications.
 REPORTS = pytest.StashKey[list[Report]]()
@@ -28,22 +28,52 @@ _Order = tuple[Any, ...]
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Hang an item's reports on its test report."""
+    """Hang an item's reports on its test report, and the scenario's name on one of a skip."""
     outcome = yield
+    callspec = getattr(item, "callspec", None)
+    name = callspec.id if callspec else item.name
+    if outcome.skipped and not hasattr(outcome, "wasxfail"):
+        vars(outcome)["harness_skipped"] = name if _verifies(item) else ""
     if outcome.when == "call":
-        callspec = getattr(item, "callspec", None)
-        name = callspec.id if callspec else item.name
         order = [item.nodeid.partition("[")[0], *(callspec.indices.values() if callspec else ())]
         # xdist sends attributes of basic types along, but neither bytes nor objects.
         texts = [[name, order, r.to_json().decode()] for r in item.stash.get(REPORTS, [])]
         vars(outcome)["harness_reports"] = texts
+        vars(outcome)["harness_purpose"] = purpose_of(item)
     return outcome
+
+
+def _verifies(item: pytest.Item) -> bool:
+    return "verified" in getattr(item, "fixturenames", ())
+
+
+def purpose_of(item: pytest.Item) -> str:
+    """What the scenario of a test is there to catch; empty where it says nothing of that."""
+    callspec = getattr(item, "callspec", None)
+    scenario = callspec.params.get("scenario") if callspec else None
+    return str(getattr(scenario, "why", ""))
+
+
+def options_of(config: pytest.Config) -> list[str]:
+    """The harness's options that are not what they are by default, as on the command line."""
+    found = []
+    for option in config._parser.getgroup("harness").options:
+        attributes = option.attrs()
+        value = config.getoption(option.dest)
+        if value == attributes.get("default") or value in (None, False):
+            continue
+        values = value if isinstance(value, list) else [value]
+        name = option.names()[-1]
+        found += [name] if value is True else [f"{name}={one}" for one in values]
+    return found
 
 
 class Collector:
     """On the controller, or the only process: keeps what the test reports carry."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: Sequence[str] = ()) -> None:
+        self._options = list(options)
+        self._skipped: list[Skipped] = []
         self._rows: list[tuple[_Order, Row]] = []
         self._begun: dict[str, None] = {}
         self._broken: list[Broken] = []
@@ -57,6 +87,8 @@ class Collector:
         """Keep the reports of a test, and note its end."""
         if report.when == "teardown":
             self._begun.pop(report.nodeid, None)
+        if name := getattr(report, "harness_skipped", ""):
+            self._skipped.append(Skipped(scenario=name, reason=_reason(report)))
         rows = list(_rows(report))
         self._rows += rows
         if report.failed and not any(row.failed for _, row in rows):
@@ -70,6 +102,8 @@ class Collector:
             unfinished=sorted(self._begun),
             broken=sorted(self._broken, key=lambda broken: broken.test),
             rows=[row for _, row in sorted(self._rows, key=lambda pair: pair[0])],
+            skipped=sorted(self._skipped, key=lambda skipped: skipped.scenario),
+            options=self._options,
         )
 
     def write(self, directory: Path) -> None:
@@ -80,6 +114,12 @@ class Collector:
             row.report.write(directory / f"{row.scenario}.json")
         session.write(directory / SESSION_FILE)
         write_renderings(session, directory)
+
+
+def _reason(outcome: pytest.TestReport) -> str:
+    """Why a test was skipped: pytest has file, line and reason of it."""
+    told = outcome.longrepr
+    return str(told[2] if isinstance(told, tuple) else told).removeprefix("Skipped: ")
 
 
 def _broken(outcome: pytest.TestReport) -> Broken:
@@ -97,4 +137,6 @@ def _rows(outcome: pytest.TestReport) -> Iterator[tuple[_Order, Row]]:
     for (name, order, _), report in zip(carried, reports, strict=True):
         failed = outcome.failed and (all_equal or report.status is not Status.EQUAL)
         why = str(outcome.longrepr) if failed else ""
-        yield tuple(order), Row(scenario=name, report=report, failed=failed, why=why)
+        purpose = getattr(outcome, "harness_purpose", "")
+        row = Row(scenario=name, report=report, failed=failed, why=why, purpose=purpose)
+        yield tuple(order), row

@@ -23,6 +23,9 @@ def junit_xml(session: Session) -> bytes:
     suite = ET.SubElement(root, "testsuite", _counts(session))
     for row in session.rows:
         _case(suite, row)
+    for skipped in session.skipped:
+        case = _empty_case(suite, skipped.scenario)
+        ET.SubElement(case, "skipped", message=_text(skipped.reason))
     for broken in session.broken:
         _error(suite, broken.test, f"{broken.phase}: {broken.message}", broken.error)
     for name in session.unfinished:
@@ -45,7 +48,8 @@ def verdict_line(session: Session) -> str:
     verdicts = [f"{failed} of {len(session.rows)} scenarios failed"] if failed else []
     verdicts += [f"{len(session.broken)} broke off"] if session.broken else []
     verdicts += [f"{len(session.unfinished)} did not end"] if session.unfinished else []
-    return ", ".join(verdicts) or "every scenario as expected"
+    skipped = [f"{len(session.skipped)} skipped"] if session.skipped else []
+    return ", ".join([*(verdicts or ["every scenario as expected"]), *skipped])
 
 
 def summary_line(row: Row) -> str:
@@ -60,19 +64,24 @@ def summary_line(row: Row) -> str:
 
 
 def _counts(session: Session) -> dict[str, str]:
-    errors = len(session.unfinished) + len(session.broken)
+    errors, skipped = len(session.unfinished) + len(session.broken), len(session.skipped)
+    known = sum(bool(r.report.known_issue) and not r.failed for r in session.rows)
     return {
         "name": "scenarios",
-        "tests": str(len(session.rows) + errors),
+        "tests": str(len(session.rows) + errors + skipped),
         "failures": str(sum(row.failed for row in session.rows)),
         "errors": str(errors),
-        "skipped": str(sum(bool(r.report.known_issue) and not r.failed for r in session.rows)),
+        "skipped": str(known + skipped),
         "time": _seconds(sum(_time(row.report) for row in session.rows)),
     }
 
 
+def _empty_case(suite: ET.Element, name: str) -> ET.Element:
+    return ET.SubElement(suite, "testcase", classname="harness", name=_text(name), time="0")
+
+
 def _error(suite: ET.Element, name: str, message: str, text: str) -> None:
-    case = ET.SubElement(suite, "testcase", classname="harness", name=_text(name), time="0")
+    case = _empty_case(suite, name)
     error = ET.SubElement(case, "error", message=_text(message), type="error")
     error.text = _text(text)
 
@@ -83,26 +92,30 @@ def _case(suite: ET.Element, row: Row) -> None:
     attributes["time"] = _seconds(_time(report))
     case = ET.SubElement(suite, "testcase", {n: _text(v) for n, v in attributes.items()})
     properties = ET.SubElement(case, "properties")
-    for name, value in _properties(report).items():
+    for name, value in _properties(row).items():
         ET.SubElement(properties, "property", name=name, value=_text(value))
     if row.failed:
         kind = "out-of-date" if report.status is Status.EQUAL else str(report.status)
         failure = ET.SubElement(case, "failure", message=_text(summary_line(row)), type=kind)
-        failure.text = _text(failure_text(report) or row.why)
+        failure.text = _text(failure_text(report, row.purpose) or row.why)
     elif report.known_issue:
         ET.SubElement(case, "skipped", message=_text(f"known issue {report.known_issue}"))
 
 
-def _properties(report: Report) -> dict[str, str]:
-    environment = report.environment
+def _properties(row: Row) -> dict[str, str]:
+    report, environment = row.report, row.report.environment
     return {
+        "purpose": row.purpose,
         "stack": environment.stack,
         "target": environment.target,
         "checkpoint": report.checkpoint,
         "experts_compared": str(report.experts_compared),
-        "bytes_compared": str(report.bytes_compared),
+        "parameters_compared": str(report.parameters_compared),
+        "bytes_compared": str(report.all_bytes_compared),
         "differences": str(len(report.differences)),
         "causes": ",".join(d.cause for d in report.diagnoses),
+        "known_issue": report.known_issue,
+        "mended_issue": report.mended_issue,
         "repeat": report.repeat,
     } | {f"version.{name}": version for name, version in environment.versions.items()}
 

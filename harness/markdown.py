@@ -8,10 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from rich.filesize import decimal
-
+from harness.figures import figures, issue_lines, skipped_lines, sums
 from harness.junit import summary_line, verdict_line
-from harness.message import failure_text
+from harness.message import WHOLE_REPORT, failure_text
 from harness.report import Report, Row, Session, Status
 
 #: GitHub takes 1 MiB a step, Buildkite an annotation of 1 MiB; a failure's text is cut long before.
@@ -27,7 +26,8 @@ _RESULT = {
 
 def markdown(session: Session) -> str:
     """The session as Markdown: the verdict, a table, and what failed, folded."""
-    return "\n".join([*_head(session), *_table(session), "", *_failures(session)]) + "\n"
+    parts = [*_head(session), *_table(session), "", *_below(session), *_failures(session)]
+    return "\n".join(parts) + "\n"
 
 
 def _head(session: Session) -> Iterator[str]:
@@ -39,27 +39,32 @@ def _head(session: Session) -> Iterator[str]:
         yield f"- ⚠️ begun and not ended: {cell(name)}"
     reports = [row.report for row in session.rows]
     stacks = sorted({f"{r.environment.stack} on {r.environment.target}" for r in reports})
-    yield f"Stack {cell('; '.join(stacks))}"
+    options = f" with {' '.join(session.options)}" if session.options else ""
+    yield f"Stack {cell('; '.join(stacks) + options)}"
     yield ""
 
 
 def _table(session: Session) -> Iterator[str]:
-    yield "| scenario | experts compared | bytes | differences | load | compare | result |"
-    yield "|:--|--:|--:|--:|--:|--:|:--|"
+    columns = list(sums([]))
+    yield f"| scenario | {' | '.join(columns)} | result |"
+    yield f"|:--|{'--:|' * len(columns)}:--|"
     for row in session.rows:
         report = row.report
-        total = sum(tally.experts for tally in report.tallies)
         known = f", as known: {report.known_issue}" if report.known_issue else ""
+        known += f", mended: {report.mended_issue}" if report.mended_issue else ""
         cells = [
             row.scenario,
-            f"{report.experts_compared}/{total}",
-            decimal(report.bytes_compared),
-            str(len(report.differences)),
-            f"{report.timings.load:.1f} s",
-            f"{report.timings.compare:.1f} s",
+            *figures(report).values(),
             _RESULT[report.status] + known + _out_of_date(row),
         ]
         yield f"| {' | '.join(map(cell, cells))} |"
+
+
+def _below(session: Session) -> Iterator[str]:
+    """The known issues, and why scenarios were skipped, one line each."""
+    lines = [*issue_lines(row.report for row in session.rows), *skipped_lines(session.skipped)]
+    yield from (f"- {cell(line)}" for line in lines)
+    yield from [""] if lines else []
 
 
 def _out_of_date(row: Row) -> str:
@@ -75,13 +80,13 @@ def _failures(session: Session) -> Iterator[str]:
     for row in failed[:_SHOWN_FAILURES]:
         yield from _failure(row, row.report)
     if len(failed) > _SHOWN_FAILURES:
-        yield f"{len(failed) - _SHOWN_FAILURES} more failures are in the report."
+        yield f"{len(failed) - _SHOWN_FAILURES} more failures: {WHOLE_REPORT} has all."
 
 
 def _failure(row: Row, report: Report) -> Iterator[str]:
-    text = failure_text(report) or row.why
+    text = failure_text(report, row.purpose) or row.why
     if len(text) > _FAILURE_CHARACTERS:
-        text = text[:_FAILURE_CHARACTERS] + "\n… the rest is in the JSON report"
+        text = text[:_FAILURE_CHARACTERS] + f"\n… {WHOLE_REPORT} has the rest"
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     yield f"<details><summary><b>{cell(row.scenario)}</b>: {cell(summary_line(row))}</summary>"
     yield from ("", f"{fence}text", text, fence, "", "</details>", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.difference import Difference, Kind
+from harness.figures import counted
 from harness.known import KnownIssue, Verdict
 from harness.report import Report, Status
 
@@ -12,13 +13,23 @@ _LABEL = 11
 _SHOWN_DIAGNOSES = 20
 _SHOWN_FRAMES = 12
 
+#: Where all of a report is that a text cut short.
+WHOLE_REPORT = "the JSON report (pytest --reports DIR, or harness verify --json FILE)"
 
-def failure_text(report: Report) -> str:
-    """What a user reads when a report is not equal; empty for one that is."""
+
+def failure_text(report: Report, purpose: str = "") -> str:
+    """What a user reads when a report is not equal; empty for one that is.
+
+    Args:
+        report: to be told.
+        purpose: what its scenario is there to catch, if it has one.
+    """
     if report.status is Status.EQUAL:
         return ""
     lines = list(_load_failure(report) if report.failure else _differences(report))
-    lines += ["", *_field("checkpoint", report.checkpoint)]
+    lines += [""]
+    lines += _field("purpose", purpose) if purpose else []
+    lines += _field("checkpoint", report.checkpoint)
     if report.reference != report.checkpoint:
         lines += _field("reference", report.reference)
     lines += _field("stack", _stack(report))
@@ -28,11 +39,10 @@ def failure_text(report: Report) -> str:
 
 def known_text(verdict: Verdict, issue: KnownIssue | None) -> str:
     """What the table of known issues has to say before a failure; empty when nothing."""
-    if issue is None:
+    if issue is None or verdict is Verdict.MENDED:
         return ""
     if verdict is Verdict.KNOWN:
-        known = f"known issue {issue.id}, owner {issue.owner}, {issue.known_from}"
-        return f"{known}: {issue.reason}\n\n"
+        return f"known issue {issue.summary}\n\n"
     if verdict is Verdict.OUT_OF_DATE:
         return (
             f"known issue {issue.id} did not happen: the scenario is equal. Remove this stack or "
@@ -65,7 +75,7 @@ def _differences(report: Report) -> Iterator[str]:
             yield from _field("affects", f"{diagnosis.covers} differences, the first is shown")
     hidden = len(report.diagnoses) - _SHOWN_DIAGNOSES
     if hidden > 0:
-        yield f"\n{hidden} more causes are in the JSON report"
+        yield f"\n{counted(hidden, 'more cause')}: {WHOLE_REPORT} has all"
 
 
 def _headline(report: Report) -> str:
@@ -73,11 +83,11 @@ def _headline(report: Report) -> str:
     experts = {key[:3] for key in slices}
     compared = report.experts_compared
     return (
-        f"{report.family}: the device differs from the checkpoint: "
-        f"{_count(len(report.differences), 'difference')}, "
-        f"{len(experts)} of {_count(compared, 'compared expert')} unequal, "
+        f"{report.family}: the device differs from the reference: "
+        f"{counted(len(report.differences), 'difference')}, "
+        f"{len(experts)} of {counted(compared, 'compared expert')} unequal, "
         f"{_unequal_parameters(report)}"
-        f"{_count(len(report.diagnoses), 'cause')}"
+        f"{counted(len(report.diagnoses), 'cause')}"
     )
 
 
@@ -88,11 +98,7 @@ def _unequal_parameters(report: Report) -> str:
     names = {d.parameter or d.source for d in named if d.key is None}
     if not names:
         return ""
-    return f"{_count(len(names), 'other parameter')} of {report.parameters_compared} unequal, "
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{counted(len(names), 'other parameter')} of {report.parameters_compared} unequal, "
 
 
 def _difference(difference: Difference) -> Iterator[str]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import jinja2
 import msgspec
-from rich.filesize import decimal
 
+from harness.figures import figures, issue_lines, skipped_lines
 from harness.junit import summary_line, verdict_line
 from harness.maps import PartMap, State, places
 from harness.message import failure_text
@@ -37,6 +37,7 @@ def page(session: Session) -> bytes:
         rows=rows,
         verdict=verdict_line(session),
         environments=_environments(session),
+        notes=[*issue_lines(row.report for row in session.rows), *skipped_lines(session.skipped)],
         data=_script_json([row["data"] for row in rows]),
     )
     return text.encode()
@@ -84,8 +85,9 @@ def _shown(row: Row) -> dict[str, Any]:
         "failed": row.failed,
         "result": result,
         "why": summary_line(row) if row.failed or report.status is not Status.EQUAL else "",
-        "bytes": decimal(report.all_bytes_compared),
-        "text": failure_text(report) or (row.why if row.failed else ""),
+        "purpose": row.purpose,
+        "figures": figures(report),
+        "text": failure_text(report, row.purpose) or (row.why if row.failed else ""),
         "phases": _phases(report),
         "patterns": [(m.part, state.words, places(m, state)) for m in report.maps
                      for state in _STATES if m.count(state)],

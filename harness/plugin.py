@@ -14,11 +14,11 @@ import pytest
 from filelock import FileLock
 
 from harness import collector
-from harness.collector import REPORTS, Collector
+from harness.collector import REPORTS, Collector, options_of, purpose_of
 from harness.digests import Method
 from harness.errors import HarnessError
 from harness.hosts import target_on
-from harness.known import KnownIssue, Verdict, judge
+from harness.known import KnownIssue, Verdict, judge, note
 from harness.load import LoadProcess, LoadProcesses
 from harness.message import failure_text, known_text
 from harness.overlay import Overlay, overlay_from
@@ -31,7 +31,7 @@ from harness.terminal import closing_table
 from harness.verification import verify
 
 Verified = Callable[..., Report]
-Expected = Callable[[str, Report, Sequence[KnownIssue]], None]
+Expected = Callable[[str | None, Report, Sequence[KnownIssue]], None]
 TargetOf = Callable[..., Target]
 
 _OVERLAY = pytest.StashKey[Overlay]()
@@ -106,7 +106,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     config.pluginmanager.register(collector, "harness-collector-hook")
     if not hasattr(config, "workerinput"):
-        config.stash[_COLLECTOR] = Collector()
+        config.stash[_COLLECTOR] = Collector(options_of(config))
         config.pluginmanager.register(config.stash[_COLLECTOR], "harness-collector")
         signal.signal(signal.SIGTERM, _end_session)
 
@@ -245,13 +245,13 @@ def expected(request: pytest.FixtureRequest) -> Expected:
     """Fail the test unless a scenario's report is what ``--expect`` says it should be."""
     known_wanted = request.config.getoption("--expect") == "known"
 
-    def check(scenario: str, report: Report, issues: Sequence[KnownIssue]) -> None:
+    def check(scenario: str | None, report: Report, issues: Sequence[KnownIssue]) -> None:
         verdict, issue = judge(report, scenario, issues)
-        report.known_issue = issue.id if issue and verdict is Verdict.KNOWN else ""
+        note(report, verdict, issue)
         if verdict is Verdict.KNOWN and known_wanted:
             assert issue is not None
-            pytest.xfail(f"{issue.id}: {issue.reason} ({issue.known_from})")
-        if text := known_text(verdict, issue) + failure_text(report):
+            pytest.xfail(issue.summary)
+        if text := known_text(verdict, issue) + failure_text(report, purpose_of(request.node)):
             pytest.fail(text, pytrace=False)
 
     return check
@@ -267,11 +267,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     config = terminalreporter.config
-    rows = config.stash[_COLLECTOR].session().rows
-    if not rows:
+    session = config.stash[_COLLECTOR].session()
+    if not (session.rows or session.skipped):
         return
-    add_to_step_summary(config.stash[_COLLECTOR].session())
+    add_to_step_summary(session)
     terminalreporter.section("MoE load verification")
-    closing_table([(row.scenario, row.report) for row in rows], file=terminalreporter._tw._file)
+    rows = [(row.scenario, row.report) for row in session.rows]
+    closing_table(rows, terminalreporter._tw._file, session.skipped)
     if directory := config.getoption("--reports"):
         terminalreporter.line(f"reports: {directory}")

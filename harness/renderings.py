@@ -13,8 +13,9 @@ from harness.errors import BadInput
 from harness.junit import junit_xml
 from harness.markdown import markdown
 from harness.page import page
-from harness.report import Broken, Report, Row, Session, Status, redacted_report
-from harness.secrets import redact
+from harness.report import Report, Row, Session, Status
+from harness.secrets import redacted
+from harness.writing import write
 
 #: By file name: what a session directory holds beside the JSON.
 FILES: Mapping[str, Callable[[Session], bytes]] = {
@@ -26,14 +27,7 @@ FILES: Mapping[str, Callable[[Session], bytes]] = {
 
 def redacted_session(session: Session) -> Session:
     """``session`` with every credential that is known here replaced by its name."""
-    return msgspec.structs.replace(
-        session,
-        rows=[Row(scenario=redact(r.scenario), report=redacted_report(r.report), failed=r.failed,
-                  why=redact(r.why)) for r in session.rows],
-        broken=[Broken(test=redact(b.test), phase=b.phase, message=redact(b.message),
-                       error=redact(b.error)) for b in session.broken],
-        unfinished=[redact(name) for name in session.unfinished],
-    )  # fmt: skip
+    return msgspec.convert(redacted(msgspec.to_builtins(session)), Session)
 
 
 def rendered(session: Session, name: str) -> bytes:
@@ -46,13 +40,6 @@ def write_renderings(session: Session, directory: Path) -> None:
     redacted = redacted_session(session)
     for name, rendering in FILES.items():
         write(directory / name, rendering(redacted))
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file; it appears when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def add_to_step_summary(session: Session) -> None:

@@ -4,6 +4,8 @@ Plain data that travels as JSON from the process that holds the tensors, and is 
 for other programs. ``schema`` is raised when a field is added or changes its meaning:
 2 added maps, calls, the members of a diagnosis, the time spent streaming, and a row's failure.
 3 added the hosts of a slice.
+4 added what a scenario is there to catch, scenarios that were skipped, the session's options, and
+the owner of a known issue and the issue that a checkout mends.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from harness.difference import Difference, ParameterTally, Tally
 from harness.family import Part
 from harness.maps import PartMap
 from harness.secrets import redacted
+from harness.writing import indented, write
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 class Status(StrEnum):
@@ -129,8 +132,10 @@ class HostPart(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """One verification of one checkpoint on one target.
 
-    ``known_issue`` is the id of the row that describes the failure, where one does;
-    ``files_checked`` the files whose store's checksum was compared, where that was asked for;
+    ``known_issue`` is the id of the row that describes the failure, where one does, and
+    ``mended_issue`` that of the row whose failure does not happen with the overlay;
+    ``issue_owner`` is who has to mend it.
+    ``files_checked`` are the files whose store's checksum was compared, where that was asked for;
     ``maps`` have the state of every expert's matrices and ``calls`` what their loaders were called
     with. ``hosts`` are there where the mesh is one of several hosts: all of them in a merged
     report, its own in one host's.
@@ -153,6 +158,8 @@ class Report(msgspec.Struct, kw_only=True):
     timings: Timings = msgspec.field(default_factory=Timings)
     repeat: str = ""
     known_issue: str = ""
+    mended_issue: str = ""
+    issue_owner: str = ""
     files_checked: int = 0
     schema: int = SCHEMA
 
@@ -183,23 +190,25 @@ class Report(msgspec.Struct, kw_only=True):
 
     def to_json(self) -> bytes:
         """The report as indented JSON."""
-        return _indented(self)
+        return indented(self)
 
     def write(self, path: Path) -> None:
         """Write the report as JSON; ``path`` appears when it is complete."""
-        _write(path, self)
+        write(path, indented(self))
 
 
 class Row(msgspec.Struct, kw_only=True):
     """One scenario of a session: its id, its report, and whether that failed its test.
 
-    A known failure fails none where it is expected; ``why`` is the text of a failed test.
+    A known failure fails none where it is expected; ``why`` is the text of a failed test, and
+    ``purpose`` what the scenario is there to catch.
     """
 
     scenario: str
     report: Report
     failed: bool = False
     why: str = ""
+    purpose: str = ""
 
 
 class Broken(msgspec.Struct, kw_only=True, frozen=True):
@@ -214,12 +223,20 @@ class Broken(msgspec.Struct, kw_only=True, frozen=True):
     error: str
 
 
+class Skipped(msgspec.Struct, kw_only=True, frozen=True):
+    """A scenario that did not run, and the capability that is missing."""
+
+    scenario: str
+    reason: str
+
+
 class Session(msgspec.Struct, kw_only=True):
     """The reports of one pytest session, of all its workers, in the order of the catalogue.
 
     ``unfinished`` names the tests that were begun and not ended: the session was interrupted, or
     a worker died. ``complete`` says that there are none. ``broken`` are the tests that failed
-    without a report to show for it. ``began`` is UTC, ISO 8601.
+    without a report to show for it, ``skipped`` the scenarios that did not run. ``began`` is UTC,
+    ISO 8601. ``options`` are those of the harness that were given, as on the command line.
     """
 
     complete: bool
@@ -227,21 +244,13 @@ class Session(msgspec.Struct, kw_only=True):
     broken: list[Broken] = []
     began: str = ""
     rows: list[Row] = []
+    skipped: list[Skipped] = []
+    options: list[str] = []
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
         """Write the session as JSON; ``path`` appears when it is complete."""
-        _write(path, self)
-
-
-def _write(path: Path, content: msgspec.Struct) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(_indented(content))
-    partial.replace(path)
-
-
-def _indented(content: msgspec.Struct) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
+        write(path, indented(self))
 
 
 def redacted_report(report: Report) -> Report:

@@ -2,279 +2,216 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from harness.family import Part
 from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
 from harness.target import Parallelism
+from scenarios.on_meshes import ON_MESHES
 from scenarios.scenario import Scenario, Store
 
 SCENARIOS: tuple[Scenario, ...] = (
+    # Every family and storage, on four devices.
     Scenario(
         "vl-fused",
-        "fused and transposed experts; ids passed positionally (vLLM #42521, #42671)",
+        "Fused and transposed experts whose ids the model passes by position are loaded "
+        "(vLLM #42521, #42671).",
         "qwen3-vl-moe",
     ),
     Scenario(
         "decoder-fused",
-        "fused experts beside linear attention and a shared expert",
+        "Fused experts are loaded beside linear attention and a shared expert.",
         "qwen3.5-moe",
     ),
     Scenario(
         "mtp-fused",
-        "fused experts of the draft model (vLLM #42716)",
+        "A draft model with fused experts is loaded after its decoder (vLLM #42716).",
         "qwen3.6-mtp",
     ),
     Scenario(
         "mtp-per-expert",
-        "one tensor per expert and projection in the draft model",
+        "A draft model that stores one tensor per expert and projection is loaded.",
         "qwen3.5-mtp",
     ),
+    # A draft model alone: on releases whose decoder fails first it shows its own faults.
     Scenario(
         "mtp-fused-alone",
-        "the fused draft model without its decoder (vLLM #42716)",
+        "The fused draft model is loaded without its decoder, whose faults would hide its "
+        "own (vLLM #42716).",
         "qwen3.6-mtp",
         parts=(Part.MTP,),
     ),
     Scenario(
         "mtp-per-expert-alone",
-        "the per-expert draft model without its decoder: it loads where the fused one fails",
+        "The per-expert draft model is loaded without its decoder; it arrives where the "
+        "fused one fails.",
         "qwen3.5-mtp",
         parts=(Part.MTP,),
     ),
+    # How experts are spread, and over how many devices.
     Scenario(
         "vl-experts-whole",
-        "every device holds some experts whole (GMM_EP)",
+        "Every device holds some experts whole (GMM_EP).",
         "qwen3-vl-moe",
         parallelism=Parallelism.EXPERT,
     ),
     Scenario(
         "mtp-experts-whole",
-        "the same for decoder and fused draft model",
+        "Every device holds some experts of a decoder and its fused draft model whole (GMM_EP).",
         "qwen3.6-mtp",
         parallelism=Parallelism.EXPERT,
     ),
     Scenario(
         "vl-fused-kernel",
-        "experts packed for the fused kernel (FUSED_MOE)",
+        "Experts are packed for the fused kernel (FUSED_MOE).",
         "qwen3-vl-moe",
         parallelism=Parallelism.EXPERT_KERNEL,
     ),
     Scenario(
         "mtp-fused-kernel",
-        "the same for decoder and per-expert draft model",
+        "Experts of a decoder and its per-expert draft model are packed for the fused kernel "
+        "(FUSED_MOE).",
         "qwen3.5-mtp",
         parallelism=Parallelism.EXPERT_KERNEL,
     ),
-    Scenario("vl-1-device", "a mesh of one", "qwen3-vl-moe", devices=1),
-    Scenario("vl-2-devices", "a mesh of two", "qwen3-vl-moe", devices=2),
-    Scenario("mtp-8-devices", "a mesh of eight", "qwen3.6-mtp", devices=8),
+    Scenario(
+        "vl-1-device",
+        "A mesh of one device takes everything whole.",
+        "qwen3-vl-moe",
+        devices=1,
+    ),
+    Scenario(
+        "vl-2-devices",
+        "A mesh of two devices halves every expert.",
+        "qwen3-vl-moe",
+        devices=2,
+    ),
+    Scenario(
+        "mtp-8-devices",
+        "A mesh of eight devices cuts a decoder and its draft model into eighths.",
+        "qwen3.6-mtp",
+        devices=8,
+    ),
+    # What is in the files, and the order in which it comes.
     Scenario(
         "vl-vision-first",
-        "a vision tower that is streamed before any expert, fused q/k/v (tpu-inference #2647)",
+        "A vision tower with fused q/k/v is streamed before any expert (tpu-inference #2647).",
         "qwen3-vl-moe",
         order=Order.VISION_FIRST,
     ),
     Scenario(
         "mtp-smallest-buffer",
-        "the streamer reuses its buffer at once: a view kept too long shows (vLLM #43163, #41749)",
+        "The streamer reuses its buffer at once, so that a view kept too long shows (vLLM "
+        "#43163, #41749).",
         "qwen3.5-mtp",
         stream_options={"RUNAI_STREAMER_MEMORY_LIMIT": "0", "RUNAI_STREAMER_CONCURRENCY": "1"},
     ),
     Scenario(
         "vl-nan-payloads",
-        "NaNs arrive as the target is known to leave them, and nothing else changes",
+        "NaNs arrive as the target is known to leave them, and nothing else changes.",
         "qwen3-vl-moe",
         values=Values.NAN_PAYLOADS,
     ),
     Scenario(
         "mtp-numbered-files",
-        "model-10 comes before model-2: the order of files must not matter (vLLM #33491, #34190)",
+        "Files are numbered so that model-10 sorts before model-2; their order must not "
+        "matter (vLLM #33491, #34190).",
         "qwen3.6-mtp",
         numbered=True,
     ),
     Scenario(
         "vl-square",
-        "2F = D: an orientation that is guessed from the shape can be guessed wrong",
+        "With 2F = D an orientation that is guessed from the shape can be guessed wrong.",
         "qwen3-vl-moe",
         shapes="tiny:square",
     ),
     Scenario(
         "vl-axes-swapped",
-        "experts as transformers 5 saves them: to be refused or put right, not narrowed to fit",
+        "Experts as transformers 5 saves them are to be refused or put right, not narrowed to fit.",
         "qwen3-vl-moe",
         axes_swapped=True,
     ),
-    Scenario("vl-s3", "streamed from S3 by its URL", "qwen3-vl-moe", store=Store.S3),
-    Scenario("decoder-s3", "the same for fused experts", "qwen3.5-moe", store=Store.S3),
-    Scenario("mtp-s3", "the same with a draft model", "qwen3.6-mtp", store=Store.S3),
-    Scenario("vl-gcs", "streamed from GCS by its URL", "qwen3-vl-moe", store=Store.GCS),
-    Scenario("decoder-gcs", "the same for fused experts", "qwen3.5-moe", store=Store.GCS),
-    Scenario("mtp-gcs", "the same with a draft model", "qwen3.6-mtp", store=Store.GCS),
+    # Object stores.
+    Scenario(
+        "vl-s3",
+        "A Qwen3-VL checkpoint is streamed from S3 by its URL.",
+        "qwen3-vl-moe",
+        store=Store.S3,
+    ),
+    Scenario(
+        "decoder-s3",
+        "A Qwen3.5 checkpoint with fused experts is streamed from S3 by its URL.",
+        "qwen3.5-moe",
+        store=Store.S3,
+    ),
+    Scenario(
+        "mtp-s3",
+        "A checkpoint with a draft model is streamed from S3 by its URL, the draft's weights too.",
+        "qwen3.6-mtp",
+        store=Store.S3,
+    ),
+    Scenario(
+        "vl-gcs",
+        "A Qwen3-VL checkpoint is streamed from GCS by its URL.",
+        "qwen3-vl-moe",
+        store=Store.GCS,
+    ),
+    Scenario(
+        "decoder-gcs",
+        "A Qwen3.5 checkpoint with fused experts is streamed from GCS by its URL.",
+        "qwen3.5-moe",
+        store=Store.GCS,
+    ),
+    Scenario(
+        "mtp-gcs",
+        "A checkpoint with a draft model is streamed from GCS by its URL, the draft's weights too.",
+        "qwen3.6-mtp",
+        store=Store.GCS,
+    ),
+    # More devices than heads, a head that is tied, a vocabulary that is padded.
     Scenario(
         "vl-8-devices",
-        "more devices than key and value heads: each head is repeated four times",
+        "More devices than key and value heads repeat each head four times.",
         "qwen3-vl-moe",
         devices=8,
     ),
     Scenario(
         "mtp-8-experts-whole",
-        "eight devices, an expert on each",
+        "Each of eight devices holds one expert of a decoder and of its draft model.",
         "qwen3.6-mtp",
         devices=8,
         parallelism=Parallelism.EXPERT,
     ),
-    Scenario("vl-tied", "the head is the embedding", "qwen3-vl-moe", tied=True),
-    Scenario("decoder-tied", "the same beside linear attention", "qwen3.5-moe", tied=True),
+    Scenario(
+        "vl-tied",
+        "A head that is tied is the embedding, and no tensor of its own is missed.",
+        "qwen3-vl-moe",
+        tied=True,
+    ),
+    Scenario(
+        "decoder-tied",
+        "A head that is tied is the embedding in a model with linear attention, too.",
+        "qwen3.5-moe",
+        tied=True,
+    ),
     Scenario(
         "vl-padded-vocabulary",
-        "a vocabulary that is padded",
+        "A vocabulary that the devices do not divide is padded with zeros.",
         "qwen3-vl-moe",
         shapes="tiny:vocabulary",
     ),
-    Scenario(
-        "mtp-data-2-model-2",
-        "two copies of the model, each over two devices",
-        "qwen3.6-mtp",
-        mesh="data=2,model=2",
-    ),
-    Scenario(
-        "mtp-data-2-model-2-experts-whole",
-        "the same with experts whole",
-        "qwen3.5-mtp",
-        mesh="data=2,model=2",
-        parallelism=Parallelism.EXPERT,
-    ),
-    Scenario(
-        "vl-expert-4",
-        "an axis of experts",
-        "qwen3-vl-moe",
-        mesh="expert=4",
-        parallelism=Parallelism.EXPERT,
-    ),
-    Scenario(
-        "mtp-expert-2-model-2",
-        "attention is cut over model before expert, experts over expert before model",
-        "qwen3.6-mtp",
-        mesh="expert=2,model=2",
-        parallelism=Parallelism.EXPERT,
-    ),
-    Scenario(
-        "vl-expert-2-model-2-kernel",
-        "the same, packed for the fused kernel",
-        "qwen3-vl-moe",
-        mesh="expert=2,model=2",
-        parallelism=Parallelism.EXPERT_KERNEL,
-    ),
-    Scenario(
-        "mtp-attn-dp-2-model-2",
-        "attention twice over two devices, the rest over four",
-        "qwen3.6-mtp",
-        mesh="attn_dp=2,model=2",
-    ),
-    Scenario(
-        "vl-dcp-2-model-2",
-        "decode context parallelism cuts heads, too",
-        "qwen3-vl-moe",
-        mesh="dcp=2,model=2",
-    ),
-    Scenario(
-        "vl-pcp-2-model-2",
-        "prefill context parallelism keeps two copies of attention",
-        "qwen3-vl-moe",
-        mesh="pcp=2,model=2",
-    ),
-    Scenario(
-        "vl-expert-axis-dropped",
-        "an axis of experts on a mesh of two axes (NEW_MODEL_DESIGN=0)",
-        "qwen3-vl-moe",
-        mesh="expert=4,2d",
-        parallelism=Parallelism.EXPERT,
-    ),
-    Scenario("vl-3-devices", "heads that do not divide", "qwen3-vl-moe", devices=3),
-    Scenario(
-        "vl-6-experts",
-        "experts that do not divide, each cut over all devices",
-        "qwen3-vl-moe",
-        shapes="tiny:experts",
-    ),
-    Scenario(
-        "vl-6-experts-whole",
-        "six experts on four devices",
-        "qwen3-vl-moe",
-        shapes="tiny:experts",
-        parallelism=Parallelism.EXPERT,
-    ),
-    Scenario(
-        "vl-6-experts-kernel",
-        "the same, packed for the fused kernel",
-        "qwen3-vl-moe",
-        shapes="tiny:experts",
-        parallelism=Parallelism.EXPERT_KERNEL,
-    ),
-    Scenario(
-        "vl-uneven-width",
-        "an intermediate size that four devices do not divide",
-        "qwen3-vl-moe",
-        shapes="tiny:intermediate",
-    ),
-    Scenario(
-        "vl-uneven-width-experts-whole",
-        "the same with experts whole, where it need not divide",
-        "qwen3-vl-moe",
-        shapes="tiny:intermediate",
-        parallelism=Parallelism.EXPERT,
-    ),
-    Scenario(
-        "vl-fp8",
-        "an FP8 release: a scale for each block",
-        "qwen3-vl-moe",
-        shapes="tiny:blocks",
-        fp8=True,
-    ),
-    Scenario(
-        "mtp-fp8",
-        "the same with linear attention, a shared expert and a draft model",
-        "qwen3.5-mtp",
-        shapes="tiny:blocks",
-        fp8=True,
-    ),
-    Scenario(
-        "vl-fp8-expert-2-model-2",
-        "an FP8 release on a mesh of all axes",
-        "qwen3-vl-moe",
-        shapes="tiny:blocks",
-        fp8=True,
-        mesh="expert=2,model=2",
-    ),
-    Scenario(
-        "mtp-fp8-expert-2-model-2-whole",
-        "the same with experts whole",
-        "qwen3.5-mtp",
-        shapes="tiny:blocks",
-        fp8=True,
-        mesh="expert=2,model=2",
-        parallelism=Parallelism.EXPERT,
-    ),
-    Scenario(
-        "vl-2-hosts",
-        "a slice of two hosts with four devices each: every host places a part of every expert",
-        "qwen3-vl-moe",
-        devices=8,
-        hosts=2,
-    ),
-    Scenario(
-        "mtp-2-hosts-experts-whole",
-        "the same with a draft model and half of the experts on each host",
-        "qwen3.6-mtp",
-        devices=8,
-        hosts=2,
-        parallelism=Parallelism.EXPERT,
-    ),
-    Scenario(
-        "mtp-2-hosts-copies",
-        "each host holds a copy of the model",
-        "qwen3.5-mtp",
-        hosts=2,
-        mesh="data=2,model=4",
-    ),
+    *ON_MESHES,
 )
+
+
+def rows(*recipes: str, but: Collection[str] = ()) -> tuple[str, ...]:
+    """The ids of all scenarios of ``recipes``, ``but`` for some; in the order of the catalogue.
+
+    Raises:
+        ValueError: one of ``but`` is no such scenario.
+    """
+    found = [row.id for row in SCENARIOS if row.recipe in recipes]
+    if unknown := set(but) - set(found):
+        raise ValueError(f"no scenarios of {', '.join(recipes)}: {', '.join(sorted(unknown))}")
+    return tuple(name for name in found if name not in but)

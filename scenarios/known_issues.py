@@ -1,15 +1,16 @@
 """Upstream issues that make scenarios fail: one row each, with what it raises.
 
 ``--expect=known`` accepts these failures and no others. A row that no longer fails, fails
-otherwise, or names a stack or scenario that does not exist, fails the run.
+otherwise, or names a scenario or a target that does not exist, fails the run.
 """
 
 from __future__ import annotations
 
 from harness.causes import Cause
-from harness.family import Part
-from harness.known import KnownIssue, Owner
-from scenarios.catalogue import SCENARIOS
+from harness.known import KnownIssue, Nature, Owner, table
+from harness.synthetic.recipes import RECIPES
+from scenarios.catalogue import SCENARIOS, rows
+from scenarios.known_issues_torch_xla import ON_TORCH_XLA
 
 _POSITIONAL = (
     "load_fused_expert_weights passes shard_id and expert_id to weight_loader positionally; the "
@@ -24,43 +25,27 @@ _REFUSED = (
     "vl-6-experts-kernel",
     "vl-uneven-width",
 )
-_WITH_A_HEAD = tuple(
-    row.id
-    for row in SCENARIOS
-    if Part.DECODER in row.parts
-    and not row.tied
-    and not row.axes_swapped
-    and row.id not in (*_REFUSED, "vl-pcp-2-model-2")
-)
 
-KNOWN_ISSUES: tuple[KnownIssue, ...] = (
+_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="positional-ids-qwen3-vl-moe",
         owner=Owner.VLLM,
+        nature=Nature.BUG,
         reason=_POSITIONAL,
         threads=("vllm#42671", "vllm#42716"),
         stacks=("0.21",),
-        scenarios=(
-            "vl-fused",
-            "vl-nan-payloads",
-            "vl-experts-whole",
-            "vl-fused-kernel",
-            "vl-1-device",
-            "vl-2-devices",
-            "vl-square",
-            "vl-axes-swapped",
-            "vl-8-devices",
-            "vl-tied",
-            "vl-padded-vocabulary",
-            "vl-expert-4",
-            "vl-expert-2-model-2-kernel",
-            "vl-dcp-2-model-2",
-            "vl-6-experts",
-            "vl-6-experts-whole",
-            "vl-6-experts-kernel",
-            "vl-uneven-width",
-            "vl-uneven-width-experts-whole",
-            "vl-2-hosts",
+        scenarios=rows(
+            "qwen3-vl-moe",
+            but=(
+                "vl-vision-first",
+                "vl-s3",
+                "vl-gcs",
+                "vl-fp8",
+                "vl-fp8-expert-2-model-2",
+                "vl-3-devices",
+                "vl-pcp-2-model-2",
+                "vl-expert-axis-dropped",
+            ),
         ),
         causes=(Cause.ARGUMENT_CONTRACT,),
         error="AssertionError",
@@ -70,26 +55,24 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="positional-ids-qwen3.5",
         owner=Owner.VLLM,
+        nature=Nature.BUG,
         reason=_POSITIONAL,
         threads=("vllm#42521",),
         stacks=("0.21",),
-        scenarios=(
-            "decoder-fused",
-            "mtp-fused",
-            "mtp-per-expert",
-            "mtp-smallest-buffer",
-            "mtp-experts-whole",
-            "mtp-fused-kernel",
-            "mtp-8-devices",
-            "mtp-numbered-files",
-            "mtp-8-experts-whole",
-            "decoder-tied",
-            "mtp-data-2-model-2",
-            "mtp-data-2-model-2-experts-whole",
-            "mtp-expert-2-model-2",
-            "mtp-attn-dp-2-model-2",
-            "mtp-2-hosts-experts-whole",
-            "mtp-2-hosts-copies",
+        scenarios=rows(
+            "qwen3.5-moe",
+            "qwen3.5-mtp",
+            "qwen3.6-mtp",
+            but=(
+                "mtp-fused-alone",
+                "mtp-per-expert-alone",
+                "decoder-s3",
+                "mtp-s3",
+                "decoder-gcs",
+                "mtp-gcs",
+                "mtp-fp8",
+                "mtp-fp8-expert-2-model-2-whole",
+            ),
         ),
         causes=(Cause.ARGUMENT_CONTRACT,),
         error="AssertionError",
@@ -99,6 +82,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="positional-ids-qwen3.5-mtp",
         owner=Owner.VLLM,
+        nature=Nature.BUG,
         reason=_POSITIONAL,
         threads=("vllm#42716",),
         stacks=("0.21",),
@@ -111,6 +95,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="fused-vision-qkv",
         owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
         reason="the hook expects a shard_id for q, k and v; Qwen3-VL's vision tower stores them "
         "fused and is loaded without one",
         threads=("tpu-inference#2647",),
@@ -130,6 +115,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="draft-model-from-a-store",
         owner=Owner.VLLM,
+        nature=Nature.BUG,
         reason="the draft model's configuration is made from the folder config.json was pulled "
         "to, and its weights are looked for there, not under the URL",
         threads=("vllm#42060", "vllm#48023"),
@@ -143,6 +129,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="store-while-offline",
         owner=Owner.VLLM,
+        nature=Nature.BUG,
         reason="with HF_HUB_OFFLINE=1 the URL of a store is taken for a hub id; HF_HUB_OFFLINE=0 "
         "avoids it",
         threads=("vllm#39155",),
@@ -156,17 +143,30 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="untied-head-unwritten",
         owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
         reason="_patch_tied_embedding_mapper maps lm_head to nothing, whatever config.json ties; "
         "the head of a model whose decoder sits under language_model is left as it was allocated",
         threads=(),
         stacks=("0.32",),
-        scenarios=_WITH_A_HEAD,
+        scenarios=rows(
+            *RECIPES,
+            but=(
+                *_REFUSED,
+                "vl-pcp-2-model-2",
+                "vl-axes-swapped",
+                "vl-tied",
+                "decoder-tied",
+                "mtp-fused-alone",
+                "mtp-per-expert-alone",
+            ),
+        ),
         causes=(Cause.TENSOR_UNREAD, Cause.PARAMETER_UNWRITTEN),
         at="language_model.lm_head.weight",
     ),
     KnownIssue(
         id="orientation-guessed",
         owner=Owner.VLLM,
+        nature=Nature.BUG,
         reason="routed_experts.load_weights tells a fused tensor's orientation from its shape; "
         "with 2F = D it takes the published layout for the other one",
         threads=(),
@@ -178,6 +178,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="narrowed-to-fit",
         owner=Owner.VLLM,
+        nature=Nature.BUG,
         reason="_narrow_expert_data_for_padding cuts an expert of the wrong layout to the smaller "
         "of the two sizes and copies that corner, without a word",
         threads=(),
@@ -189,6 +190,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="other-layout-refused",
         owner=Owner.VLLM,
+        nature=Nature.BY_DESIGN,
         reason="an expert of the wrong layout is refused, by an error of sizes that names no "
         "tensor",
         threads=(),
@@ -201,6 +203,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="heads-over-three-devices",
         owner=Owner.VLLM,
+        nature=Nature.BY_DESIGN,
         reason="a tensor parallel size that does not divide the attention heads is refused, as "
         "documented",
         threads=(),
@@ -213,6 +216,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="expert-axis-dropped",
         owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
         reason="without NEW_MODEL_DESIGN=1 the mesh has the axes data and model only: an expert "
         "axis of four is dropped without a word, one device is used of four",
         threads=(),
@@ -220,11 +224,12 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         scenarios=("vl-expert-axis-dropped",),
         causes=(Cause.UNEXPLAINED,),
         error="RuntimeError",
-        message=r"the worker's mesh is \[\('cpu', 1\)\], the target's is",
+        message=r"the worker's mesh is \[\('(cpu|tpu)', \d+\)\], not expert=4,2d",
     ),
     KnownIssue(
         id="prefill-context-parallelism-asserts",
         owner=Owner.VLLM,
+        nature=Nature.MISSING,
         reason="prefill context parallelism is refused by an assertion without words; "
         "tpu-inference has an axis for it from 0.26 on",
         threads=(),
@@ -232,11 +237,13 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         scenarios=("vl-pcp-2-model-2",),
         causes=(Cause.UNEXPLAINED,),
         error="pydantic_core._pydantic_core.ValidationError",
-        message="1 validation error for VllmConfig\n  Assertion failed",
+        message=r"^1 validation error for VllmConfig\n  Assertion failed,  \[type=assertion_error",
+        at="in create_engine_config: config = VllmConfig(",
     ),
     KnownIssue(
         id="prefill-context-parallelism-refused",
         owner=Owner.VLLM,
+        nature=Nature.MISSING,
         reason="prefill context parallelism needs vLLM's second model runner from 0.32 on, and "
         "tpu-inference has an axis for it but no such runner",
         threads=(),
@@ -249,6 +256,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="experts-not-divisible",
         owner=Owner.TPU_INFERENCE,
+        nature=Nature.MISSING,
         reason="experts that the devices do not divide are refused by JAX; nothing pads them",
         threads=(),
         stacks=("0.22", "0.26", "0.32"),
@@ -260,6 +268,7 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
         id="width-not-divisible",
         owner=Owner.TPU_INFERENCE,
+        nature=Nature.MISSING,
         reason="an intermediate size of the experts that the devices do not divide is refused by "
         "an assertion without words in process_moe_weights",
         threads=(),
@@ -268,10 +277,12 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         causes=(Cause.UNEXPLAINED,),
         error="AssertionError",
         message="^$",
+        at="in process_moe_weights: assert intermediate_size % w13_reorder_size == 0",
     ),
     KnownIssue(
         id="fp8-experts-on-explicit-axes",
         owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
         reason="with device_indexes the mesh of two axes is made by jax.make_mesh, whose axes are "
         "Explicit; the FP8 path then calls with_sharding_constraint, which takes Auto axes only. "
         "It loads with NEW_MODEL_DESIGN=1",
@@ -282,52 +293,6 @@ KNOWN_ISSUES: tuple[KnownIssue, ...] = (
         error="ValueError",
         message="with_sharding_constraint can only refer to Auto axes of the mesh",
     ),
-    KnownIssue(
-        id="narrowed-to-fit-beside-the-canary",
-        owner=Owner.VLLM,
-        reason="the same as narrowed-to-fit, seen on 0.21 where no hook ends the load before",
-        threads=(),
-        stacks=("0.21",),
-        scenarios=("vl-axes-swapped",),
-        causes=(Cause.WRONG_CORNER,),
-        targets=("torch-xla",),
-    ),
-    KnownIssue(
-        id="no-fp8-on-the-host",
-        owner=Owner.VLLM,
-        reason="a model of an FP8 release cannot be built on a CPU, where torch-xla has it "
-        "streamed to: there is no kernel for its linear layers",
-        threads=(),
-        stacks=("0.26",),
-        scenarios=("vl-fp8", "mtp-fp8"),
-        causes=(Cause.UNEXPLAINED,),
-        error="ValueError",
-        message="Failed to find a kernel that can implement the ScaledMM linear layer",
-        targets=("torch-xla",),
-    ),
-    KnownIssue(
-        id="no-fp8-out-of-tree",
-        owner=Owner.VLLM,
-        reason="the same as no-fp8-on-the-host: the table of kernels has no row for a platform "
-        "out of the tree, as torch-xla's host is one",
-        threads=(),
-        stacks=("0.21", "0.22"),
-        scenarios=("vl-fp8", "mtp-fp8"),
-        causes=(Cause.UNEXPLAINED,),
-        error="KeyError",
-        message="PlatformEnum.OOT",
-        targets=("torch-xla",),
-    ),
-    KnownIssue(
-        id="uneven-on-torch-xla",
-        owner=Owner.HARNESS,
-        reason="the torch-xla target cuts an axis only where the devices divide it",
-        threads=(),
-        stacks=("0.21", "0.22", "0.26"),
-        scenarios=("vl-6-experts-whole", "vl-uneven-width"),
-        causes=(Cause.UNEXPLAINED,),
-        error="ValueError",
-        message="4 devices do not divide axis",
-        targets=("torch-xla",),
-    ),
 )
+
+KNOWN_ISSUES = table((*_ISSUES, *ON_TORCH_XLA), {scenario.id for scenario in SCENARIOS})

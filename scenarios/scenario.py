@@ -34,7 +34,7 @@ class Scenario:
 
     Attributes:
         id: stable; known issues and reports refer to it.
-        why: the fault it is there to catch.
+        why: what it is there to show, in a sentence that stands alone.
         recipe: which family and storage to write.
         source: a checkpoint that exists, instead of one to write.
         values: special values in every slice.
@@ -103,4 +103,6 @@ class Scenario:
 def given(checkpoint: str) -> Scenario:
     """The scenario of a checkpoint the user named."""
     name = PurePosixPath(checkpoint).name or checkpoint
-    return Scenario(id=name, why="asked for on the command line", source=checkpoint)
+    return Scenario(
+        id=name, why="A checkpoint named on the command line is loaded.", source=checkpoint
+    )

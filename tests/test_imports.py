@@ -13,8 +13,8 @@ ROOT = Path(harness.__file__).parent
 
 #: The order of the flow; a module may import those before it.
 FLOW = [
-    "secrets", "runs", "errors", "dtypes", "nan", "places", "safetensors_file", "fp8", "family",
-    "checkpoint",
+    "secrets", "writing", "runs", "errors", "dtypes", "nan", "places", "safetensors_file", "fp8",
+    "family", "checkpoint",
     "experts", "selection", "synthetic",
     "equal_numba", "equal", "fingerprint_numba", "fingerprint", "fingerprint_triton",
     "layout", "fingerprint_xla",
@@ -24,8 +24,9 @@ FLOW = [
     "findings", "maps", "deliveries",
     "provenance", "evidence", "origin", "rules", "diagnosis", "load_failure",
     "coverage", "compare_fp8_parameters", "compare_parameters", "explain_parameters",
-    "report", "merge", "known", "message", "terminal", "upstream",
-    "vllm_platform", "host_platform", "tpu", "environment", "target", "hosts", "meshes", "stack",
+    "report", "merge", "figures", "upstream",
+    "vllm_platform", "host_platform", "tpu", "environment", "target", "known", "message",
+    "terminal", "hosts", "meshes", "stack",
     "overlay", "hook", "cut",
     "recording", "loaded", "emulated_slice",
     "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verify_parameters", "job",

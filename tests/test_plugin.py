@@ -64,7 +64,7 @@ def test_a_difference_fails_with_its_text(session: pytest.Pytester) -> None:
     report(Status.DIFFERENT).write(session.path / "given.json")
     result = session.runpytest_subprocess()
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["*the device differs from the checkpoint*", "*DIFFERENT*"])
+    result.stdout.fnmatch_lines(["*the device differs from the reference*", "*DIFFERENT*"])
 
 
 def test_the_header_states_target_and_stack(session: pytest.Pytester) -> None:

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 
 from harness.audit.call import LoaderCall, Verdict
 from harness.audit.hooks import HookCode
 from harness.audit.signature import Signature
+from harness.writing import indented
 
 SCHEMA = 1
 
@@ -58,11 +57,4 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def to_json(self) -> bytes:
         """The report as indented JSON."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
-
-
-def write(content: bytes, path: Path) -> None:
-    """Write a file that appears when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+        return indented(self)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from harness.audit.run import BROKEN, Outcome, RunRow
+from harness.writing import indented
 
 _WIDTH_OF_LOGS = 160
 _COLUMNS = ("calls", "expert calls", "by keyword", "positional", "layers complete")
@@ -25,7 +25,7 @@ def run_text(rows: Sequence[RunRow]) -> str:
 
 def run_json(rows: Sequence[RunRow]) -> bytes:
     """The rows as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(rows), indent=2) + b"\n"
+    return indented(rows)
 
 
 def run_exit_code(rows: Sequence[RunRow]) -> int:

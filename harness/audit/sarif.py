@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
-
 from harness.audit.call import LoaderCall, Verdict
 from harness.audit.report import AuditReport
+from harness.writing import indented
 
 RULE = "expert-ids-by-position"
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -44,7 +43,7 @@ def audit_sarif(report: AuditReport) -> bytes:
         "properties": {p.name: p.version for p in report.packages if p.version},
     }
     log = {"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]}
-    return msgspec.json.format(msgspec.json.encode(log), indent=2) + b"\n"
+    return indented(log)
 
 
 def _driver() -> dict[str, Any]:
