@@ -321,11 +321,3 @@ FAULTS: tuple[Fault, ...] = (
     Fault("one bit", "corruption", streaming(changed(_one_bit)), (Cause.BIT_FLIP,)),
     Fault("broken bytes", "corruption", streaming(changed(_broken_bytes)), (Cause.DAMAGED,)),
 )  # fmt: skip
-
-
-#: Classes of the catalogue that no row stands for, and why.
-ELSEWHERE: dict[str, str] = {
-    "fused on disk, no shard id": "the scenario vl-vision-first; its failure on 0.21 is known",
-    "scale lost or in the wrong slot": "tests/test_compare_fp8.py plants it, on FP8 checkpoints",
-    "tied weights": "the scenarios vl-tied and decoder-tied; what 0.32 does is known",
-}

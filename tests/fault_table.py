@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.report import Status
-from tests.fault_catalogue import ELSEWHERE, FAULTS
+from tests.fault_catalogue import FAULTS
+from tests.fault_classes import ELSEWHERE
 from tests.faults import Fault
 
 _BEGIN, _END = "<!-- table: written by tests/test_faults.py -->", "<!-- end of table -->"

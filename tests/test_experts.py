@@ -5,12 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from harness.checkpoint import Checkpoint
+from harness.dtypes import Bits
 from harness.experts import ExpertKey, reference_parts
 from harness.family import Part, Projection
+from harness.places.directory import LocalFile
 
 
 def raw_tensor(directory: Path, name: str) -> tuple[bytes, list[int]]:
@@ -79,12 +80,24 @@ def test_the_source_names_file_tensor_and_slice(tiny_checkpoints: dict[str, Path
     assert str(source) == f"model-00002-of-00004.safetensors {FUSED}[5, :, 48:96]"
 
 
-def test_values_are_views_of_the_file(tiny_checkpoints: dict[str, Path], recipe: str) -> None:
-    """Lazy: taking a slice reads nothing; the file's pages are read when they are touched."""
-    for part in reference_parts(Checkpoint(tiny_checkpoints[recipe])):
-        for key in part:
-            assert isinstance(part[key].base, np.ndarray)
-            assert not part[key].flags.owndata
+def test_an_expert_is_read_alone_and_once(
+    tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gate and up of a fused expert are views of one block, read when the first is asked for."""
+    read: list[int] = []
+
+    def count(self: LocalFile, offset: int, out: Bits) -> Bits:
+        read.append(out.nbytes)
+        return whole(self, offset, out)
+
+    whole = LocalFile._read_bits
+    (part,) = reference_parts(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]))
+    monkeypatch.setattr(LocalFile, "_read_bits", count)
+    gate, up = (part[ExpertKey(Part.DECODER, 1, 5, p)] for p in (Projection.GATE, Projection.UP))
+    assert read == [gate.nbytes + up.nbytes]
+    assert not gate.flags.owndata
+    assert gate.base is up.base
+    assert part[ExpertKey(Part.DECODER, 1, 5, Projection.DOWN)].nbytes == read[1]
 
 
 @pytest.mark.parametrize("module", ["harness.experts", "harness.diagnosis", "harness.report"])

@@ -19,7 +19,7 @@ FLOW = [
     "equal_numba", "equal", "fingerprint_numba", "fingerprint", "fingerprint_triton",
     "layout", "fingerprint_xla",
     "device", "arrays",
-    "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "placement",
+    "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "pieces", "placement",
     "progress", "difference", "held", "digests", "compare", "compare_fp8", "ledger", "causes",
     "findings", "maps", "deliveries",
     "provenance", "evidence", "origin", "rules", "diagnosis", "load_failure",
@@ -76,26 +76,68 @@ def test_the_flow_names_every_module() -> None:
     assert sorted({noun(path) for path in modules()}) == sorted(FLOW)
 
 
+def upward(path: Path, noun: str) -> list[str]:
+    """What a file of ``noun`` imports that does not stand before it in the flow."""
+    found = [name for name, _ in imports(path) if name.startswith("harness.")]
+    before = FLOW[: FLOW.index(noun) + 1]
+    return [name for name in found if name.split(".")[1] not in before]
+
+
+def under_test(path: Path, noun: str) -> list[str]:
+    """What a file of ``noun`` imports of the stack, and may not: at all, or at its top."""
+    if noun == IMPORTED_BY_VLLM:
+        return []
+    return [
+        name
+        for name, at_top in imports(path)
+        if name == f"harness.{IMPORTED_BY_VLLM}"
+        or (name.split(".")[0] in UNDER_TEST and (at_top or noun not in MAY_IMPORT_IT))
+    ]
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_run_down_the_flow(path: Path) -> None:
-    for name, _ in imports(path):
-        if name.startswith("harness.") and (other := name.split(".")[1]) != noun(path):
-            assert FLOW.index(other) < FLOW.index(noun(path)), f"{path.name} imports {name}"
+    assert upward(path, noun(path)) == []
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_the_load_imports_the_stack_and_not_at_its_top(path: Path) -> None:
-    for name, at_top in imports(path):
-        assert name != f"harness.{IMPORTED_BY_VLLM}"
-        if name.split(".")[0] in UNDER_TEST and noun(path) != IMPORTED_BY_VLLM:
-            assert noun(path) in (
-                "tpu_engine",
-                "xla_engine",
-                "hook",
-                "recording",
-                "audit",
-                "fingerprint_xla",
-                "fingerprint_triton",
-                "emulated_slice",
-            )
-            assert not at_top
+    assert under_test(path, noun(path)) == []
+
+
+def test_who_may_import_the_stack_does() -> None:
+    doing = {
+        noun(path)
+        for path in modules()
+        if any(name.split(".")[0] in UNDER_TEST for name, _ in imports(path))
+    }
+    assert doing == MAY_IMPORT_IT | {IMPORTED_BY_VLLM}
+
+
+@pytest.mark.parametrize(
+    ("text", "of", "found"),
+    [
+        ("from harness.report import Report", "compare", ["harness.report"]),
+        ("def f():\n    from harness import cli", "load", ["harness.cli"]),
+        ("from harness.compare import Comparison", "report", []),
+    ],
+)
+def test_an_upward_import_is_seen(tmp_path: Path, text: str, of: str, found: list[str]) -> None:
+    (tmp_path / "x.py").write_text(text)
+    assert upward(tmp_path / "x.py", of) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "of", "found"),
+    [
+        ("import jax.numpy as jnp", "hook", ["jax.numpy"]),
+        ("def f():\n    import torch", "compare", ["torch"]),
+        ("def f():\n    import torch", "hook", []),
+        ("from harness import host_platform", "target", ["harness.host_platform"]),
+    ],
+)
+def test_an_import_of_the_stack_is_seen(
+    tmp_path: Path, text: str, of: str, found: list[str]
+) -> None:
+    (tmp_path / "x.py").write_text(text)
+    assert under_test(tmp_path / "x.py", of) == found

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.family import Part, Projection
+from harness.family import Projection
 from harness.ledger import Ledger, LoaderCall, Slot
 
 W13 = "model.layers.3.mlp.experts.routed_experts.w13_weight"
@@ -98,4 +98,4 @@ def test_a_call_as_source_shows_it() -> None:
 def test_part_is_no_part_of_a_slot() -> None:
     """A ledger is of one part; both parts number their layers from 0."""
     assert Ledger.slot(0, 1, Projection.DOWN) == Slot(0, 1, "w2")
-    assert {Part.DECODER, Part.MTP} == set(Part)
+    assert Slot._fields == ("layer", "expert", "shard")

@@ -79,7 +79,7 @@ def test_planted_faults_are_named(
     assert causes == expected
 
 
-def test_the_lenient_hook_is_told_from_the_strict_one_by_positional_calls_alone(
+def test_both_hooks_load_what_an_installed_vllm_delivers(
     tiny_checkpoints: dict[str, Path], load_processes: LoadProcesses
 ) -> None:
     """Hooks of ours wrap vLLM's own loaders here too; the installed vLLM names its ids."""
