@@ -9,6 +9,7 @@ again on nothing else.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import subprocess
@@ -210,12 +211,14 @@ def logged(command: Sequence[str | Path], log: Path) -> int:
     """Run ``command`` with its output here and in ``log``; it is ended when this process is.
 
     The output goes by the file, not by a pipe: a process left behind cannot hold this one up.
+    GitHub's step summary is not theirs: this run's summary has what they would add to it.
     """
+    environment = {n: v for n, v in os.environ.items() if n != "GITHUB_STEP_SUMMARY"}
     with log.open("w") as output, log.open(errors="replace") as shown:
         try:
             process = subprocess.Popen(
                 command, cwd=setup.ROOT, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.STDOUT, env=environment,
             )  # fmt: skip
         except OSError as error:
             name = Path(command[0]).name

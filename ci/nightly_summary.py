@@ -1,7 +1,8 @@
 """What a nightly run came to: the verdict of each stack, as JSON and as Markdown.
 
-Reads the session file that the harness's pytest plugin leaves (``--reports``), so it needs no
-environment. ``summary.md`` is made for a Buildkite annotation and for ``GITHUB_STEP_SUMMARY``.
+Reads the files that the harness's pytest plugin leaves (``--reports``), so it needs no
+environment. ``summary.md`` is made for a Buildkite annotation and for ``GITHUB_STEP_SUMMARY``: the
+verdict and a table of stacks, and below them each stack's own summary.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
-SHOWN_FAILURES = 20
 NO_REPORT = "error"
 EMPTY: dict[str, Any] = {"rows": [], "broken": []}
 
@@ -98,7 +98,7 @@ def write(
     """Leave ``nightly.json`` and ``summary.md`` in ``out``; gives the text of the latter."""
     out.mkdir(parents=True, exist_ok=True)
     stacks = [figures(result) for result in results]
-    text = markdown(stacks, outcome, target)
+    text = markdown(stacks, outcome, target, [own_summary(result.folder) for result in results])
     content = {
         "schema": SCHEMA,
         "command": command,
@@ -124,6 +124,7 @@ def figures(result: StackResult) -> dict[str, Any]:
         "scenarios": len(rows),
         "equal": sum(row["report"]["status"] == "equal" for row in rows),
         "known": sum(bool(row["report"]["known_issue"]) for row in rows),
+        "skipped": len(session.get("skipped", ())),
         "experts_compared": total(rows, "experts_compared"),
         "bytes_compared": total(rows, "bytes_compared"),
         "audit_findings": result.findings,
@@ -158,12 +159,20 @@ def failure(scenario: str, message: str, report: dict[str, Any]) -> dict[str, st
     }
 
 
-def markdown(stacks: Sequence[dict[str, Any]], outcome: Outcome, target: str) -> str:
-    """The summary: a table of stacks, then what failed."""
+def own_summary(folder: Path) -> str:
+    """What the harness wrote of one stack; empty where it did not come to that."""
+    path = folder / "summary.md"
+    return path.read_text() if path.exists() else ""
+
+
+def markdown(
+    stacks: Sequence[dict[str, Any]], outcome: Outcome, target: str, summaries: Sequence[str]
+) -> str:
+    """The summary: a table of stacks, then the summary of each."""
     columns = {
         "stack": "stack", "outcome": "outcome", "scenarios": "scenarios", "equal": "equal",
-        "known": "known", "experts": "experts_compared", "bytes": "bytes_compared",
-        "audit findings": "audit_findings", "seconds": "seconds",
+        "known": "known", "skipped": "skipped", "experts": "experts_compared",
+        "bytes": "bytes_compared", "audit findings": "audit_findings", "seconds": "seconds",
     }  # fmt: skip
     lines = [
         f"### MoE load verification on {target}: {outcome.text}",
@@ -174,17 +183,7 @@ def markdown(stacks: Sequence[dict[str, Any]], outcome: Outcome, target: str) ->
     for one in stacks:
         cells = ["" if one[name] is None else str(one[name]) for name in columns.values()]
         lines.append(f"| {' | '.join(cells)} |")
-    for one in stacks:
-        lines += details(one)
+    for one, summary in zip(stacks, summaries, strict=True):
+        lines += ["", f"**{one['stack']}**: {one['what']}"] if one["what"] else []
+        lines += ["", f"#### {one['stack']}", "", summary.rstrip()] if summary else []
     return "\n".join(lines) + "\n"
-
-
-def details(one: dict[str, Any]) -> list[str]:
-    """What went wrong with a stack."""
-    lines = ["", f"**{one['stack']}**: {one['what']}"] if one["what"] else []
-    for failed in one["failures"][:SHOWN_FAILURES]:
-        lines += ["", f"- `{failed['scenario']}` {failed['status']}: {failed['cause']}"]
-        lines += [f"  Repeat: `{failed['repeat']}`"] if failed["repeat"] else []
-    if (more := len(one["failures"]) - SHOWN_FAILURES) > 0:
-        lines += ["", f"- and {more} more in session.json"]
-    return lines

@@ -35,6 +35,8 @@ if [ -e "$PLAN/slow" ]; then
   sleep 60 & touch "$PLAN/running"; wait
 fi
 cp "$PLAN/session.json" "$out/"
+[ ! -e "$PLAN/summary.md" ] || cp "$PLAN/summary.md" "$out/"
+[ -z "$GITHUB_STEP_SUMMARY" ] || echo "pytest's own" >> "$GITHUB_STEP_SUMMARY"
 exit "$(planned pytest 0)"
 """
 FAKE_HARNESS = """

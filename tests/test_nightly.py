@@ -31,10 +31,10 @@ def test_what_a_run_leaves(fake: FakeStack) -> None:
     }
     (figures,) = fake.written()["stacks"]
     assert figures == figures | {
-        "outcome": "as expected", "scenarios": 2, "equal": 1, "known": 1, "experts_compared": 48,
-        "bytes_compared": 2000, "audit_findings": 3, "failures": [],
+        "outcome": "as expected", "scenarios": 2, "equal": 1, "known": 1, "skipped": 0,
+        "experts_compared": 48, "bytes_compared": 2000, "audit_findings": 3, "failures": [],
     }  # fmt: skip
-    assert f"| {DEFAULT} | as expected | 2 | 1 | 1 | 48 | 2000 | 3 | " in ran.stdout
+    assert f"| {DEFAULT} | as expected | 2 | 1 | 1 | 0 | 48 | 2000 | 3 | " in ran.stdout
     assert "the scenarios of" in (fake.out / DEFAULT / "log.txt").read_text()
 
 
@@ -157,18 +157,25 @@ def test_files_of_an_earlier_run_do_not_pass_for_this_ones(fake: FakeStack) -> N
     assert fake.written()["stacks"][0]["scenarios"] == 0
 
 
-def test_failures_are_summed_up(fake: FakeStack) -> None:
+def test_failures_are_data(fake: FakeStack) -> None:
     rows = [row("vl-fused", "different"), row("mtp-s3", "load-failed", "known"), row("vl-gcs")]
-    rows += [row(f"more-{number}", "different") for number in range(30)]
-    failed = [one["scenario"] for one in rows if one["scenario"] != "mtp-s3"]
-    plan_session(fake.plan, rows, failed)
+    plan_session(fake.plan, rows, ["vl-fused", "vl-gcs"])
     fake.tell(pytest=1)
     fake.run()
+    failed = {one["scenario"]: one for one in fake.written()["stacks"][0]["failures"]}
+    assert list(failed) == ["vl-fused", "vl-gcs"]
+    assert failed["vl-fused"]["cause"] == "swapped: gate is up"
+    assert failed["vl-gcs"]["cause"] == "first"  # a known failure that did not happen
+
+
+def test_the_summary_of_each_stack_stands_below_the_table(fake: FakeStack) -> None:
+    (fake.plan / "summary.md").write_text("### what the harness says\n")
+    fake.environment["GITHUB_STEP_SUMMARY"] = str(fake.root / "step.md")
+    fake.run()
     summary = (fake.out / "summary.md").read_text()
-    assert "- `vl-fused` different: swapped: gate is up\n  Repeat: `pytest -k vl-fused`" in summary
-    assert "- `vl-gcs` equal: first\n" in summary  # a known failure that did not happen
-    assert "mtp-s3" not in summary
-    assert "and 12 more in session.json" in summary
+    assert summary.startswith("### MoE load verification on emulated: as expected\n")
+    assert summary.endswith(f"\n#### {DEFAULT}\n\n### what the harness says\n")
+    assert not (fake.root / "step.md").exists()  # the workflow adds this summary, once
 
 
 def test_what_broke_off_before_its_verdict_is_no_difference(fake: FakeStack) -> None:
