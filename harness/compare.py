@@ -168,26 +168,35 @@ class PartComparison:
     ) -> Iterator[Difference]:
         gaps = [g for g in self.layout.padding if g.parameter is parameter and self.held.holds(g)]
         experts = self.held.experts(self.chosen.of(layer))
-        suspects = None
+        nbytes = sum(len(g.rows) * len(g.columns) for g in gaps) * ITEMSIZE[tensor.dtype]
+        self.tally.padding_bytes += nbytes * len(experts)
+        for expert, gap in self._dirty(tensor, experts, gaps):
+            yield self._gap(layer, tensor, expert, gap)
+
+    def _dirty(
+        self, tensor: DeviceTensor, experts: Sequence[int], gaps: Sequence[Padding]
+    ) -> Iterator[tuple[int, Padding]]:
+        """The padding that is not zero, expert by expert."""
         if gaps and self._method.by_digests([tensor]):
             suspects = dirty(tensor, gaps)
-        for number, gap in enumerate(gaps):
-            nbytes = len(gap.rows) * len(gap.columns) * ITEMSIZE[tensor.dtype]
-            self.tally.padding_bytes += nbytes * len(experts)
-            for expert in experts:
-                if suspects is None or (expert, number) in suspects:
-                    yield from self._gap(layer, tensor, expert, gap)
-
-    def _gap(
-        self, layer: int, tensor: DeviceTensor, expert: int, gap: Padding
-    ) -> Iterator[Difference]:
-        bits = tensor.rectangle(expert, gap.rows, gap.columns)
-        if not any_set(bits):
+            yield from ((e, g) for e in experts for n, g in enumerate(gaps) if (e, n) in suspects)
             return
+
+        def judge(expert: int) -> list[tuple[int, Padding]]:
+            return [
+                (expert, gap)
+                for gap in gaps
+                if any_set(tensor.rectangle(expert, gap.rows, gap.columns))
+            ]
+
+        yield from chain.from_iterable(on_all_cores(judge, experts if gaps else ()))
+
+    def _gap(self, layer: int, tensor: DeviceTensor, expert: int, gap: Padding) -> Difference:
+        bits = tensor.rectangle(expert, gap.rows, gap.columns)
         row, column = map(int, np.argwhere(bits)[0])
         at = (expert, gap.rows.start + row, gap.columns.start + column)
         shard, device_name = self._holder(tensor, at)
-        yield Difference(
+        return Difference(
             kind=Kind.PADDING, part=self.reference.part, layer=layer, expert=expert,
             parameter=tensor.name, index=at, reference=as_hex(0, tensor.dtype),
             device=as_hex(int(bits[row, column]), tensor.dtype),

@@ -8,6 +8,7 @@ One parameter's tensors are looked at at a time; of a directory they are views o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from harness.coverage import unused_reason
 from harness.device import DeviceTensor
 from harness.difference import Difference, Kind, ParameterTally
 from harness.dtypes import Bits, as_hex
-from harness.equal import all_equal
+from harness.equal import on_all_cores
 from harness.experts import ReferencePart
 from harness.fp8 import SCALE_SUFFIX
 from harness.mesh import Mesh
@@ -34,7 +35,8 @@ from harness.parameter_layout import (
     sizes_of,
 )
 from harness.parameters import Rule, derived_for, in_checkpoint, layer_of, rule_for
-from harness.placed import Fault, Placed, note_fault, padding_of, pairs
+from harness.pieces import Judged, Piece, judge_piece, note_fault, pieces_of
+from harness.placed import Fault, Placed, padding_of
 from harness.placement import misplaced
 
 _EXPERTS = ".mlp.experts."
@@ -78,9 +80,24 @@ class ParameterComparison:
 
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: parameter by parameter, then what no parameter holds."""
+        judged = on_all_cores(self._judge, self._pieces())
         for tensor in self._tensors:
-            yield from self._parameter(tensor)
+            yield from self._parameter(tensor, judged)
         yield from self._uncovered()
+
+    def _pieces(self) -> Iterator[Piece]:
+        """The pieces of all parameters whose bits can be compared, in order."""
+        for placed in self.placed.values():
+            if isinstance(placed, Placed) and self._is_comparable(placed):
+                yield from pieces_of(placed, self.checkpoint)
+
+    def _is_comparable(self, placed: Placed) -> bool:
+        tensor, layout = placed.tensor, placed.layout
+        alike = (tensor.shape, tensor.dtype) == (layout.shape, layout.dtype)
+        return alike and self._chosen(layer_of(tensor.name)) and not self._is_fp8(placed)
+
+    def _judge(self, piece: Piece) -> Judged:
+        return judge_piece(piece, self.checkpoint, self.expected)
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -131,7 +148,7 @@ class ParameterComparison:
             return f"no layout: {error}"
         return Placed(tensor, rule, layout, names)
 
-    def _parameter(self, tensor: DeviceTensor) -> Iterator[Difference]:
+    def _parameter(self, tensor: DeviceTensor, judged: Iterator[Judged]) -> Iterator[Difference]:
         placed = self.placed.get(tensor.name)
         if placed is None:
             if tensor.name not in self.scales:
@@ -147,7 +164,8 @@ class ParameterComparison:
         found = list(self._metadata(placed))
         yield from found
         if not any(d.kind in (Kind.SHAPE, Kind.DTYPE) for d in found):
-            yield from self._quantised(placed) if self._is_fp8(placed) else self._values(placed)
+            fp8 = self._is_fp8(placed)
+            yield from self._quantised(placed) if fp8 else self._values(placed, judged)
             yield from self._padding(placed)
             self.tally.compared += 1
 
@@ -219,22 +237,19 @@ class ParameterComparison:
         for fact in misplaced(tensor, shares):
             yield self._difference(Kind.SHARDING, tensor, **fact)
 
-    def _values(self, placed: Placed) -> Iterator[Difference]:
+    def _values(self, placed: Placed, judged: Iterator[Judged]) -> Iterator[Difference]:
+        """Sum up what the parameter's pieces showed; they come next."""
         faults: dict[tuple[str, int], Fault] = {}
-        totals: dict[tuple[str, int], int] = {}
+        totals: Counter[tuple[str, int]] = Counter()
+        for _ in pieces_of(placed, self.checkpoint):
+            piece, of_copies, unequal = next(judged)
+            assert piece.placed is placed
+            for copy, count in of_copies.items():
+                totals[piece.source, copy] += count
+            for run in unequal:
+                note_fault(faults, piece, run)
         for name in dict.fromkeys(placed.sources):
-            reference = self.expected(self.checkpoint.bits(name), placed.layout)
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
-            runs = [
-                (shard.device, (name, block.copy), wanted, shard.fetch(...)[there], origin)
-                for shard in placed.tensor.shards
-                for block, wanted, there, origin in pairs(placed.layout, shard, name, reference)
-            ]
-            verdicts = all_equal([(got, wanted) for _, _, wanted, got, _ in runs])
-            for (device, key, wanted, got, origin), equal in zip(runs, verdicts, strict=True):
-                totals[key] = totals.get(key, 0) + wanted.size
-                if not equal:
-                    note_fault(faults, placed, key, device, wanted, got, origin)
         for key, fault in faults.items():
             yield self._bits(fault, totals[key])
 

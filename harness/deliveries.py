@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from functools import partial
 
 import msgspec
 
@@ -53,6 +54,9 @@ class Calls(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return layer in numbers_of(self.layers) and expert in numbers_of(self.experts)
 
 
+_LAYER = re.compile(r"(\blayers\.)(\d+)(?=\.)")
+_EXPERT = re.compile(r"(\bexperts\.(?=\d+\.)|\bexpert_id=)(\d+)\b")
+_AFTER_SHARD = {shard: re.compile(rf"('{shard}', )(\d+)\b") for shard in _PROJECTION}
 _Kind = tuple[Projection, str, str, str, bool, bool, bool, int]
 
 
@@ -85,10 +89,17 @@ def _kind(slot: Slot, call: LoaderCall, *, raised: bool) -> _Kind:
 
 def _template(text: str, slot: Slot) -> str:
     """``text`` with the slot's numbers replaced where names and calls have them."""
-    text = re.sub(rf"\blayers\.{slot.layer}\.", "layers.{layer}.", text)
-    text = re.sub(rf"\bexperts\.{slot.expert}\.", "experts.{expert}.", text)
-    text = re.sub(rf"\bexpert_id={slot.expert}\b", "expert_id={expert}", text)
-    return re.sub(rf"('{slot.shard}', ){slot.expert}\b", r"\g<1>{expert}", text)
+    for pattern, number, name in (
+        (_LAYER, slot.layer, "{layer}"),
+        (_EXPERT, slot.expert, "{expert}"),
+        (_AFTER_SHARD[slot.shard], slot.expert, "{expert}"),
+    ):
+        text = pattern.sub(partial(_renamed, str(number), name), text)
+    return text
+
+
+def _renamed(number: str, name: str, found: re.Match[str]) -> str:
+    return found[1] + name if found[2] == number else found[0]
 
 
 def _rows(part: Part, kind: _Kind, layers: dict[int, set[int]]) -> list[Calls]:

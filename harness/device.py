@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,19 +73,23 @@ class DeviceTensor:
 
         A view of the one shard that holds it all, where there is one. Replicas are read once.
         """
-        out = np.zeros((len(rows), len(columns)), dtype=bits_dtype(self.dtype))
-        for shard in self._distinct_shards(expert):
-            _, shard_rows, shard_columns = shard.index
-            down, across = _overlap(rows, shard_rows), _overlap(columns, shard_columns)
-            if not down or not across:
+        out: Bits | None = None
+        for shard in self.distinct_shards:
+            experts, own_rows, own_columns = shard.index
+            down, across = rows.overlap(own_rows), columns.overlap(own_columns)
+            if expert not in experts or not down or not across:
                 continue
-            part = self._bits(shard, expert)[
-                _relative(down, shard_rows), _relative(across, shard_columns)
-            ]
-            if part.shape == out.shape:
+            bits = shard.fetch(expert - experts.start)
+            part = bits[down.within(own_rows), across.within(own_columns)]
+            if part.shape == (len(rows), len(columns)):
                 return part
-            out[_relative(down, rows), _relative(across, columns)] = part
-        return out
+            if out is None:
+                out = self._zeros(rows, columns)
+            out[down.within(rows), across.within(columns)] = part
+        return self._zeros(rows, columns) if out is None else out
+
+    def _zeros(self, rows: Span, columns: Span) -> Bits:
+        return np.zeros((len(rows), len(columns)), dtype=bits_dtype(self.dtype))
 
     def folded(self) -> DeviceTensor:
         """The tensor as [E, rows, columns]: axes between the first and the last count as one.
@@ -105,24 +110,13 @@ class DeviceTensor:
             None,
         )
 
-    def _distinct_shards(self, expert: int) -> Iterable[DeviceShard]:
-        seen = set()
+    @cached_property
+    def distinct_shards(self) -> tuple[DeviceShard, ...]:
+        """Every part of the tensor once, as the first device holds it."""
+        first: dict[tuple[Span, ...], DeviceShard] = {}
         for shard in self.shards:
-            if shard.index not in seen and expert in shard.index[0]:
-                seen.add(shard.index)
-                yield shard
-
-    def _bits(self, shard: DeviceShard, expert: int) -> Bits:
-        return shard.fetch(expert - shard.index[0].start)
-
-
-def _overlap(one: Span, other: Span) -> Span | None:
-    start, stop = max(one.start, other.start), min(one.stop, other.stop)
-    return Span(start, stop) if start < stop else None
-
-
-def _relative(span: Span, origin: Span) -> slice:
-    return slice(span.start - origin.start, span.stop - origin.start)
+            first.setdefault(shard.index, shard)
+        return tuple(first.values())
 
 
 def _contains(index: tuple[Span, ...], at: tuple[int, ...]) -> bool:

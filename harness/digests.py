@@ -53,7 +53,7 @@ def device_digests(
     """
     found = {b.projection: np.zeros((tensor.shape[0], LANES), np.uint32) for b in blocks}
     started = []
-    for shard in _distinct(tensor):
+    for shard in tensor.distinct_shards:
         inside = [block for block in blocks if _inside(block.rows, block.columns, shard)]
         if inside and shard.shares:
             started.append((shard, inside, shard.shares([_place(b, shard, width) for b in inside])))
@@ -77,7 +77,7 @@ def reference_digest(matrix: Bits, blocks: Sequence[Block]) -> Words:
 def dirty(tensor: DeviceTensor, gaps: Sequence[Padding]) -> set[tuple[int, int]]:
     """Which padding is not zero: expert and number of the gap."""
     found = set()
-    for shard in _distinct(tensor):
+    for shard in tensor.distinct_shards:
         inside = [(n, g) for n, g in enumerate(gaps) if _inside(g.rows, g.columns, shard)]
         if inside and shard.any_set:
             places = [_relative(gap.rows, gap.columns, shard) for _, gap in inside]
@@ -87,22 +87,16 @@ def dirty(tensor: DeviceTensor, gaps: Sequence[Padding]) -> set[tuple[int, int]]
     return found
 
 
-def _distinct(tensor: DeviceTensor) -> Iterable[DeviceShard]:
-    """Every part of the array once; replicas are looked at by nobody else, either."""
-    return {shard.index: shard for shard in reversed(tensor.shards)}.values()
-
-
 def _inside(rows: Span, columns: Span, shard: DeviceShard) -> bool:
     spans = zip((rows, columns), shard.index[1:], strict=True)
     return all(own.start <= span.start and span.stop <= own.stop for span, own in spans)
 
 
 def _relative(rows: Span, columns: Span, shard: DeviceShard) -> tuple[Span, Span]:
-    _, own_rows, own_columns = shard.index
-    return (
-        Span(rows.start - own_rows.start, rows.stop - own_rows.start),
-        Span(columns.start - own_columns.start, columns.stop - own_columns.start),
-    )
+    """A rectangle counted from the shard's first row and column."""
+    places = zip((rows, columns), shard.index[1:], strict=True)
+    down, across = (Span(s.start - own.start, s.stop - own.start) for s, own in places)
+    return down, across
 
 
 def _place(block: Block, shard: DeviceShard, width: int) -> Rectangle:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
 
@@ -14,8 +15,8 @@ from harness.dtypes import Bits
 
 T = TypeVar("T")
 R = TypeVar("R")
-_WORTH_THREADS = 1 << 20  # bytes
 _CORES = len(os.sched_getaffinity(0))
+_AHEAD = 4 * _CORES
 
 
 def equal_bits(device: Bits, reference: Bits) -> bool:
@@ -35,10 +36,11 @@ def equal_bits(device: Bits, reference: Bits) -> bool:
     across = whole_rows(device.T), whole_rows(reference.T)
     if across[0] is not None and across[1] is not None:
         return bool(kernels.rows_equal(*across, device.shape[0]))
-    pair = (one, across[1]) if one is not None else (other, across[0])
+    pair = (across[1], one) if one is not None else (other, across[0])  # the reference first
     words = [words_of_four(rows) for rows in pair if rows is not None]
     if len(words) == 2 and all(w is not None for w in words) and _divides(device.shape):
-        return bool(kernels.turned_equal(*words, *device.shape))
+        stored = device.shape[::-1] if one is not None else device.shape
+        return bool(kernels.turned_equal(*words, *stored))
     return bool(np.array_equal(device, reference))
 
 
@@ -50,17 +52,19 @@ def any_set(bits: Bits) -> bool:
     return bool(kernels.any_set(rows, bits.shape[1]))
 
 
-def all_equal(pairs: Sequence[tuple[Bits, Bits]]) -> list[bool]:
-    """:func:`equal_bits` of each pair, in order; on all cores where that is worth it."""
-    if sum(reference.nbytes for _, reference in pairs) < _WORTH_THREADS:
-        return [equal_bits(*pair) for pair in pairs]
-    return list(on_all_cores(lambda pair: equal_bits(*pair), pairs))
-
-
-def on_all_cores(judge: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """What ``judge`` says of each item, in order; a few at a time, each on a thread of its own."""
-    for start in range(0, len(items), 4 * _CORES):
-        yield from _threads().map(judge, items[start : start + 4 * _CORES])
+def on_all_cores(judge: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """What ``judge`` says of each item, in order; each core has one, and a few wait."""
+    ahead: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            ahead.append(_threads().submit(judge, item))
+            if len(ahead) == _AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for future in ahead:
+            future.cancel()
 
 
 @cache

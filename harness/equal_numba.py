@@ -8,9 +8,14 @@ import numba
 import numpy as np
 
 _COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False}
-_TILE = 32  # elements: a cache line of 2-byte elements
-_LOW, _EVEN = np.uint64(0x00000000FFFFFFFF), np.uint64(0x0000FFFF0000FFFF)
-_HALF, _QUARTER = np.uint64(32), np.uint64(16)
+# Indexes are unsigned: numba lets signed ones count from the end, and LLVM then makes no vectors.
+_WORD = np.uint64
+_TALL, _WIDE = _WORD(256), _WORD(32)  # a tile: 16 KiB, and a cache line across
+_ZERO, _FOUR = _WORD(0), _WORD(4)
+_LOW, _EVEN = _WORD(0x00000000FFFFFFFF), _WORD(0x0000FFFF0000FFFF)
+_HALF, _QUARTER = _WORD(32), _WORD(16)
+_GROUPS = _TALL // _FOUR  # of four rows
+_PLANE = _GROUPS * (_WIDE // _FOUR)  # words of a tile from the same row of their group
 
 
 @numba.njit(**_COMPILE)
@@ -43,33 +48,55 @@ def any_set(matrix: Any, count: int) -> bool:
 def turned_equal(one: Any, other: Any, rows: int, columns: int) -> bool:
     """Whether 2-byte matrices are each other's transpose, four elements to a word of 64 bits.
 
+    A tile of ``one`` is copied into order, then turned in registers and compared, both eight words
+    at a time. Rows a power of two apart share few cache lines, hence the copy.
+
     Args:
-        one: words of [rows, columns], contiguous, whatever follows in a row.
-        other: words of [columns, rows], alike.
+        one: words of [rows, columns], contiguous, whatever follows in a row; better in the cache,
+            a line of it is read at a time.
+        other: words of [columns, rows], the same; read half a KiB at a time.
         rows: a multiple of 4.
         columns: alike.
     """
-    for top in range(0, rows, _TILE):
-        bottom = min(top + _TILE, rows)
-        for left in range(0, columns, 4):
-            odd = np.uint64(0)
-            for row in range(top, bottom, 4):
-                odd |= _block(one, other, row, left)
+    tile = np.empty(_FOUR * _PLANE, np.uint64)
+    flat, turned = one.reshape(-1), other.reshape(-1)
+    apart, turned_apart = _WORD(one.shape[1]), _WORD(other.shape[1])
+    height, width = _WORD(rows), _WORD(columns)
+    for top in range(_ZERO, height, _TALL):
+        groups = min(_TALL, height - top) // _FOUR
+        for left in range(_ZERO, width, _WIDE):
+            words = min(_WIDE, width - left) // _FOUR
+            _gather(tile, flat, top * apart + left // _FOUR, apart, groups, words)
+            odd = _ZERO
+            for word in range(_ZERO, words):
+                at = (left + _FOUR * word) * turned_apart + top // _FOUR
+                odd |= _turned(tile, word * _GROUPS, turned, at, turned_apart, groups)
             if odd:
                 return False
     return True
 
 
-@numba.njit(inline="always")
-def _block(one: Any, other: Any, row: int, column: int) -> Any:
-    """What differs in 4 x 4 elements: those of ``one`` are transposed in registers."""
-    at, there = column // 4, row // 4
-    a, b, c, d = one[row, at], one[row + 1, at], one[row + 2, at], one[row + 3, at]
-    e, f = (a & _LOW) | (c << _HALF), (b & _LOW) | (d << _HALF)
-    g, h = (a >> _HALF) | (c & ~_LOW), (b >> _HALF) | (d & ~_LOW)
-    first = (e & _EVEN) | ((f & _EVEN) << _QUARTER)
-    second = ((e >> _QUARTER) & _EVEN) | (f & ~_EVEN)
-    third = (g & _EVEN) | ((h & _EVEN) << _QUARTER)
-    fourth = ((g >> _QUARTER) & _EVEN) | (h & ~_EVEN)
-    odd = (first ^ other[column, there]) | (second ^ other[column + 1, there])
-    return odd | (third ^ other[column + 2, there]) | (fourth ^ other[column + 3, there])
+@numba.njit(**_COMPILE)
+def _gather(tile: Any, flat: Any, start: Any, apart: Any, groups: Any, words: Any) -> None:
+    """Copy a tile as [row of its group, word, group]: words of four rows come to lie in planes."""
+    for group in range(_ZERO, groups):
+        for row in range(_ZERO, _FOUR):
+            line = start + (_FOUR * group + row) * apart
+            for word in range(_ZERO, words):
+                tile[row * _PLANE + word * _GROUPS + group] = flat[line + word]
+
+
+@numba.njit(**_COMPILE)
+def _turned(tile: Any, place: Any, other: Any, at: Any, apart: Any, groups: Any) -> Any:
+    """What differs in four columns of a tile: 4 x 4 elements are transposed in registers."""
+    odd = _ZERO
+    for group in range(_ZERO, groups):
+        a, b = tile[place + group], tile[place + _PLANE + group]
+        c, d = tile[place + _PLANE + _PLANE + group], tile[place + _PLANE * _WORD(3) + group]
+        e, f = (a & _LOW) | (c << _HALF), (b & _LOW) | (d << _HALF)
+        g, h = (a >> _HALF) | (c & ~_LOW), (b >> _HALF) | (d & ~_LOW)
+        odd |= ((e & _EVEN) | ((f & _EVEN) << _QUARTER)) ^ other[at + group]
+        odd |= (((e >> _QUARTER) & _EVEN) | (f & ~_EVEN)) ^ other[at + apart + group]
+        odd |= ((g & _EVEN) | ((h & _EVEN) << _QUARTER)) ^ other[at + apart + apart + group]
+        odd |= (((g >> _QUARTER) & _EVEN) | (h & ~_EVEN)) ^ other[at + apart * _WORD(3) + group]
+    return odd

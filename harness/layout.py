@@ -64,6 +64,15 @@ class Span:
         """The range as Python's slice."""
         return slice(self.start, self.stop)
 
+    def overlap(self, other: Span) -> Span | None:
+        """What two ranges have in common, if anything."""
+        start, stop = max(self.start, other.start), min(self.stop, other.stop)
+        return Span(start, stop) if start < stop else None
+
+    def within(self, origin: Span) -> slice:
+        """The range counted from the start of ``origin``."""
+        return slice(self.start - origin.start, self.stop - origin.start)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -191,10 +200,8 @@ def _parts(layout: Layout, block: Block) -> Iterator[Block]:
     by_row = layout.sharded_axis[block.parameter] == 1
     along = block.rows if by_row else block.columns
     for shard in range(layout.shards):
-        span = layout.shard_span(block.parameter, shard)
-        start, stop = max(along.start, span.start), min(along.stop, span.stop)
-        if start < stop:
-            yield block.part(by_row, Span(start, stop))
+        if span := along.overlap(layout.shard_span(block.parameter, shard)):
+            yield block.part(by_row, span)
 
 
 def _gmm(

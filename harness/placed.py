@@ -46,7 +46,7 @@ _Where = tuple[slice, ...]
 
 
 def pairs(
-    layout: ParameterLayout, shard: DeviceShard, source: str, reference: Bits
+    layout: ParameterLayout, shard: DeviceShard, source: str, reference: Bits, first_row: int = 0
 ) -> Iterator[tuple[RowBlock, Bits, _Where, _Where]]:
     """For each run of ``source``'s rows in a shard: its block, what it must be, and two indexes.
 
@@ -54,21 +54,26 @@ def pairs(
         layout: of the parameter.
         shard: a part of it, whichever it is.
         source: the tensor.
-        reference: all of it as the device is to hold it, [outputs, …].
+        reference: rows of it as the device is to hold them, [outputs, …].
+        first_row: the first of them.
 
     Yields:
         The block; what the run must be, in the device's orientation; where it is in the shard;
         where it is in the tensor.
     """
     own = shard.index[layout.output_axis]
+    rows = Span(first_row, first_row + len(reference))
     others = [s.as_slice() for a, s in enumerate(shard.index) if a != layout.output_axis]
     for block in layout.blocks:
-        if block.source != source or not (here := overlap(block.at, own)):
+        if block.source != source or not (here := block.at.overlap(own)):
             continue
-        first = block.rows.start + here.start - block.at.start
-        origin = (slice(first, first + len(here)), *others)
-        wanted = reference[origin]
-        there = at_outputs(layout, relative(here, own), slice(None))
+        ahead = block.at.start - block.rows.start
+        if not (of_tensor := Span(here.start - ahead, here.stop - ahead).overlap(rows)):
+            continue
+        origin = (of_tensor.as_slice(), *others)
+        wanted = reference[(of_tensor.within(rows), *others)]
+        outputs = Span(of_tensor.start + ahead, of_tensor.stop + ahead)
+        there = at_outputs(layout, outputs.within(own), slice(None))
         yield block, wanted.T if layout.transposed else wanted, there, origin
 
 
@@ -108,8 +113,8 @@ def padding_of(placed: Placed) -> Iterator[tuple[DeviceShard, Bits, tuple[int, .
     for shard in placed.tensor.shards if layout.padding else ():
         assert layout.padding is not None
         own = shard.index[layout.output_axis]
-        if here := overlap(layout.padding, own):
-            bits = shard.fetch(...)[at_outputs(layout, relative(here, own), slice(None))]
+        if here := layout.padding.overlap(own):
+            bits = shard.fetch(...)[at_outputs(layout, here.within(own), slice(None))]
             where = [span.start for span in shard.index]
             where[layout.output_axis] = here.start
             yield shard, bits, tuple(where)
@@ -120,30 +125,3 @@ def at_outputs(layout: ParameterLayout, outputs: slice, others: slice) -> _Where
     where = [others] * len(layout.shape)
     where[layout.output_axis] = outputs
     return tuple(where)
-
-
-def overlap(one: Span, other: Span) -> Span | None:
-    """What two spans have in common, if anything."""
-    start, stop = max(one.start, other.start), min(one.stop, other.stop)
-    return Span(start, stop) if start < stop else None
-
-
-def relative(span: Span, origin: Span) -> slice:
-    """``span`` counted from the start of ``origin``."""
-    return slice(span.start - origin.start, span.stop - origin.start)
-
-
-def note_fault(
-    faults: dict[tuple[str, int], Fault], placed: Placed, key: tuple[str, int], device: str,
-    wanted: Bits, got: Bits, origin: tuple[slice, ...],
-) -> None:  # fmt: skip
-    """Add an unequal run of rows to the fault of its tensor."""
-    departs = wanted != got
-    first = tuple(int(i) for i in np.argwhere(departs)[0])
-    in_tensor = first[::-1] if placed.layout.transposed else first
-    at = tuple(i + o for i, o in zip(in_tensor, (s.start for s in origin), strict=True))
-    fault = faults.setdefault(
-        key, Fault(placed, *key, at, int(wanted[first]), int(got[first]), device)
-    )
-    fault.count += int(np.count_nonzero(departs))
-    fault.devices.add(device)

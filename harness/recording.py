@@ -170,7 +170,10 @@ def _is_poison(parameter: Any) -> bool:
     bits = _bits(parameter)
     if bits is None or not bits.numel():
         return False
-    return bool((bits == _AS_INTEGER[bits.element_size()]).all())
+    poison = _AS_INTEGER[bits.element_size()]
+    if bits[(0,) * bits.ndim] != poison:  # as a rule: the rest need not be read
+        return False
+    return bool((bits == poison).all())
 
 
 def _bits(parameter: Any) -> Any:

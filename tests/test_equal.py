@@ -7,9 +7,9 @@ import pytest
 
 from harness import equal
 from harness.dtypes import Bits
-from harness.equal import all_equal, any_set, equal_bits
+from harness.equal import any_set, equal_bits, on_all_cores
 
-SHAPES = [(1, 1), (1, 7), (7, 1), (4, 4), (36, 8), (8, 100), (33, 12), (64, 64), (5, 3)]
+SHAPES = [(1, 1), (1, 7), (7, 1), (4, 4), (36, 8), (8, 100), (33, 12), (64, 64), (5, 3), (260, 68)]
 
 
 def forms(matrix: Bits) -> list[Bits]:
@@ -50,7 +50,7 @@ def test_every_pair_of_forms(
             device[at] = reference[at]
 
 
-@pytest.mark.parametrize("shape", [(8, 12), (36, 8)])
+@pytest.mark.parametrize("shape", [(8, 12), (36, 8), (132, 36)])
 def test_every_bit_of_every_element_of_a_transposed_pair(shape: tuple[int, int]) -> None:
     matrix = np.random.default_rng(5).integers(0, 1 << 16, shape, dtype=np.uint16)
     turned = np.ascontiguousarray(matrix.T).T
@@ -78,7 +78,7 @@ def test_many_pairs_are_judged_in_order() -> None:
     wrong = {3, 17, 39}
     for number in wrong:
         reference[number, 200, 100] ^= 1
-    verdicts = all_equal(list(zip(device, reference, strict=True)))
+    verdicts = on_all_cores(lambda pair: equal_bits(*pair), zip(device, reference, strict=True))
     assert {number for number, equal in enumerate(verdicts) if not equal} == wrong
 
 

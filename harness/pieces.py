@@ -1,0 +1,104 @@
+"""Parameters in pieces: rows of a tensor, read and compared with all that devices hold of them.
+
+Tensors of any size are compared on all cores, and the reference of a piece is compared while it
+is in a cache. Of devices with memory of their own a shard is read back whole, so there a piece is
+a whole tensor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.checkpoint import Checkpoint
+from harness.dtypes import Bits
+from harness.equal import equal_bits
+from harness.layout import Span
+from harness.parameter_layout import ParameterLayout
+from harness.placed import Fault, Placed, pairs
+
+_BYTES = 4 << 20
+_ROWS = 256  # tiles of the compiled comparison are as high
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one tensor of a parameter."""
+
+    placed: Placed
+    source: str
+    rows: Span
+
+
+class Unequal(NamedTuple):
+    """A run of rows that departs: on which device, of which copy, and where in the tensor."""
+
+    device: str
+    copy: int
+    wanted: Bits
+    got: Bits
+    origin: tuple[slice, ...]
+
+
+class Judged(NamedTuple):
+    """What a piece showed: elements compared by copy, and the runs that depart."""
+
+    piece: Piece
+    totals: Counter[int]
+    unequal: list[Unequal]
+
+
+def pieces_of(placed: Placed, checkpoint: Checkpoint) -> Iterator[Piece]:
+    """The pieces of a parameter: tensor by tensor, in the order of its rows."""
+    cut = all(shard.in_host_memory for shard in placed.tensor.shards)
+    for name in dict.fromkeys(placed.sources):
+        entry = checkpoint.entries[name]
+        count = entry.shape[0]
+        fitting = _BYTES * count // max(entry.nbytes, 1)
+        height = max(fitting // _ROWS * _ROWS, _ROWS) if cut else count
+        for first in range(0, count, height):
+            yield Piece(placed, name, Span(first, min(first + height, count)))
+
+
+def judge_piece(
+    piece: Piece, checkpoint: Checkpoint, expected: Callable[[Bits, ParameterLayout], Bits]
+) -> Judged:
+    """Read a piece and compare it with every shard and copy.
+
+    Args:
+        piece: which.
+        checkpoint: the reference.
+        expected: what becomes of reference bits on the way to the device.
+    """
+    placed, name, rows = piece.placed, piece.source, piece.rows
+    reference = expected(checkpoint.bits(name, (rows.as_slice(),)), placed.layout)
+    judged = Judged(piece, Counter(), [])
+    for shard in placed.tensor.shards:
+        held = shard.fetch(...)
+        for block, wanted, there, origin in pairs(
+            placed.layout, shard, name, reference, rows.start
+        ):
+            judged.totals[block.copy] += wanted.size
+            if not equal_bits(held[there], wanted):
+                judged.unequal.append(
+                    Unequal(shard.device, block.copy, wanted, held[there], origin)
+                )
+    return judged
+
+
+def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, run: Unequal) -> None:
+    """Add an unequal run of rows to the fault of its tensor, or of its copy of it."""
+    placed = piece.placed
+    departs = run.wanted != run.got
+    first = tuple(int(i) for i in np.argwhere(departs)[0])
+    in_tensor = first[::-1] if placed.layout.transposed else first
+    at = tuple(i + o for i, o in zip(in_tensor, (s.start for s in run.origin), strict=True))
+    bits = int(run.wanted[first]), int(run.got[first])
+    key = piece.source, run.copy
+    fault = faults.setdefault(key, Fault(placed, *key, at, *bits, run.device))
+    fault.count += int(np.count_nonzero(departs))
+    fault.devices.add(run.device)
