@@ -174,10 +174,12 @@ def test_a_column_without_a_session_is_refused(tmp_path: Path, pages: list[Path]
 
 def test_cells() -> None:
     link = "[vl](known-issues.md#vl)"
-    failed = {"status": Status.LOAD_FAILED, "failure": Failure(error="E", message="m")}
+    broken = Failure(error="E", message="m")
+    failed = report(status=Status.LOAD_FAILED, failure=broken)
+    known = report(status=Status.LOAD_FAILED, failure=broken, known_issue="vl")
     assert runs_page.cell(None) == NOT_RUN
     assert runs_page.cell(report()) == "="
     assert runs_page.cell(report(status=Status.DIFFERENT)) == "**0**"
     assert runs_page.cell(report(status=Status.DIFFERENT, known_issue="vl")) == f"0: {link}"
-    assert runs_page.cell(report(**failed)) == "**load failed**"
-    assert runs_page.cell(report(**failed, known_issue="vl")) == f"load failed: {link}"
+    assert runs_page.cell(failed) == "**load failed**"
+    assert runs_page.cell(known) == f"load failed: {link}"
