@@ -14,6 +14,7 @@ import numpy as np
 from harness.causes import Cause, Diagnosis, Finding
 from harness.compare_parameters import ParameterComparison
 from harness.difference import Difference, Kind
+from harness.distance import farthest
 from harness.dtypes import Bits
 from harness.findings import diagnoses_of
 from harness.ledger import POISON
@@ -49,11 +50,7 @@ class ParameterExplainer:
             return _metadata(difference)
         evidence = ParameterEvidence(self._comparison, fault)
         found = next((f for rule in _RULES if (f := rule(evidence))), None)
-        cause, summary, detail = found or (
-            Cause.UNEXPLAINED,
-            f"{evidence.name} differs",
-            f"{difference.count} of {difference.total} elements are unequal",
-        )
+        cause, summary, detail = found or _unexplained(evidence, difference)
         if cause is Cause.NAN_CANONICALISED:
             return Finding(cause, f"{cause} {difference.part}", summary, detail)
         where = f"{difference.part} {evidence.placed.rule.kind}"
@@ -111,6 +108,13 @@ class ParameterEvidence:
 
 
 _Found = tuple[Cause, str, str] | None
+
+
+def _unexplained(e: ParameterEvidence, difference: Difference) -> tuple[Cause, str, str]:
+    """The raw facts, and how far off the values are."""
+    far = farthest(e.reference, np.where(e.held, e.device, e.reference))
+    detail = f"{difference.count} of {difference.total} elements are unequal"
+    return Cause.UNEXPLAINED, f"{e.name} differs", detail + (f"; {far}" if far else "")
 
 
 def _never_written(e: ParameterEvidence) -> _Found:

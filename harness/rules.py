@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from harness.causes import Cause, Finding
+from harness.distance import farthest
 from harness.evidence import Evidence, extent
 from harness.ledger import POISON
 from harness.origin import another_slice, other_bytes, reordered, transposed, wrong_corner
@@ -148,15 +149,16 @@ def dtype_round_trip(slice_: Evidence) -> Finding | None:
 
 
 def unexplained(slice_: Evidence) -> Finding:
-    """The raw facts."""
+    """The raw facts, and how far off the values are."""
     share = np.count_nonzero(slice_.unequal) / slice_.reference.size
     rows, columns = extent(slice_.unequal)
+    far = farthest(slice_.reference, slice_.device)
     return slice_.finding(
         Cause.UNEXPLAINED,
         slice_.key.layer,
         f"slices of {slice_.where} differ for no known reason",
         f"{slice_.key}: {share:.1%} of its elements differ, within [{rows}, {columns}]; no other "
-        "slice, row or run of bytes of the reference fits",
+        "slice, row or run of bytes of the reference fits" + (f"; {far}" if far else ""),
     )
 
 

@@ -22,7 +22,7 @@ FLOW = [
     "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "pieces", "placement",
     "progress", "difference", "held", "digests", "compare", "compare_fp8", "ledger", "causes",
     "findings", "maps", "deliveries",
-    "provenance", "evidence", "origin", "rules", "diagnosis", "load_failure",
+    "provenance", "evidence", "origin", "distance", "rules", "diagnosis", "load_failure",
     "coverage", "compare_fp8_parameters", "compare_parameters", "explain_parameters",
     "report", "merge", "figures", "upstream",
     "vllm_platform", "host_platform", "tpu", "environment", "target", "known", "message",
