@@ -11,7 +11,8 @@ EXPECT ?= $(if $(filter 0.21,$(STACK)),equal,known)
 WORKERS ?= $(if $(filter tpu,$(TARGET)),0,2)
 SETUP := $(PYTHON) ci/setup.py
 
-.PHONY: help setup verify test lint types bench docs lock
+.PHONY: help setup verify test canary fixed full lint types bench docs lock
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -26,9 +27,17 @@ verify: ## the scenarios of STACK on TARGET
 
 # Every test: the canary on the releases with the bug, the fix taken back where it was made first,
 # then everything on the default stack.
-test: ## every test, on vLLM 0.21, on 0.22, then on STACK
-	@bin=$$($(SETUP) 0.21)/bin && $$bin/pytest scenarios tests/test_contract.py tests/test_audit_installed.py tests/test_audit_run.py --expect=known
-	@bin=$$($(SETUP) 0.22)/bin && $$bin/pytest tests/test_contract.py tests/test_audit_installed.py tests/test_audit_run.py
+test: canary fixed full ## every test: the three verbs below
+
+UPSTREAM := tests/test_contract.py tests/test_audit_installed.py tests/test_audit_run.py
+
+canary: ## the scenarios, and the tests of upstream's calls, on vLLM 0.21
+	@bin=$$($(SETUP) 0.21)/bin && $$bin/pytest scenarios $(UPSTREAM) --expect=known
+
+fixed: ## the tests of upstream's calls on vLLM 0.22
+	@bin=$$($(SETUP) 0.22)/bin && $$bin/pytest $(UPSTREAM)
+
+full: ## every test and scenario on STACK
 	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest --expect=known
 
 lint: ## ruff: rules and format

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +94,53 @@ def runs(job: Document) -> str:
     return "\n".join(step.get("run", "") for step in job["steps"])
 
 
-def test_the_presubmit_checks_everything() -> None:
-    jobs = load(PRESUBMIT)["jobs"]
-    assert "make lint types" in runs(jobs["lint"])
-    assert "pytest tests" in runs(jobs["tests"])
-    assert "--target emulated" in runs(jobs["scenarios"])
-    assert "0.21" in jobs["scenarios"]["strategy"]["matrix"]["stack"]
+def makefile_verbs() -> dict[str, list[str]]:
+    """The verbs of the Makefile, with the verbs that each consists of."""
+    rules = re.findall(r"^([a-z]+):([a-z ]*)##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    return {verb: parts.split() for verb, parts in rules}
+
+
+def called(text: str, values: list[str]) -> set[str]:
+    """The verbs that scripts give make, with those they consist of instead of them."""
+    verbs = makefile_verbs()
+    found = []
+    for words in re.findall(r"^make (.+)$", text, re.MULTILINE):
+        named = takewhile(lambda word: "=" not in word, words.split())
+        found += [verb for word in named for verb in (values if word == '"$VERB"' else [word])]
+    assert set(found) <= set(verbs)
+    return {part for verb in found for part in verbs[verb] or [verb]}
+
+
+def presubmit_faults(path: Path) -> set[str]:
+    """The verbs of which either the presubmit or .ci/run has none."""
+    jobs = load(path)["jobs"].values()
+    values = {id(job): job.get("strategy", {}).get("matrix", {}).get("verb", []) for job in jobs}
+    presubmit = {verb for job in jobs for verb in called(runs(job), values[id(job)])}
+    return presubmit ^ called((ROOT / ".ci" / "run").read_text(), [])
+
+
+def test_the_presubmit_calls_what_ci_runs() -> None:
+    assert called("make test", []) == {"canary", "fixed", "full"}
+    assert presubmit_faults(PRESUBMIT) == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("types docs ", "types ", {"docs"}),
+        ("[canary, fixed, full]", "[canary, full]", {"fixed"}),
+        ("types docs ", "types docs bench ", {"bench"}),
+    ],
+)
+def test_a_verb_less_or_more_is_seen(tmp_path: Path, old: str, new: str, fault: set[str]) -> None:
+    assert old in PRESUBMIT.read_text()
+    (tmp_path / "presubmit.yml").write_text(PRESUBMIT.read_text().replace(old, new))
+    assert presubmit_faults(tmp_path / "presubmit.yml") == fault
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_caches(path: Path) -> None:
-    """uv's by the locked requirements; XLA's programs by stack and CPU model as well."""
+    """uv's by the locked requirements; XLA's programs by stack, or verb, and CPU model as well."""
     for job in load(path)["jobs"].values():
         for step in job["steps"]:
             options = step.get("with", {})
@@ -111,8 +148,9 @@ def test_caches(path: Path) -> None:
                 assert options["enable-cache"] is True
                 assert "ci/stacks/*.txt" in path.read_text()
             if "actions/cache@" in step.get("uses", ""):
-                for part in ("matrix.stack", "cpu.outputs.model", "hashFiles('ci/stacks/*.txt')"):
+                for part in ("cpu.outputs.model", "hashFiles('ci/stacks/*.txt')"):
                     assert part in options["key"]
+                assert re.search(r"matrix\.(stack|verb)", options["key"])
                 assert "~/.cache/jax" in options["path"]
 
 
@@ -120,8 +158,10 @@ def test_what_runs_is_kept() -> None:
     """Files are uploaded and the summary is shown, however the run ended."""
     for path in WORKFLOWS:
         for job in load(path)["jobs"].values():
+            last = [step for step in job["steps"] if step.get("if") == "always()"]
+            if "$VERB" in runs(job):  # pytest itself writes the summary
+                assert any("upload-artifact@" in step.get("uses", "") for step in last)
             if "run_nightly.sh" in runs(job):
-                last = [step for step in job["steps"] if step.get("if") == "always()"]
                 assert any("GITHUB_STEP_SUMMARY" in step.get("run", "") for step in last)
                 assert any("upload-artifact@" in step.get("uses", "") for step in last)
 
