@@ -60,12 +60,22 @@ def _take(held: ExitStack, chip: int, timeout: float) -> None:
             expected=f"the chip to be free within {timeout:g} s",
             hint="wait for that process or end it; HARNESS_LOCKS names another place for locks",
         ) from error
-    held.callback(owner.unlink, missing_ok=True)
-    owner.write_text(str(os.getpid()))
+    held.callback(_remove, owner)
+    _remove(owner)
+    with contextlib.suppress(PermissionError):
+        owner.write_text(str(os.getpid()))
+
+
+def _remove(owner: Path) -> None:
+    """Remove a pid file, unless another user's process was killed and left it: it stays theirs."""
+    with contextlib.suppress(PermissionError):
+        owner.unlink(missing_ok=True)
 
 
 def _read(owner: Path) -> str:
+    """The pid of the process that says it holds a lock, if there is such a process."""
     try:
-        return owner.read_text()
+        pid = owner.read_text()
+        return pid if Path("/proc", pid).is_dir() else "of unknown pid"
     except OSError:
         return "of unknown pid"

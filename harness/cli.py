@@ -1,6 +1,7 @@
 """The ``harness`` command. It parses, calls the library, prints, and maps outcomes to exit codes.
 
-0 equal, 1 differences, 2 bad input, 3 the load under test failed, 4 target not available.
+0 equal, 1 differences, 2 bad input, 3 the load under test failed, 4 target not available,
+5 the harness itself failed.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ from harness.digests import Method
 from harness.environment import cache_directory
 from harness.errors import BadInput, HarnessError
 from harness.family import Part
-from harness.hook import Hook
 from harness.hosts import target_on
+from harness.load import LoadProcesses
 from harness.meshes import meshed
 from harness.message import failure_text
 from harness.nan import Nan
+from harness.overlay import overlay_from
 from harness.report import Report
 from harness.secrets import credentials_found
 from harness.selection import Selection
 from harness.stack import PACKAGES, installed_versions, require_stack, stack_name
 from harness.synthetic.recipes import RECIPES
-from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from harness.target import (
     TARGETS,
     Parallelism,
+    Target,
     emulated_target,
     target_named,
 )
@@ -106,13 +108,7 @@ for _command in COMMANDS:
     multiple=True,
     help="Load and compare this part only; repeatable. Default: all parts.",
 )
-@click.option(
-    "--hook",
-    type=click.Choice([h.value for h in Hook]),
-    default=Hook.UPSTREAM.value,
-    show_default=True,
-    help="Load through a hook of ours that insists on its ids, or passes over calls without.",
-)
+@click.option("--stack", default="", help="Import from checkouts: path:VLLM[,TPU_INFERENCE].")
 @click.option("--layers", default="", help="Compare these layers only: 0,12,-1 or 0-3.")
 @click.option("--experts", default="", help="Compare these experts of each layer: 0-3,7,-1.")
 @click.option("--sample", type=int, help="Compare so many experts, drawn by --seed.")
@@ -130,16 +126,8 @@ def verify_command(
     parallelism: str,
     hosts: int,
     mesh: str | None,
-    reference: str | None,
-    nan: str,
-    compare: str,
-    only: tuple[str, ...],
-    hook: str,
-    num_layers: int | None,
-    checksums: bool,
-    timeout: float,
     json_path: Path | None,
-    **selection: Any,
+    **options: Any,
 ) -> None:
     """Stream CHECKPOINT onto a target and compare all of it.
 
@@ -147,26 +135,46 @@ def verify_command(
     @revision.
     """
     _require_parent(json_path)
-    report = verify(
-        checkpoint,
-        meshed(target, mesh, Parallelism(parallelism), hosts)
-        if mesh
-        else target_on(target, devices, Parallelism(parallelism), hosts),
-        reference=reference,
-        nan=Nan(nan),
-        method=Method(compare),
-        hook=Hook(hook),
-        parts=[Part(part) for part in only] or tuple(Part),
-        selection=Selection(**selection),
-        num_layers=num_layers,
-        checksums=checksums,
-        timeout=timeout,
-        terminal=sys.stderr,
+    spread = Parallelism(parallelism)
+    where = (
+        meshed(target, mesh, spread, hosts) if mesh else target_on(target, devices, spread, hosts)
     )
+    report = _verified(checkpoint, where, **options)
     if json_path:
         report.write(json_path)
     _print(report)
     sys.exit(report.exit_code)
+
+
+def _verified(
+    checkpoint: str,
+    target: Target,
+    *,
+    reference: str | None,
+    nan: str,
+    compare: str,
+    only: tuple[str, ...],
+    stack: str,
+    num_layers: int | None,
+    checksums: bool,
+    timeout: float,
+    **selection: Any,
+) -> Report:
+    with LoadProcesses(overlay_from(stack)) as processes:
+        return verify(
+            checkpoint,
+            target,
+            reference=reference,
+            nan=Nan(nan),
+            method=Method(compare),
+            parts=[Part(part) for part in only] or tuple(Part),
+            selection=Selection(**selection),
+            num_layers=num_layers,
+            checksums=checksums,
+            timeout=timeout,
+            processes=processes,
+            terminal=sys.stderr,
+        )
 
 
 def _require_parent(path: Path | None) -> None:
@@ -191,22 +199,14 @@ def _print(report: Report) -> None:
 @click.option("--shapes", default="tiny", show_default=True, help="tiny or published:<model>.")
 @click.option("--layers", type=int, help="Decoder layers, instead of the shape's own.")
 @click.option("--experts", type=int, help="Experts a layer, instead of the shape's own.")
-@click.option("--files", default=4, show_default=True, help="Safetensors files to spread over.")
 @click.option("--seed", default=0, show_default=True, help="All values follow from it.")
-@click.option(
-    "--values",
-    type=click.Choice([v.value for v in Values]),
-    default=Values.CORNERS.value,
-    show_default=True,
-    help="Special values in every slice.",
-)
 @_exits
-def checkpoint_command(family: str, out: Path, values: str, **options: Any) -> None:
+def checkpoint_command(family: str, out: Path, **options: Any) -> None:
     """Write a synthetic checkpoint of FAMILY, in its published layout, to OUT.
 
     FAMILY is one of qwen3-vl-moe, qwen3.5-moe, qwen3.5-mtp, qwen3.6-mtp.
     """
-    written = write_checkpoint(family, out, values=Values(values), **options)
+    written = write_checkpoint(family, out, **options)
     click.echo(
         f"{RECIPES[family].summary}: {written.tensors} tensors, {written.nbytes} bytes "
         f"in {written.files} files under {written.path}"

@@ -18,6 +18,7 @@ from harness.history import courses, print_courses
 from harness.merge import merged_session
 from harness.message import failure_text
 from harness.renderings import json_schema, rendered, session_from
+from harness.report import Session
 from harness.terminal import closing_table
 from harness.writing import write
 
@@ -55,7 +56,8 @@ def report_command(
 def merge_command(files: tuple[Path, ...], wait: float, output: Path) -> None:
     """Make one session of those that the hosts of a slice wrote, one file a host.
 
-    A host whose file is not there has failed. 0 all as expected, 1 differences, 3 a host failed.
+    A host whose file is not there has failed. 0 all as expected; 1 differences, or a test that
+    broke off, did not end or never ran; 3 a host failed.
     """
     try:
         session = merged_session([session_from(file) for file in _there(files, wait)])
@@ -66,8 +68,21 @@ def merge_command(files: tuple[Path, ...], wait: float, output: Path) -> None:
         closing_table([(row.scenario, row.report) for row in session.rows])
     for row in session.rows:
         if row.failed:
-            click.echo(failure_text(row.report))
-    sys.exit(max((row.report.exit_code for row in session.rows if row.failed), default=0))
+            click.echo(failure_text(row.report) or f"{row.scenario}: {row.why}")
+    for text in _beside_reports(session):
+        click.echo(text)
+    codes = [max(1, row.report.exit_code) for row in session.rows if row.failed]
+    sys.exit(max(codes, default=int(any(_beside_reports(session)))))
+
+
+def _beside_reports(session: Session) -> list[str]:
+    """What went wrong that no report shows."""
+    texts = [f"{broken.test} broke off in {broken.phase}: {broken.message}"
+             for broken in session.broken]  # fmt: skip
+    texts += [f"{test} did not end" for test in session.unfinished]
+    if not (session.complete or session.unfinished):
+        texts.append("a session did not end")
+    return texts if session.rows else [*texts, "no scenario was verified"]
 
 
 def _there(files: Sequence[Path], seconds: float) -> list[Path]:

@@ -35,16 +35,21 @@ def target_on(
         share: see :func:`harness.target.target_named`.
 
     Raises:
-        BadInput: the hosts do not divide the devices, or the target has one host only.
-        TargetUnavailable: as of the target; or nobody says which host this is.
+        BadInput: the hosts do not divide the devices.
+        TargetUnavailable: as of the target; it has one host only; nobody says which host this is.
     """
     if hosts == 1:
         return target_named(name, devices, parallelism, share)
-    if hosts < 1 or name == "torch-xla" or (devices or hosts) % hosts:
+    if name == "torch-xla":
+        raise TargetUnavailable(
+            f"{hosts} hosts on torch-xla", where="--hosts",
+            expected="a target that goes through tpu-inference", hint="--target emulated",
+        )  # fmt: skip
+    if hosts < 1 or (devices or hosts) % hosts:
         raise BadInput(
             f"{hosts} hosts with {devices or 'the default'} devices on {name}",
             where="--hosts",
-            expected="hosts that divide the devices, on emulated or tpu",
+            expected="hosts that divide the devices",
             hint="--target emulated --hosts 2 --devices 8",
         )
     one = target_named(name, devices // hosts if devices else None, parallelism, share)

@@ -13,9 +13,9 @@ import math
 import re
 from dataclasses import replace
 
-from harness.errors import BadInput
+from harness.errors import BadInput, TargetUnavailable
 from harness.hosts import target_on
-from harness.target import Parallelism, Target
+from harness.target import Parallelism, Share, Target
 
 _AXES = ("data", "attn_dp", "expert", "model", "dcp", "pcp")
 #: A flag, not an axis: the mesh of (data, model) although another axis is asked for.
@@ -44,7 +44,11 @@ def mesh_sizes(mesh: str) -> tuple[dict[str, int], bool]:
 
 
 def meshed(
-    name: str, mesh: str, parallelism: Parallelism = Parallelism.TENSOR, hosts: int = 1
+    name: str,
+    mesh: str,
+    parallelism: Parallelism = Parallelism.TENSOR,
+    hosts: int = 1,
+    share: Share = None,
 ) -> Target:
     """The named target with a mesh of several axes.
 
@@ -53,18 +57,19 @@ def meshed(
         mesh: sizes of its axes, ``expert=2,model=2``; ``,2d`` keeps the mesh of two axes.
         parallelism: how experts are spread over it.
         hosts: processes its devices are divided among.
+        share: see :func:`harness.target.target_named`.
 
     Raises:
-        BadInput: the mesh is malformed, or the target has none.
-        TargetUnavailable: the target has not so many devices.
+        BadInput: the mesh is malformed.
+        TargetUnavailable: the target has no such mesh, or not so many devices.
     """
+    sizes, new_design = mesh_sizes(mesh)
     if name == "torch-xla":
-        raise BadInput(
+        raise TargetUnavailable(
             "a mesh of several axes on torch-xla", where="mesh",
             expected="a target that goes through tpu-inference", hint="--target emulated",
         )  # fmt: skip
-    sizes, new_design = mesh_sizes(mesh)
-    target = target_on(name, math.prod(sizes.values()), parallelism, hosts)
+    target = target_on(name, math.prod(sizes.values()), parallelism, hosts, share)
     attn_dp, dcp = sizes.get("attn_dp", 1), sizes.get("dcp", 1)
     engine = {
         "tensor_parallel_size": sizes.get("model", 1) * attn_dp * dcp,

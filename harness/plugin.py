@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
+import shlex
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from harness import collector
 from harness.collector import REPORTS, Collector, options_of, purpose_of
 from harness.digests import Method
-from harness.errors import HarnessError
+from harness.errors import HarnessError, TargetUnavailable
 from harness.hosts import target_on
 from harness.known import KnownIssue, Verdict, judge, note
 from harness.load import LoadProcess, LoadProcesses
+from harness.meshes import mesh_sizes, meshed
 from harness.message import failure_text, known_text
 from harness.overlay import Overlay, overlay_from
 from harness.renderings import add_to_step_summary
-from harness.report import Report, report_from_json
+from harness.report import Report
 from harness.selection import Selection
 from harness.stack import installed_versions
 from harness.target import Parallelism, Target
@@ -36,66 +37,61 @@ TargetOf = Callable[..., Target]
 
 _OVERLAY = pytest.StashKey[Overlay]()
 _COLLECTOR = pytest.StashKey[Collector]()
+_USED = pytest.StashKey[bool]()
+
+
+#: The options, and what pytest is told of each.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--target": {"default": "emulated", "help": "where to load to (default: emulated)"},
+    "--devices": {"type": int, "help": "size of the mesh (default: 4; on a TPU, all)"},
+    "--hosts": {
+        "type": int, "default": 1,
+        "help": "hosts the mesh is over: on a TPU slice all of them, this is one (default: 1)",
+    },
+    "--parallelism": {
+        "choices": [p.value for p in Parallelism], "default": Parallelism.TENSOR.value,
+        "help": "how experts are spread over the mesh (default: tensor)",
+    },
+    "--checkpoint": {
+        "action": "append", "default": [], "metavar": "PLACE",
+        "help": "run the scenarios on this directory, s3://…, gs://… or hub id instead of the "
+        "synthetic ones; repeatable",
+    },
+    "--layers": {"default": "", "help": "compare these layers only: 0,12,-1 or 0-3"},
+    "--experts": {"default": "", "help": "compare these experts of each layer: 0-3,7,-1"},
+    "--sample": {"type": int, "help": "compare so many experts, drawn by --seed"},
+    "--max-bytes": {"type": int, "help": "compare so many bytes of experts at most"},
+    "--seed": {"type": int, "default": 0, "help": "the draw follows from it (default: 0)"},
+    "--num-layers": {"type": int, "help": "load the first decoder layers only"},
+    "--compare": {
+        "choices": [m.value for m in Method], "default": Method.AUTO.value,
+        "help": "by bits read back or by digests made on the device (default: auto)",
+    },
+    "--checksums": {"action": "store_true", "help": "compare files with their store's"},
+    "--reports": {
+        "type": Path, "metavar": "DIR", "help": "write the reports here: JSON, JUnit, HTML …",
+    },
+    "--stack": {
+        "default": "", "metavar": "path:VLLM[,TPU_INFERENCE]",
+        "help": "import vllm (and tpu_inference) from these checkouts",
+    },
+    "--expect": {
+        "choices": ["equal", "known"], "default": "equal",
+        "help": "known: exactly the known upstream failures of this stack must happen",
+    },
+    "--load-timeout": {
+        "type": float, "default": 600.0, "help": "seconds one load may take (default: 600)",
+    },
+}  # fmt: skip
+
+#: Options that a verification is not repeated with: one is there anyway, two are the session's.
+_OF_THE_SESSION = ("--target=", "--reports=", "--expect=")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("harness", "MoE load verification")
-    group.addoption("--target", default="emulated", help="where to load to (default: emulated)")
-    group.addoption("--devices", type=int, help="size of the mesh (default: 4; on a TPU, all)")
-    group.addoption(
-        "--hosts",
-        type=int,
-        default=1,
-        help="hosts the mesh is over: on a TPU slice all of them, this is one (default: 1)",
-    )
-    group.addoption(
-        "--parallelism",
-        choices=[p.value for p in Parallelism],
-        default=Parallelism.TENSOR.value,
-        help="how experts are spread over the mesh (default: tensor)",
-    )
-    group.addoption(
-        "--checkpoint",
-        action="append",
-        default=[],
-        metavar="PLACE",
-        help="run the scenarios on this directory, s3://…, gs://… or hub id instead of the "
-        "synthetic ones; repeatable",
-    )
-    group.addoption("--layers", default="", help="compare these layers only: 0,12,-1 or 0-3")
-    group.addoption("--experts", default="", help="compare these experts of each layer: 0-3,7,-1")
-    group.addoption("--sample", type=int, help="compare so many experts, drawn by --seed")
-    group.addoption("--max-bytes", type=int, help="compare so many bytes of experts at most")
-    group.addoption("--seed", type=int, default=0, help="the draw follows from it (default: 0)")
-    group.addoption("--num-layers", type=int, help="load the first decoder layers only")
-    group.addoption(
-        "--compare",
-        choices=[m.value for m in Method],
-        default=Method.AUTO.value,
-        help="by bits read back or by digests made on the device (default: auto)",
-    )
-    group.addoption("--checksums", action="store_true", help="compare files with their store's")
-    group.addoption(
-        "--reports",
-        type=Path,
-        metavar="DIR",
-        help="write the reports here: JSON, JUnit, HTML …",
-    )
-    group.addoption(
-        "--stack",
-        default="",
-        metavar="path:VLLM[,TPU_INFERENCE]",
-        help="import vllm (and tpu_inference) from these checkouts",
-    )
-    group.addoption(
-        "--expect",
-        choices=["equal", "known"],
-        default="equal",
-        help="known: exactly the known upstream failures of this stack must happen",
-    )
-    group.addoption(
-        "--load-timeout", type=float, default=600.0, help="seconds one load may take (default: 600)"
-    )
+    for name, told in _OPTIONS.items():
+        group.addoption(name, **told)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -108,7 +104,32 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         config.stash[_COLLECTOR] = Collector(options_of(config))
         config.pluginmanager.register(config.stash[_COLLECTOR], "harness-collector")
-        signal.signal(signal.SIGTERM, _end_session)
+        config.pluginmanager.register(_Ending(), "harness-ending")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: Any, request: pytest.FixtureRequest) -> None:
+    """Note that this session uses the harness: others of this environment are left alone."""
+    if fixturedef.func.__module__ == __name__:
+        request.config.stash[_USED] = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell the controller of it, too."""
+    outcome = yield
+    vars(outcome)["harness_used"] = item.config.stash.get(_USED, False)
+    return outcome
+
+
+class _Ending:
+    """On the controller, or the only process: once the harness is used, SIGTERM ends a session."""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if getattr(report, "harness_used", False):
+            signal.signal(signal.SIGTERM, _end_session)
 
 
 def _end_session(number: int, frame: FrameType | None) -> None:
@@ -121,17 +142,17 @@ def _target(
     devices: int | None = None,
     parallelism: Parallelism | None = None,
     hosts: int | None = None,
+    mesh: str = "",
 ) -> Target:
     """The session's target, with the mesh a scenario asks for; a worker's share of the chips."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
     number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    return target_on(
-        config.getoption("--target"),
-        devices or config.getoption("--devices"),
-        parallelism or Parallelism(config.getoption("--parallelism")),
-        hosts or config.getoption("--hosts"),
-        (int(number), workers) if workers else None,
-    )
+    name, share = config.getoption("--target"), (int(number), workers) if workers else None
+    parallelism = parallelism or Parallelism(config.getoption("--parallelism"))
+    hosts = hosts or config.getoption("--hosts")
+    if mesh:
+        return meshed(name, mesh, parallelism, hosts, share)
+    return target_on(name, devices or config.getoption("--devices"), parallelism, hosts, share)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -150,16 +171,24 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 @pytest.fixture
 def target_of(request: pytest.FixtureRequest) -> TargetOf:
-    """The session's target with another mesh; skips where the machine has too small a one."""
+    """The session's target with another mesh; skips where this machine or target has none such.
+
+    A mesh that is malformed fails.
+    """
 
     def of(
         devices: int | None = None,
         parallelism: Parallelism | None = None,
         hosts: int | None = None,
+        mesh: str = "",
     ) -> Target:
+        over = hosts or request.config.getoption("--hosts")
+        count = math.prod(mesh_sizes(mesh)[0].values()) if mesh else devices
+        if not hosts and (count or over) % over:
+            pytest.skip(f"{count} devices cannot be divided among {over} hosts (--hosts)")
         try:
-            return _target(request.config, devices, parallelism, hosts)
-        except HarnessError as error:
+            return _target(request.config, devices, parallelism, hosts, mesh)
+        except TargetUnavailable as error:
             pytest.skip(str(error))
 
     return of
@@ -179,53 +208,32 @@ def load_process(load_processes: LoadProcesses, target: Target) -> LoadProcess:
     return load_processes.of(target)
 
 
-Once = Callable[[str, Callable[[], bytes]], bytes]
-
-
-@pytest.fixture(scope="session")
-def session_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that all workers of the session share."""
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "session"
-    shared.mkdir(exist_ok=True)
-    return shared
-
-
-@pytest.fixture(scope="session")
-def once(session_directory: Path) -> Once:
-    """Have something made once in the session, by the worker that comes first; it is bytes."""
-
-    def make(name: str, maker: Callable[[], bytes]) -> bytes:
-        result = session_directory / hashlib.sha256(name.encode()).hexdigest()
-        with FileLock(f"{result}.lock"):
-            if not result.exists():
-                result.write_bytes(maker())
-            return result.read_bytes()
-
-    return make
-
-
 @pytest.fixture
 def verified(
-    request: pytest.FixtureRequest, target: Target, load_processes: LoadProcesses, once: Once
+    request: pytest.FixtureRequest, target: Target, load_processes: LoadProcesses
 ) -> Verified:
     """Verify a checkpoint on the session's target; the report joins the closing table.
 
     Call it like :func:`harness.verification.verify`; the target is the session's unless another
-    is given. The same load is done once in a session, whichever worker asks for it first. It
-    returns the report and fails nothing by itself; :func:`expected` does.
+    is given. It returns the report, whose ``repeat`` names the test, and fails nothing by itself;
+    :func:`expected` does.
     """
 
     def run(checkpoint: Path, target: Target = target, **options: Any) -> Report:
-        def load() -> bytes:
-            return verify(checkpoint, target, processes=load_processes, **options).to_json()
-
         options = _selected(request.config) | options
-        report = report_from_json(once(f"{checkpoint} {target!r} {options!r}", load))
+        report = verify(checkpoint, target, processes=load_processes, **options)
+        report.repeat = _repeat(request.node)
         request.node.stash.setdefault(REPORTS, []).append(report)
         return report
 
     return run
+
+
+def _repeat(item: pytest.Item) -> str:
+    """The command line that runs a test again: what it verifies is often made for it and gone."""
+    options = [o for o in options_of(item.config) if not o.startswith(_OF_THE_SESSION)]
+    target = item.config.getoption("--target")
+    return shlex.join(["pytest", item.nodeid, f"--target={target}", *options])
 
 
 def _selected(config: pytest.Config) -> dict[str, Any]:

@@ -190,12 +190,13 @@ def torch_xla_target(
         parallelism: ``tensor`` cuts the intermediate axis, ``expert`` the expert axis.
 
     Raises:
-        BadInput: fewer than 1 device, or a parallelism that is tpu-inference's own.
-        TargetUnavailable: torch_xla is not installed, or does not fit the stack's torch.
+        BadInput: fewer than 1 device.
+        TargetUnavailable: torch_xla is not installed, or does not fit the stack's torch; or the
+            parallelism is tpu-inference's own.
     """
     _require_torch_xla()
     if parallelism not in _TORCH_XLA_BACKENDS:
-        raise BadInput(
+        raise TargetUnavailable(
             f"parallelism {parallelism} on torch-xla",
             where="--parallelism",
             expected="one of " + ", ".join(_TORCH_XLA_BACKENDS),

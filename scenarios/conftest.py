@@ -12,16 +12,20 @@ from scenarios.scenario import Store
 
 pytest_plugins = ["scenarios.urls"]
 
-Stored = Callable[[Store, str | Path], str | Path]
+Put = Callable[[str | Path], str | Path]
+Stored = Callable[[Store], Put]
 
 
 @pytest.fixture
 def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Stored:
-    """Put a checkpoint into a store and point the environment there; gives its URL."""
+    """Point the environment to a store; gives what puts a checkpoint there and tells its URL.
 
-    def put(store: Store, path: str | Path) -> str | Path:
+    Skips, before anything is written, where nothing here serves such a store.
+    """
+
+    def of(store: Store) -> Put:
         if store is Store.NONE:
-            return path
+            return lambda path: path
         if find_spec(store.server) is None:
             pytest.skip(f"no {store.server} here, which serves {store}:// for the scenarios")
         from scenarios import stores
@@ -31,9 +35,9 @@ def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
         environment = stores.s3_environment(url) if s3 else stores.gcs_environment(url)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        prefix = Path(path).name
         if s3:
-            return stores.upload(stores.s3_client(url), Path(path), prefix)
-        return stores.gcs_upload(url, Path(path), prefix)
+            client = stores.s3_client(url)
+            return lambda path: stores.upload(client, Path(path), Path(path).name)
+        return lambda path: stores.gcs_upload(url, Path(path), Path(path).name)
 
-    return put
+    return of

@@ -67,3 +67,25 @@ def test_a_failed_take_holds_nothing() -> None:
             pass
         with locked((0,), timeout=0):
             pass
+
+
+def test_a_pid_file_of_another_user_is_no_obstacle(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was killed; the lock is free, the file is not ours to write or remove."""
+    directory.mkdir()
+    (directory / "chip-1.pid").write_text("999999999")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("of another user")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with (
+        locked((1,), timeout=0),
+        pytest.raises(TargetUnavailable, match="in use by process of unknown pid"),
+        locked((1,), timeout=0.05),
+    ):
+        pass
+    with locked((1,), timeout=0):
+        pass

@@ -6,6 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from harness.cli import main
+from harness.errors import InternalError
+from harness.load import LoadProcesses
 from harness.stack import require_stack
 
 
@@ -16,6 +18,7 @@ from harness.stack import require_stack
         (["verify", "/nowhere", "--target", "gpu"], 2, "unknown target 'gpu'"),
         (["verify", "/nowhere", "--devices", "0"], 2, "0 devices"),
         (["verify", "/nowhere", "--json", "/nowhere/out.json"], 2, "no directory for the report"),
+        (["verify", "/nowhere", "--stack", "path:/nowhere"], 2, "no package vllm in the checkout"),
         (["checkpoint", "mixtral", "OUT"], 2, "unknown family 'mixtral'"),
         (["doctor", "--target", "gpu"], 2, "unknown target 'gpu'"),
     ],
@@ -54,6 +57,46 @@ def test_checkpoint_says_what_it_wrote(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["checkpoint", "qwen3-vl-moe", str(tmp_path / "c")])
     assert result.exit_code == 0
     assert "70 tensors, 2095872 bytes in 4 files" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("verify", "--hook"), ("checkpoint", "--files"), ("checkpoint", "--values")],
+)
+def test_options_of_the_library_alone(command: str, option: str) -> None:
+    assert option not in CliRunner().invoke(main, [command, "--help"]).output
+
+
+def test_a_part_the_checkpoint_has_not_is_bad_input(tiny_checkpoints: dict[str, Path]) -> None:
+    path = str(tiny_checkpoints["qwen3-vl-moe"])
+    result = CliRunner().invoke(main, ["verify", path, "--only", "mtp"])
+    assert result.exit_code == 2
+    assert "nothing to compare: mtp was asked for" in result.stderr
+
+
+def test_an_error_of_ours_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise InternalError.of(ValueError("as planted"))
+
+    monkeypatch.setattr("harness.cli.verify", fail)
+    result = CliRunner().invoke(main, ["verify", "/nowhere"])
+    assert (result.exit_code, "ValueError: as planted" in result.stderr) == (5, True)
+
+
+def test_checkouts_are_given_to_the_loading_processes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    seen = []
+
+    def verify(*_: object, processes: LoadProcesses, **__: object) -> None:
+        seen.append(processes.overlay.packages)
+        raise InternalError.of(ValueError("enough"))
+
+    monkeypatch.setattr("harness.cli.verify", verify)
+    CliRunner().invoke(main, ["verify", "/nowhere", "--stack", f"path:{tmp_path}"])
+    assert seen == [{"vllm": tmp_path / "vllm"}]
 
 
 def test_doctor_states_versions() -> None:

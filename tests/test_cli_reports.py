@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from harness.cli import main
 from harness.renderings import json_schema
-from harness.report import Report, Row, Session, Status, report_from_json
+from harness.report import Broken, Report, Row, Session, Status, report_from_json
+from tests.test_merge import host
 
 
 def ran(*arguments: object) -> Result:
@@ -49,6 +50,39 @@ def test_one_report_is_a_session_of_one(tiny_report: Path) -> None:
     report.status = Status.DIFFERENT
     report.write(tiny_report)
     assert "1 of 1 scenarios failed" in ran("report", tiny_report).output
+
+
+@pytest.mark.parametrize(
+    ("fault", "exit_code", "told"),
+    [
+        ("none", 0, ""),
+        ("broken", 1, "t.py::test_a broke off in setup: OSError: no"),
+        ("unfinished", 1, "t.py::test_a did not end"),
+        ("incomplete", 1, "a session did not end"),
+        ("no rows", 1, "no scenario was verified"),
+        ("known issue did not happen", 1, "vl: it did not happen"),
+    ],
+)
+def test_a_merge_says_what_no_report_shows(
+    tmp_path: Path, fault: str, exit_code: int, told: str
+) -> None:
+    session = Session(complete=True, rows=[Row(scenario="vl", report=host(n)) for n in (0, 1)])
+    if fault == "broken":
+        session.broken = [
+            Broken(test="t.py::test_a", phase="setup", message="OSError: no", error="")
+        ]
+    if fault == "unfinished":
+        session.complete, session.unfinished = False, ["t.py::test_a"]
+    if fault == "incomplete":
+        session.complete = False
+    if fault == "no rows":
+        session.rows = []
+    if fault == "known issue did not happen":
+        session.rows[0].failed, session.rows[0].why = True, "it did not happen"
+    session.write(tmp_path / "session.json")
+    ended = ran("merge", tmp_path / "session.json", "--output", tmp_path / "merged.json")
+    assert ended.exit_code == exit_code, ended.output
+    assert told in ended.output
 
 
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{}", b'{"rows": 3}', b"\xff"])

@@ -34,9 +34,7 @@ def test_a_mesh_of_several_axes_over_hosts() -> None:
     assert str(target) == "emulated, 8 devices as data=2,model=4 on 2 hosts"
 
 
-@pytest.mark.parametrize(
-    ("name", "devices", "hosts"), [("emulated", 5, 2), ("emulated", 4, 0), ("torch-xla", 4, 2)]
-)
+@pytest.mark.parametrize(("name", "devices", "hosts"), [("emulated", 5, 2), ("emulated", 4, 0)])
 def test_what_cannot_be(name: str, devices: int, hosts: int) -> None:
     with pytest.raises(BadInput, match=f"{hosts} hosts") as raised:
         target_on(name, devices, hosts=hosts)
@@ -56,3 +54,8 @@ def test_the_environment_says_which_host_this_is(environ: dict[str, str], number
 def test_an_environment_that_does_not_say(environ: dict[str, str]) -> None:
     with pytest.raises(TargetUnavailable, match="not the number of one of 4 hosts"):
         host_number(4, environ)
+
+
+def test_torch_xla_has_one_host() -> None:
+    with pytest.raises(TargetUnavailable, match="2 hosts on torch-xla"):
+        target_on("torch-xla", 4, hosts=2)

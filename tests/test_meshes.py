@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.errors import BadInput
+from harness.errors import BadInput, TargetUnavailable
 from harness.mesh import Mesh
 from harness.meshes import mesh_sizes, meshed
 from harness.target import Parallelism
@@ -41,8 +41,10 @@ def test_an_axis_of_experts_on_a_mesh_of_two_axes() -> None:
 
 
 def test_torch_xla_has_no_mesh_of_several_axes() -> None:
-    with pytest.raises(BadInput, match="torch-xla"):
+    with pytest.raises(TargetUnavailable, match="torch-xla"):
         meshed("torch-xla", "data=2,model=2")
+    with pytest.raises(BadInput, match="not a mesh"):
+        meshed("torch-xla", "data=2,data=2")
 
 
 def test_a_mesh_has_as_many_devices_as_its_axes_say() -> None:

@@ -78,3 +78,54 @@ def test_a_target_that_cannot_be_had_is_an_error(session: pytest.Pytester, targe
     result = session.runpytest_subprocess("--target", target)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: *{target}*"])
+
+
+def test_a_report_names_its_test_to_repeat_it(session: pytest.Pytester) -> None:
+    report(Status.DIFFERENT).write(session.path / "given.json")
+    session.runpytest_subprocess("--reports", "out", "--devices=2", "--checksums", "--expect=known")
+    written = report_from_json((session.path / "out" / "first.json").read_bytes())
+    (file,) = session.path.glob("test_*.py")
+    assert written.repeat == (
+        f"pytest '{file.name}::test_row[first]' --target=emulated --devices=2 --checksums"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "outcome", "told"),
+    [
+        ("devices=3", "skipped", "3 devices cannot be divided among 2 hosts"),
+        ("mesh='data=3'", "skipped", "3 devices cannot be divided among 2 hosts"),
+        ("mesh='data=2,data=2'", "failed", "not a mesh"),
+        ("devices=5, hosts=3", "failed", "3 hosts with 5 devices"),
+        ("devices=4", "passed", ""),
+        ("mesh='data=2,model=2'", "passed", ""),
+    ],
+)
+def test_a_mesh_that_cannot_be_had_skips_and_a_wrong_one_fails(
+    pytester: pytest.Pytester, asked: str, outcome: str, told: str
+) -> None:
+    pytester.makepyfile(f"def test_row(target_of):\n    target_of({asked})\n")
+    result = pytester.runpytest_subprocess("--hosts", "2", "-rs")
+    result.assert_outcomes(**{outcome: 1})
+    assert told in result.stdout.str()
+
+
+def test_a_target_without_such_a_mesh_skips(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        "import harness.target\nharness.target._require_torch_xla = lambda: None\n"
+    )
+    pytester.makepyfile("def test_row(target_of):\n    target_of(mesh='data=2,model=2')\n")
+    result = pytester.runpytest_subprocess("--target", "torch-xla", "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*a mesh of several axes on torch-xla*"])
+
+
+@pytest.mark.parametrize(("fixture", "ours"), [("tmp_path", False), ("load_processes", True)])
+def test_sigterm_is_taken_where_the_harness_is_used(
+    pytester: pytest.Pytester, fixture: str, ours: bool
+) -> None:
+    pytester.makepyfile(
+        f"import signal\ndef test_a({fixture}):\n"
+        f"    assert (signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL) is {ours}\n"
+    )
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)

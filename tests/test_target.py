@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import target as targets
-from harness.errors import BadInput, TargetUnavailable
+from harness.errors import TargetUnavailable
 from harness.layout import Backend
 from harness.load import LoadProcess
 from harness.target import Parallelism, Target, emulated_target, target_named, torch_xla_target
@@ -174,6 +174,16 @@ def test_what_was_compiled_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert name not in emulated_target().environment
 
 
+def test_numba_has_a_place_for_what_it_compiles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    assert emulated_target().environment["NUMBA_CACHE_DIR"] == f"{tmp_path}/numba"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/elsewhere")
+    assert emulated_target().environment["NUMBA_CACHE_DIR"] == "/elsewhere"
+
+
 def test_each_parallelism_has_its_packing() -> None:
     of = {p: emulated_target(4, p) for p in Parallelism}
     assert [t.backend for t in of.values()] == [
@@ -183,7 +193,7 @@ def test_each_parallelism_has_its_packing() -> None:
 
 
 def test_torch_xla_has_no_kernel_packing() -> None:
-    with pytest.raises(BadInput, match="expert-kernel on torch-xla"):
+    with pytest.raises(TargetUnavailable, match="expert-kernel on torch-xla"):
         torch_xla_target(4, Parallelism.EXPERT_KERNEL)
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from harness import verification
 from harness.causes import Cause
 from harness.checkpoint import Checkpoint
 from harness.cli import main
+from harness.errors import BadInput
 from harness.experts import ExpertKey
 from harness.family import Part, Projection
 from harness.load import LoadProcesses
 from harness.message import failure_text
 from harness.nan import Nan
+from harness.overlay import Overlay
 from harness.report import Report, Status, report_from_json
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
@@ -102,6 +106,35 @@ def test_the_command_line(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> 
     assert len(report.differences) == 1
     assert json.loads(out.read_text())["status"] == "different"
     assert report.experts_compared == 24
+
+
+@pytest.mark.parametrize("parts", [(), (Part.MTP,)])
+def test_what_compares_nothing_is_refused(
+    tiny_checkpoints: dict[str, Path], parts: tuple[Part, ...]
+) -> None:
+    with pytest.raises(BadInput, match="nothing to compare"):
+        verify(tiny_checkpoints["qwen3-vl-moe"], parts=parts)
+
+
+def repeated(path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> str:
+    """The command of a verification that was not carried out."""
+    monkeypatch.setattr(verification, "outcomes", lambda request, report, *_: [report])
+    return verify(path, **options).repeat
+
+
+def test_the_command_repeats_what_was_asked_for(
+    tiny_checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_checkpoints["qwen3.6-mtp"]
+    plain = f"harness verify {path} --target emulated --devices 4"
+    assert repeated(path, monkeypatch) == plain
+    assert repeated(path, monkeypatch, parts=[Part.DECODER]) == f"{plain} --only decoder"
+    assert repeated(path, monkeypatch, timeout=60.0) == f"{plain} --timeout 60"
+    with LoadProcesses(Overlay({"vllm": tmp_path / "vllm"})) as processes:
+        found = repeated(path, monkeypatch, processes=processes)
+    assert f" --stack=path:{tmp_path}/vllm " in found
+    vl = tiny_checkpoints["qwen3-vl-moe"]
+    assert "--only" not in repeated(vl, monkeypatch, parts=[Part.DECODER])
 
 
 def test_equal_reports_say_what_was_compared(

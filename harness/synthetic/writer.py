@@ -110,9 +110,9 @@ def _split(specs: list[TensorSpec], files: int) -> list[list[TensorSpec]]:
     if not 1 <= files <= len(specs):
         raise BadInput(
             f"{files} files for {len(specs)} tensors",
-            where="--files",
+            where="files",
             expected=f"between 1 and {len(specs)}",
-            hint="--files 4",
+            hint="files=4",
         )
     goal = sum(_nbytes(spec) for spec in specs) / files
     groups: list[list[TensorSpec]] = [[]]
