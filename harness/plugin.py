@@ -185,7 +185,7 @@ def target_of(request: pytest.FixtureRequest) -> TargetOf:
         over = hosts or request.config.getoption("--hosts")
         count = math.prod(mesh_sizes(mesh)[0].values()) if mesh else devices
         if not hosts and (count or over) % over:
-            pytest.skip(f"{count} devices cannot be divided among {over} hosts (--hosts)")
+            pytest.skip(f"a mesh of {count} cannot be divided among {over} hosts (--hosts)")
         try:
             return _target(request.config, devices, parallelism, hosts, mesh)
         except TargetUnavailable as error:

@@ -15,11 +15,11 @@ from tests.test_plugin import CONFTEST, report
 TEST = """
 import pytest
 from harness.causes import Cause
-from harness.known import KnownIssue, Owner
+from harness.known import KnownIssue, Nature, Owner
 
 KNOWN = KnownIssue(
-    id="an-issue", owner=Owner.VLLM, reason="it fails", threads=(), stacks=("0.26",),
-    scenarios=("known",), causes=(),
+    id="an-issue", owner=Owner.VLLM, nature=Nature.BUG, reason="it fails", threads=(),
+    stacks=("0.26",), scenarios=("known",), causes=(Cause.BIT_FLIP,),
 )
 
 @pytest.fixture

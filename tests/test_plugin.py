@@ -93,8 +93,8 @@ def test_a_report_names_its_test_to_repeat_it(session: pytest.Pytester) -> None:
 @pytest.mark.parametrize(
     ("asked", "outcome", "told"),
     [
-        ("devices=3", "skipped", "3 devices cannot be divided among 2 hosts"),
-        ("mesh='data=3'", "skipped", "3 devices cannot be divided among 2 hosts"),
+        ("devices=3", "skipped", "a mesh of 3 cannot be divided among 2 hosts"),
+        ("mesh='data=3'", "skipped", "a mesh of 3 cannot be divided among 2 hosts"),
         ("mesh='data=2,data=2'", "failed", "not a mesh"),
         ("devices=5, hosts=3", "failed", "3 hosts with 5 devices"),
         ("devices=4", "passed", ""),
