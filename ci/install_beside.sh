@@ -7,12 +7,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 constraints=$(mktemp)
 trap 'rm -f "$constraints"' EXIT
-"$python" - >"$constraints" <<'EOF'
-from importlib.metadata import distributions
-
-names = {d.metadata["Name"].lower(): d.version for d in distributions() if d.metadata["Name"]}
-names.pop("moe-load-harness", None)
-print(*(f"{name}=={version}" for name, version in sorted(names.items())), sep="\n")
-EOF
+"$python" -m pip list --format=freeze --exclude moe-load-harness >"$constraints"
 "$python" -m pip install --quiet --constraint "$constraints" --requirement ci/stacks/tools.in
 "$python" -m pip install --quiet --no-deps --editable .

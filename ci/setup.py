@@ -35,12 +35,15 @@ def main() -> int:
     parser.add_argument("--lock", action="store_true", help="compile the requirements files anew")
     parser.add_argument("--docs", action="store_true", help="what builds docs/ as a site")
     parser.add_argument("--uv", action="store_true", help="print where uv is; it is made there")
+    parser.add_argument("--python", action="store_true", help="print the Python of the stack")
     options = parser.parse_args()
     try:
         if options.lock:
             lock()
         elif options.uv:
             print(find_uv())
+        elif options.python:
+            print(stacks()[choose(options.stack)]["python"])
         elif options.docs:
             print(docs())
         else:

@@ -14,7 +14,7 @@ shift $(($# < 2 ? $# : 2))
 pinned() { sed -n "s/^$1==//p" "ci/stacks/$stack.txt"; }
 # libtpu 0.0.43, which tpu-inference 0.26 pins, has wheels from Python 3.12 on only.
 python=3.12
-[[ $kind == tpu ]] || python=$(sed -n "s/.*\"$stack\": {\"python\": \"\([0-9.]*\)\".*/\1/p" ci/stacks/stacks.json)
+[[ $kind == tpu ]] || python=$("${PYTHON:-python3}" ci/setup.py --python "$stack")
 
 command=(docker build --file "docker/Dockerfile.$kind" --tag "moe-load-harness:$kind-$stack"
   --build-arg "BASE_IMAGE=python:$python-slim-bookworm"

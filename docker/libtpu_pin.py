@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import requires
 
+from packaging.requirements import Requirement
+
 
 def pin(requirements: Iterable[str]) -> str:
     """The libtpu among ``requirements``.
@@ -17,10 +19,9 @@ def pin(requirements: Iterable[str]) -> str:
     Raises:
         SystemExit: there is none.
     """
-    for requirement in requirements:
-        name, _, version = requirement.partition(";")[0].partition("==")
-        if name.strip() == "libtpu" and version:
-            return f"libtpu=={version.strip()}"
+    for requirement in map(Requirement, requirements):
+        if requirement.name == "libtpu" and str(requirement.specifier).startswith("=="):
+            return f"libtpu{requirement.specifier}"
     raise SystemExit("tpu-inference pins no libtpu: install the one its documentation names")
 
 
