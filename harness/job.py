@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from harness import engine, progress
-from harness.causes import Diagnosis
 from harness.checkpoint import Checkpoint
 from harness.compare_fp8 import part_comparison
 from harness.coverage import Counts, coverage, require_covered, require_recorded
@@ -24,9 +23,9 @@ from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.hook import Hook
 from harness.ledger import Ledger
-from harness.load_failure import diagnose_failure
+from harness.load_failure import diagnose_failure, never_arrived
 from harness.loaded import Adapt, Ledgers, Loaded
-from harness.maps import map_of
+from harness.maps import map_of, with_missing
 from harness.nan import Nan
 from harness.report import Delivery, HostPart, Report, Status, Timings
 from harness.selection import Chosen, Selection, choose, expert_bytes
@@ -114,7 +113,7 @@ def _load(
             name_sites(ledger)
             report.calls += calls_of(name, ledger)
         report.failure = failure_of(error)
-        report.diagnoses = _diagnoses_of_failure(parts, ledgers)
+        _explain_failure(report, parts, ledgers)
         return None
     report.environment = msgspec.structs.replace(
         report.environment, mesh=loaded.mesh, entry=loaded.entry
@@ -214,10 +213,14 @@ def _delivery(part: Part, ledger: Ledger, counts: Counts) -> Delivery:
     return Delivery(part=part, calls=len(ledger.calls), sites=dict(sites), **counts._asdict())
 
 
-def _diagnoses_of_failure(parts: Sequence[ReferencePart], ledgers: Ledgers) -> list[Diagnosis]:
-    """Why the load ended early, from the ledger of the part it ended in."""
-    for part in parts:
-        ledger = ledgers.get(part.part)
-        if ledger and not ledger.finished:
-            return diagnose_failure(ledger, part.layers, part.shape.experts)
-    return diagnose_failure(Ledger(), (), 0)
+def _explain_failure(report: Report, parts: Sequence[ReferencePart], ledgers: Ledgers) -> None:
+    """Why the load ended early, from the ledger of the part it ended in, and what never came."""
+    failed = [p for p in parts if p.part in ledgers and not ledgers[p.part].finished]
+    if not failed:
+        report.diagnoses = diagnose_failure(Ledger(), (), 0)
+        return
+    part, ledger = failed[0], ledgers[failed[0].part]
+    report.diagnoses = diagnose_failure(ledger, part.layers, part.shape.experts)
+    (diagnosis,) = report.diagnoses
+    lost = never_arrived(diagnosis, ledger, part.layers, part.shape.experts)
+    report.maps = [with_missing(m, lost) if m.part is part.part else m for m in report.maps]

@@ -32,6 +32,24 @@ def diagnose_failure(ledger: Ledger, layers: Sequence[int], experts: int) -> lis
     return [_failed(Cause.UNEXPLAINED, "the stack under test raised an error", "see above")]
 
 
+def never_arrived(
+    diagnosis: Diagnosis, ledger: Ledger, layers: Sequence[int], experts: int
+) -> dict[int, tuple[int, ...]]:
+    """By layer, the experts that ``diagnosis`` says never arrived; what else did not come is open.
+
+    Args:
+        diagnosis: of :func:`diagnose_failure`, with the same ledger, layers and experts.
+        ledger: of the part whose load raised.
+        layers: the part's layers of experts.
+        experts: how many each has.
+    """
+    if diagnosis.cause is Cause.ARGUMENT_CONTRACT:
+        return ledger.undelivered(layers, experts)
+    if diagnosis.cause is Cause.DELIVERED_LATE:
+        return _early(ledger, layers, experts)
+    return {}
+
+
 def _contract(call: LoaderCall, undelivered: dict[int, tuple[int, ...]]) -> Diagnosis | None:
     """The hook did not find the ids where it looks for them."""
     if call.ids_are_positional:
@@ -59,25 +77,30 @@ def _streamed_twice(ledger: Ledger) -> Diagnosis | None:
 
 
 def _processed_early(ledger: Ledger, layers: Sequence[int], experts: int) -> Diagnosis | None:
-    """A layer was processed and some of its experts had not come.
+    """A layer was processed and some of its experts had not come."""
+    early = _early(ledger, layers, experts)
+    if not early:
+        return None
+    layer, lost = next(iter(early.items()))
+    return _failed(
+        Cause.DELIVERED_LATE,
+        "a layer was processed before all its pieces had come; never arrived: "
+        f"{experts_text(lost)} of layer {layer}",
+        f"the load ended at {ledger.streamed[-1]}, with the layer's parameters replaced already",
+    )
+
+
+def _early(ledger: Ledger, layers: Sequence[int], experts: int) -> dict[int, tuple[int, ...]]:
+    """By layer that was processed, the experts of it that had not come.
 
     A last call that found its layer unprocessed counts as come: it had the layer processed, and
     that is where the error came from.
     """
     late = ledger.failed and ledger.calls[-1].late
     undelivered = replace(ledger, failed=late).undelivered(layers, experts)
-    early = [
-        f"{experts_text(undelivered[layer])} of layer {layer}"
-        for layer in ledger.processed_layers()
-        if layer in undelivered
-    ]
-    if not early:
-        return None
-    return _failed(
-        Cause.DELIVERED_LATE,
-        f"a layer was processed before all its pieces had come; never arrived: {early[0]}",
-        f"the load ended at {ledger.streamed[-1]}, with the layer's parameters replaced already",
-    )
+    return {
+        layer: undelivered[layer] for layer in ledger.processed_layers() if layer in undelivered
+    }
 
 
 def _called(call: LoaderCall) -> str:

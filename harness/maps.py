@@ -7,7 +7,7 @@ three equal, one that differs, four equal. 94 layers x 128 experts x 3 take some
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import groupby, pairwise
 
@@ -113,6 +113,16 @@ def map_of(
             _mark(row, difference.expert, state)
     states = {p: [encoded(cells[layer, p]) for layer in layers] for p in Projection}
     return PartMap(part=part, layers=list(layers), experts=experts, states=states)
+
+
+def with_missing(part_map: PartMap, experts: Mapping[int, Collection[int]]) -> PartMap:
+    """The map of a load that ended early: the ``experts`` of each layer never arrived."""
+    states: dict[Projection, list[str]] = {projection: [] for projection in part_map.states}
+    for projection, layer, row in part_map.rows():
+        lost = set(experts.get(layer, ()))
+        cells = (State.MISSING if e in lost else state for e, state in enumerate(row))
+        states[projection].append(encoded(cells))
+    return msgspec.structs.replace(part_map, states=states)
 
 
 _STATE = {Kind.MISSING: State.MISSING, Kind.SHARDING: State.MISPLACED}

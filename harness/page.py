@@ -18,7 +18,7 @@ import msgspec
 
 from harness.figures import figures, issue_lines, skipped_lines
 from harness.junit import summary_line, verdict_line
-from harness.maps import PartMap, State, places
+from harness.maps import PartMap, State, decoded, places
 from harness.message import failure_text
 from harness.report import Report, Row, Session, Status
 from harness.runs import numbers_of
@@ -115,6 +115,7 @@ def _data(report: Report) -> dict[str, Any]:
         ],
         "differences": list(_told(report)),
         "calls": [msgspec.to_builtins(calls) for calls in report.calls],
+        "failed": report.failure is not None,
     }  # fmt: skip
 
 
@@ -141,8 +142,14 @@ def _map(report: Report, part_map: PartMap) -> dict[str, Any]:
 def _causes(report: Report, part_map: PartMap) -> dict[str, list[list[int]]]:
     """By projection, for each layer, the diagnosis of each expert: runs of length and number.
 
-    -1 where there is none, or where a whole array is meant and not one expert.
+    -1 where there is none, or where a whole array is meant and not one expert. What never arrived
+    in a load that failed has the first one, which says so.
     """
+    if report.failure and report.diagnoses:
+        return {
+            p: [_runs([0 if s is State.MISSING else -1 for s in decoded(row)]) for row in rows]
+            for p, rows in part_map.states.items()
+        }
     place = {layer: row for row, layer in enumerate(part_map.layers)}
     cells = {p: [[-1] * part_map.experts for _ in place] for p in part_map.states}
     for number, diagnosis in enumerate(report.diagnoses):

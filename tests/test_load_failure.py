@@ -6,7 +6,7 @@ import pytest
 
 from harness.causes import Cause, Diagnosis
 from harness.ledger import Ledger
-from harness.load_failure import diagnose_failure
+from harness.load_failure import diagnose_failure, never_arrived
 from tests.test_ledger import W2, W13, call, whole
 
 
@@ -71,3 +71,16 @@ def test_the_last_piece_found_its_layer_processed() -> None:
 )
 def test_what_a_ledger_does_not_explain(ledger: Ledger) -> None:
     assert diagnosed(ledger).cause is Cause.UNEXPLAINED
+
+
+def lost(ledger: Ledger) -> dict[int, tuple[int, ...]]:
+    (diagnosis,) = diagnose_failure(ledger, [3, 4], 2)
+    return never_arrived(diagnosis, ledger, [3, 4], 2)
+
+
+def test_what_the_diagnosis_says_never_arrived() -> None:
+    positional = Ledger(calls=[call(W13, "n", "w1", 0)], failed=True)
+    assert lost(positional) == {3: (0, 1), 4: (0, 1)}
+    early = Ledger(calls=whole(0), streamed=["a", "b"], processed=[W13, W2])
+    assert lost(early) == {3: (1,)}  # of layer 4, nothing had come yet
+    assert lost(Ledger(calls=whole(0), streamed=["a", "b"])) == {}

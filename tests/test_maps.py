@@ -10,7 +10,7 @@ import pytest
 from harness.causes import Cause, Diagnosis
 from harness.difference import Difference, Kind
 from harness.family import Part, Projection
-from harness.maps import PartMap, State, decoded, encoded, map_of, pattern, places
+from harness.maps import PartMap, State, decoded, encoded, map_of, pattern, places, with_missing
 
 W13 = "model.layers.1.mlp.experts.w13_weight"
 
@@ -141,3 +141,8 @@ def test_a_large_map_is_small() -> None:
     large = map_of(Part.DECODER, range(94), 128, lambda layer: range(128))
     assert len(msgspec.json.encode(large)) < 4000
     assert sum(1 for _ in large.rows()) == 3 * 94
+
+
+def test_what_never_arrived_is_missing_and_the_rest_is_open() -> None:
+    drawn = with_missing(map_of(Part.DECODER, [3, 4], 4), {3: (1, 2), 9: (0,)})
+    assert all(rows == ["1n2m1n", "4n"] for rows in drawn.states.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 import msgspec
 import pytest
@@ -51,6 +52,18 @@ def test_a_failed_load_is_told() -> None:
     html = page(canary()).decode()
     assert "3 of 3 scenarios failed" in html
     assert "the hook received shard_id and expert_id positionally" in html
+
+
+def test_a_failed_load_draws_what_never_arrived() -> None:
+    html = page(canary()).decode()
+    positional, alone, vision = embedded(html)
+    assert html.count("The load ended early and nothing was compared") == 3
+    for shown, missing, open_ in ((positional, 8, 0), (alone, 8, 0), (vision, 0, 8)):
+        part_map: Any = shown["maps"][0]  # type: ignore[index]
+        states = part_map["states"]["gate_proj"][0]
+        assert (states, shown["failed"]) == (f"{missing or open_}{'m' if missing else 'n'}", True)
+        assert part_map["causes"]["gate_proj"][0] == [8, 0 if missing else -1]
+    assert embedded(page(all_equal()).decode())[0]["failed"] is False
 
 
 def test_what_broke_off_is_told() -> None:

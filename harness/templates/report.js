@@ -122,7 +122,8 @@ class Panel {
     element("h3", `${part} layer ${layer} expert ${expert} ${projection}`, details);
     const list = element("dl", undefined, details);
     const say = (name, text) => { element("dt", name, list); element("dd", text, list); };
-    say("state", WORDS[this.states[this.layer][expert]]);
+    const state = this.states[this.layer][expert];
+    say("state", WORDS[state] + (data.failed && state === "n" ? ": the load ended before" : ""));
     if (number >= 0) {
       const {cause, summary, evidence, next} = data.diagnoses[number];
       say("cause", `${summary} [${cause}]`); say("evidence", evidence); say("next step", next);
@@ -138,7 +139,8 @@ class Panel {
         c.times > 1 && `${c.times} times`].filter(Boolean).join(", ");
       say("ledger", `${fill(c.call)} at ${c.site}, streaming ${fill(c.source)}${notes ? " (" + notes + ")" : ""}`);
     }
-    if (!calls.length) say("ledger", "no call of a weight_loader for it");
+    if (!calls.length) say("ledger", data.failed ? "the load ended before a weight_loader was called for it"
+      : "no call of a weight_loader for it");
   }
 }
 
