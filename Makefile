@@ -11,7 +11,7 @@ EXPECT ?= $(if $(filter 0.21,$(STACK)),equal,known)
 WORKERS ?= $(if $(filter tpu,$(TARGET)),0,2)
 SETUP := $(PYTHON) ci/setup.py
 
-.PHONY: help setup verify test canary fixed full lint types bench docs lock
+.PHONY: help setup verify test canary fixed full lint types soak bench docs lock
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -45,6 +45,10 @@ lint: ## ruff: rules and format
 
 types: ## mypy, strict
 	@bin=$$($(SETUP))/bin && $$bin/mypy
+
+# Loads of faultless checkpoints, streamed in every way: a finding in one is the harness's own fault.
+soak: ## 50 clean loads on STACK, of which none may have a finding
+	@bin=$$($(SETUP) $(STACK))/bin && PYTHONPATH=. $$bin/python ci/clean_runs.py --runs 50
 
 # Each benchmark with its defaults, in turn; the first that fails ends it.
 bench: ## every script under benchmarks/

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -67,8 +68,8 @@ def main() -> None:
             matrix = np.asarray(array[expert]).view(np.uint16)
             by_feature = matrix.T if axis == 0 else matrix
             assert (digest(by_feature, 1) == found[expert]).all(), (name, expert)
-        copied = 2 * array.nbytes / seconds(lambda a=array: copy(a), options.repeats)
-        read = array.nbytes / seconds(lambda a=array, w=whole: shares(a, w), options.repeats)
+        copied = 2 * array.nbytes / seconds(partial(copy, array), options.repeats)
+        read = array.nbytes / seconds(partial(shares, array, whole), options.repeats)
         print(
             f"{name:<24} {array.nbytes / 2**30:5.1f} GiB  equal to the host's  "
             f"digest {read / 1e9:7.1f} GB/s  copy {copied / 1e9:7.1f} GB/s  {read / copied:5.1%}"

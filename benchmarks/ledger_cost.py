@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 
@@ -36,7 +37,7 @@ def load_job(argument: bytes) -> bytes:
         argument, type=tuple[str, Target, tuple[Part, ...], str]
     )
     if kind == "bare":
-        tpu_engine.recording = lambda base, ledgers: base
+        patch.object(tpu_engine, "recording", lambda base, ledgers: base).start()
     if kind == "ledger":
         recording._poison = lambda parameter: None
     loaded = engine.load(path, target, parts)

@@ -1,6 +1,6 @@
 """Repeated loads of faultless checkpoints: a harness that finds anything in them is wrong.
 
-    python ci/clean_runs.py --runs 50
+    make soak
 
 Seeds, families, the number of files, ``RUNAI_STREAMER_CONCURRENCY`` and
 ``RUNAI_STREAMER_MEMORY_LIMIT`` vary from run to run. One line a run; exit 1 at the first finding.

@@ -241,7 +241,7 @@ def show(log: TextIO) -> None:
     sys.stdout.flush()
 
 
-def end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(SECONDS_TO_END)
     except subprocess.TimeoutExpired:

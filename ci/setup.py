@@ -59,7 +59,8 @@ def main() -> int:
 
 def stacks() -> dict[str, dict[str, Any]]:
     """The table of stacks: the Python each is pinned for, and the overrides it resolves with."""
-    return json.loads((STACKS / "stacks.json").read_text())
+    table: dict[str, dict[str, Any]] = json.loads((STACKS / "stacks.json").read_text())
+    return table
 
 
 def choose(stack: str, running: tuple[int, int] = sys.version_info[:2]) -> str:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ci import runs_page
-from ci.runs_page import COLUMNS, NOT_RUN, README, RUNS
 from harness.report import Environment, Failure, Report, Row, Session, Status
 from scenarios.catalogue import SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
+from tests.pipelines import script
+
+runs_page = script("runs_page")
+COLUMNS, NOT_RUN = runs_page.COLUMNS, runs_page.NOT_RUN
+README, RUNS = runs_page.README, runs_page.RUNS
 
 Cells = Mapping[str, list[str]]
 #: Fused kernels, and meshes of several axes or hosts: tpu-inference's own.
