@@ -14,6 +14,7 @@ from harness.family import Part
 from harness.figures import figures, issue_lines, skipped_lines, sums
 from harness.junit import junit_xml
 from harness.markdown import markdown
+from harness.merge import merged_session
 from harness.page import page
 from harness.report import Session, Skipped, Status
 from harness.terminal import closing_table
@@ -113,3 +114,10 @@ def test_no_cell_of_a_log_wraps(session: Session) -> None:
     (line,) = [line for line in text.getvalue().splitlines() if f"│ {scenario}" in line]
     assert target in line
     assert f"{issue} │" in line
+
+
+def test_a_slice_keeps_what_its_hosts_skipped() -> None:
+    skipped = Skipped(scenario="a", reason="no store")
+    hosts = [Session(complete=True, skipped=[skipped], options=["--hosts=2"]) for _ in range(2)]
+    whole = merged_session(hosts)
+    assert (whole.skipped, whole.options) == ([skipped], ["--hosts=2"])

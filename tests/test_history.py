@@ -15,6 +15,7 @@ from harness.cli import main
 from harness.errors import BadInput
 from harness.history import Course, courses, print_courses
 from harness.report import Environment, Report, Row, Session, Status
+from tests.pages import CANARY
 
 
 def report(cause: Cause | None = None, *, vllm: str = "0.26.0", overlay: str = "") -> Report:
@@ -88,6 +89,18 @@ def test_the_table(nights: Path) -> None:
     print_courses(courses(nights), Console(file=text, width=160))
     assert ".FFF" in text.getvalue()
     assert "b: different zeros; vllm 0.25.0 → 0.26.0" in text.getvalue()
+
+
+def test_a_session_of_an_earlier_schema_is_read(tmp_path: Path) -> None:
+    """Without skips, options and purposes, as schema 3 was, and with a field no schema has."""
+    (tmp_path / "old").mkdir()
+    old = json.loads(CANARY.read_text()) | {"schema": 3, "of_another_schema": 1}
+    assert not {"skipped", "options"} & old.keys()
+    (tmp_path / "old" / "session.json").write_text(json.dumps(old))
+    night(tmp_path, "new", "2027-05-01", **{"vl-fused": report()})
+    (first, _, _, second) = courses(tmp_path)
+    assert (first.scenario, first.stack, second.stack) == ("vl-fused", "0.21", "0.26")
+    assert first.failing_since is not None
 
 
 def test_the_command(nights: Path) -> None:
