@@ -108,6 +108,19 @@ def _swap_gate_and_up(device: DevicePart) -> DevicePart:
     return _reading(device, swapped, (Parameter.W13,))
 
 
+def _halves_not_split(device: DevicePart) -> DevicePart:
+    """All gates, then all ups, cut into shards as they stand: no shard has a half of each."""
+    tensor = device.layers[1][Parameter.W13]
+    count = len(tensor.shards)
+
+    def read(shard: DeviceShard, expert: int) -> Bits:
+        whole = tensor.rectangle(expert, Span(0, tensor.shape[1]), Span(0, tensor.shape[2]))
+        halves = whole.reshape(len(whole), count, 2, -1).swapaxes(1, 2).reshape(whole.shape)
+        return halves[:, shard.index[2].as_slice()]
+
+    return _reading(device, read, (Parameter.W13,))
+
+
 def _transpose(device: DevicePart) -> DevicePart:
     """Each shard's square corner transposed is another matrix; a whole one needs all shards."""
     tensor = device.layers[1][Parameter.W2]
@@ -164,6 +177,7 @@ WITH_ALL_EXPERTS_IN_A_SHARD: dict[str, Fault] = ON_ANY_LAYOUT | {
 }
 _ON_A_TENSOR_MESH: dict[str, Fault] = WITH_ALL_EXPERTS_IN_A_SHARD | {
     "gate and up swapped": _swap_gate_and_up,
+    "halves not split by shard": _halves_not_split,
     "transposed": _transpose,
     "bit flipped": _flip_a_bit,
     "padding": _dirty_padding,

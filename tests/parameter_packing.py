@@ -138,7 +138,7 @@ class PackedParameters:
     def _visual(self) -> Iterator[tuple[str, Packed]]:
         for tensor in self.checkpoint.entries:
             if tensor.startswith("model.visual."):
-                yield "vllm_" + tensor.replace("model.visual", "model.visual"), self._seen(tensor)
+                yield f"vllm_{tensor}", self._seen(tensor)
 
     def _seen(self, tensor: str) -> Packed:
         bits, matrix = self.get(tensor), tensor.endswith(".weight")

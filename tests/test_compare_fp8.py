@@ -19,6 +19,7 @@ from harness.experts import ExpertKey, ReferencePart, reference_parts
 from harness.family import Part, Projection
 from harness.fp8 import EXPERTS, SCALE_SUFFIX, Values, block_values, scales_as_f32
 from harness.layout import Backend
+from harness.ledger import POISON
 from harness.synthetic.writer import write_checkpoint
 from tests.packing import sharded
 from tests.test_fp8 import matrix, quantised_anew
@@ -129,6 +130,33 @@ def test_a_wrong_scale_is_named(
     assert note in difference.note
 
 
+def test_scales_of_another_expert_are_seen(reference: ReferencePart) -> None:
+    wrong = ExpertKey(Part.DECODER, 1, 5, Projection.DOWN)
+
+    def grid(part: ReferencePart, key: ExpertKey) -> Values:
+        return checkpoint_grid(part, key._replace(expert=2) if key == wrong else key)
+
+    (difference,) = compared(reference, device(reference, grid))
+    assert (difference.kind, difference.key) == (Kind.VALUES, wrong)
+    assert difference.note.startswith("4 of 8 blocks, [1, 0]")  # the others are alike in both
+
+
+@pytest.mark.parametrize(
+    ("bits", "device_value", "factor"),
+    [(0, "-0", "0"), (POISON[4], "1.20189182e+21", "-4.48e+19"), (0x7FC00000, "nan", "nan")],
+    ids=["zero", "never written", "NaN"],
+)
+def test_scales_that_were_lost_on_the_device(bits: int, device_value: str, factor: str) -> None:
+    """The codes are right, the scales beside them are not."""
+    codes, scales = matrix(256, 256)
+    new_codes, new_scales = quantised_anew(block_values(codes, scales))
+    held = np.full(new_scales.shape, bits, "<u4").view("<f4")
+    found = departs(new_codes, held, codes, scales, EXPERTS)
+    assert found is not None
+    assert (found["count"], found["device"]) == (found["total"], device_value)
+    assert found["note"] == f"4 of 4 blocks, [0, 0], [0, 1], [1, 0]; by a factor of {factor}"
+
+
 def test_a_transposed_grid_is_named() -> None:
     codes, scales = matrix(256, 256)
     new_codes, new_scales = quantised_anew(block_values(codes, scales.T))
@@ -137,7 +165,7 @@ def test_a_transposed_grid_is_named() -> None:
     assert found["note"] == "the scales' grid is transposed"
 
 
-def test_a_code_that_is_another(reference: ReferencePart) -> None:
+def test_a_code_that_is_another() -> None:
     codes, scales = matrix(256, 256)
     new_codes, new_scales = quantised_anew(block_values(codes, scales))
     large = np.argwhere(np.abs(block_values(codes, scales)) > new_scales[:, None] * 16)[0]

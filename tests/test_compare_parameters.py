@@ -129,7 +129,7 @@ def test_the_first_unequal_element_is_placed(vl: Case) -> None:
     assert (difference.count, difference.total) == (1, 256 * 128)
 
 
-def test_dirty_vocabulary_padding(vl: Case, tmp_path: Path) -> None:
+def test_dirty_vocabulary_padding(tmp_path: Path) -> None:
     """A vocabulary of 500 is padded to 512; the padding must be zero."""
     path = write_checkpoint(VL, tmp_path / "uneven", shapes="tiny:vocabulary").path
     uneven = Checkpoint(path)
@@ -227,7 +227,7 @@ def test_nans_count_as_the_target_leaves_them(vl: Case) -> None:
     assert comparison.expected(bits, placed.layout).tolist() == [0x7FC0, 0xFFC0, 0x3F80]
 
 
-def test_nans_that_lost_their_payloads_are_named(vl: Case, tmp_path: Path) -> None:
+def test_nans_that_lost_their_payloads_are_named(tmp_path: Path) -> None:
     path = write_checkpoint(VL, tmp_path / "nans", values=Values.NAN_PAYLOADS).path
     checkpoint = Checkpoint(path)
     device = PackedParameters(checkpoint, Part.DECODER)

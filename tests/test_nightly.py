@@ -95,7 +95,7 @@ def test_a_difference_hides_behind_nothing(
     assert [stack["stack"] for stack in fake.written()["stacks"]] == [OTHER, DEFAULT]
 
 
-def test_an_interpreter_that_is_nowhere(fake: FakeStack, tmp_path: Path) -> None:
+def test_an_interpreter_that_is_nowhere(fake: FakeStack) -> None:
     table = fake.root / "ci" / "stacks" / "stacks.json"
     table.write_text(
         table.read_text().replace('"0.21": {"python": "3.11"', '"0.21": {"python": "3.99"')

@@ -38,6 +38,10 @@ EXPECTED = {
         [Cause.PROJECTIONS_EXCHANGED],
         ["gate_proj and up_proj are exchanged in decoder layer 1, expert 3"],
     ),
+    "halves not split by shard": (
+        [Cause.MIXED],
+        ["slices of decoder layer 1 are pieced together from rows of others, experts 0-7"],
+    ),
     "transposed": (
         [Cause.TRANSPOSED],
         ["down_proj of decoder layer 1 is transposed, expert 4"],

@@ -91,7 +91,6 @@ def test_both_hooks_load_what_an_installed_vllm_delivers(
 def test_too_few_devices_are_refused(
     tiny_checkpoints: dict[str, Path],
     load_processes: LoadProcesses,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     target = available(4)
     target.environment["CPU_NUM_DEVICES"] = "2"
