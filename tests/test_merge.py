@@ -159,14 +159,15 @@ def test_a_device_no_host_looked_at_is_a_difference() -> None:
     assert (whole.diagnoses[0].cause, whole.diagnoses[0].members) == (Cause.UNCHECKED, "0")
 
 
-@pytest.mark.parametrize("reports", [
-    [host(0), host(0)],
-    [host(0, hosts=[])],
-    [host(0), host(1, checkpoint="/d")],
-    [host(0), replace(host(1), environment=replace(host(1).environment, stack="0.32"))],
+@pytest.mark.parametrize(("reports", "match"), [
+    ([host(0), host(0)], "reports of hosts 0, 0"),
+    ([host(0, hosts=[])], "reports of hosts none"),
+    ([host(0), host(1, checkpoint="/d")], "reports of 2 verifications"),
+    ([host(0), replace(host(1), environment=replace(host(1).environment, stack="0.32"))],
+     "reports of 2 verifications"),
 ])  # fmt: skip
-def test_reports_that_do_not_belong_together(reports: list[Report]) -> None:
-    with pytest.raises(BadInput):
+def test_reports_that_do_not_belong_together(reports: list[Report], match: str) -> None:
+    with pytest.raises(BadInput, match=match):
         merged(reports)
 
 
