@@ -32,9 +32,11 @@ from harness.fp8 import (
 )
 from harness.layout import Backend, Block, Parameter, Span
 from harness.placement import misplaced
+from harness.replicas import odd_replicas
 
 #: A block whose values are off by more than this, on the median, has another scale.
 _NOTABLE = 0.02
+_SCALES = "F32"  # whatever the checkpoint's are
 
 
 def departs(
@@ -105,17 +107,54 @@ class Fp8PartComparison(PartComparison):
         unknown = tuple(name for name in device.unknown if name not in scales)
         super().__init__(reference, replace(device, unknown=unknown), **options)
 
-    def _layer(self, layer: int) -> Iterator[Difference]:
-        held = self.device.scales.get(layer, {})
-        for parameter in Parameter:
-            if parameter not in held:
-                yield Difference(
-                    kind=Kind.MISSING, part=self.reference.part, layer=layer,
-                    parameter=f"{parameter}_scale", reference="scales", device="nothing",
-                )  # fmt: skip
-                return
-            yield from self._scale_placement(layer, parameter, held[parameter])
-        yield from super()._layer(layer)
+    def _metadata(
+        self, layer: int, parameter: Parameter, tensor: DeviceTensor | None
+    ) -> Iterator[Difference]:
+        yield from super()._metadata(layer, parameter, tensor)
+        scales = self.device.scales.get(layer, {}).get(parameter)
+        yield from self._scale_metadata(layer, parameter, scales)
+
+    def _scale_metadata(
+        self, layer: int, parameter: Parameter, tensor: DeviceTensor | None
+    ) -> Iterator[Difference]:
+        part, shape = self.reference.part, self._scale_shape(parameter)
+        if tensor is None:
+            yield Difference(
+                kind=Kind.MISSING, part=part, layer=layer,
+                parameter=f"{parameter}_scale", reference="scales", device="nothing",
+            )  # fmt: skip
+            return
+        if tensor.folded().shape != shape:
+            yield Difference(
+                kind=Kind.SHAPE, part=part, layer=layer, parameter=tensor.name,
+                reference=str(list(shape)), device=str(list(tensor.shape)),
+            )  # fmt: skip
+            return
+        if tensor.dtype != _SCALES:
+            yield Difference(
+                kind=Kind.DTYPE, part=part, layer=layer, parameter=tensor.name,
+                reference=_SCALES, device=tensor.dtype,
+            )  # fmt: skip
+            return
+        yield from self._scale_placement(layer, parameter, tensor)
+        for odd in odd_replicas(tensor):
+            yield Difference(
+                kind=Kind.VALUES, part=part, layer=layer, parameter=tensor.name, **odd
+            )  # fmt: skip
+
+    def _scale_shape(self, parameter: Parameter) -> tuple[int, int, int]:
+        """[E, rows, columns]: a row for each matrix, and, for the fused kernel, D's or F's padding.
+
+        Upstream pads scales as it pads weights; only the axis along inputs is one row long
+        (``process_moe_weights``).
+        """
+        experts, rows, columns = self.layout.shapes[parameter]
+        if self.layout.backend is not Backend.FUSED_MOE:
+            return experts, 1, columns
+        shape = self.reference.shape
+        if parameter is Parameter.W13:
+            return experts, rows - 2 * (shape.hidden - 1), columns
+        return experts, rows - (shape.intermediate - 1), columns
 
     def _scale_placement(
         self, layer: int, parameter: Parameter, tensor: DeviceTensor
@@ -169,13 +208,8 @@ class Fp8PartComparison(PartComparison):
     def _scale_row(self, block: Block) -> Span:
         """Where a block's scales are on the middle axis: FUSED_MOE has gate's, then up's."""
         second = self.layout.backend is Backend.FUSED_MOE and block.rows.start > 0
-        rows = self.device_rows(block.parameter) // 2
+        rows = self._scale_shape(block.parameter)[1] // 2
         return Span(rows, rows + 1) if second else Span(0, 1)
-
-    def device_rows(self, parameter: Parameter) -> int:
-        """The size of the scales' middle axes."""
-        tensors = next(iter(self.device.scales.values()))
-        return tensors[parameter].folded().shape[1]
 
 
 def part_comparison(reference: ReferencePart, device: DevicePart, **options: Any) -> PartComparison:

@@ -17,6 +17,7 @@ from harness.compare_fp8 import departs
 from harness.device import DeviceTensor
 from harness.fp8 import LINEAR, SCALE_SUFFIX, scales_as_f32
 from harness.placed import Placed, recovered
+from harness.replicas import odd_replicas
 
 
 def unequal_values(
@@ -30,8 +31,8 @@ def unequal_values(
         scales: its scales, [outputs] on the device, laid out as a bias would be.
     """
     for each in (weight, scales):
-        if device := odd_replica(each.tensor):
-            yield each.tensor, {"device_name": device, "note": "replicas differ"}
+        for odd in odd_replicas(each.tensor):
+            yield each.tensor, dict(odd)
     for name in weight.sources:
         entry = checkpoint.entries[f"{name}{SCALE_SUFFIX}"]
         reference, grid = checkpoint.bits(name), scales_as_f32(entry.bits(), entry.dtype)
@@ -42,13 +43,3 @@ def unequal_values(
             if found:
                 source = f"{entry.file.name} {name}" + (f" (copy {copy})" if copy else "")
                 yield weight.tensor, {"source": source, **found}
-
-
-def odd_replica(tensor: DeviceTensor) -> str:
-    """The first device that holds another part than a device before it does; empty if none."""
-    first: dict[Any, Any] = {}
-    for shard in tensor.shards:
-        bits = np.asarray(shard.fetch(...))
-        if not np.array_equal(first.setdefault(shard.index, bits), bits):
-            return shard.device
-    return ""

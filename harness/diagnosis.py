@@ -18,6 +18,7 @@ from harness.family import Part, Storage
 from harness.findings import diagnoses_of
 from harness.ledger import POISON, Ledger
 from harness.provenance import ReferenceIndex
+from harness.replicas import REPLICAS_DIFFER
 from harness.rules import RULES, unexplained
 
 
@@ -137,6 +138,8 @@ def explain_metadata(difference: Difference) -> Finding:
             cause = Cause.DELIVERED_TWICE
             summary = f"{{experts}} of {where} were delivered more than once"
             evidence = f"{difference.key}: {difference.device}"
+        case Kind.VALUES if difference.note == REPLICAS_DIFFER:
+            return odd_replica(difference, f"{where} {difference.parameter.rsplit('.', 1)[-1]}")
         case Kind.VALUES:
             cause, summary = Cause.SCALE, f"scales of {where} are not the checkpoint's"
             evidence = f"{difference.key or difference.parameter}: {difference.note}"
@@ -150,6 +153,16 @@ def explain_metadata(difference: Difference) -> Finding:
             cause, summary = Cause.STRUCTURE, "the array is not what the layout says"
     parameter = "" if difference.kind in _COLLECTED else difference.parameter
     return Finding(cause, f"{cause} {where} {parameter}", summary, evidence)
+
+
+def odd_replica(difference: Difference, name: str) -> Finding:
+    """A device that holds another part than its replicas; ``name`` is the array's."""
+    evidence = (
+        f"at {list(difference.index)} {difference.device_name} holds {difference.device}, not "
+        f"{difference.reference}; {difference.count} of {difference.total} elements are unequal"
+    )
+    cause = Cause.REPLICAS_DIFFER
+    return Finding(cause, f"{cause} {name}", f"replicas of {name} hold other bits", evidence)
 
 
 _COLLECTED = (Kind.VALUES, Kind.DELIVERY, Kind.UNREAD, Kind.UNWRITTEN)

@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.causes import Cause, Diagnosis, Finding
 from harness.compare_parameters import ParameterComparison
+from harness.diagnosis import odd_replica
 from harness.difference import Difference, Kind
 from harness.distance import farthest
 from harness.dtypes import Bits
@@ -21,6 +22,7 @@ from harness.ledger import POISON
 from harness.nan import canonical_nans
 from harness.parameters import Pieces
 from harness.placed import Fault, Placed, held, recovered
+from harness.replicas import REPLICAS_DIFFER
 
 _SHOWN = 3
 
@@ -249,6 +251,8 @@ def _metadata(difference: Difference) -> Finding:
             cause = Cause.PARAMETER_UNWRITTEN if never else Cause.PADDING
             what = "was never written" if never else "is not zero"
             return Finding(cause, f"{cause} {name}", f"the padding of {name} {what}", evidence)
+        case Kind.VALUES if difference.note == REPLICAS_DIFFER:
+            return odd_replica(difference, name)
         case Kind.VALUES:
             source = difference.source or difference.parameter
             summary = f"scales of {source} are not the checkpoint's"

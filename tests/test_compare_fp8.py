@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,17 @@ import pytest
 from harness.causes import Cause
 from harness.checkpoint import Checkpoint
 from harness.compare_fp8 import Fp8PartComparison, departs, part_comparison
-from harness.device import DevicePart, DeviceTensor, device_part
+from harness.device import DevicePart, DeviceShard, DeviceTensor, device_part
 from harness.diagnosis import Explainer
 from harness.difference import Difference, Kind
 from harness.errors import BadInput
 from harness.experts import ExpertKey, ReferencePart, reference_parts
 from harness.family import Part, Projection
 from harness.fp8 import EXPERTS, SCALE_SUFFIX, Values, block_values, scales_as_f32
-from harness.layout import Backend
+from harness.layout import Backend, Parameter
 from harness.ledger import POISON
 from harness.synthetic.writer import write_checkpoint
-from tests.packing import sharded
+from tests.packing import replicated, sharded
 from tests.test_fp8 import matrix, quantised_anew
 
 MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
@@ -176,10 +177,119 @@ def test_a_code_that_is_another() -> None:
     assert (found["index"], found["count"]) == (tuple(large), 1)
 
 
+def with_scales(part: DevicePart, layer: int, *kept: DeviceTensor) -> DevicePart:
+    """The part with these scales of a layer and no others."""
+    by_name = {Parameter(t.name.rsplit(".", 1)[1].removesuffix("_scale_inv")): t for t in kept}
+    scales = {**part.scales, layer: by_name}
+    unknown = tuple(t.name for tensors in scales.values() for t in tensors.values())
+    return replace(part, scales=scales, unknown=unknown)
+
+
 def test_scales_that_are_absent_or_elsewhere(reference: ReferencePart) -> None:
     part = device(reference)
     gone = DevicePart(part.layers, part.unknown, part.mesh, {0: part.scales[0]})
     differences = compared(reference, gone)
-    assert [d.layer for d in differences if d.kind is Kind.MISSING] == [1]
+    missing = [(d.layer, d.parameter) for d in differences if d.kind is Kind.MISSING]
+    assert missing == [(1, "w13_weight_scale"), (1, "w2_weight_scale")]
     turned = DevicePart(part.layers, part.unknown, MESH[::-1], part.scales)
     assert {d.kind for d in compared(reference, turned)} == {Kind.SHARDING}
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_absent_scales_of_one_array_leave_the_others_compared(
+    reference: ReferencePart, layer: int
+) -> None:
+    part = device(reference)
+    lacking = with_scales(part, layer, part.scales[layer][Parameter.W13])
+    comparison = part_comparison(reference, lacking, backend=Backend.GMM_EP)
+    (difference,) = comparison.differences()
+    assert (difference.kind, difference.parameter) == (Kind.MISSING, "w2_weight_scale")
+    assert difference.layer == layer
+    assert comparison.tally.experts_compared == reference.shape.experts
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype", "kind", "told"),
+    [
+        (np.zeros((8, 256), "<u4"), "F32", Kind.SHAPE, "[8, 256]"),
+        (np.zeros((8, 1, 128), "<u4"), "F32", Kind.SHAPE, "[8, 1, 128]"),
+        (np.zeros((8, 2, 256), "<u4"), "F32", Kind.SHAPE, "[8, 2, 256]"),
+        (np.zeros((8, 1, 256), "<u2"), "BF16", Kind.DTYPE, "BF16"),
+    ],
+)
+def test_scales_of_another_shape_or_dtype(
+    reference: ReferencePart, array: np.ndarray, dtype: str, kind: Kind, told: str
+) -> None:
+    part = device(reference)
+    right = part.scales[1][Parameter.W2]
+    wrong = replace(sharded(right.name, array, 0, MESH), dtype=dtype)
+    changed = with_scales(part, 1, part.scales[1][Parameter.W13], wrong)
+    (difference,) = compared(reference, changed)
+    assert (difference.kind, difference.device, difference.layer) == (kind, told, 1)
+    wanted = "F32" if kind is Kind.DTYPE else "[8, 1, 256]"
+    assert (difference.reference, difference.parameter) == (wanted, right.name)
+
+
+def cut(part: DevicePart, odd: str = "") -> DevicePart:
+    """The part as GMM_TP has it: gate and up by turns, w2's scales whole on every device.
+
+    Device ``odd`` holds w2's scales of layer 1 with one of expert 3's doubled.
+    """
+    layers: dict[int, dict[Parameter, DeviceTensor]] = {}
+    scales: dict[int, dict[Parameter, DeviceTensor]] = {}
+    for layer, tensors in part.layers.items():
+        layers[layer], scales[layer] = {}, {}
+        for parameter, axis in ((Parameter.W13, 2), (Parameter.W2, 1)):
+            for made, tensor in (
+                (layers[layer], tensors[parameter]),
+                (scales[layer], part.scales[layer][parameter]),
+            ):
+                array = np.concatenate([shard.fetch(...) for shard in tensor.shards])
+                if parameter is Parameter.W13:
+                    pieces = np.split(array, 2 * len(MESH), axis=2)
+                    turns = [p for pair in zip(pieces[:4], pieces[4:], strict=True) for p in pair]
+                    array = np.concatenate(turns, axis=2)
+                new = replace(sharded(tensor.name, array, axis, MESH), dtype=tensor.dtype)
+                if made is scales[layer] and parameter is Parameter.W2:
+                    new = replicated(tensor, array)
+                    new = replace(new, shards=tuple(_doubled(s, odd, layer) for s in new.shards))
+                made[parameter] = new
+    return replace(part, layers=layers, scales=scales)
+
+
+def _doubled(shard: DeviceShard, odd: str, layer: int) -> DeviceShard:
+    if shard.device != odd or layer != 1:
+        return shard
+    wrong = np.array(shard.fetch(...))
+    wrong[3, 0, 7] += 1 << 23
+    return replace(shard, fetch=lambda index: wrong[index])
+
+
+def test_scales_whole_on_every_device_are_equal(reference: ReferencePart) -> None:
+    comparison = part_comparison(reference, cut(device(reference)), backend=Backend.GMM_TP)
+    assert list(comparison.differences()) == []
+    assert comparison.tally.experts_compared == comparison.tally.experts
+
+
+def test_a_wrong_scale_on_one_device_alone_is_named(reference: ReferencePart) -> None:
+    part = cut(device(reference), odd="cpu:3")
+    comparison = part_comparison(reference, part, backend=Backend.GMM_TP)
+    (difference,) = differences = list(comparison.differences())
+    assert (difference.kind, difference.layer, difference.device_name) == (Kind.VALUES, 1, "cpu:3")
+    assert (difference.index, difference.count) == ((3, 0, 7), 1)
+    assert difference.total == 8 * 256
+    assert difference.reference.endswith(" on cpu:1")
+    (diagnosis,) = Explainer(comparison).diagnose(differences)
+    assert diagnosis.cause is Cause.REPLICAS_DIFFER
+    assert diagnosis.summary == ("replicas of decoder layer 1 w2_weight_scale_inv hold other bits")
+
+
+def test_a_wrong_scale_on_the_first_device_is_named_by_its_values_too(
+    reference: ReferencePart,
+) -> None:
+    part = cut(device(reference), odd="cpu:1")
+    comparison = part_comparison(reference, part, backend=Backend.GMM_TP)
+    differences = list(comparison.differences())
+    assert {d.device_name for d in differences if d.key is None} == {"cpu:2", "cpu:3", "cpu:4"}
+    (of_values,) = [d for d in differences if d.key]
+    assert of_values.key == ExpertKey(Part.DECODER, 1, 3, Projection.DOWN)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from harness import message
 from harness.causes import Cause, Diagnosis
 from harness.checkpoint import Checkpoint
 from harness.compare_parameters import ParameterComparison
@@ -124,7 +125,7 @@ def _replicate(device: PackedParameters) -> None:
         (_roll, Kind.VALUES, Cause.SCALE),
         (_lose, Kind.VALUES, Cause.SCALE),
         (_another_shard, Kind.VALUES, Cause.SCALE),
-        (_one_replica, Kind.VALUES, Cause.SCALE),
+        (_one_replica, Kind.VALUES, Cause.REPLICAS_DIFFER),
         (_remove, Kind.MISSING, Cause.STRUCTURE),
         (_replicate, Kind.SHARDING, Cause.REPLICATED),
     ],
@@ -153,3 +154,18 @@ def test_a_code_of_one_tensor_is_placed(checkpoints: dict[str, Checkpoint]) -> N
     assert difference.source.endswith("layers.1.self_attn.q_proj.weight")
     assert difference.index == (column, row)
     assert difference.note == "no scale is off as a whole: some codes are other ones"
+
+
+def test_an_odd_replica_is_counted_and_told(checkpoints: dict[str, Checkpoint]) -> None:
+    checkpoint = checkpoints["qwen3-vl-moe"]
+    device = quantised(checkpoint, Part.DECODER)
+    _one_replica(device)
+    (difference,), (diagnosis,) = compared(checkpoint, Part.DECODER, device)
+    scales = device.packed[f"{O_PROJ}_scale"].array
+    assert (difference.count, difference.total) == (scales.size, scales.size)
+    assert (difference.device_name, difference.index) == ("cpu:3", (0,))
+    assert difference.reference == f"0x{scales[0]:08x} on cpu:1"
+    assert difference.device == f"0x{scales[0] ^ 1:08x}"
+    assert diagnosis.evidence.startswith("at [0] cpu:3 holds 0x")
+    lines = list(message._difference(difference))
+    assert lines[-1].endswith(f"{scales.size} of {scales.size} elements (100.00%)")
