@@ -6,7 +6,7 @@ Every difference is collected. Memory stays at a few expert slices.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 
 import numpy as np
@@ -21,7 +21,7 @@ from harness.experts import ExpertKey, ReferencePart
 from harness.family import Projection
 from harness.fingerprint import Words
 from harness.held import Held
-from harness.layout import Backend, Layout, Padding, Parameter, Span, expert_layout
+from harness.layout import Backend, Block, Layout, Padding, Parameter, Span, expert_layout
 from harness.nan import Nan, canonical_nans
 from harness.placement import misplaced
 from harness.selection import Chosen, keys_of
@@ -98,7 +98,9 @@ class PartComparison:
 
     def expected(self, bits: Bits) -> Bits:
         """What becomes of reference bits on the way to the device."""
-        return canonical_nans(bits) if self._nan is Nan.CANONICAL else bits
+        if self._nan is Nan.CANONICAL and self.reference.shape.dtype == "BF16":
+            return canonical_nans(bits)
+        return bits
 
     def device_bits(self, key: ExpertKey) -> Bits:
         """What those devices hold for ``key``, [output, input], through the layout; a copy."""
@@ -110,19 +112,23 @@ class PartComparison:
 
     def _layer(self, layer: int) -> Iterator[Difference]:
         tensors = self.device.layers.get(layer, {})
-        readable = set()
+        readable: dict[Parameter, DeviceTensor] = {}
+        summed: set[Parameter] = set()  # compared by digests
         for parameter in Parameter:
             found = list(self._metadata(layer, parameter, tensors.get(parameter)))
             yield from found
-            if not any(d.kind in (Kind.MISSING, Kind.SHAPE, Kind.DTYPE) for d in found):
-                readable.add(parameter)
-                yield from self._padding(layer, parameter, tensors[parameter])
+            kinds = {difference.kind for difference in found}
+            if not kinds & {Kind.MISSING, Kind.SHAPE, Kind.DTYPE}:
+                readable[parameter] = tensor = tensors[parameter]
+                # digests are of whole blocks: only right shards are known to hold those
+                if Kind.SHARDING not in kinds and self._method.by_digests([tensor]):
+                    summed.add(parameter)
+                yield from self._padding(layer, tensor, parameter, parameter in summed)
         experts = self.held.experts(self.chosen.of(layer))
         keys = keys_of(self.reference.part, layer, experts)
-        yield from self._slices(
-            (k for k in keys if PARAMETER_OF[k.projection] in readable), tensors
-        )
-        if readable == set(Parameter):
+        wanted = (key for key in keys if PARAMETER_OF[key.projection] in readable)
+        yield from self._slices(wanted, readable, summed)
+        if len(readable) == len(Parameter):
             self.tally.experts_compared += len(experts)
 
     def _metadata(
@@ -164,20 +170,24 @@ class PartComparison:
             )  # fmt: skip
 
     def _padding(
-        self, layer: int, parameter: Parameter, tensor: DeviceTensor
+        self, layer: int, tensor: DeviceTensor, parameter: Parameter, on_device: bool
     ) -> Iterator[Difference]:
         gaps = [g for g in self.layout.padding if g.parameter is parameter and self.held.holds(g)]
         experts = self.held.experts(self.chosen.of(layer))
         nbytes = sum(len(g.rows) * len(g.columns) for g in gaps) * ITEMSIZE[tensor.dtype]
         self.tally.padding_bytes += nbytes * len(experts)
-        for expert, gap in self._dirty(tensor, experts, gaps):
+        for expert, gap in self._dirty(tensor, experts, gaps, on_device):
             yield self._gap(layer, tensor, expert, gap)
 
     def _dirty(
-        self, tensor: DeviceTensor, experts: Sequence[int], gaps: Sequence[Padding]
+        self,
+        tensor: DeviceTensor,
+        experts: Sequence[int],
+        gaps: Sequence[Padding],
+        on_device: bool,
     ) -> Iterator[tuple[int, Padding]]:
-        """The padding that is not zero, expert by expert."""
-        if gaps and self._method.by_digests([tensor]):
+        """The padding that is not zero, expert by expert; the device is asked, or it is read."""
+        if gaps and on_device:
             suspects = dirty(tensor, gaps)
             yield from ((e, g) for e in experts for n, g in enumerate(gaps) if (e, n) in suspects)
             return
@@ -205,54 +215,48 @@ class PartComparison:
         )  # fmt: skip
 
     def _slices(
-        self, keys: Iterable[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
+        self,
+        keys: Iterable[ExpertKey],
+        tensors: Mapping[Parameter, DeviceTensor],
+        summed: Collection[Parameter],
     ) -> Iterator[Difference]:
-        """Compare matrices, an expert's at a time on every core; walk the unequal ones."""
-        if self._method.by_digests(tensors.values()):
-            yield from self._by_digests(keys, tensors)
-            return
+        """Compare matrices, an expert's at a time on every core; walk the unequal ones.
+
+        Arrays that are ``summed`` are compared by digests.
+        """
+        digests: dict[Projection, Words] = {}
+        for parameter in summed:
+            digests |= self._digests(parameter, tensors[parameter])
         by_expert = [list(group) for _, group in groupby(keys, key=lambda key: key.expert)]
-        judged = on_all_cores(lambda of_expert: self._judge(of_expert, tensors), by_expert)
+        judged = on_all_cores(lambda group: self._judge(group, tensors, digests), by_expert)
         for key, nbytes, equal in chain.from_iterable(judged):
             self.tally.bytes_compared += nbytes
             progress.advance(nbytes)
             if not equal:
                 yield self._unequal(key, tensors[PARAMETER_OF[key.projection]])
 
+    def _digests(self, parameter: Parameter, tensor: DeviceTensor) -> dict[Projection, Words]:
+        blocks = [b for p in Projection for b in self.held.blocks(p) if b.parameter is parameter]
+        return device_digests(tensor, blocks, self.reference.shape.intermediate)
+
     def _judge(
-        self, keys: Sequence[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
+        self,
+        keys: Sequence[ExpertKey],
+        tensors: Mapping[Parameter, DeviceTensor],
+        digests: Mapping[Projection, Words],
     ) -> list[tuple[ExpertKey, int, bool]]:
         """Of an expert's matrices: how many bytes were compared, and whether all are equal."""
         judged = []
         for key in keys:
-            tensor, reference = tensors[PARAMETER_OF[key.projection]], self.reference[key]
-            expected, nbytes, equal = self.expected(reference), 0, True
-            for block in self.held.blocks(key.projection):
-                wanted = block.of(expected)
-                found = tensor.rectangle(key.expert, block.rows, block.columns)
-                equal, nbytes = equal and equal_bits(found, wanted), nbytes + wanted.nbytes
-            judged.append((key, nbytes, equal))
+            expected, blocks = self.expected(self.reference[key]), self.held.blocks(key.projection)
+            if (words := digests.get(key.projection)) is None:
+                tensor = tensors[PARAMETER_OF[key.projection]]
+                equal = _blocks_equal(tensor, key.expert, expected, blocks)
+            else:
+                equal = np.array_equal(words[key.expert], reference_digest(expected, blocks))
+            elements = sum(len(block.rows) * len(block.columns) for block in blocks)
+            judged.append((key, elements * expected.itemsize, equal))
         return judged
-
-    def _by_digests(
-        self, keys: Iterable[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
-    ) -> Iterator[Difference]:
-        """Compare digests; read the bits of those that differ back."""
-        found: dict[Projection, Words] = {}
-        for parameter, tensor in tensors.items():
-            blocks = [
-                b for p in Projection for b in self.held.blocks(p) if b.parameter is parameter
-            ]
-            found |= device_digests(tensor, blocks, self.reference.shape.intermediate)
-        for key in keys:
-            matrix, blocks = self.expected(self.reference[key]), self.held.blocks(key.projection)
-            nbytes = self.held.of(key.projection, matrix).nbytes
-            self.tally.bytes_compared += nbytes
-            progress.advance(nbytes)
-            if not np.array_equal(
-                found[key.projection][key.expert], reference_digest(matrix, blocks)
-            ):
-                yield self._unequal(key, tensors[PARAMETER_OF[key.projection]])
 
     def _unequal(self, key: ExpertKey, tensor: DeviceTensor) -> Difference:
         reference, device = self.reference_bits(key), self.device_bits(key)
@@ -286,3 +290,10 @@ class PartComparison:
             return None, ""
         mesh = self.device.mesh
         return (mesh.index(shard.device) if shard.device in mesh else None), shard.device
+
+
+def _blocks_equal(
+    tensor: DeviceTensor, expert: int, expected: Bits, blocks: Iterable[Block]
+) -> bool:
+    found = ((tensor.rectangle(expert, b.rows, b.columns), b.of(expected)) for b in blocks)
+    return all(equal_bits(device, reference) for device, reference in found)

@@ -7,7 +7,7 @@ scale moves a block's values by more and is named.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from harness.compare import PARAMETER_OF, PartComparison
 from harness.device import DevicePart, DeviceTensor
 from harness.difference import Difference, Kind
+from harness.digests import Method, no_digests
 from harness.dtypes import Bits
 from harness.experts import ExpertKey, ReferencePart
 from harness.fp8 import (
@@ -100,11 +101,17 @@ def _explains(found: Values, wanted: Values) -> bool:
 
 
 class Fp8PartComparison(PartComparison):
-    """The comparison of one part's FP8 experts; see :class:`harness.compare.PartComparison`."""
+    """The comparison of one part's FP8 experts; see :class:`harness.compare.PartComparison`.
+
+    Raises:
+        BadInput: digests were asked for; of values there are none.
+    """
 
     def __init__(self, reference: ReferencePart, device: DevicePart, **options: Any) -> None:
         scales = {t.name for tensors in device.scales.values() for t in tensors.values()}
         unknown = tuple(name for name in device.unknown if name not in scales)
+        if options.get("method") is Method.DIGESTS:
+            raise no_digests("an FP8 release, whose values are compared, not its bits")
         super().__init__(reference, replace(device, unknown=unknown), **options)
 
     def _metadata(
@@ -177,7 +184,10 @@ class Fp8PartComparison(PartComparison):
             )  # fmt: skip
 
     def _slices(
-        self, keys: Iterable[ExpertKey], tensors: Mapping[Parameter, DeviceTensor]
+        self,
+        keys: Iterable[ExpertKey],
+        tensors: Mapping[Parameter, DeviceTensor],
+        summed: Collection[Parameter],
     ) -> Iterator[Difference]:
         for key in keys:
             yield from self._expert(key, tensors[PARAMETER_OF[key.projection]])

@@ -2,7 +2,7 @@
 
 Four words for each expert, matrix and shard come back instead of the weights. A digest that
 differs is explained by the bits, which are then read back; padding is asked for exactly, whether
-any of it is not zero.
+any of it is not zero. Arrays whose shards are not the layout's are read back instead.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from harness.device import DeviceShard, DeviceTensor
 from harness.dtypes import Bits
+from harness.errors import BadInput
 from harness.family import Projection
 from harness.fingerprint import LANES, Words, feature_sums, finished
 from harness.fingerprint_xla import Rectangle
@@ -33,12 +34,28 @@ class Method(StrEnum):
     DIGESTS = "digests"
 
     def by_digests(self, tensors: Iterable[DeviceTensor]) -> bool:
-        """Whether these arrays are compared by digests."""
+        """Whether these arrays are compared by digests.
+
+        Raises:
+            BadInput: digests were asked for, and the devices cannot make them.
+        """
         shards = [shard for tensor in tensors for shard in tensor.shards]
         able = bool(shards) and all(shard.shares is not None for shard in shards)
         if self is Method.AUTO:
             return able and not any(shard.in_host_memory for shard in shards)
+        if self is Method.DIGESTS and shards and not able:
+            raise no_digests(next(shard.device for shard in shards if shard.shares is None))
         return able and self is Method.DIGESTS
+
+
+def no_digests(of: str) -> BadInput:
+    """The error that digests were asked for where there are none: on a device, of a release."""
+    return BadInput(
+        f"no digests of {of}",
+        where="--compare digests",
+        expected="devices that JAX addresses, and a checkpoint whose bits are kept",
+        hint="--compare auto, which reads back where digests are not to be had",
+    )
 
 
 def device_digests(

@@ -270,6 +270,14 @@ def test_a_rewritten_nan_payload(decoder: ReferencePart, device: PackedDevice) -
     assert list(WithNan(decoder, device.part(), nan=Nan.CANONICAL).differences()) == []
 
 
+def test_only_bf16_has_canonical_nans(decoder: ReferencePart, device: PackedDevice) -> None:
+    bits = np.array([[0xFF81, 0x7FFF]], dtype=np.uint16)  # NaNs of bf16 and of f16 alike
+    comparison = PartComparison(decoder, device.part(), nan=Nan.CANONICAL)
+    assert comparison.expected(bits).tolist() == [[0xFFC0, 0x7FC0]]
+    decoder.shape = replace(decoder.shape, dtype="F16")
+    assert np.array_equal(comparison.expected(bits), bits)
+
+
 def test_canonical_nans_touch_nothing_else() -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
     changed = canonical_nans(every)

@@ -15,6 +15,7 @@ from harness.compare_fp8 import Fp8PartComparison, departs, part_comparison
 from harness.device import DevicePart, DeviceShard, DeviceTensor, device_part
 from harness.diagnosis import Explainer
 from harness.difference import Difference, Kind
+from harness.digests import Method
 from harness.errors import BadInput
 from harness.experts import ExpertKey, ReferencePart, reference_parts
 from harness.family import Part, Projection
@@ -43,6 +44,11 @@ def test_an_fp8_release_is_read(reference: ReferencePart) -> None:
     assert reference.checkpoint.fp8
     assert reference.shape.dtype == "F8_E4M3"
     assert reference[ExpertKey(Part.DECODER, 1, 7, Projection.DOWN)].shape == (256, 512)
+
+
+def test_digests_of_values_are_refused(reference: ReferencePart) -> None:
+    with pytest.raises(BadInput, match="no digests of an FP8 release"):
+        part_comparison(reference, device(reference), method=Method.DIGESTS)
 
 
 def test_other_quantisation_is_refused(path: Path, tmp_path: Path) -> None:

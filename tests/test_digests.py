@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,17 @@ import pytest
 
 from harness import compare
 from harness.compare import PartComparison
-from harness.difference import Difference
+from harness.device import DevicePart, DeviceTensor
+from harness.difference import Difference, Kind
 from harness.digests import Method
+from harness.errors import BadInput
 from harness.experts import ReferencePart
 from harness.layout import Backend, Parameter
 from harness.load import LoadProcesses
 from harness.report import Status
 from harness.target import Target
 from harness.verification import verify
-from tests.packing import PackedDevice
+from tests.packing import PackedDevice, sharded
 from tests.test_held import HOSTS, of_host
 from tests.test_verification import FLIPS, with_one_byte_flipped
 
@@ -78,7 +81,90 @@ def test_auto_reads_back_where_memory_is_shared(decoder: ReferencePart) -> None:
     assert Method.AUTO.by_digests([apart])
     assert not Method.AUTO.by_digests([unable])
     assert not Method.READBACK.by_digests([apart])
+    assert not Method.READBACK.by_digests([unable])
     assert Method.DIGESTS.by_digests([tensor])
+
+
+def test_digests_that_a_device_cannot_make_are_refused(decoder: ReferencePart) -> None:
+    device = PackedDevice(decoder)
+    part = device.part()
+    tensors = {
+        parameter: replace(t, shards=tuple(replace(s, shares=None) for s in t.shards))
+        for parameter, t in part.layers[1].items()
+    }
+    unable = replace(part, layers={**part.layers, 1: tensors})
+    with pytest.raises(BadInput, match=r"no digests of cpu:1 \(--compare digests\)"):
+        list(PartComparison(decoder, unable, method=Method.DIGESTS).differences())
+    assert list(PartComparison(decoder, unable, method=Method.AUTO).differences()) == []
+
+
+def with_w13(device: PackedDevice, change: Callable[[DeviceTensor], DeviceTensor]) -> DevicePart:
+    """The device with its first layer's w13 changed."""
+    part = device.part()
+    layer = {**part.layers[0], Parameter.W13: change(part.layers[0][Parameter.W13])}
+    return replace(part, layers={**part.layers, 0: layer})
+
+
+def cut_by_rows(device: PackedDevice) -> Callable[[DeviceTensor], DeviceTensor]:
+    return lambda t: sharded(t.name, device.arrays[0][Parameter.W13], 1, device.mesh)
+
+
+def overlapping(device: PackedDevice) -> Callable[[DeviceTensor], DeviceTensor]:
+    """The first shard holds the second's part as well."""
+    array = device.arrays[0][Parameter.W13]
+
+    def change(tensor: DeviceTensor) -> DeviceTensor:
+        first, *others = tensor.shards
+        wide = sharded(tensor.name, array, 2, device.mesh[:2]).shards[0]
+        return replace(tensor, shards=(replace(wide, device=first.device), *others))
+
+    return change
+
+
+@pytest.mark.parametrize("misplace", [cut_by_rows, overlapping])
+@pytest.mark.parametrize("fault", ["none", "bit", "padding"])
+def test_shards_of_another_partition_are_read_back(
+    decoder: ReferencePart,
+    misplace: Callable[[PackedDevice], Callable[[DeviceTensor], DeviceTensor]],
+    fault: str,
+) -> None:
+    device = PackedDevice(decoder)
+    if fault != "none":
+        device.arrays[0][Parameter.W13][3, 5, 2 if fault == "bit" else 100] ^= 1
+    part = with_w13(device, misplace(device))
+    by_digests, by_bits = (
+        list(PartComparison(decoder, part, method=method).differences())
+        for method in (Method.DIGESTS, Method.READBACK)
+    )
+    assert by_digests == by_bits
+    kinds = {Kind.SHARDING} | {"none": set(), "bit": {Kind.BITS}, "padding": {Kind.PADDING}}[fault]
+    assert {d.kind for d in by_digests} == kinds
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda t: replace(t, shape=t.shape[:2], shards=tuple(
+            replace(s, index=s.index[:2]) for s in t.shards)), Kind.SHAPE),
+        (lambda t: replace(t, dtype="F64"), Kind.DTYPE),
+    ],
+    ids=["rank", "dtype"],
+)  # fmt: skip
+def test_an_array_that_cannot_be_read_is_not_summed(
+    decoder: ReferencePart, change: Callable[[DeviceTensor], DeviceTensor], kind: Kind
+) -> None:
+    def spoilt(tensor: DeviceTensor) -> DeviceTensor:
+        def never(*_: object) -> None:
+            raise AssertionError("the device was asked")
+
+        changed = change(tensor)
+        return replace(changed, shards=tuple(replace(s, shares=never) for s in changed.shards))
+
+    device = PackedDevice(decoder)
+    device.arrays[0][Parameter.W2][2, 3, 4] ^= 1  # the other array is compared all the same
+    part = with_w13(device, spoilt)
+    differences = list(PartComparison(decoder, part, method=Method.DIGESTS).differences())
+    assert [(d.layer, d.kind) for d in differences] == [(0, kind), (0, Kind.BITS)]
 
 
 def test_a_digest_that_differs_while_the_bits_do_not_is_no_equality(
