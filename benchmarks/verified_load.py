@@ -1,152 +1,84 @@
 """What verification adds to a load: time against the bare load, rates, and memory.
 
     python benchmarks/verified_load.py --family qwen3-vl-moe --shapes published:qwen3-vl-30b-a3b \
-        --layers 1 4 --repeats 3
+        --layers 1 4 --repeats 3 --json out.json --plot out.svg
 
-For every number of layers a synthetic checkpoint is written and read once, so that it is in the
-page cache. Then, in turns, each in a process forked from one with the stack imported: the bare
-load, without ledger and poison; the verified one, whose comparison follows the load; and the
-streamer's own iterator alone. Reading the files and memcpy are measured beside them. All figures
-are medians. Memory is the private part, RssAnon, sampled every 20 ms while the job runs; mapped
-files are not in it.
+For every number of layers and of experts a synthetic checkpoint is written and read once, so that
+it is in the page cache. Then all loads of ``benchmarks/jobs/loads.py``, in turns, each turn in
+another order, each load in a process forked from one with the stack imported. Reading the files
+and memcpy are measured beside them. All figures are medians. Memory is the private part, RssAnon,
+sampled every 20 ms while the job runs; mapped files are not in it. The plot needs matplotlib.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest.mock import patch
 
 import msgspec
 import numpy as np
 
-from harness import engine, job, tpu_engine
+from benchmarks.jobs.loads import JOBS, Figures
 from harness.checkpoint import Checkpoint
-from harness.device import DevicePart
 from harness.experts import reference_parts
-from harness.family import Part
-from harness.job import VerifyRequest
 from harness.load import LoadProcess
-from harness.loaded import Loaded
-from harness.report import Environment, Report, Status
 from harness.synthetic.writer import write_checkpoint
 from harness.target import Parallelism, Target, emulated_target
-from harness.verify_parameters import expert_copies
 
 _MIB = 1 << 20
+_NAMES = [job.__name__ for job in JOBS]
 
 
-class Figures(msgspec.Struct):
-    """One job: seconds of the load and of the comparison, peaks of private memory in bytes.
+class Row(msgspec.Struct, kw_only=True):
+    """One checkpoint: its sizes, medians in seconds and bytes, and the ratios made of them."""
 
-    ``compared`` counts bytes of the checkpoint.
-    """
+    layers: int
+    experts: int
+    nbytes: int
+    largest_expert_tensor: int
+    read: float
+    memcpy: float
+    seconds: dict[str, float]
+    compare: float
+    compare_by_digests: float
+    compared: int
+    peak: dict[str, int]
+    comparing_adds: int
 
-    load: float
-    compare: float = 0.0
-    compared: int = 0
-    peak: int = 0
-    peak_comparing: int = 0
-    after_load: int = 0
+    @property
+    def ratio(self) -> float:
+        """The bare load and a comparison, against the bare load."""
+        return (self.seconds["bare"] + self.compare) / self.seconds["bare"]
 
+    @property
+    def whole_ratio(self) -> float:
+        """The load with ledger and poison and its comparison, against the bare load."""
+        return (self.seconds["verified"] + self.compare) / self.seconds["bare"]
 
-def bare_job(argument: bytes) -> bytes:
-    """Load by upstream's loader as it is."""
-    path, target, parts = msgspec.json.decode(argument, type=tuple[str, Target, tuple[Part, ...]])
-    patch.object(tpu_engine, "recording", lambda base, ledgers: base).start()
-    with peak() as seen:
-        loaded = engine.load(path, target, parts)
-    return msgspec.json.encode(Figures(loaded.load_seconds, peak=seen[0]))
-
-
-def verified_job(argument: bytes) -> bytes:
-    """Load and compare, as :func:`harness.job.run` does."""
-    path, target, parts = msgspec.json.decode(argument, type=tuple[str, Target, tuple[Part, ...]])
-    request = VerifyRequest(checkpoint=path, reference=path, target=target, parts=parts)
-    environment = Environment(stack="", python="", versions={}, target=str(target))
-    report = Report(
-        checkpoint=path, reference=path, family="", status=Status.LOAD_FAILED,
-        environment=environment,
-    )  # fmt: skip
-    at_end: list[int] = []
-
-    def counted(loaded: Loaded, part: Part) -> list[DevicePart]:
-        at_end.append(private())
-        return expert_copies(loaded, part)
-
-    patch.object(job, "expert_copies", counted).start()
-    with peak() as seen, peak(since=at_end) as comparing:
-        report = job.run(request, report)
-    assert report.status is Status.EQUAL, report.differences[:3]
-    return msgspec.json.encode(
-        Figures(
-            report.timings.load, report.timings.compare, report.all_bytes_compared,
-            seen[0], comparing[0], at_end[0],
-        )
-    )  # fmt: skip
-
-
-def streamer_job(argument: bytes) -> bytes:
-    """Iterate over all tensors with the streamer's own iterator."""
-    from runai_model_streamer import SafetensorsStreamer
-
-    path, _, _ = msgspec.json.decode(argument, type=tuple[str, Target, tuple[Part, ...]])
-    started = time.perf_counter()
-    with SafetensorsStreamer() as streamer:
-        streamer.stream_files([str(p) for p in sorted(Path(path).glob("*.safetensors"))])
-        count = sum(1 for _ in streamer.get_tensors())
-    assert count
-    return msgspec.json.encode(Figures(time.perf_counter() - started))
-
-
-def private() -> int:
-    """Bytes of this process's private memory."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024
-
-
-@contextmanager
-def peak(since: list[int] | None = None) -> Iterator[list[int]]:
-    """The largest private memory while the body runs; once ``since`` is not empty, if given."""
-    seen, ended = [0], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.02):
-            if since is None or since:
-                seen[0] = max(seen[0], private())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        ended.set()
-        watcher.join()
-
-
-JOBS = {"bare": bare_job, "verified": verified_job, "streamer": streamer_job}
+    @property
+    def of_memcpy(self) -> float:
+        """The comparison's rate, all cores together, against memcpy's on one."""
+        return self.compared / self.compare / self.memcpy
 
 
 def measure(path: Path, target: Target, repeats: int) -> dict[str, list[Figures]]:
     """Every kind of job, in turns; the first turn fills caches and does not count."""
     parts = tuple(part.part for part in reference_parts(Checkpoint(path)))
     argument = msgspec.json.encode((str(path), target, parts))
-    seen: dict[str, list[Figures]] = {kind: [] for kind in JOBS}
+    seen: dict[str, list[Figures]] = {name: [] for name in _NAMES}
     with LoadProcess(target) as process:
-        for _ in range(repeats + 1):
-            for kind, work in JOBS.items():
-                answer = process.run(
-                    f"benchmarks.verified_load:{work.__name__}", argument, timeout=900
-                )
-                seen[kind].append(msgspec.json.decode(answer, type=Figures))
-    return {kind: figures[1:] for kind, figures in seen.items()}
+        for turn in range(repeats + 1):
+            first = turn % len(_NAMES)
+            for name in [*_NAMES[first:], *_NAMES[:first]] if turn else ["streamed", "bare"]:
+                answer = process.run(f"benchmarks.jobs.loads:{name}", argument, timeout=900)
+                if turn:
+                    seen[name].append(msgspec.json.decode(answer, type=Figures))
+    return seen
 
 
 def memcpy_rate() -> float:
@@ -156,8 +88,8 @@ def memcpy_rate() -> float:
     return source.nbytes / seconds(lambda: np.copyto(target, source))
 
 
-def read_rate(path: Path) -> float:
-    """Bytes a second of one core's reads of the files, which are in the page cache."""
+def read_seconds(path: Path) -> float:
+    """Seconds of one core's reads of the files, which are in the page cache."""
     buffer = np.empty(8 * _MIB, dtype=np.uint8)
 
     def read() -> None:
@@ -166,10 +98,10 @@ def read_rate(path: Path) -> float:
                 while opened.readinto(buffer.data):
                     pass
 
-    return sum(f.stat().st_size for f in path.glob("*.safetensors")) / seconds(read)
+    return seconds(read)
 
 
-def seconds(work: Any, repeats: int = 5) -> float:
+def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
     """The median of some runs."""
     found = []
     for _ in range(repeats):
@@ -179,33 +111,76 @@ def seconds(work: Any, repeats: int = 5) -> float:
     return median(found)
 
 
-def row(path: Path, layers: int, target: Target, repeats: int) -> str:
-    """Measure one checkpoint; a line of the table."""
+def row(path: Path, target: Target, repeats: int) -> Row:
+    """Measure one checkpoint."""
+    checkpoint = Checkpoint(path)
+    decoder = reference_parts(checkpoint)[0]
+    largest = max(entry.nbytes for name, entry in checkpoint.entries.items() if "experts" in name)
+    read, memcpy = read_seconds(path), memcpy_rate()
     seen = measure(path, target, repeats)
 
-    def middle(kind: str, field: str) -> float:
-        return float(median(getattr(figures, field) for figures in seen[kind]))
+    def middle(name: str, field: str) -> float:
+        return float(median(getattr(figures, field) for figures in seen[name]))
 
-    checkpoint = Checkpoint(path)
-    bare, compare = middle("bare", "load"), middle("verified", "compare")
-    load, compared = middle("verified", "load"), middle("verified", "compared")
-    fused = max(entry.nbytes for name, entry in checkpoint.entries.items() if "experts" in name)
-    above = middle("verified", "peak_comparing") - middle("verified", "after_load")
-    return (
-        f"| {layers} | {checkpoint.nbytes / 1e9:.1f} | {checkpoint.nbytes / read_rate(path):.2f} "
-        f"| {middle('streamer', 'load'):.2f} | {bare:.1f} | {load:.1f} | {compare:.2f} "
-        f"| {(bare + compare) / bare:.3f} | {compared / compare / 1e9:.1f} "
-        f"| {compared / compare / memcpy_rate():.2f} "
-        f"| {middle('bare', 'peak') / _MIB:.0f} | {middle('verified', 'peak') / _MIB:.0f} "
-        f"| {above / _MIB:.0f} | {fused / _MIB:.0f} |"
-    )
+    return Row(
+        layers=len(decoder.layers),
+        experts=decoder.shape.experts,
+        nbytes=checkpoint.nbytes,
+        largest_expert_tensor=largest,
+        read=read,
+        memcpy=memcpy,
+        seconds={name: middle(name, "load") for name in _NAMES},
+        compare=middle("verified", "compare"),
+        compare_by_digests=middle("digested", "compare"),
+        compared=int(middle("verified", "compared")),
+        peak={name: int(middle(name, "peak")) for name in _NAMES},
+        comparing_adds=int(
+            median(f.peak_comparing - f.after_load for f in seen["verified"])
+        ),
+    )  # fmt: skip
 
 
-HEADER = (
-    "| layers | GB | read, s | streamer, s | bare load, s | load with ledger, s | compare, s "
-    "| (bare + compare) / bare | compare, GB/s | of memcpy | peak, bare, MiB | peak, MiB "
-    "| comparing adds, MiB | largest expert tensor, MiB |"
-)
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "layers": lambda r: f"{r.layers}",
+    "experts": lambda r: f"{r.experts}",
+    "GB": lambda r: f"{r.nbytes / 1e9:.1f}",
+    "read, s": lambda r: f"{r.read:.2f}",
+    "streamer, s": lambda r: f"{r.seconds['streamed']:.2f}",
+    "bare load, s": lambda r: f"{r.seconds['bare']:.1f}",
+    "with ledger, s": lambda r: f"{r.seconds['ledger']:.1f}",
+    "and poison, s": lambda r: f"{r.seconds['recorded']:.1f}",
+    "compare, s": lambda r: f"{r.compare:.2f}",
+    "by digests, s": lambda r: f"{r.compare_by_digests:.2f}",
+    "(bare + compare) / bare": lambda r: f"{r.ratio:.3f}",
+    "verified / bare": lambda r: f"{r.whole_ratio:.3f}",
+    "compare, GB/s": lambda r: f"{r.compared / r.compare / 1e9:.1f}",
+    "of memcpy, one core": lambda r: f"{r.of_memcpy:.2f}",
+    "peak, bare, MiB": lambda r: f"{r.peak['bare'] / _MIB:.0f}",
+    "peak, verified, MiB": lambda r: f"{r.peak['verified'] / _MIB:.0f}",
+    "comparing adds, MiB": lambda r: f"{r.comparing_adds / _MIB:.0f}",
+    "largest expert tensor, MiB": lambda r: f"{r.largest_expert_tensor / _MIB:.0f}",
+}
+
+
+def plot(rows: list[Row], title: str, file: Path) -> None:
+    """Bars of seconds: bare load, what ledger and poison add, the comparison."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.5 * len(rows)), layout="constrained")
+    names = [f"{r.layers} layers, {r.experts} experts, {r.nbytes / 1e9:.1f} GB" for r in rows]
+    left = [0.0] * len(rows)
+    for label, values in (
+        ("bare load", [r.seconds["bare"] for r in rows]),
+        ("ledger and poison", [max(r.seconds["verified"] - r.seconds["bare"], 0) for r in rows]),
+        ("comparison", [r.compare for r in rows]),
+    ):
+        axes.barh(names, values, left=left, label=label)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds")
+    axes.set_title(title)
+    axes.legend()
+    figure.savefig(file)
 
 
 def main() -> None:
@@ -214,19 +189,29 @@ def main() -> None:
     parser.add_argument("--family", default="qwen3-vl-moe")
     parser.add_argument("--shapes", default="tiny")
     parser.add_argument("--layers", type=int, nargs="+", default=[1])
-    parser.add_argument("--experts", type=int)
+    parser.add_argument("--experts", type=int, nargs="+", default=[0], help="0: as published")
     parser.add_argument("--parallelism", choices=list(Parallelism), default=Parallelism.TENSOR)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="keep the rows")
+    parser.add_argument("--plot", type=Path, help="draw the rows; needs matplotlib")
     options = parser.parse_args()
     target = emulated_target(4, Parallelism(options.parallelism))
-    print(f"{options.family} {options.shapes}, {target}\n\n{HEADER}\n|{'---|' * 14}")
+    title = f"{options.family} {options.shapes}, {target}"
+    print(f"{title}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    rows = []
     for layers in options.layers:
-        with tempfile.TemporaryDirectory() as directory:
-            path = write_checkpoint(
-                options.family, Path(directory, "checkpoint"), shapes=options.shapes,
-                layers=layers, experts=options.experts,
-            ).path  # fmt: skip
-            print(row(path, layers, target, options.repeats), flush=True)
+        for experts in options.experts:
+            with tempfile.TemporaryDirectory() as directory:
+                path = write_checkpoint(
+                    options.family, Path(directory, "checkpoint"), shapes=options.shapes,
+                    layers=layers, experts=experts or None,
+                ).path  # fmt: skip
+                rows.append(row(path, target, options.repeats))
+                print(f"| {' | '.join(cell(rows[-1]) for cell in COLUMNS.values())} |", flush=True)
+    if options.json:
+        options.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+    if options.plot:
+        plot(rows, title, options.plot)
 
 
 if __name__ == "__main__":

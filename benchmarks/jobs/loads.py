@@ -1,0 +1,136 @@
+"""The loads that ``benchmarks/verified_load.py`` measures; each runs in a process of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from harness import engine, job, recording, tpu_engine
+from harness.digests import Method
+from harness.family import Part
+from harness.job import VerifyRequest
+from harness.report import Environment, Report, Status
+from harness.target import Target
+
+
+class Figures(msgspec.Struct):
+    """One job: seconds of the load and of the comparison, peaks of private memory in bytes.
+
+    ``compared`` counts bytes of the checkpoint.
+    """
+
+    load: float
+    compare: float = 0.0
+    compared: int = 0
+    peak: int = 0
+    peak_comparing: int = 0
+    after_load: int = 0
+
+
+def _given(argument: bytes) -> tuple[str, Target, tuple[Part, ...]]:
+    return msgspec.json.decode(argument, type=tuple[str, Target, tuple[Part, ...]])
+
+
+def bare(argument: bytes) -> bytes:
+    """Load by upstream's loader as it is."""
+    tpu_engine.recording = lambda base, ledgers: base
+    return _loaded(argument)
+
+
+def ledger(argument: bytes) -> bytes:
+    """Load with the ledger, without the poison."""
+    recording._poison = lambda parameter: None
+    return _loaded(argument)
+
+
+def recorded(argument: bytes) -> bytes:
+    """Load with ledger and poison."""
+    return _loaded(argument)
+
+
+def _loaded(argument: bytes) -> bytes:
+    with peak() as seen:
+        loaded = engine.load(*_given(argument))
+    return msgspec.json.encode(Figures(loaded.load_seconds, peak=seen[0]))
+
+
+def verified(argument: bytes) -> bytes:
+    """Load with ledger and poison, and compare, as :func:`harness.job.run` does."""
+    return _verified(argument, Method.AUTO)
+
+
+def digested(argument: bytes) -> bytes:
+    """The same, but experts are compared by digests that XLA makes on the device."""
+    return _verified(argument, Method.DIGESTS)
+
+
+def _verified(argument: bytes, method: Method) -> bytes:
+    path, target, parts = _given(argument)
+    request = VerifyRequest(
+        checkpoint=path, reference=path, target=target, parts=parts, method=method
+    )
+    environment = Environment(stack="", python="", versions={}, target=str(target))
+    report = Report(
+        checkpoint=path, reference=path, family="", status=Status.LOAD_FAILED,
+        environment=environment,
+    )  # fmt: skip
+    at_end: list[int] = []
+    copies = job.expert_copies
+    job.expert_copies = lambda *given: at_end.append(private()) or copies(*given)
+    with peak() as seen, peak(since=at_end) as comparing:
+        report = job.run(request, report)
+    assert report.status is Status.EQUAL, report.differences[:3]
+    assert report.timings is not None
+    return msgspec.json.encode(
+        Figures(
+            report.timings.load, report.timings.compare, report.all_bytes_compared,
+            seen[0], comparing[0], at_end[0],
+        )
+    )  # fmt: skip
+
+
+def streamed(argument: bytes) -> bytes:
+    """Iterate over all tensors with the streamer's own iterator."""
+    from runai_model_streamer import SafetensorsStreamer
+
+    path, _, _ = _given(argument)
+    started = time.perf_counter()
+    with SafetensorsStreamer() as streamer:
+        streamer.stream_files([str(p) for p in sorted(Path(path).glob("*.safetensors"))])
+        count = sum(1 for _ in streamer.get_tensors())
+    assert count
+    return msgspec.json.encode(Figures(time.perf_counter() - started))
+
+
+#: In the order of the first turn.
+JOBS = (streamed, bare, ledger, recorded, verified, digested)
+
+
+def private() -> int:
+    """Bytes of this process's private memory."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+
+@contextmanager
+def peak(since: list[int] | None = None) -> Iterator[list[int]]:
+    """The largest private memory while the body runs; once ``since`` is not empty, if given."""
+    seen, ended = [0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            if since is None or since:
+                seen[0] = max(seen[0], private())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
