@@ -4,7 +4,7 @@
         --layers 1 4 --repeats 3 --json out.json --plot out.svg
 
 For every number of layers and of experts a synthetic checkpoint is written and read once, so that
-it is in the page cache. Then all loads of ``benchmarks/jobs/loads.py``, in turns, each turn in
+it is in the page cache. Then all loads of ``benchmarks/loads.py``, in turns, each turn in
 another order, each load in a process forked from one with the stack imported. Reading the files
 and memcpy are measured beside them. All figures are medians. Memory is the private part, RssAnon,
 sampled every 20 ms while the job runs; mapped files are not in it. The plot needs matplotlib.
@@ -22,8 +22,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from loads import JOBS, Figures
 
-from benchmarks.jobs.loads import JOBS, Figures
 from harness.checkpoint import Checkpoint
 from harness.experts import reference_parts
 from harness.load import LoadProcess
@@ -75,7 +75,7 @@ def measure(path: Path, target: Target, repeats: int) -> dict[str, list[Figures]
         for turn in range(repeats + 1):
             first = turn % len(_NAMES)
             for name in [*_NAMES[first:], *_NAMES[:first]] if turn else ["streamed", "bare"]:
-                answer = process.run(f"benchmarks.jobs.loads:{name}", argument, timeout=900)
+                answer = process.run(f"loads:{name}", argument, timeout=900)
                 if turn:
                     seen[name].append(msgspec.json.decode(answer, type=Figures))
     return seen

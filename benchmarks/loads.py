@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -38,7 +39,7 @@ def _given(argument: bytes) -> tuple[str, Target, tuple[Part, ...]]:
 
 def bare(argument: bytes) -> bytes:
     """Load by upstream's loader as it is."""
-    tpu_engine.recording = lambda base, ledgers: base
+    vars(tpu_engine)["recording"] = lambda base, ledgers: base
     return _loaded(argument)
 
 
@@ -80,8 +81,13 @@ def _verified(argument: bytes, method: Method) -> bytes:
         environment=environment,
     )  # fmt: skip
     at_end: list[int] = []
-    copies = job.expert_copies
-    job.expert_copies = lambda *given: at_end.append(private()) or copies(*given)
+    expert_copies = vars(job)["expert_copies"]
+
+    def noting(*given: Any) -> Any:
+        at_end.append(private())
+        return expert_copies(*given)
+
+    vars(job)["expert_copies"] = noting  # what is compared first
     with peak() as seen, peak(since=at_end) as comparing:
         report = job.run(request, report)
     assert report.status is Status.EQUAL, report.differences[:3]
