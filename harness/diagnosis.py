@@ -87,7 +87,8 @@ class Explainer:
         lost = f"{{experts}} of {slice_.where} never written"
         poison = f"{key} still holds the poison 0x{POISON[slice_.device.itemsize]:x}"
         tensor = self._comparison.reference.source(key).tensor
-        if call := next((c for c in ledger.of(*key[1:]) if c.ids_are_positional), None):
+        calls = ledger.of(*key[1:])
+        if call := next((c for c in calls if c.ids_are_positional), None):
             return slice_.finding(
                 Cause.ARGUMENT_CONTRACT,
                 f"{key.layer} {call.site}",
@@ -96,14 +97,14 @@ class Explainer:
                 f"{call.site} called {call.as_call} of a {call.layer_type}; {poison}"
                 f"{fix_of(call.site)}",
             )
-        if call := next((c for c in ledger.of(*key[1:]) if c.late), None):
+        if call := next((c for c in calls if c.late), None):
             return slice_.finding(
                 Cause.DELIVERED_LATE,
                 key.layer,
                 f"the layer was processed before its pieces had come; {lost}",
                 f"{call.site} delivered {key} to a parameter the layer no longer held; {poison}",
             )
-        if call := next(iter(ledger.of(*key[1:])), None):
+        if call := next(iter(calls), None):
             how = f"{call.site} called {call.as_call} of a {call.layer_type}"
             return slice_.finding(Cause.UNWRITTEN, key.layer, lost, f"{how}; {poison}")
         if ledger.calls and tensor not in ledger.streamed:

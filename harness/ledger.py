@@ -33,6 +33,14 @@ SHARDS = tuple(SHARD_OF.values())
 POISON: dict[int, int] = {1: 0x5A, 2: 0xDEAD, 4: 0xDEADBEEF}
 
 
+class Slot(NamedTuple):
+    """One shard of one expert: what a single call is to deliver."""
+
+    layer: int
+    expert: int
+    shard: str
+
+
 class LoaderCall(NamedTuple):
     """One call of a parameter's ``weight_loader``.
 
@@ -73,6 +81,15 @@ class LoaderCall(NamedTuple):
         return both.get("expert_id"), both.get("shard_id")
 
     @property
+    def slot(self) -> Slot | None:
+        """What it names, where it names an expert's shard."""
+        match = _EXPERT_PARAMETER.search(self.parameter)
+        expert, shard = self.ids
+        if match and isinstance(expert, int) and isinstance(shard, str):
+            return Slot(int(match[1]), expert, shard)
+        return None
+
+    @property
     def ids_are_positional(self) -> bool:
         """Whether an expert's ids came by position and neither by keyword."""
         by_keyword = {"expert_id", "shard_id"} & set(self.keywords)
@@ -84,14 +101,6 @@ class LoaderCall(NamedTuple):
         words = ["param", "loaded_weight", *map(repr, self.arguments)]
         words += [f"{name}={value!r}" for name, value in self.keywords.items()]
         return f"weight_loader({', '.join(words)})"
-
-
-class Slot(NamedTuple):
-    """One shard of one expert: what a single call is to deliver."""
-
-    layer: int
-    expert: int
-    shard: str
 
 
 @dataclass
@@ -120,14 +129,14 @@ class Ledger:
     finished: bool = False
     stream_seconds: float = 0.0
     stream_bytes: int = 0
+    _index: dict[Slot, list[int]] = field(default_factory=dict, init=False, repr=False)
+    _indexed: int = field(default=0, init=False, repr=False)  # so many calls are in it
 
     def deliveries(self) -> Iterator[tuple[Slot, LoaderCall]]:
         """Every call that named an expert's shard, with what it named."""
         for call in self.calls:
-            match = _EXPERT_PARAMETER.search(call.parameter)
-            expert, shard = call.ids
-            if match and isinstance(expert, int) and isinstance(shard, str):
-                yield Slot(int(match[1]), expert, shard), call
+            if slot := call.slot:
+                yield slot, call
 
     def counts(self) -> Counter[Slot]:
         """How often each shard of an expert was delivered."""
@@ -135,8 +144,12 @@ class Ledger:
 
     def of(self, layer: int, expert: int, projection: Projection) -> list[LoaderCall]:
         """The calls for one matrix of one expert."""
-        wanted = self.slot(layer, expert, projection)
-        return [call for slot, call in self.deliveries() if slot == wanted]
+        for number in range(self._indexed, len(self.calls)):
+            if slot := self.calls[number].slot:
+                self._index.setdefault(slot, []).append(number)
+        self._indexed = len(self.calls)
+        numbers = self._index.get(self.slot(layer, expert, projection), ())
+        return [self.calls[number] for number in numbers]
 
     @staticmethod
     def slot(layer: int, expert: int, projection: Projection) -> Slot:

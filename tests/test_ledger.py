@@ -43,6 +43,28 @@ def test_ids_wherever_they_stand(given: LoaderCall) -> None:
     assert ledger.of(3, 2, Projection.UP) == []
 
 
+def test_calls_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many slices are asked for; what comes later, or is renamed, is seen all the same."""
+    looked: list[LoaderCall] = []
+    slot = LoaderCall.slot.fget  # type: ignore[attr-defined]
+
+    def counted(call: LoaderCall) -> object:
+        looked.append(call)
+        return slot(call)
+
+    monkeypatch.setattr(LoaderCall, "slot", property(counted))
+    ledger = Ledger(calls=[c for expert in range(20) for c in whole(expert)])
+    for expert in range(20):
+        for projection in Projection:
+            assert len(ledger.of(3, expert, projection)) == 1
+    assert len(looked) == 60
+    ledger.calls += whole(7)
+    ledger.calls[0] = ledger.calls[0]._replace(site="renamed.py:1")
+    assert len(ledger.of(3, 7, Projection.UP)) == 2
+    assert ledger.of(3, 0, Projection.GATE)[0].site == "renamed.py:1"
+    assert len(looked) == 63
+
+
 def test_positional_means_no_id_by_keyword() -> None:
     assert call(W13, "name", "w1", 2).ids_are_positional
     assert not call(W13, "name", "w1", expert_id=2).ids_are_positional
