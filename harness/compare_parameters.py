@@ -3,7 +3,7 @@
 Each device's shard is held against what its partition says it holds: first which part of the
 whole, then every bit of it; replicas are not taken on trust. A parameter without a rule and
 without a derivation is a difference, and so is a tensor of the checkpoint that no parameter holds.
-One parameter's tensors are looked at at a time; of a directory they are views of the files.
+Tensors are read a piece at a time, as they are judged.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 
 from harness.compare_fp8_parameters import unequal_values
 from harness.coverage import unused_reason
-from harness.device import DeviceTensor
+from harness.device import DeviceTensor, is_of_experts
 from harness.difference import Difference, Kind, ParameterTally
 from harness.dtypes import Bits, as_hex
 from harness.equal import on_all_cores
@@ -25,22 +24,12 @@ from harness.experts import ReferencePart
 from harness.fp8 import SCALE_SUFFIX
 from harness.mesh import Mesh
 from harness.nan import Nan, canonical_nans
-from harness.parameter_layout import (
-    Packing,
-    ParameterLayout,
-    Sizes,
-    Source,
-    UnknownParameterLayout,
-    parameter_layout,
-    sizes_of,
-)
-from harness.parameters import Rule, derived_for, in_checkpoint, layer_of, rule_for
+from harness.parameter_layout import Packing, ParameterLayout
+from harness.parameters import derived_for, in_checkpoint, layer_of
 from harness.pieces import Judged, Piece, judge_piece, note_fault, pieces_of
 from harness.placed import Fault, Placed, padding_of
 from harness.placement import misplaced
-
-_EXPERTS = ".mlp.experts."
-_HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+from harness.placements import Placements, is_fp8
 
 
 class ParameterComparison:
@@ -70,13 +59,18 @@ class ParameterComparison:
         self.reference = reference
         self.checkpoint = reference.checkpoint
         self.mesh = mesh
-        self.packing = packing
         self.local = frozenset(mesh.devices) if local is None else local
         self.tally = ParameterTally(part=reference.part)
         self.faults: dict[Difference, Fault] = {}
-        self._tensors = [t for t in tensors if _EXPERTS not in t.name]
+        self._tensors = [t for t in tensors if not is_of_experts(t.name)]
+        self.placements = Placements(reference, self._tensors, mesh, packing)
         self._nan = nan
         self._chosen = chosen
+
+    @property
+    def placed(self) -> Mapping[str, Placed | str]:
+        """See :attr:`harness.placements.Placements.placed`."""
+        return self.placements.placed
 
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: parameter by parameter, then what no parameter holds."""
@@ -94,30 +88,10 @@ class ParameterComparison:
     def _is_comparable(self, placed: Placed) -> bool:
         tensor, layout = placed.tensor, placed.layout
         alike = (tensor.shape, tensor.dtype) == (layout.shape, layout.dtype)
-        return alike and self._chosen(layer_of(tensor.name)) and not self._is_fp8(placed)
+        return alike and self._chosen(layer_of(tensor.name)) and not is_fp8(placed)
 
     def _judge(self, piece: Piece) -> Judged:
         return judge_piece(piece, self.checkpoint, self.expected)
-
-    @cached_property
-    def sizes(self) -> Sizes:
-        """What of config.json decides layouts."""
-        return sizes_of(self.checkpoint.config)
-
-    @cached_property
-    def tied(self) -> bool:
-        """Whether the head is the embedding."""
-        return bool(self.checkpoint.config.get("tie_word_embeddings"))
-
-    @cached_property
-    def placed(self) -> Mapping[str, Placed | str]:
-        """By device name, each parameter that has a rule; the reason where that does not fit."""
-        found: dict[str, Placed | str] = {}
-        for tensor in self._tensors:
-            rule = self._rule(tensor)
-            if rule is not None:
-                found[tensor.name] = self._place(tensor, *rule)
-        return found
 
     def expected(self, bits: Bits, layout: ParameterLayout) -> Bits:
         """What becomes of reference bits on the way to the device.
@@ -130,28 +104,10 @@ class ParameterComparison:
             return canonical_nans(bits)
         return bits
 
-    def _rule(self, tensor: DeviceTensor) -> tuple[Rule, tuple[str, ...]] | None:
-        name = in_checkpoint(self.reference.part, tensor.name)
-        found = rule_for(name, self.checkpoint.family.name)
-        if found and name == _HEAD and self.tied:
-            return found[0], (_EMBEDDING,)
-        return found
-
-    def _place(self, tensor: DeviceTensor, rule: Rule, names: tuple[str, ...]) -> Placed | str:
-        entries = self.checkpoint.entries
-        if absent := [name for name in names if name not in entries]:
-            return f"no tensor {', '.join(absent)} in the checkpoint"
-        sources = [Source(n, tuple(entries[n].shape), entries[n].dtype) for n in names]
-        try:
-            layout = parameter_layout(rule, sources, self.mesh, self.sizes, self.packing)
-        except UnknownParameterLayout as error:
-            return f"no layout: {error}"
-        return Placed(tensor, rule, layout, names)
-
     def _parameter(self, tensor: DeviceTensor, judged: Iterator[Judged]) -> Iterator[Difference]:
         placed = self.placed.get(tensor.name)
         if placed is None:
-            if tensor.name not in self.scales:
+            if tensor.name not in self.placements.scales:
                 yield from self._derived(tensor)
             return
         self.tally.parameters += 1
@@ -164,22 +120,15 @@ class ParameterComparison:
         found = list(self._metadata(placed))
         yield from found
         if not any(d.kind in (Kind.SHAPE, Kind.DTYPE) for d in found):
-            fp8 = self._is_fp8(placed)
-            yield from self._quantised(placed) if fp8 else self._values(placed, judged)
+            if is_fp8(placed):
+                yield from self._quantised(placed)
+            else:
+                self.tally.compared += 1
+                yield from self._values(placed, judged)
             yield from self._padding(placed)
-            self.tally.compared += 1
-
-    @cached_property
-    def scales(self) -> Mapping[str, DeviceTensor]:
-        """By name, the scales of FP8 parameters; they are compared with those."""
-        fp8 = {f"{n}_scale" for n, p in self.placed.items() if self._is_fp8(p)}
-        return {t.name: t for t in self._tensors if t.name in fp8}
-
-    def _is_fp8(self, placed: Placed | str) -> bool:
-        return isinstance(placed, Placed) and placed.layout.dtype == "F8_E4M3"
 
     def _quantised(self, placed: Placed) -> Iterator[Difference]:
-        tensor = self.scales.get(f"{placed.tensor.name}_scale")
+        tensor = self.placements.scales.get(f"{placed.tensor.name}_scale")
         if tensor is None:
             yield self._difference(
                 Kind.MISSING, placed.tensor, reference="an array of scales", device="nothing"
@@ -189,6 +138,7 @@ class ParameterComparison:
         if found := list(self._metadata(scales)):
             yield from found
             return
+        self.tally.compared += 1
         for name in placed.sources:
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
         for unequal, fields in unequal_values(self.checkpoint, placed, scales):
@@ -206,16 +156,27 @@ class ParameterComparison:
         self.tally.derived[row.kind] = self.tally.derived.get(row.kind, 0) + 1
         if row.constant is None:
             return
+        if tensor.dtype != "F32":
+            yield self._difference(Kind.DTYPE, tensor, reference="F32", device=tensor.dtype)
+            return
         wanted = int(np.float32(row.constant).view("<u4"))
-        for shard in tensor.shards:
-            bits = np.asarray(shard.fetch(...))
-            if tensor.dtype != "F32" or (bits != wanted).any():
-                yield self._difference(
-                    Kind.BITS, tensor, reference=as_hex(wanted, "F32"),
-                    device=as_hex(int(bits.flat[0]), tensor.dtype), count=bits.size,
-                    total=bits.size, device_name=shard.device,
-                )  # fmt: skip
-                return
+        yield from self._constant(tensor, wanted)
+
+    def _constant(self, tensor: DeviceTensor, wanted: int) -> Iterator[Difference]:
+        """A buffer that is not ``wanted`` everywhere: the first such element, all counted."""
+        held = [(shard, np.asarray(shard.fetch(...))) for shard in tensor.shards]
+        odd = [(shard, bits, np.argwhere(bits != wanted)) for shard, bits in held]
+        if not (count := sum(len(places) for *_, places in odd)):
+            return
+        shard, bits, places = next(each for each in odd if len(each[2]))
+        first = tuple(int(i) for i in places[0])
+        yield self._difference(
+            Kind.BITS, tensor, reference=as_hex(wanted, "F32"),
+            device=as_hex(int(bits[first]), "F32"),
+            count=count, total=sum(bits.size for _, bits in held),
+            index=tuple(i + s.start for i, s in zip(first, shard.index, strict=True)),
+            device_name=shard.device,
+        )  # fmt: skip
 
     def _metadata(self, placed: Placed) -> Iterator[Difference]:
         tensor, layout = placed.tensor, placed.layout
@@ -288,7 +249,7 @@ class ParameterComparison:
         for name, entry in self.checkpoint.entries.items():
             if name.removesuffix(SCALE_SUFFIX) in held or ".experts." in name:
                 continue
-            if unused_reason(part, name, self.tied):
+            if unused_reason(part, name, self.placements.tied):
                 continue
             layer = layer_of(name)
             if layer is not None and layer not in layers:

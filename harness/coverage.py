@@ -25,6 +25,7 @@ class Unused(NamedTuple):
     part: Part
     pattern: str
     reason: str
+    if_tied: bool = False  # only where config.json ties the head to the embedding
 
 
 UNUSED: tuple[Unused, ...] = (
@@ -38,6 +39,7 @@ UNUSED: tuple[Unused, ...] = (
         Part.DECODER,
         r"lm_head\.weight",
         "tied to the embedding, where config.json says tie_word_embeddings",
+        if_tied=True,
     ),
 )
 
@@ -60,9 +62,7 @@ def unused_reason(part: Part, tensor: str, tied: bool) -> str:
         tied: whether config.json ties the head to the embedding.
     """
     for row in UNUSED:
-        if row.part is part and re.fullmatch(row.pattern, tensor):
-            if row.pattern.startswith("lm_head") and not tied:
-                continue
+        if row.part is part and re.fullmatch(row.pattern, tensor) and (tied or not row.if_tied):
             return row.reason
     return ""
 

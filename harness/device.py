@@ -25,6 +25,14 @@ _EXPERT_PARAMETER = re.compile(
 )
 
 
+def is_of_experts(name: str) -> bool:
+    """Whether a parameter of this name counts as an expert array, known or not.
+
+    Experts' comparison looks at those and no others, that of all other parameters at the rest.
+    """
+    return _EXPERT_PARAMETER.search(name) is not None
+
+
 @dataclass(frozen=True)
 class DeviceShard:
     """One device's part of a tensor.
@@ -149,7 +157,8 @@ def device_part(
     """Pick the expert arrays out of a model's parameters, by upstream's names.
 
     Up to 0.25 they are called ``…mlp.experts.w13_weight``, from 0.26 on
-    ``…mlp.experts.routed_experts.w13_weight``.
+    ``…mlp.experts.routed_experts.w13_weight``. What else lies there is not an expert array
+    (:func:`is_of_experts`) and left to the comparison of parameters.
 
     Args:
         tensors: the model's parameters.

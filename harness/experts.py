@@ -55,9 +55,8 @@ class ExpertSource:
 class ReferencePart(Mapping[ExpertKey, Bits]):
     """The experts of one part of a checkpoint: a lazy mapping of keys to bits.
 
-    Values are views of the mapped file, or of one range of a store's object: uint of the
-    dtype's width, shape [F, D] for gate and up, [D, F] for down. Nothing is read before a value
-    is asked for.
+    Values are read when they are asked for, by one range of the file or of a store's object: uint
+    of the dtype's width, shape [F, D] for gate and up, [D, F] for down.
 
     Args:
         checkpoint: where the tensors are.
@@ -254,7 +253,15 @@ _LAYER_COUNT = {Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_lay
 def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) -> None:
     """The layers in the files must be those config.json announces: the loader builds the latter."""
     text = checkpoint.config.get("text_config", checkpoint.config)
-    announced = tuple(range(text.get(_LAYER_COUNT[part], 0)))
+    count = text.get(_LAYER_COUNT[part], 0)
+    if type(count) is not int or count < 0:
+        raise BadInput(
+            f"{_LAYER_COUNT[part]} is {count!r}",
+            where=checkpoint.place.where("config.json"),
+            expected="a number of layers, as an integer",
+            hint="the config.json of the published model",
+        )
+    announced = tuple(range(count))
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {list(found) or 'none'}",

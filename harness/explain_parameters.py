@@ -96,7 +96,7 @@ class ParameterEvidence:
 
     def granules(self) -> Iterator[tuple[Cause, str, int, int]]:
         """Sizes to cut the tensor into: cause if they are exchanged, noun, axis, length."""
-        rule, layout, sizes = self.placed.rule, self.placed.layout, self.comparison.sizes
+        rule, layout, sizes = self.placed.rule, self.placed.layout, self.comparison.placements.sizes
         rows = self.reference.shape[0]
         if rule.pieces is Pieces.QKV:
             of_q = self.fault.source == self.placed.sources[0]  # with its output gate, in Qwen3.5

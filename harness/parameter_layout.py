@@ -15,16 +15,19 @@ parameter's output axis. The code that moves bytes reads the table and nothing e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.errors import BadInput
 from harness.layout import Span
 from harness.mesh import Mesh
 from harness.parameters import Cut, Pieces, Rule
 
 _VOCABULARY = 64  # vLLM, DEFAULT_VOCAB_PADDING_SIZE
 _QKV = ("q", "k", "v")
+_KEYS = ("linear_num_key_heads", "linear_key_head_dim")  # linear attention's, where it is
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,40 @@ class Sizes:
     linear_keys: int = 0
 
 
-def sizes_of(config: Mapping[str, Any]) -> Sizes:
-    """The sizes that ``config.json`` states."""
-    text = config.get("text_config", config)
-    return Sizes(
-        heads=text["num_attention_heads"],
-        head_dim=text["head_dim"],
-        kv_heads=text["num_key_value_heads"],
-        vision_heads=config.get("vision_config", {}).get("num_heads", 1),
-        linear_keys=text.get("linear_num_key_heads", 0) * text.get("linear_key_head_dim", 0),
-    )
+def sizes_of(config: Mapping[str, Any], where: str = "config.json") -> Sizes:
+    """The sizes that ``config.json`` states.
+
+    Args:
+        config: its content.
+        where: it is, for the error.
+
+    Raises:
+        BadInput: one is absent or no positive integer.
+    """
+    try:
+        text = config.get("text_config", config)
+        linear = any(key in text for key in _KEYS)
+        return Sizes(
+            heads=_positive(text["num_attention_heads"]),
+            head_dim=_positive(text["head_dim"]),
+            kv_heads=_positive(text["num_key_value_heads"]),
+            vision_heads=_positive(config.get("vision_config", {}).get("num_heads", 1)),
+            linear_keys=math.prod(_positive(text[key]) for key in _KEYS) if linear else 0,
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"config.json lacks sizes of attention: {error}",
+            where=where,
+            expected="text_config with num_attention_heads, num_key_value_heads and head_dim, "
+            "each a positive integer",
+            hint="the config.json of the published model",
+        ) from error
+
+
+def _positive(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise TypeError(f"{value!r} is no positive integer")
+    return value
 
 
 @dataclass(frozen=True)
@@ -185,7 +212,7 @@ def parameter_layout(
         shards=shards,
         blocks=blocks,
         padding=Span(rows, padded) if padded > rows else None,
-        casts="replicate" not in rule.upstream.split(", "),
+        casts=rule.casts,
     )
 
 

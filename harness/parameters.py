@@ -80,6 +80,8 @@ class Rule:
         axes: the mesh axes it is divided over.
         widened: whether the device holds f32 where the checkpoint holds bf16.
         families: the families it is of; all where empty.
+        casts: whether bf16 goes to the device by way of f32
+            (:class:`harness.parameter_layout.ParameterLayout`).
     """
 
     kind: str
@@ -92,11 +94,17 @@ class Rule:
     axes: tuple[str, ...] = HEADS
     widened: bool = False
     families: tuple[str, ...] = ()
+    casts: bool = True
 
 
-def _same(kind: str, pattern: str, upstream: str = _REPLICATED, **options: object) -> Rule:
+def _same(kind: str, pattern: str, upstream: str, **options: object) -> Rule:
     """A rule of parameters that have their tensor's own name."""
     return Rule(kind, pattern, (r"\g<0>",), upstream, **options)  # type: ignore[arg-type]
+
+
+def _whole(kind: str, pattern: str, upstream: str = _REPLICATED, **options: object) -> Rule:
+    """A rule of parameters that upstream leaves alone, and copies to every device bit by bit."""
+    return _same(kind, pattern, upstream, casts=False, **options)
 
 
 _VISUAL = r"model\.visual\."
@@ -121,7 +129,7 @@ RULES: tuple[Rule, ...] = (
         "attention output", r".+\.self_attn\.o_proj\.weight", _LINEAR,
         cut=Cut.INPUTS, transposed=True,
     ),
-    _same("attention q and k norms", r".+\.self_attn\.[qk]_norm\.weight"),
+    _whole("attention q and k norms", r".+\.self_attn\.[qk]_norm\.weight"),
     Rule(
         "linear attention q, k, v, z", r"(.+\.linear_attn)\.in_proj_qkvz\.weight",
         (r"\1.in_proj_qkv.weight", r"\1.in_proj_z.weight"),
@@ -136,19 +144,19 @@ RULES: tuple[Rule, ...] = (
         "linear attention output", r".+\.linear_attn\.out_proj\.weight", _LINEAR,
         cut=Cut.INPUTS, transposed=True,
     ),
-    _same("linear attention convolution", r".+\.linear_attn\.conv1d\.weight"),
-    _same(
+    _whole("linear attention convolution", r".+\.linear_attn\.conv1d\.weight"),
+    _whole(
         "linear attention decay", r".+\.linear_attn\.A_log",
         _WIDENED, widened=True,
     ),
-    _same("linear attention step bias", r".+\.linear_attn\.dt_bias"),
-    _same("linear attention norm", r".+\.linear_attn\.norm\.weight"),
-    _same("layer norms", r".+\.(?:input|post_attention)_layernorm\.weight"),
+    _whole("linear attention step bias", r".+\.linear_attn\.dt_bias"),
+    _whole("linear attention norm", r".+\.linear_attn\.norm\.weight"),
+    _whole("layer norms", r".+\.(?:input|post_attention)_layernorm\.weight"),
     _same(
         "router", r".+\.mlp\.gate\.weight", _LINEAR, transposed=True,
         families=(QWEN3_VL_MOE.name,),
     ),
-    _same("router", r".+\.mlp\.gate\.weight", families=(QWEN3_5_MOE.name,)),
+    _whole("router", r".+\.mlp\.gate\.weight", families=(QWEN3_5_MOE.name,)),
     Rule(
         "shared expert gate and up", r"(.+\.shared_expert)\.gate_up_proj\.weight",
         (r"\1.gate_proj.weight", r"\1.up_proj.weight"),
@@ -158,13 +166,13 @@ RULES: tuple[Rule, ...] = (
         "shared expert down", r".+\.shared_expert\.down_proj\.weight", _LINEAR,
         cut=Cut.INPUTS, transposed=True,
     ),
-    _same("shared expert's gate", r".+\.shared_expert_gate\.weight"),
-    _same("final norm", r"(?:model\.language_model|mtp)\.norm\.weight"),
-    _same("MTP's norms", r"mtp\.pre_fc_norm_(?:embedding|hidden)\.weight"),
+    _whole("shared expert's gate", r".+\.shared_expert_gate\.weight"),
+    _whole("final norm", r"(?:model\.language_model|mtp)\.norm\.weight"),
+    _whole("MTP's norms", r"mtp\.pre_fc_norm_(?:embedding|hidden)\.weight"),
     _same("MTP's fc", r"mtp\.fc\.weight", _LINEAR, cut=Cut.OUTPUTS, transposed=True),
-    _same("vision patch embedding", rf"{_VISUAL}patch_embed\.proj{_LEAF}"),
-    _same("vision position embedding", rf"{_VISUAL}pos_embed\.weight"),
-    _same("vision norms", rf"{_VISUAL}blocks\.\d+\.norm[12]{_LEAF}"),
+    _whole("vision patch embedding", rf"{_VISUAL}patch_embed\.proj{_LEAF}"),
+    _whole("vision position embedding", rf"{_VISUAL}pos_embed\.weight"),
+    _whole("vision norms", rf"{_VISUAL}blocks\.\d+\.norm[12]{_LEAF}"),
     _same(
         "vision q, k, v", rf"{_VISUAL}blocks\.\d+\.attn\.qkv{_LEAF}", _REORDER,
         cut=Cut.OUTPUTS, transposed=True, pieces=Pieces.QKV_FUSED,
@@ -179,7 +187,7 @@ RULES: tuple[Rule, ...] = (
         rf"{_VISUAL}blocks\.\d+\.(?:attn\.proj|mlp\.linear_fc2){_LEAF}", _LINEAR,
         cut=Cut.INPUTS, transposed=True,
     ),
-    _same("merger and deepstack norms", rf"{_MERGER}norm{_LEAF}"),
+    _whole("merger and deepstack norms", rf"{_MERGER}norm{_LEAF}"),
     _same(
         "merger and deepstack fc1", rf"{_MERGER}linear_fc1{_LEAF}", _LINEAR,
         cut=Cut.OUTPUTS, transposed=True,

@@ -32,6 +32,7 @@ from harness.merge import merged
 from harness.nan import Nan
 from harness.outcomes import outcomes
 from harness.overlay import Overlay
+from harness.parameter_layout import sizes_of
 from harness.report import Environment, Report, Status, redacted_report
 from harness.selection import Selection, choose
 from harness.stack import require_stack, stack_name
@@ -92,6 +93,7 @@ def verify(
     against = Checkpoint(reference) if reference is not None else opened
     _require_one_host_for_fp8(against, target)
     there = reference_parts(against, num_layers)
+    sizes_of(against.config, against.place.where("config.json"))  # refused before the load
     chosen = _chosen(against, there, parts)
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(

@@ -143,6 +143,20 @@ def test_a_fault_of_scales_is_named(
     assert {d.layer for d in differences} == {1}
 
 
+@pytest.mark.parametrize("change", [_remove, _replicate])
+def test_a_parameter_whose_scales_cannot_be_used_is_not_counted_as_compared(
+    checkpoints: dict[str, Checkpoint], change: Change
+) -> None:
+    checkpoint = checkpoints["qwen3-vl-moe"]
+    device = quantised(checkpoint, Part.DECODER)
+    change(device)
+    reference = reference_parts(checkpoint)[0]
+    mesh = line(device.devices)
+    comparison = ParameterComparison(reference, device.tensors(), mesh, packing=Packing())
+    assert list(comparison.differences())
+    assert comparison.tally.compared == comparison.tally.parameters - 1
+
+
 def test_a_code_of_one_tensor_is_placed(checkpoints: dict[str, Checkpoint]) -> None:
     checkpoint = checkpoints["qwen3-vl-moe"]
     device = quantised(checkpoint, Part.DECODER)

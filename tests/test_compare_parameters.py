@@ -24,7 +24,7 @@ from harness.parameter_layout import Packing
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from tests.parameter_faults import ATTENTION, FAULTS, HEAD, VL, Change, array_of, poison_the_head
-from tests.parameter_packing import LANGUAGE, PackedParameters
+from tests.parameter_packing import LANGUAGE, Packed, PackedParameters
 
 Paths = dict[str, Path]
 
@@ -201,6 +201,47 @@ def test_an_unknown_parameter_and_a_tensor_nobody_holds(vl: Case) -> None:
     assert [(d.kind, d.layer) for d in differences] == [(Kind.UNACCOUNTED, 0)] * 2
     assert diagnosis.cause is Cause.UNACCOUNTED
     assert differences[1].source.endswith("layers.0.input_layernorm.weight")
+
+
+@pytest.mark.parametrize("tail", ["routed_experts.w13.weight", "other.w2_weight"])
+def test_an_array_among_the_experts_that_is_none_of_theirs(vl: Case, tail: str) -> None:
+    """Neither comparison drops it: that of experts looks at names it knows the form of."""
+    name = f"{LANGUAGE}layers.1.mlp.experts.{tail}"
+    vl.device.packed[name] = Packed(np.ones((8, 4), "<u2"), None)
+    (difference,), (diagnosis,), _ = vl.compared()
+    assert (difference.kind, difference.parameter) == (Kind.UNACCOUNTED, name)
+    assert difference.layer == 1
+    assert diagnosis.cause is Cause.UNACCOUNTED
+
+
+SCALE = f"{LANGUAGE}layers.0.self_attn.attn._k_scale"
+
+
+def test_the_element_of_a_buffer_that_is_another_is_told(vl: Case) -> None:
+    vl.device.packed[SCALE] = Packed(np.full((2, 3), 0x3F800000, "<u4"), None, "F32")
+    assert vl.compared()[0] == []
+    vl.device.reading[SCALE, "cpu:2"] = lambda bits: np.where(
+        np.arange(6).reshape(2, 3) == 4, np.uint32(0x40000000), bits
+    )
+    (difference,), _, _ = vl.compared()
+    assert (difference.kind, difference.device_name) == (Kind.BITS, "cpu:2")
+    assert (difference.index, difference.count, difference.total) == ((1, 1), 1, 4 * 6)
+    assert (difference.reference, difference.device) == ("0x3f800000", "0x40000000")
+
+
+def test_a_buffer_of_another_dtype(vl: Case) -> None:
+    vl.device.packed[SCALE] = Packed(np.full((2, 3), 0x3F80, "<u2"), None, "BF16")
+    (difference,), _, _ = vl.compared()
+    assert (difference.kind, difference.reference, difference.device) == (
+        Kind.DTYPE, "F32", "BF16",
+    )  # fmt: skip
+
+
+def test_a_scalar_buffer(vl: Case) -> None:
+    vl.device.packed[SCALE] = Packed(np.array(0x40000000, "<u4"), None, "F32")
+    (difference,), _, _ = vl.compared()
+    assert (difference.index, difference.count, difference.total) == ((), 4, 4)
+    assert difference.device_name == "cpu:1"
 
 
 def test_another_dtype(vl: Case) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from harness.arrays import from_jax
-from harness.device import DeviceTensor, device_part
+from harness.device import DeviceTensor, device_part, is_of_experts
 from harness.layout import Parameter, Span
 from tests.packing import sharded
 
@@ -76,6 +76,24 @@ def test_expert_arrays_are_found_under_either_name(infix: str) -> None:
         Parameter.W2: names[1],
     }
     assert part.unknown == (names[2],)
+
+
+@pytest.mark.parametrize(
+    ("name", "of_experts"),
+    [
+        ("vllm_model.model.layers.3.mlp.experts.w13_weight", True),
+        ("vllm_model.model.layers.3.mlp.experts.routed_experts.w2_bias", True),
+        ("vllm_model.model.layers.3.mlp.experts.other.w2_weight", False),
+        ("vllm_model.model.layers.3.mlp.experts.routed_experts.w2.weight", False),
+        ("vllm_model.model.layers.3.mlp.shared_expert.down_proj.weight", False),
+    ],
+)
+def test_what_is_no_expert_array_is_left_to_the_comparison_of_parameters(
+    name: str, of_experts: bool
+) -> None:
+    part = device_part([DeviceTensor(name, "BF16", (2, 4, 6), ())], MESH)
+    assert is_of_experts(name) is of_experts
+    assert bool(part.layers or part.unknown) is of_experts
 
 
 FUSED = np.arange(2 * 2 * 3 * 5, dtype=np.uint16).reshape(2, 2, 3, 5)

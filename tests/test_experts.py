@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from harness.checkpoint import Checkpoint
 from harness.dtypes import Bits
+from harness.errors import BadInput
 from harness.experts import ExpertKey, reference_parts
 from harness.family import Part, Projection
 from harness.places.directory import LocalFile
@@ -117,3 +119,15 @@ def test_the_reference_imports_nothing_under_test(module: str, tmp_path: Path) -
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("count", ["2", None, 2.0, -1, True])
+def test_a_number_of_layers_that_is_none(
+    tiny_checkpoints: dict[str, Path], tmp_path: Path, count: object
+) -> None:
+    path = shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "c")
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = count
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=f"num_hidden_layers is {count!r} .*config.json"):
+        reference_parts(Checkpoint(path))
