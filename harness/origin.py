@@ -8,7 +8,7 @@ from harness.causes import Cause, Finding
 from harness.evidence import Evidence
 from harness.family import Projection
 from harness.ledger import POISON
-from harness.provenance import Line, find_bytes, needle
+from harness.provenance import Line, needle
 
 _MOST = 0.9  # the share of unequal rows whose origin must be known before they explain a slice
 
@@ -167,7 +167,7 @@ def other_bytes(slice_: Evidence) -> Finding | None:
         (slice_.device.T, slice_.unequal.T),
     ):
         run = needle(device, unequal)
-        if run and (place := find_bytes(slice_.checkpoint, run)):
+        if run and (place := slice_.others.bytes_at(slice_.key, slice_.checkpoint, run)):
             return slice_.finding(
                 Cause.OTHER_BYTES,
                 f"{slice_.key.layer} {place[0]}",

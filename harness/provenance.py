@@ -8,6 +8,7 @@ together from parts of others is recognised; and runs of bytes anywhere in the c
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -19,6 +20,13 @@ from harness.experts import ExpertKey, ReferencePart
 
 _NEEDLE_ELEMENTS = 24
 _SEARCHED = 8 << 30
+#: So many times the files are searched for bytes, for the slices of a layer and for all of them:
+#: thousands of slices of garbage must not take longer than a job may.
+SEARCHES, SEARCHES_IN_ALL = 8, 24
+
+
+#: A tensor and a byte of it.
+Place = tuple[str, int]
 
 
 class Line(NamedTuple):
@@ -34,6 +42,9 @@ class ReferenceIndex:
     Args:
         parts: all parts of the checkpoint.
         bits_of: what the device is to hold for a key, [output, input].
+
+    Attributes:
+        unsearched: slices whose bytes were not looked for, since the searches were spent.
     """
 
     def __init__(
@@ -42,7 +53,10 @@ class ReferenceIndex:
         self._parts = {part.part: part for part in parts}
         self.bits_of = bits_of
         self._slices: dict[tuple[str, int], dict[bytes, ExpertKey]] = {}
-        self._lines: dict[tuple[str, int, int], dict[bytes, Line]] = {}
+        self._lines: dict[tuple[str, int, int], dict[bytes, Line]] = {}  # of one layer
+        self._searches: Counter[tuple[str, int]] = Counter()
+        self._last_found: dict[tuple[str, int], str] = {}
+        self.unsearched: set[ExpertKey] = set()
 
     def slice(self, near: ExpertKey, bits: Bits) -> ExpertKey | None:
         """The slice whose bytes ``bits`` are; those nearest to ``near`` are looked at first."""
@@ -56,6 +70,23 @@ class ReferenceIndex:
         """For each row (axis 0) or column (axis 1) of ``bits``, whose bytes it is in its layer."""
         known = self._layer_lines(key, axis)
         return [known.get(_digest(line)) for line in (bits if axis == 0 else bits.T)]
+
+    def bytes_at(self, near: ExpertKey, checkpoint: Checkpoint, run: bytes) -> Place | None:
+        """Where ``run``, of slice ``near``, stands in the files; None, too, if not looked for.
+
+        What was found for the last slice of its layer is looked at first, and always.
+        """
+        layer = (near.part, near.layer)
+        last = self._last_found.get(layer)
+        if last and (at := checkpoint.bits(last).tobytes().find(run)) >= 0:
+            return last, at
+        if self._searches[layer] >= SEARCHES or self._searches.total() >= SEARCHES_IN_ALL:
+            self.unsearched.add(near)
+            return None
+        self._searches[layer] += 1
+        if found := find_bytes(checkpoint, run):
+            self._last_found[layer] = found[0]
+        return found
 
     def _layers(self, near: ExpertKey) -> Iterator[tuple[str, int]]:
         yield near.part, near.layer
@@ -74,6 +105,7 @@ class ReferenceIndex:
     def _layer_lines(self, near: ExpertKey, axis: int) -> dict[bytes, Line]:
         place = (near.part, near.layer, axis)
         if place not in self._lines:
+            self._lines = {p: k for p, k in self._lines.items() if p[:2] == place[:2]}
             known: dict[bytes, Line] = {}
             for key in self._keys(near.part, near.layer):
                 bits = self.bits_of(key)
@@ -100,7 +132,7 @@ def needle(bits: Bits, unequal: Bits) -> bytes | None:
     return None
 
 
-def find_bytes(checkpoint: Checkpoint, run: bytes) -> tuple[str, int] | None:
+def find_bytes(checkpoint: Checkpoint, run: bytes) -> Place | None:
     """The tensor that holds ``run``, and the byte of it; the first _SEARCHED bytes are searched."""
     searched = 0
     for name, entry in checkpoint.entries.items():

@@ -18,6 +18,11 @@ from harness.origin import another_slice, other_bytes, reordered, transposed, wr
 
 _BF16 = 2  # bytes
 _DAMAGED = 2048  # elements; a longer run is more than a broken sector
+_SEARCHED = "no other slice, row or run of bytes of the reference fits"
+_NOT_SEARCHED = (
+    "no other slice or row of the reference fits; after so many slices that nothing explained, "
+    "its bytes were not looked for in the files"
+)
 Rule = Callable[[Evidence], Finding | None]
 
 
@@ -77,7 +82,12 @@ def damaged(slice_: Evidence) -> Finding | None:
         slice_.key,
         f"a run of {length * slice_.reference.itemsize} bytes of {slice_.key} is damaged",
         f"elements {places[0]} to {places[-1]} of it in the file's order differ, the other "
-        f"{unequal.size - length} are equal, and their bytes stand nowhere else in the checkpoint",
+        f"{unequal.size - length} are equal, and their bytes "
+        + (
+            "were not looked for elsewhere"
+            if slice_.key in slice_.others.unsearched
+            else "stand nowhere else in the checkpoint"
+        ),
     )
 
 
@@ -157,8 +167,9 @@ def unexplained(slice_: Evidence) -> Finding:
         Cause.UNEXPLAINED,
         slice_.key.layer,
         f"slices of {slice_.where} differ for no known reason",
-        f"{slice_.key}: {share:.1%} of its elements differ, within [{rows}, {columns}]; no other "
-        "slice, row or run of bytes of the reference fits" + (f"; {far}" if far else ""),
+        f"{slice_.key}: {share:.1%} of its elements differ, within [{rows}, {columns}]; "
+        + (_NOT_SEARCHED if slice_.key in slice_.others.unsearched else _SEARCHED)
+        + (f"; {far}" if far else ""),
     )
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from harness import provenance
 from harness.causes import Cause, Finding
 from harness.dtypes import Bits
 from harness.evidence import Evidence
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Part, Projection
 from harness.ledger import POISON
-from harness.provenance import ReferenceIndex, find_bytes, needle
+from harness.provenance import SEARCHES, ReferenceIndex, find_bytes, needle
 from harness.rules import RULES, Rule, nan_canonicalised, unexplained
 
 KEY = ExpertKey(Part.DECODER, 1, 4, Projection.UP)
@@ -166,3 +167,58 @@ def test_a_run_of_one_value_is_no_needle(decoder: ReferencePart) -> None:
     run = needle(varied, varied == varied)
     assert run == varied[0, :24].tobytes()
     assert find_bytes(decoder.checkpoint, run) is None
+
+
+def garbage(index: ReferenceIndex, reference: ReferencePart, key: ExpertKey) -> Finding:
+    """What explains a slice of noise, by an index that is kept from slice to slice."""
+    bits = np.random.default_rng(key.expert + 100 * key.layer).integers(
+        0, 1 << 16, reference[key].shape, dtype=np.uint16
+    )
+    slice_ = Evidence(
+        key, reference[key], bits, index, reference.__getitem__, reference.checkpoint
+    )  # fmt: skip
+    return next((f for rule in RULES if (f := rule(slice_))), None) or unexplained(slice_)
+
+
+def test_garbage_is_looked_for_so_many_times_only(
+    decoder: ReferencePart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[bytes] = []
+    monkeypatch.setattr(provenance, "find_bytes", lambda _, run: searched.append(run))
+    index = ReferenceIndex([decoder], decoder.__getitem__)
+    findings = [
+        garbage(index, decoder, ExpertKey(Part.DECODER, 0, expert, Projection.UP))
+        for expert in range(8)
+    ]
+    assert len(searched) == SEARCHES  # two for a slice: as it is, and transposed
+    assert {f.cause for f in findings} == {Cause.UNEXPLAINED}
+    assert len({f.group for f in findings}) == 1
+    told = ["not looked for" in f.evidence for f in findings]
+    assert told == [False] * 4 + [True] * 4
+    monkeypatch.setattr(provenance, "SEARCHES_IN_ALL", SEARCHES + 1)
+    garbage(index, decoder, ExpertKey(Part.DECODER, 1, 0, Projection.UP))
+    assert len(searched) == SEARCHES + 1  # another layer has searches of its own, if any are left
+
+
+def test_what_was_found_once_is_looked_at_first(
+    decoder: ReferencePart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.language_model.layers.0.self_attn.o_proj.weight"
+    held = decoder.checkpoint.bits(name).tobytes()
+    index = ReferenceIndex([decoder], decoder.__getitem__)
+    assert index.bytes_at(KEY, decoder.checkpoint, held[:48]) == (name, 0)
+    monkeypatch.setattr(provenance, "find_bytes", lambda *_: pytest.fail("searched again"))
+    at = index.bytes_at(KEY._replace(expert=5), decoder.checkpoint, held[64:112])
+    assert at == (name, 64)
+    assert not index.unsearched
+
+
+def test_the_lines_of_one_layer_are_kept(decoder: ReferencePart) -> None:
+    index = ReferenceIndex([decoder], decoder.__getitem__)
+    for layer in (0, 1):
+        key = KEY._replace(layer=layer)
+        for axis in (0, 1):
+            lines = index.lines(key, decoder[key], axis)
+            assert [line and line.key for line in lines] == [key] * len(lines)
+    assert {place[1] for place in index._lines} == {1}
+    assert len(index._lines) == 2
