@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -74,10 +75,17 @@ class ParameterComparison:
 
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: parameter by parameter, then what no parameter holds."""
-        judged = on_all_cores(self._judge, self._pieces())
+        judged = self._judged()
         for tensor in self._tensors:
             yield from self._parameter(tensor, judged)
         yield from self._uncovered()
+
+    def _judged(self) -> Iterator[Judged]:
+        """What the pieces show, in order; one at a time where each is a tensor read back whole."""
+        shards = chain.from_iterable(tensor.shards for tensor in self._tensors)
+        if all(shard.in_host_memory for shard in shards):
+            return on_all_cores(self._judge, self._pieces())
+        return map(self._judge, self._pieces())
 
     def _pieces(self) -> Iterator[Piece]:
         """The pieces of all parameters whose bits can be compared, in order."""

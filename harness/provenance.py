@@ -20,9 +20,9 @@ from harness.experts import ExpertKey, ReferencePart
 
 _NEEDLE_ELEMENTS = 24
 _SEARCHED = 8 << 30
-#: So many times the files are searched for bytes, for the slices of a layer and for all of them:
-#: thousands of slices of garbage must not take longer than a job may.
-SEARCHES, SEARCHES_IN_ALL = 8, 24
+#: Bytes of files that are searched for the slices of a layer, and for those of all: thousands of
+#: slices of garbage must not take longer than a job may.
+OF_LAYER, OF_ALL = 8 * _SEARCHED, 24 * _SEARCHED
 
 
 #: A tensor and a byte of it.
@@ -54,7 +54,7 @@ class ReferenceIndex:
         self.bits_of = bits_of
         self._slices: dict[tuple[str, int], dict[bytes, ExpertKey]] = {}
         self._lines: dict[tuple[str, int, int], dict[bytes, Line]] = {}  # of one layer
-        self._searches: Counter[tuple[str, int]] = Counter()
+        self._searched: Counter[tuple[str, int]] = Counter()
         self._last_found: dict[tuple[str, int], str] = {}
         self.unsearched: set[ExpertKey] = set()
 
@@ -80,12 +80,12 @@ class ReferenceIndex:
         last = self._last_found.get(layer)
         if last and (at := checkpoint.bits(last).tobytes().find(run)) >= 0:
             return last, at
-        if self._searches[layer] >= SEARCHES or self._searches.total() >= SEARCHES_IN_ALL:
+        if self._searched[layer] >= OF_LAYER or self._searched.total() >= OF_ALL:
             self.unsearched.add(near)
             return None
-        self._searches[layer] += 1
         if found := find_bytes(checkpoint, run):
             self._last_found[layer] = found[0]
+        self._searched[layer] += _read(checkpoint, found)
         return found
 
     def _layers(self, near: ExpertKey) -> Iterator[tuple[str, int]]:
@@ -141,6 +141,15 @@ def find_bytes(checkpoint: Checkpoint, run: bytes) -> Place | None:
         if (at := checkpoint.bits(name).tobytes().find(run)) >= 0:
             return name, at
     return None
+
+
+def _read(checkpoint: Checkpoint, found: Place | None) -> int:
+    """Bytes that :func:`find_bytes` went through."""
+    if found is None:
+        return min(checkpoint.nbytes, _SEARCHED)
+    names = list(checkpoint.entries)
+    before = names[: names.index(found[0]) + 1]
+    return sum(checkpoint.entries[name].nbytes for name in before)
 
 
 def _digest(bits: Bits) -> bytes:

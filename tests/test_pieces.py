@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from harness import pieces
+from harness import compare_parameters, pieces
 from harness.difference import Difference
 from harness.placed import Placed
 from tests.parameter_packing import LANGUAGE
@@ -88,3 +90,26 @@ def test_devices_with_memory_of_their_own_are_read_back_once(vl: Case) -> None:
     apart = tuple(replace(shard, in_host_memory=False) for shard in placed.tensor.shards)
     placed = replace(placed, tensor=replace(placed.tensor, shards=apart))
     assert len(list(pieces.pieces_of(placed, vl.checkpoint))) == len(placed.sources)
+
+
+def test_of_such_devices_one_tensor_is_held_at_a_time(
+    vl: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On all cores as many tensors would lie in the host's memory."""
+    alive, most = [0], [0]
+    judge = pieces.judge_piece
+
+    def counted(*given: Any) -> pieces.Judged:
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        time.sleep(0.001)
+        alive[0] -= 1
+        return judge(*given)
+
+    monkeypatch.setattr(compare_parameters, "judge_piece", counted)
+    apart = [
+        replace(t, shards=tuple(replace(s, in_host_memory=False) for s in t.shards))
+        for t in vl.device.tensors()
+    ]
+    assert vl.compared(apart)[0] == []
+    assert most == [1]

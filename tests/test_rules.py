@@ -14,7 +14,7 @@ from harness.evidence import Evidence
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Part, Projection
 from harness.ledger import POISON
-from harness.provenance import SEARCHES, ReferenceIndex, find_bytes, needle
+from harness.provenance import ReferenceIndex, find_bytes, needle
 from harness.rules import RULES, Rule, nan_canonicalised, unexplained
 
 KEY = ExpertKey(Part.DECODER, 1, 4, Projection.UP)
@@ -185,19 +185,21 @@ def test_garbage_is_looked_for_so_many_times_only(
 ) -> None:
     searched: list[bytes] = []
     monkeypatch.setattr(provenance, "find_bytes", lambda _, run: searched.append(run))
+    each = decoder.checkpoint.nbytes
+    monkeypatch.setattr(provenance, "OF_LAYER", 8 * each)
     index = ReferenceIndex([decoder], decoder.__getitem__)
     findings = [
         garbage(index, decoder, ExpertKey(Part.DECODER, 0, expert, Projection.UP))
         for expert in range(8)
     ]
-    assert len(searched) == SEARCHES  # two for a slice: as it is, and transposed
+    assert len(searched) == 8  # two for a slice: as it is, and transposed
     assert {f.cause for f in findings} == {Cause.UNEXPLAINED}
     assert len({f.group for f in findings}) == 1
     told = ["not looked for" in f.evidence for f in findings]
     assert told == [False] * 4 + [True] * 4
-    monkeypatch.setattr(provenance, "SEARCHES_IN_ALL", SEARCHES + 1)
+    monkeypatch.setattr(provenance, "OF_ALL", 9 * each)
     garbage(index, decoder, ExpertKey(Part.DECODER, 1, 0, Projection.UP))
-    assert len(searched) == SEARCHES + 1  # another layer has searches of its own, if any are left
+    assert len(searched) == 9  # another layer has searches of its own, if any are left
 
 
 def test_what_was_found_once_is_looked_at_first(
