@@ -17,6 +17,7 @@ from harness.evidence import Evidence
 from harness.experts import ExpertKey
 from harness.explain_parameters import _unexplained
 from harness.family import Part, Projection
+from harness.provenance import ReferenceIndex
 from harness.rules import unexplained
 
 DTYPES = {1: ml_dtypes.float8_e4m3fn, 2: ml_dtypes.bfloat16, 4: np.float32}
@@ -75,7 +76,7 @@ def test_an_unexplained_slice_says_how_far_off_it_is() -> None:
     key = ExpertKey(Part.DECODER, 0, 1, Projection.GATE)
     reference, device = bits(0x3F80, 0x4000).reshape(1, 2), bits(0x3F81, 0x4100).reshape(1, 2)
     nothing: Any = None
-    evidence = Evidence(key, reference, device, nothing, nothing, nothing)
+    evidence = Evidence(key, reference, device, ReferenceIndex([], nothing), nothing, nothing)
     assert unexplained(evidence).evidence.endswith(
         "; farthest off at [0, 1]: 256 units in the last place, 2 in the reference, 8 on the device"
     )
