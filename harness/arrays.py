@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,20 @@ def from_jax(name: str, array: Any) -> DeviceTensor:
 
 
 def _shard_from_jax(shard: Any, shape: tuple[int, ...], dtype: str) -> DeviceShard:
+    in_host_memory = shard.device.platform == "cpu"
+
+    @cache
+    def view() -> Bits:
+        """CPU devices share the host's memory."""
+        whole: Bits = np.asarray(shard.data).view(bits_dtype(dtype))
+        return whole
+
     def fetch(index: Any) -> Bits:
-        if shard.device.platform == "cpu":
-            data = np.asarray(shard.data)[index]  # a view: CPU devices share the host's memory
+        bits: Bits
+        if in_host_memory:
+            bits = view()[index]
         else:
-            data = np.asarray(shard.data[index])  # sliced on the device, so only it travels
-        bits: Bits = data.view(bits_dtype(dtype))
+            bits = np.asarray(shard.data[index]).view(bits_dtype(dtype))  # only that travels
         return bits
 
     device = f"{shard.device.platform}:{shard.device.id}"
@@ -43,7 +52,7 @@ def _shard_from_jax(shard: Any, shape: tuple[int, ...], dtype: str) -> DeviceSha
         fetch,
         shares=lambda rectangles: shares(shard.data, tuple(rectangles)),
         any_set=lambda places: any_set(shard.data, tuple(places)),
-        in_host_memory=shard.device.platform == "cpu",
+        in_host_memory=in_host_memory,
     )
 
 

@@ -16,7 +16,7 @@ from harness.device import DevicePart, DeviceTensor
 from harness.difference import Difference, Kind, Tally
 from harness.digests import Method, device_digests, dirty, reference_digest
 from harness.dtypes import ITEMSIZE, Bits, as_hex, bits_dtype
-from harness.equal import any_set, equal_bits, on_all_cores
+from harness.equal import all_equal, on_all_cores, zeros
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Projection
 from harness.fingerprint import Words
@@ -193,11 +193,10 @@ class PartComparison:
             return
 
         def judge(expert: int) -> list[tuple[int, Padding]]:
-            return [
-                (expert, gap)
-                for gap in gaps
-                if any_set(tensor.rectangle(expert, gap.rows, gap.columns))
-            ]
+            found = [(gap, tensor.rectangle(expert, gap.rows, gap.columns)) for gap in gaps]
+            if all_equal((bits, zeros(bits.shape, bits.dtype)) for _, bits in found):
+                return []
+            return [(expert, gap) for gap, bits in found if bits.any()]
 
         yield from chain.from_iterable(on_all_cores(judge, experts if gaps else ()))
 
@@ -295,5 +294,4 @@ class PartComparison:
 def _blocks_equal(
     tensor: DeviceTensor, expert: int, expected: Bits, blocks: Iterable[Block]
 ) -> bool:
-    found = ((tensor.rectangle(expert, b.rows, b.columns), b.of(expected)) for b in blocks)
-    return all(equal_bits(device, reference) for device, reference in found)
+    return all_equal((tensor.rectangle(expert, b.rows, b.columns), b.of(expected)) for b in blocks)

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,36 +20,66 @@ _AHEAD = 4 * _CORES
 
 
 def equal_bits(device: Bits, reference: Bits) -> bool:
-    """Whether two arrays of one shape hold the same bits, whatever their strides.
+    """Whether two arrays of one shape hold the same bits, whatever their strides."""
+    return all_equal([(device, reference)])
 
-    Matrices are read row by row, in whichever order their memory has, and, where one is stored
-    transposed, in tiles; any other array, and all without numba, by numpy.
+
+def all_equal(pairs: Iterable[tuple[Bits, Bits]]) -> bool:
+    """Whether the arrays of every pair, device and reference, hold the same bits.
+
+    What lies in rows in both is compared by one compiled call for all pairs; matrices of which one
+    is stored transposed go by tiles; any other array, and all without numba, by numpy.
     """
-    if device.shape != reference.shape or device.dtype != reference.dtype:
+    strips, others, kernels = [], [], _compiled()
+    kept = list(pairs)  # strips are addresses: the arrays must outlive the call
+    for device, reference in kept:
+        if device.shape != reference.shape or device.dtype != reference.dtype:
+            return False
+        strip = _strip(device, reference) or _strip(device.T, reference.T)
+        if kernels and strip:
+            strips.append(strip)
+        else:
+            others.append((device, reference))
+    if strips and not kernels.strips_equal(np.array(strips, np.int64)):
         return False
-    kernels = _compiled()
-    if kernels is None or device.ndim != 2 or device.itemsize > 8 or not device.size:
-        return bool(np.array_equal(device, reference))
-    one, other = whole_rows(device), whole_rows(reference)
-    if one is not None and other is not None:
-        return bool(kernels.rows_equal(one, other, device.shape[1]))
-    across = whole_rows(device.T), whole_rows(reference.T)
-    if across[0] is not None and across[1] is not None:
-        return bool(kernels.rows_equal(*across, device.shape[0]))
-    pair = (across[1], one) if one is not None else (other, across[0])  # the reference first
-    words = [words_of_four(rows) for rows in pair if rows is not None]
-    if len(words) == 2 and all(w is not None for w in words) and _divides(device.shape):
-        stored = device.shape[::-1] if one is not None else device.shape
-        return bool(kernels.turned_equal(*words, *stored))
-    return bool(np.array_equal(device, reference))
+    return all(_turned_equal(*pair) for pair in others)
 
 
 def any_set(bits: Bits) -> bool:
     """Whether any bit of a matrix is set."""
-    kernels, rows = _compiled(), whole_rows(bits) if bits.ndim == 2 and bits.size else None
-    if kernels is None or rows is None:
-        return bool(bits.any())
-    return bool(kernels.any_set(rows, bits.shape[1]))
+    return not all_equal([(bits, zeros(bits.shape, bits.dtype))])
+
+
+@lru_cache(64)
+def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Bits:
+    """A matrix of zeros, all rows of it the same memory."""
+    return np.broadcast_to(np.zeros(shape[1:], dtype), shape)
+
+
+def _strip(one: Bits, other: Bits) -> tuple[int, ...] | None:
+    """Two arrays as rows of ``strips_equal``; None unless rows of both are contiguous."""
+    starts = one.__array_interface__["data"][0], other.__array_interface__["data"][0]
+    if one.flags.c_contiguous and other.flags.c_contiguous:
+        return starts[0], 0, starts[1], 0, one.nbytes, 1
+    if one.ndim != 2 or not (_has_rows(one) and _has_rows(other)):
+        return None
+    rows, columns = one.shape
+    return starts[0], one.strides[0], starts[1], other.strides[0], columns * one.itemsize, rows
+
+
+def _has_rows(matrix: Bits) -> bool:
+    return matrix.strides[1] == matrix.itemsize or matrix.shape[1] == 1
+
+
+def _turned_equal(device: Bits, reference: Bits) -> bool:
+    """Equality of matrices of which one is stored transposed, and of any other arrays."""
+    kernels = _compiled()
+    if kernels and device.ndim == 2 and device.size and _divides(device.shape):
+        for one, other in ((reference, device.T), (reference.T, device)):
+            words = [words_of_four(whole_rows(matrix)) for matrix in (one, other)]
+            if all(w is not None for w in words):
+                return bool(kernels.turned_equal(*words, *one.shape))
+    return bool(np.array_equal(device, reference))
 
 
 def on_all_cores(judge: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -90,9 +120,9 @@ def whole_rows(matrix: Bits) -> Bits | None:
     return np.lib.stride_tricks.as_strided(matrix, shape, (between, itemsize), writeable=False)
 
 
-def words_of_four(rows: Bits) -> Bits | None:
+def words_of_four(rows: Bits | None) -> Bits | None:
     """A block of 2-byte elements as words of four; None where rows do not divide into them."""
-    if rows.itemsize != 2 or rows.shape[1] % 4:
+    if rows is None or rows.itemsize != 2 or rows.shape[1] % 4:
         return None
     return rows.view("<u8")
 
@@ -116,4 +146,3 @@ def warm_up() -> None:
     matrix = np.zeros((4, 8), dtype=np.uint16)
     for other in (matrix[:, :4], matrix[:, :4].copy().T):
         equal_bits(matrix[:, :4], other)
-    any_set(matrix)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 
 _COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False}
 # Indexes are unsigned: numba lets signed ones count from the end, and LLVM then makes no vectors.
@@ -18,30 +19,24 @@ _GROUPS = _TALL // _FOUR  # of four rows
 _PLANE = _GROUPS * (_WIDE // _FOUR)  # words of a tile from the same row of their group
 
 
+#: Of the C library, bound when the code is loaded: rows of some hundred bytes are its own trade.
+_memcmp = types.ExternalFunction("memcmp", types.int32(types.uintp, types.uintp, types.uintp))
+
+
 @numba.njit(**_COMPILE)
-def rows_equal(one: Any, other: Any, count: int) -> bool:
-    """Whether the first ``count`` elements of every row are equal; both arrays contiguous."""
-    for row in range(min(one.shape[0], other.shape[0])):
-        a, b = one[row], other[row]
-        odd = a[0] ^ b[0]
-        for place in range(count):
-            odd |= a[place] ^ b[place]
-        if odd:
-            return False
+def strips_equal(strips: Any) -> bool:
+    """Whether rows of memory hold the same bytes.
+
+    Args:
+        strips: int64, a row each: an address and the bytes from one row to the next, the same of
+            what it is held against, bytes of a row, number of rows.
+    """
+    for strip in strips:
+        one, apart, other, other_apart, nbytes, rows = strip
+        for row in range(rows):
+            if _memcmp(one + row * apart, other + row * other_apart, nbytes):
+                return False
     return True
-
-
-@numba.njit(**_COMPILE)
-def any_set(matrix: Any, count: int) -> bool:
-    """Whether a bit is set in the first ``count`` elements of a row; contiguous."""
-    for row in range(matrix.shape[0]):
-        line = matrix[row]
-        found = line[0]
-        for place in range(count):
-            found |= line[place]
-        if found:
-            return True
-    return False
 
 
 @numba.njit(**_COMPILE)

@@ -1,8 +1,7 @@
 """Parameters in pieces: rows of a tensor, read and compared with all that devices hold of them.
 
-Tensors of any size are compared on all cores, and the reference of a piece is compared while it
-is in a cache. Of devices with memory of their own a shard is read back whole, so there a piece is
-a whole tensor.
+So tensors of any size are compared on all cores. Of devices with memory of their own a shard is
+read back whole, so there a piece is a whole tensor.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ import numpy as np
 
 from harness.checkpoint import Checkpoint
 from harness.dtypes import Bits
-from harness.equal import equal_bits
+from harness.equal import all_equal, equal_bits
 from harness.layout import Span
 from harness.parameter_layout import ParameterLayout
 from harness.placed import Fault, Placed, pairs
 
-_BYTES = 4 << 20
+_BYTES = 16 << 20
 _ROWS = 256  # tiles of the compiled comparison are as high
 
 
@@ -34,8 +33,8 @@ class Piece:
     rows: Span
 
 
-class Unequal(NamedTuple):
-    """A run of rows that departs: on which device, of which copy, and where in the tensor."""
+class Run(NamedTuple):
+    """Rows of a tensor on one device: of which copy, what they must be and are, and where."""
 
     device: str
     copy: int
@@ -49,7 +48,7 @@ class Judged(NamedTuple):
 
     piece: Piece
     totals: Counter[int]
-    unequal: list[Unequal]
+    unequal: list[Run]
 
 
 def pieces_of(placed: Placed, checkpoint: Checkpoint) -> Iterator[Piece]:
@@ -77,20 +76,20 @@ def judge_piece(
     placed, name, rows = piece.placed, piece.source, piece.rows
     reference = expected(checkpoint.bits(name, (rows.as_slice(),)), placed.layout)
     judged = Judged(piece, Counter(), [])
+    runs = []
     for shard in placed.tensor.shards:
         held = shard.fetch(...)
         for block, wanted, there, origin in pairs(
             placed.layout, shard, name, reference, rows.start
         ):
             judged.totals[block.copy] += wanted.size
-            if not equal_bits(held[there], wanted):
-                judged.unequal.append(
-                    Unequal(shard.device, block.copy, wanted, held[there], origin)
-                )
+            runs.append(Run(shard.device, block.copy, wanted, held[there], origin))
+    if not all_equal((run.got, run.wanted) for run in runs):
+        judged.unequal.extend(run for run in runs if not equal_bits(run.got, run.wanted))
     return judged
 
 
-def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, run: Unequal) -> None:
+def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, run: Run) -> None:
     """Add an unequal run of rows to the fault of its tensor, or of its copy of it."""
     placed = piece.placed
     departs = run.wanted != run.got

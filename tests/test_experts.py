@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from harness.dtypes import Bits
 from harness.errors import BadInput
 from harness.experts import ExpertKey, reference_parts
 from harness.family import Part, Projection
-from harness.places.directory import LocalFile
+from harness.places import window
 
 
 def raw_tensor(directory: Path, name: str) -> tuple[bytes, list[int]]:
@@ -88,13 +89,13 @@ def test_an_expert_is_read_alone_and_once(
     """Gate and up of a fused expert are views of one block, read when the first is asked for."""
     read: list[int] = []
 
-    def count(self: LocalFile, offset: int, out: Bits) -> Bits:
-        read.append(out.nbytes)
-        return whole(self, offset, out)
+    def count(owner: object, path: Path, start: int, kind: Any, elements: int) -> Bits:
+        read.append(elements * kind.itemsize)
+        return seen(owner, path, start, kind, elements)
 
-    whole = LocalFile._read_bits
+    seen = window.seen
     (part,) = reference_parts(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]))
-    monkeypatch.setattr(LocalFile, "_read_bits", count)
+    monkeypatch.setattr(window, "seen", count)
     gate, up = (part[ExpertKey(Part.DECODER, 1, 5, p)] for p in (Projection.GATE, Projection.UP))
     assert read == [gate.nbytes + up.nbytes]
     assert not gate.flags.owndata

@@ -1,8 +1,9 @@
-"""A directory on this machine: slices are read, whole large tensors mapped."""
+"""A directory on this machine; its files are mapped."""
 
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -10,9 +11,8 @@ import numpy as np
 
 from harness.dtypes import Bits, bits_dtype
 from harness.errors import BadInput
+from harness.places import window
 from harness.places.place import File, Place
-
-_MAPPED_FROM = 32 << 20  # bytes
 
 
 class LocalFile(File):
@@ -45,15 +45,15 @@ class LocalFile(File):
     def bits(
         self, offset: int, dtype: str, shape: tuple[int, ...], within: tuple[int, int] | None = None
     ) -> Bits:
-        """The bits, read at once; above 32 MiB a view of the mapped file, read when touched.
+        """The bits: a view of the page cache, or a copy where the file cannot be mapped.
 
-        Reading costs a third of the page faults of mapping (docs/speed.md), until it is memory
-        that is new each time: glibc keeps what it gave back up to that size.
+        Looking at what the page cache holds is free where its pages are large, copying it costs as
+        much as comparing it (docs/speed.md).
         """
         kind = np.dtype(bits_dtype(dtype))
         try:
-            if math.prod(shape) * kind.itemsize > _MAPPED_FROM:
-                return np.memmap(self.path, dtype=kind, mode="r", offset=offset, shape=shape)
+            with suppress(OSError, ValueError):
+                return window.seen(self, self.path, offset, kind, math.prod(shape)).reshape(shape)
             return self._read_bits(offset, np.empty(shape, kind))
         except OSError as error:
             raise _unreadable(self.path, error) from error
