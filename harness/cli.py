@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import platform
+import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -51,7 +52,7 @@ R = TypeVar("R")
 
 
 def _exits(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a :class:`HarnessError` into its message and its exit code."""
+    """Turn a :class:`HarnessError` into its message and its exit code, Ctrl-C into a shell's."""
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -60,6 +61,9 @@ def _exits(command: Callable[P, R]) -> Callable[P, R]:
         except HarnessError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted: nothing was decided", err=True)
+            sys.exit(128 + signal.SIGINT)
 
     return wrapped
 

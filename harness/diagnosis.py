@@ -107,7 +107,7 @@ class Explainer:
         if call := next(iter(calls), None):
             how = f"{call.site} called {call.as_call} of a {call.layer_type}"
             return slice_.finding(Cause.UNWRITTEN, key.layer, lost, f"{how}; {poison}")
-        if ledger.calls and tensor not in ledger.streamed:
+        if ledger.recorded and tensor not in ledger.streamed:
             return slice_.finding(
                 Cause.NOT_STREAMED,
                 key.layer,
@@ -115,7 +115,7 @@ class Explainer:
                 f"the streamer gave {len(ledger.streamed)} tensors, {tensor} was not among them; "
                 f"{poison}",
             )
-        if ledger.calls:
+        if ledger.recorded:
             self._undelivered[tensor] = slice_.finding(
                 Cause.NOT_DELIVERED,
                 key.layer,

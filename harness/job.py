@@ -135,8 +135,9 @@ def _compare(
     progress.begin("compare", sum(experts[p.part].count * expert_bytes(p) for p in parts))
     for part in parts:
         ledger = ledgers.get(part.part, Ledger())
-        require_recorded(part.part, ledger)
+        before = len(report.differences)
         compare_part(report, part, parts, loaded, ledger, request, experts[part.part])
+        require_recorded(part.part, ledger, report.differences[before:])
     report.status = Status.DIFFERENT if report.differences else Status.EQUAL
     if report.status is Status.EQUAL and request.target.hosts == 1:
         require_covered(report.tallies, request.parts)  # of several hosts the merged report's

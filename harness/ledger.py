@@ -132,6 +132,11 @@ class Ledger:
     _index: dict[Slot, list[int]] = field(default_factory=dict, init=False, repr=False)
     _indexed: int = field(default=0, init=False, repr=False)  # so many calls are in it
 
+    @property
+    def recorded(self) -> bool:
+        """Whether a recorder was there: what is not in the ledger did not happen."""
+        return self.finished or bool(self.calls)
+
     def deliveries(self) -> Iterator[tuple[Slot, LoaderCall]]:
         """Every call that named an expert's shard, with what it named."""
         for call in self.calls:

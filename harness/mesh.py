@@ -69,8 +69,3 @@ class Mesh:
         return {
             device: number for group in self.groups(names) for number, device in enumerate(group)
         }
-
-
-def line(devices: tuple[str, ...], axis: str = "model") -> Mesh:
-    """A mesh of one axis."""
-    return Mesh(((axis, len(devices)),), devices)

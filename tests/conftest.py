@@ -11,9 +11,9 @@ import pytest
 
 from harness.checkpoint import Checkpoint
 from harness.experts import ReferencePart, reference_parts
-from harness.report import Environment, Report, Status
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.writer import write_checkpoint
+from tests.reports import a_report
 
 pytest_plugins = ["pytester", "scenarios.urls", "tests.s3"]
 
@@ -65,12 +65,5 @@ def decoder(tiny_checkpoints: dict[str, Path]) -> ReferencePart:
 @pytest.fixture
 def tiny_report(tmp_path: Path) -> Path:
     """The file of a report that is equal."""
-    report = Report(
-        checkpoint="/c",
-        reference="/c",
-        family="qwen3-vl-moe",
-        status=Status.EQUAL,
-        environment=Environment(stack="0.26", python="3.11", versions={}, target="emulated"),
-    )
-    report.write(tmp_path / "given.json")
+    a_report().write(tmp_path / "given.json")
     return tmp_path / "given.json"

@@ -2,322 +2,146 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from harness.causes import Cause
 from harness.hook import Hook
-from tests.faults import (
-    EXPERTS,
-    Fault,
-    Tensors,
-    calling,
-    changed,
-    hooking,
-    loading,
-    mapping,
-    of_part,
-    streaming,
-    without,
+from tests.fault_changes import (
+    after_the_first,
+    backwards,
+    backwards_over_the_mesh,
+    broken_bytes,
+    flushed,
+    gate_as_up,
+    half_is_enough,
+    ids_as_strings,
+    interleaved,
+    is_down,
+    never_loaded,
+    next_ranks_piece,
+    none,
+    one_bit,
+    padded_stride,
+    positionally,
+    replicated,
+    returns_unwritten,
+    same_numel,
+    stale,
+    through_float16,
+    twice,
+    twice_at_once,
+    two_exchanged,
+    upper_half_never,
+    with_sharding,
+    without_a_file,
+    without_last_rows,
+    wrong_offset,
+    zeros,
 )
-
-_SWAPPED = {"w1": "w3", "w3": "w1", "w2": "w2"}
-_AS_STRINGS = sorted(range(EXPERTS), key=str)
-
-
-def _positionally(load: Any, weight: Any, given: dict[str, Any]) -> Any:
-    ids = [given.pop(name) for name in ("weight_name", "shard_id", "expert_id")]
-    return load(weight, *ids, **given)
-
-
-def _upper_half_never(load: Any, weight: Any, given: dict[str, Any]) -> Any:
-    return load(weight, **given) if given["expert_id"] < EXPERTS // 2 else True
-
-
-def _gate_as_up(load: Any, weight: Any, given: dict[str, Any]) -> Any:
-    return load(weight, **given | {"shard_id": _SWAPPED[given["shard_id"]]})
-
-
-def _ids_as_strings(load: Any, weight: Any, given: dict[str, Any]) -> Any:
-    return load(weight, **given | {"expert_id": _AS_STRINGS[given["expert_id"]]})
-
-
-def _two_exchanged(load: Any, weight: Any, given: dict[str, Any]) -> Any:
-    expert = {2: 5, 5: 2}.get(given["expert_id"], given["expert_id"])
-    return load(weight, **given | {"expert_id": expert})
-
-
-def _wrong_offset(load: Any, weight: Any, given: dict[str, Any]) -> Any:
-    return load(weight.roll(weight.shape[0] // 4, 0), **given)
-
-
-def _returns_unwritten(load: Any, weight: Any, given: dict[str, Any]) -> Any:
-    return True if given["expert_id"] in (6, 7) else load(weight, **given)
-
-
-def _zeros(load: Any, weight: Any, given: dict[str, Any]) -> Any:
-    return load(weight.new_zeros(weight.shape) if given["expert_id"] in (6, 7) else weight, **given)
-
-
-def _without_last_rows(load: Any, weight: Any, given: dict[str, Any]) -> Any:
-    """All rows but the last four are written; those keep what they held."""
-    expert, shard = given["expert_id"], given["shard_id"]
-    held = load.parameter.data[expert]
-    half = held.shape[0] // 2
-    piece = {"w1": held[:half], "w3": held[half:], "w2": held}[shard][-4:]
-    before = piece.clone()
-    done = load(weight, **given)
-    piece.copy_(before)
-    return done
-
-
-def _padded_stride(load: Any, weight: Any, given: dict[str, Any]) -> Any:
-    """The expert is read eight elements further on, for each expert before it."""
-    return load(weight.flatten().roll(-8 * given["expert_id"]).view_as(weight), **given)
-
-
-def _stale(tensors: Tensors) -> Tensors:
-    """A view kept past its life: the buffer holds the tensor of this shape that came before."""
-    before: dict[Any, Any] = {}
-    for name, tensor in tensors:
-        held = before.get(tuple(tensor.shape))
-        before[tuple(tensor.shape)] = tensor.clone()
-        yield name, held if of_part(name) and held is not None else tensor
-
-
-def _same_numel(tensor: Any) -> Any:
-    return tensor.transpose(-1, -2).contiguous().view(tensor.shape)
-
-
-def _interleaved(tensor: Any) -> Any:
-    """Gate and up of a fused tensor in alternating rows, split in the middle all the same."""
-    import torch
-
-    axis = 2 if tensor.shape[2] < tensor.shape[1] else 1
-    gate, up = tensor.chunk(2, axis)
-    return torch.stack((gate, up), axis + 1).reshape(tensor.shape)
-
-
-def _one_bit(tensor: Any) -> Any:
-    import torch
-
-    tensor.view(torch.int16).view(-1)[777] ^= 4
-    return tensor
-
-
-def _broken_bytes(tensor: Any) -> Any:
-    import torch
-
-    tensor.view(torch.int16).view(-1)[640:704] = torch.arange(64, dtype=torch.int16) * 257 + 11
-    return tensor
-
-
-def _through_float16(tensor: Any) -> Any:
-    import torch
-
-    return tensor.to(torch.float16).to(torch.bfloat16)
-
-
-def _flushed(tensor: Any) -> Any:
-    import torch
-
-    bits = tensor.view(torch.int16)
-    return torch.where((bits & 0x7F80) == 0, bits & -0x8000, bits).view(torch.bfloat16)
-
-
-def _is_down(name: str) -> bool:
-    return of_part(name) and "down_proj" in name
-
-
-def _after_the_first(tensors: Tensors) -> Tensors:
-    """Once a fused tensor has changed the mapping, later tensors of the layer match nothing."""
-    seen = False
-    for name, tensor in tensors:
-        if not (of_part(name) and seen):
-            yield name, tensor
-        seen = seen or of_part(name)
-
-
-def _without_a_file(tensors: Tensors) -> Tensors:
-    """The file with the down projections was never listed."""
-    return without(_is_down)(tensors)
-
-
-def _twice(tensors: Tensors) -> Tensors:
-    """A consolidated file beside the shards: every expert comes again at the end."""
-    again = []
-    for name, tensor in tensors:
-        if of_part(name):
-            again.append((name, tensor.clone()))
-        yield name, tensor
-    yield from again
-
-
-def _twice_at_once(tensors: Tensors) -> Tensors:
-    for name, tensor in tensors:
-        yield name, tensor
-        if of_part(name) and not _is_down(name):
-            yield name, tensor
-
-
-def _backwards(tensors: Tensors) -> Tensors:
-    kept = [(name, tensor.clone()) for name, tensor in tensors]
-    yield from reversed(kept)
-
-
-def _half_is_enough(process: Any) -> Any:
-    """The hook's count of a complete layer is half of what it should be."""
-
-    class Method(process):  # type: ignore[misc]
-        def maybe_process_weights(self, layer: Any, name: str, args: Any, kwargs: Any) -> None:
-            super().maybe_process_weights(layer, name, args, kwargs)
-            if len(layer._loaded_weights) == layer.global_num_experts * 3 // 2:
-                self.process_weights_after_loading(layer)
-
-    return Method
-
-
-def _with_sharding(change: Any) -> Any:
-    """The experts' arrays are put onto the mesh by another sharding than they should."""
-
-    def replacement(shard: Any) -> Any:
-        def sharded(weights: Any, backend: Any, mesh: Any) -> Any:
-            import jax
-
-            done = shard(weights, backend, mesh)
-            for name in ("w13_weight", "w2_weight"):
-                array = getattr(done, name)
-                setattr(done, name, jax.device_put(array, change(array.sharding)))
-            return done
-
-        return sharded
-
-    return replacement
-
-
-def _replicated(sharding: Any) -> Any:
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    return NamedSharding(sharding.mesh, PartitionSpec())
-
-
-def _backwards_over_the_mesh(sharding: Any) -> Any:
-    from jax.sharding import Mesh, NamedSharding
-
-    mesh = sharding.mesh
-    turned = mesh.devices.ravel()[::-1].reshape(mesh.devices.shape)
-    return NamedSharding(Mesh(turned, mesh.axis_names), sharding.spec)
-
-
-def _next_ranks_piece(process: Any) -> Any:
-    """Every rank takes the piece of its neighbour."""
-
-    def processed(**given: Any) -> Any:
-        import jax.numpy as jnp
-
-        done = process(**given)
-        shift = done.w13_weight.shape[2] // given["mesh"].devices.size
-        done.w13_weight = jnp.roll(done.w13_weight, shift, axis=2)
-        return done
-
-    return processed
-
+from tests.faults import Fault, calling, changed, hooking, loading, mapping, streaming, without
 
 FAULTS: tuple[Fault, ...] = (
     Fault(
         "ids by position, upstream's hook", "argument contract",
-        calling(_positionally), (Cause.ARGUMENT_CONTRACT,),
+        calling(positionally), (Cause.ARGUMENT_CONTRACT,),
     ),
     Fault(
         "ids by position, a hook that looks away", "argument contract",
-        calling(_positionally), (Cause.ARGUMENT_CONTRACT,), hook=Hook.LENIENT,
+        calling(positionally), (Cause.ARGUMENT_CONTRACT,), hook=Hook.LENIENT,
     ),
     Fault(
         "empty range of local experts", "argument order",
-        calling(_upper_half_never), (Cause.NOT_DELIVERED,),
+        calling(upper_half_never), (Cause.NOT_DELIVERED,),
     ),
     Fault(
         "view kept past its life", "stale buffer",
-        streaming(_stale),
+        streaming(stale),
         (Cause.OTHER_LAYER, Cause.OTHER_SLICE, Cause.EXPERTS_PERMUTED, Cause.OTHER_BYTES),
     ),
     Fault(
         "processed before all came", "hook fires early",
-        hooking("VllmUnquantizedFusedMoEMethod", _half_is_enough), (Cause.DELIVERED_LATE,),
+        hooking("VllmUnquantizedFusedMoEMethod", half_is_enough), (Cause.DELIVERED_LATE,),
     ),
     Fault(
-        "transposed, same numel", "transposed", streaming(changed(_same_numel)),
+        "transposed, same numel", "transposed", streaming(changed(same_numel)),
         (Cause.TRANSPOSED,),
     ),
     Fault(
         "replicated", "replicated instead of sharded",
-        hooking("shard_moe_weights", _with_sharding(_replicated)), (Cause.REPLICATED,),
+        hooking("shard_moe_weights", with_sharding(replicated)), (Cause.REPLICATED,),
     ),
     Fault(
         "mesh backwards", "replicated instead of sharded",
-        hooking("shard_moe_weights", _with_sharding(_backwards_over_the_mesh)),
+        hooking("shard_moe_weights", with_sharding(backwards_over_the_mesh)),
         (Cause.MISPLACED,),
     ),
     Fault(
-        "two experts never written", "lost experts", loading(_returns_unwritten),
+        "two experts never written", "lost experts", loading(returns_unwritten),
         (Cause.UNWRITTEN,),
     ),
-    Fault("two experts zeroed", "lost experts", loading(_zeros), (Cause.ZEROS,)),
+    Fault("two experts zeroed", "lost experts", loading(zeros), (Cause.ZEROS,)),
     Fault(
         "interleaved rows split in the middle", "wrong shard slice",
-        streaming(changed(_interleaved, "gate_up")), (Cause.MIXED,), fused_only=True,
+        streaming(changed(interleaved, "gate_up")), (Cause.MIXED,), fused_only=True,
     ),
     Fault(
-        "padded stride over an unpadded source", "wrong shard slice", calling(_padded_stride),
+        "padded stride over an unpadded source", "wrong shard slice", calling(padded_stride),
         (Cause.OTHER_BYTES, Cause.ROLLED, Cause.MIXED),
     ),
-    Fault("wrong offset", "wrong shard slice", calling(_wrong_offset), (Cause.ROLLED,)),
+    Fault("wrong offset", "wrong shard slice", calling(wrong_offset), (Cause.ROLLED,)),
     Fault(
         "the neighbour rank's piece", "wrong shard slice",
-        hooking("process_unquantized_moe_weights", _next_ranks_piece), (Cause.ROLLED,),
+        hooking("process_unquantized_moe_weights", next_ranks_piece), (Cause.ROLLED,),
     ),
-    Fault("last rows missing", "silently narrowed", loading(_without_last_rows),
+    Fault("last rows missing", "silently narrowed", loading(without_last_rows),
           (Cause.NARROWED,)),
     Fault(
-        "gate and up swapped", "w1/w3 mixed", calling(_gate_as_up),
+        "gate and up swapped", "w1/w3 mixed", calling(gate_as_up),
         (Cause.PROJECTIONS_EXCHANGED,),
     ),
     Fault(
-        "ids sorted as strings", "expert permutation", calling(_ids_as_strings),
+        "ids sorted as strings", "expert permutation", calling(ids_as_strings),
         (Cause.EXPERTS_PERMUTED,),
     ),
     Fault(
-        "two experts exchanged", "expert permutation", calling(_two_exchanged),
+        "two experts exchanged", "expert permutation", calling(two_exchanged),
         (Cause.EXPERTS_EXCHANGED,),
     ),
     Fault(
         "a projection skipped under a prefix", "MTP missing or skipped",
-        mapping(without(_is_down)), (Cause.NOT_DELIVERED,),
+        mapping(without(is_down)), (Cause.NOT_DELIVERED,),
+    ),
+    Fault(
+        "the model is not loaded at all", "MTP missing or skipped", never_loaded,
+        (Cause.NOT_STREAMED, Cause.PARAMETER_UNWRITTEN),
+    ),
+    Fault(
+        "the model takes no tensor", "MTP missing or skipped", mapping(none),
+        (Cause.NOT_DELIVERED, Cause.PARAMETER_UNWRITTEN, Cause.TENSOR_UNREAD),
     ),
     Fault(
         "mapping changes after the first tensor", "order dependence",
-        mapping(_after_the_first), (Cause.NOT_DELIVERED,),
+        mapping(after_the_first), (Cause.NOT_DELIVERED,),
     ),
     Fault(
-        "a shard file not listed", "missing shard file", streaming(_without_a_file),
+        "a shard file not listed", "missing shard file", streaming(without_a_file),
         (Cause.NOT_STREAMED,),
     ),
     Fault(
-        "every expert again at the end", "duplicate files", streaming(_twice),
+        "every expert again at the end", "duplicate files", streaming(twice),
         (Cause.DELIVERED_TWICE,),
     ),
     Fault(
-        "gate and up again at once", "duplicate files", streaming(_twice_at_once),
+        "gate and up again at once", "duplicate files", streaming(twice_at_once),
         (Cause.DELIVERED_TWICE,),
     ),
-    Fault("tensors backwards", "file order", streaming(_backwards), ()),
+    Fault("tensors backwards", "file order", streaming(backwards), ()),
     Fault(
-        "through float16", "dtype cast", streaming(changed(_through_float16)),
+        "through float16", "dtype cast", streaming(changed(through_float16)),
         (Cause.DTYPE_ROUND_TRIP,),
     ),
     Fault(
-        "subnormals flushed to zero", "dtype cast", streaming(changed(_flushed)),
+        "subnormals flushed to zero", "dtype cast", streaming(changed(flushed)),
         (Cause.SUBNORMALS_FLUSHED,),
     ),
-    Fault("one bit", "corruption", streaming(changed(_one_bit)), (Cause.BIT_FLIP,)),
-    Fault("broken bytes", "corruption", streaming(changed(_broken_bytes)), (Cause.DAMAGED,)),
+    Fault("one bit", "corruption", streaming(changed(one_bit)), (Cause.BIT_FLIP,)),
+    Fault("broken bytes", "corruption", streaming(changed(broken_bytes)), (Cause.DAMAGED,)),
 )  # fmt: skip

@@ -23,10 +23,11 @@ from harness.job import VerifyRequest, run
 from harness.layout import Backend, Parameter, Span
 from harness.ledger import Ledger
 from harness.recording import Recorder
-from harness.report import Environment, Report, Status
+from harness.report import Status
 from harness.target import emulated_target
 from harness.xla_engine import seen_by_torch_xla
 from tests.fault_catalogue import FAULTS
+from tests.reports import a_report
 
 Seen = list[tuple[list[str], list[str]]]
 
@@ -59,13 +60,8 @@ def _diagnosed(
 def verify_with_fault(argument: bytes) -> bytes:
     """Verify a checkpoint with a fault of the table planted; the report."""
     request, fault = msgspec.json.decode(argument, type=tuple[VerifyRequest, str])
-    environment = Environment(stack="", python="", versions={}, target=str(request.target))
-    report = Report(
-        checkpoint=request.checkpoint,
-        reference=request.reference,
-        family="",
-        status=Status.LOAD_FAILED,
-        environment=environment,
+    report = a_report(
+        checkpoint=request.checkpoint, reference=request.reference, status=Status.LOAD_FAILED
     )
     adapt = next(row.inject for row in FAULTS if row.name == fault)
     return msgspec.json.encode(run(request, report, adapt))

@@ -18,6 +18,7 @@ from harness.checkpoint import Checkpoint
 from harness.device import DeviceShard, DeviceTensor
 from harness.family import Part
 from harness.layout import Span
+from harness.mesh import Mesh
 
 Array = npt.NDArray[Any]
 LANGUAGE = "vllm_model.language_model.model."
@@ -149,6 +150,11 @@ class PackedParameters:
         if ".linear_fc2." in tensor or ".attn.proj." in tensor:
             return Packed(bits.T, 0) if matrix else Packed(bits, None)
         return Packed(bits, None)
+
+
+def line(devices: tuple[str, ...]) -> Mesh:
+    """A mesh of one axis."""
+    return Mesh((("model", len(devices)),), devices)
 
 
 def side_by_side(parts: list[Array], n: int) -> Array:

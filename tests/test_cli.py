@@ -83,6 +83,15 @@ def test_an_error_of_ours_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch)
     assert (result.exit_code, "ValueError: as planted" in result.stderr) == (5, True)
 
 
+def test_ctrl_c_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **options: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.cli.verify", interrupted)
+    result = CliRunner().invoke(main, ["verify", "/nowhere"])
+    assert (result.exit_code, result.output) == (130, "interrupted: nothing was decided\n")
+
+
 def test_checkouts_are_given_to_the_loading_processes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

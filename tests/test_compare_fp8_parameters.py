@@ -16,10 +16,9 @@ from harness.experts import reference_parts
 from harness.explain_parameters import ParameterExplainer
 from harness.family import Part
 from harness.fp8 import LINEAR, SCALE_SUFFIX, block_values, scales_as_f32
-from harness.mesh import line
 from harness.parameter_layout import Packing
 from harness.synthetic.writer import write_checkpoint
-from tests.parameter_packing import LANGUAGE, Array, Packed, PackedParameters
+from tests.parameter_packing import LANGUAGE, Array, Packed, PackedParameters, line
 from tests.test_fp8 import quantised_anew
 
 QKV = f"{LANGUAGE}layers.1.self_attn.qkv_proj.weight"

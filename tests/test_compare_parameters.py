@@ -18,13 +18,13 @@ from harness.experts import reference_parts
 from harness.explain_parameters import ParameterExplainer
 from harness.family import Part
 from harness.layout import Span
-from harness.mesh import Mesh, line
+from harness.mesh import Mesh
 from harness.nan import Nan, canonical_nans
 from harness.parameter_layout import Packing
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from tests.parameter_faults import ATTENTION, FAULTS, HEAD, VL, Change, array_of, poison_the_head
-from tests.parameter_packing import LANGUAGE, Packed, PackedParameters
+from tests.parameter_packing import LANGUAGE, Packed, PackedParameters, line
 
 Paths = dict[str, Path]
 

@@ -86,12 +86,23 @@ def test_a_tied_head_is_counted_as_unused(
     assert (counts.unused, counts.unread, differences) == (1, 0, [])
 
 
-def test_a_recorded_load() -> None:
+@pytest.mark.parametrize("kinds", [(), (Kind.DELIVERY, Kind.UNREAD, Kind.UNWRITTEN)])
+def test_a_recorded_load(kinds: tuple[Kind, ...]) -> None:
+    """What the ledger lacks is told by differences of the ledger's own, not by the weights'."""
+    differences = [Difference(kind=kind, part=Part.MTP) for kind in kinds]
     recorded = Ledger(calls=delivered("a"), streamed=["a"], finished=True)
-    require_recorded(Part.MTP, recorded)
+    require_recorded(Part.MTP, recorded, differences)
     recorded.calls = []
     with pytest.raises(InternalError, match="load of mtp went past the recorder"):
-        require_recorded(Part.MTP, recorded)
+        require_recorded(Part.MTP, recorded, differences)
+
+
+def test_a_load_of_nothing_is_told_by_the_weights() -> None:
+    """Its recorder saw the end and nothing else; one that saw no end was passed by."""
+    differences = [Difference(kind=Kind.BITS, part=Part.MTP)]
+    require_recorded(Part.MTP, Ledger(finished=True), differences)
+    with pytest.raises(InternalError, match="did not see its end"):
+        require_recorded(Part.MTP, Ledger(calls=delivered("a"), streamed=["a"]), differences)
 
 
 @pytest.mark.parametrize(

@@ -14,22 +14,21 @@ from harness.causes import Cause, Diagnosis
 from harness.cli import main
 from harness.errors import BadInput
 from harness.history import Course, courses, print_courses
-from harness.report import Environment, Report, Row, Session, Status
+from harness.report import Report, Row, Session, Status
 from tests.pages import CANARY
+from tests.reports import a_report, an_environment
 
 
 def report(cause: Cause | None = None, *, vllm: str = "0.26.0", overlay: str = "") -> Report:
     found = [
         Diagnosis(cause=cause, summary="s", evidence="e", next_step="n", first=0, covers=1)
     ] if cause else []  # fmt: skip
-    return Report(
-        checkpoint="/c", reference="/c", family="qwen3-vl-moe", diagnoses=found,
+    versions = {"vllm": vllm, "jax": "0.10.2"}
+    return a_report(
         status=Status.DIFFERENT if cause else Status.EQUAL,
-        environment=Environment(
-            stack="0.26", python="3.11", versions={"vllm": vllm, "jax": "0.10.2"},
-            target="emulated, 4 devices", overlay=overlay,
-        ),
-    )  # fmt: skip
+        diagnoses=found,
+        environment=an_environment(versions=versions, overlay=overlay),
+    )
 
 
 def night(directory: Path, name: str, began: str, **reports: Report) -> None:

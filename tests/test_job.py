@@ -22,11 +22,12 @@ from harness.layout import Backend
 from harness.ledger import Ledger
 from harness.loaded import Loaded
 from harness.maps import State
-from harness.report import Environment, Report, Status
+from harness.report import Report, Status
 from harness.selection import Chosen
 from harness.target import Parallelism, Target, emulated_target
 from tests.packing import PackedDevice
 from tests.parameter_packing import PackedParameters
+from tests.reports import a_report, an_environment
 from tests.test_ledger import call
 
 MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
@@ -65,12 +66,11 @@ def given(tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) ->
 
         monkeypatch.setattr(engine, "load", load)
         monkeypatch.setattr(engine, "leave", lambda target: None)
-        environment = Environment(
-            stack="0.26", python="3.11", versions={"tpu-inference": "0.26.0"}, target=str(target)
-        )
-        report = Report(
-            checkpoint=path, reference=path, family="qwen3-vl-moe", status=Status.LOAD_FAILED,
-            environment=environment, tallies=[tally_of(part)],
+        report = a_report(
+            checkpoint=path, reference=path, status=Status.LOAD_FAILED, tallies=[tally_of(part)],
+            environment=an_environment(
+                versions={"tpu-inference": "0.26.0"}, target=str(target)
+            ),
         )  # fmt: skip
         request = VerifyRequest(
             checkpoint=path, reference=path, target=target, parts=(Part.DECODER,)

@@ -17,6 +17,7 @@ from harness.message import known_text
 from harness.report import Environment, Failure, Frame, Report, Status
 from scenarios.catalogue import SCENARIOS, rows
 from scenarios.known_issues import KNOWN_ISSUES
+from tests.reports import a_report, an_environment
 
 ISSUE = KnownIssue(
     id="an-issue",
@@ -40,14 +41,9 @@ def report(
     message: str = "Expecting expert_id",
     evidence: str = "vllm/qwen.py:7 called",
 ) -> Report:
-    return Report(
-        checkpoint="/c",
-        reference="/c",
-        family="f",
+    return a_report(
         status=Status.LOAD_FAILED,
-        environment=Environment(
-            stack=stack, python="3.11", versions={}, target="emulated, 4 devices"
-        ),
+        environment=an_environment(stack=stack),
         failure=Failure(error=error, message=message),
         diagnoses=[Diagnosis(cause=cause, summary="", evidence=evidence, next_step="")],
     )

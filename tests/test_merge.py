@@ -13,7 +13,8 @@ from harness.errors import BadInput, InternalError
 from harness.family import Part, Projection
 from harness.maps import State, map_of
 from harness.merge import merged, merged_session
-from harness.report import Environment, Failure, HostPart, Report, Row, Session, Status, Timings
+from harness.report import Failure, HostPart, Report, Row, Session, Status, Timings
+from tests.reports import a_report, an_environment
 
 MESH = ("cpu:0", "cpu:1", "cpu:2", "cpu:3")
 
@@ -21,12 +22,8 @@ MESH = ("cpu:0", "cpu:1", "cpu:2", "cpu:3")
 def host(number: int, *, divided: bool = False, **given: Any) -> Report:
     """Host ``number`` of two, equal: it has two of four devices and compared its part."""
     own = range(4) if divided else range(2 * number, 2 * number + 2)  # as a host's job marks it
-    report = Report(
-        checkpoint="/c", reference="/c", family="qwen3-vl-moe", status=Status.EQUAL,
-        environment=Environment(
-            stack="0.26", python="3.11", versions={}, target="emulated, 4 devices on 2 hosts",
-            mesh=MESH,
-        ),
+    report = a_report(
+        environment=an_environment(target="emulated, 4 devices on 2 hosts", mesh=MESH),
         tallies=[
             Tally(part=Part.DECODER, layers=1, experts=4, experts_compared=len(own),
                   bytes_compared=100, padding_bytes=10, divided=divided)

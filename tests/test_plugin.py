@@ -6,7 +6,8 @@ import pytest
 
 from harness.difference import Tally
 from harness.family import Part
-from harness.report import Environment, Report, Status, report_from_json
+from harness.report import Report, Status, report_from_json
+from tests.reports import a_report, an_environment
 
 CONFTEST = """
 import harness.plugin
@@ -27,14 +28,9 @@ def test_row(row, verified, expected):
 
 
 def report(status: Status) -> Report:
-    return Report(
-        checkpoint="/c",
-        reference="/c",
-        family="qwen3-vl-moe",
+    return a_report(
         status=status,
-        environment=Environment(
-            stack="0.26", python="3.11", versions={"vllm": "0.26.0"}, target="emulated, 4 devices"
-        ),
+        environment=an_environment(versions={"vllm": "0.26.0"}),
         tallies=[Tally(part=Part.DECODER, layers=1, experts=8, experts_compared=8)],
         repeat="harness verify /c",
     )

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.report import Environment, Failure, Report, Row, Session, Status
+from harness.report import Failure, Report, Row, Session, Status
 from scenarios.catalogue import SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
 from tests.pipelines import script
+from tests.reports import a_report, an_environment
 
 runs_page = script("runs_page")
 COLUMNS, NOT_RUN = runs_page.COLUMNS, runs_page.NOT_RUN
@@ -84,11 +85,8 @@ def test_the_readme_sums_the_page_up() -> None:
 def report(column: str = "0.26", **given: object) -> Report:
     _, stack, target = COLUMNS[column]
     versions = {"vllm": f"{stack}.0", "tpu-inference": f"{stack}.0"}
-    environment = Environment(
-        stack=stack, python="3.11", versions=versions, target=f"{target}, 4 devices"
-    )
-    fields = {"status": Status.EQUAL, "environment": environment} | given
-    return Report(checkpoint="/c", reference="/c", family="f", **fields)  # type: ignore[arg-type]
+    environment = an_environment(stack=stack, versions=versions, target=f"{target}, 4 devices")
+    return a_report(**{"environment": environment} | given)
 
 
 def session(column: str) -> Session:

@@ -19,12 +19,13 @@ from harness.ledger import Ledger
 from harness.loaded import Loaded
 from harness.nan import Nan
 from harness.parameter_layout import HOST, Packing
-from harness.report import Environment, Report, Status
+from harness.report import Report
 from harness.selection import Selection, choose
 from harness.target import emulated_target
 from harness.verify_parameters import add_copies, add_parameters, expert_copies, packing_of
 from tests.packing import PackedDevice
 from tests.parameter_packing import PackedParameters
+from tests.reports import a_report, an_environment
 
 DATA_2_MODEL_2 = (("data", 2), ("model", 2))
 MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
@@ -32,13 +33,7 @@ MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
 
 @pytest.fixture
 def report() -> Report:
-    environment = Environment(
-        stack="0.26", python="3.11", versions={"tpu-inference": "0.26.0"}, target="emulated"
-    )
-    return Report(
-        checkpoint="/c", reference="/c", family="qwen3-vl-moe", status=Status.EQUAL,
-        environment=environment,
-    )  # fmt: skip
+    return a_report(environment=an_environment(versions={"tpu-inference": "0.26.0"}))
 
 
 def loaded(
