@@ -45,11 +45,6 @@ def all_equal(pairs: Iterable[tuple[Bits, Bits]]) -> bool:
     return all(_turned_equal(*pair) for pair in others)
 
 
-def any_set(bits: Bits) -> bool:
-    """Whether any bit of a matrix is set."""
-    return not all_equal([(bits, zeros(bits.shape, bits.dtype))])
-
-
 @lru_cache(64)
 def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Bits:
     """A matrix of zeros, all rows of it the same memory."""
@@ -99,7 +94,7 @@ def on_all_cores(judge: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """One thread a core; the kernels hold no lock, and page faults are taken in parallel."""
+    """One thread a core; the kernels hold no lock."""
     return ThreadPoolExecutor(_CORES, thread_name_prefix="compare")
 
 

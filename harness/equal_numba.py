@@ -18,8 +18,7 @@ _HALF, _QUARTER = _WORD(32), _WORD(16)
 _GROUPS = _TALL // _FOUR  # of four rows
 _PLANE = _GROUPS * (_WIDE // _FOUR)  # words of a tile from the same row of their group
 
-
-#: Of the C library, bound when the code is loaded: rows of some hundred bytes are its own trade.
+#: The C library's, for rows of any length and alignment; bound when compiled code is loaded.
 _memcmp = types.ExternalFunction("memcmp", types.int32(types.uintp, types.uintp, types.uintp))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from harness import equal
 from harness.dtypes import Bits
-from harness.equal import any_set, equal_bits, on_all_cores
+from harness.equal import all_equal, equal_bits, on_all_cores, zeros
 
 SHAPES = [(1, 1), (1, 7), (7, 1), (4, 4), (36, 8), (8, 100), (33, 12), (64, 64), (5, 3), (260, 68)]
 
@@ -85,7 +85,21 @@ def test_many_pairs_are_judged_in_order() -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_bit_set_is_seen_and_none_beside_the_matrix(shape: tuple[int, int]) -> None:
     for matrix in forms(np.zeros(shape, dtype=np.uint16)):
-        assert not any_set(matrix)
+        nothing = zeros(matrix.shape, matrix.dtype)
+        assert all_equal([(matrix, nothing)])
         at = tuple(size - 1 for size in shape)
         matrix[at] = 1
-        assert any_set(matrix)
+        assert not all_equal([(matrix, nothing)])
+
+
+def test_one_pair_of_many_differs() -> None:
+    """Whichever it is, and however it is stored."""
+    rng = np.random.default_rng(7)
+    matrix = rng.integers(0, 1 << 16, (12, 8), dtype=np.uint16)
+    pairs = [(form, matrix) for form in forms(matrix)]
+    assert all_equal(pairs)
+    for device, _ in pairs:
+        device[11, 7] ^= 1
+        assert not all_equal(pairs)
+        device[11, 7] ^= 1
+    assert all_equal([])
