@@ -188,8 +188,9 @@ def plot(rows: list[Row], title: str, file: Path) -> None:
     """Bars of seconds: bare load, what ledger and poison add, the comparison."""
     from matplotlib import pyplot
 
+    pyplot.rcParams["svg.fonttype"] = "none"  # words stay words
     figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.5 * len(rows)), layout="constrained")
-    names = [f"{r.layers} layers, {r.experts} experts, {r.nbytes / 1e9:.1f} GB" for r in rows]
+    names = [f"{r.layers} x {r.experts} experts, {r.nbytes / 1e9:.1f} GB" for r in rows]
     left = [0.0] * len(rows)
     for label, values in (
         ("bare load", [r.seconds["bare"] for r in rows]),
