@@ -76,16 +76,16 @@ def judge_piece(
     placed, name, rows = piece.placed, piece.source, piece.rows
     reference = expected(checkpoint.bits(name, (rows.as_slice(),)), placed.layout)
     judged = Judged(piece, Counter(), [])
-    runs = []
     for shard in placed.tensor.shards:
         held = shard.fetch(...)
+        runs = []
         for block, wanted, there, origin in pairs(
             placed.layout, shard, name, reference, rows.start
         ):
             judged.totals[block.copy] += wanted.size
             runs.append(Run(shard.device, block.copy, wanted, held[there], origin))
-    if not all_equal((run.got, run.wanted) for run in runs):
-        judged.unequal.extend(run for run in runs if not equal_bits(run.got, run.wanted))
+        if not all_equal((run.got, run.wanted) for run in runs):
+            judged.unequal.extend(run for run in runs if not equal_bits(run.got, run.wanted))
     return judged
 
 

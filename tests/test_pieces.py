@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from harness import compare_parameters, pieces
+from harness.device import DeviceShard
 from harness.difference import Difference
+from harness.dtypes import Bits
 from harness.placed import Placed
 from tests.parameter_packing import LANGUAGE
 from tests.test_compare_parameters import Case, case
@@ -113,3 +116,26 @@ def test_of_such_devices_one_tensor_is_held_at_a_time(
     ]
     assert vl.compared(apart)[0] == []
     assert most == [1]
+
+
+def test_what_one_device_gave_back_is_dropped_before_the_next_is_asked(vl: Case) -> None:
+    """Replicas of an embedding would fill the host's memory; the one before is still held."""
+    placed = placed_of(vl, PARAMETERS[0])
+    given: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def apart(shard: DeviceShard) -> DeviceShard:
+        def fetch(index: Any) -> Bits:
+            alive.append(sum(array() is not None for array in given))
+            copy = shard.fetch(index).copy()
+            given.append(weakref.ref(copy))
+            return copy
+
+        return replace(shard, fetch=fetch, in_host_memory=False)
+
+    tensor = replace(placed.tensor, shards=tuple(map(apart, placed.tensor.shards)))
+    for piece in pieces.pieces_of(replace(placed, tensor=tensor), vl.checkpoint):
+        judged = pieces.judge_piece(piece, vl.checkpoint, lambda bits, layout: bits)
+        assert not judged.unequal
+    assert len(alive) == len(tensor.shards)
+    assert max(alive) == 1
