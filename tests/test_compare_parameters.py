@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from harness.causes import Cause, Diagnosis
+from harness.causes import Cause
 from harness.checkpoint import Checkpoint
 from harness.compare_parameters import ParameterComparison
 from harness.device import DeviceTensor
-from harness.difference import Difference, Kind
+from harness.difference import Kind
 from harness.experts import reference_parts
-from harness.explain_parameters import ParameterExplainer
 from harness.family import Part
 from harness.layout import Span
 from harness.mesh import Mesh
@@ -23,39 +22,9 @@ from harness.nan import Nan, canonical_nans
 from harness.parameter_layout import Packing
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
+from tests.parameter_cases import Case, Paths, case
 from tests.parameter_faults import ATTENTION, FAULTS, HEAD, VL, Change, array_of, poison_the_head
 from tests.parameter_packing import LANGUAGE, Packed, PackedParameters, line
-
-Paths = dict[str, Path]
-
-
-@dataclass
-class Case:
-    """A part of a tiny checkpoint on a numpy device."""
-
-    checkpoint: Checkpoint
-    part: Part
-    device: PackedParameters
-    mesh: Mesh
-
-    def compared(
-        self, tensors: list[DeviceTensor] | None = None
-    ) -> tuple[list[Difference], list[Diagnosis], ParameterComparison]:
-        (reference,) = [p for p in reference_parts(self.checkpoint) if p.part is self.part]
-        comparison = ParameterComparison(
-            reference, tensors or self.device.tensors(), self.mesh, packing=Packing()
-        )
-        differences = list(comparison.differences())
-        return differences, ParameterExplainer(comparison).diagnose(differences), comparison
-
-    def causes(self) -> set[Cause]:
-        return {d.cause for d in self.compared()[1]}
-
-
-def case(paths: Paths, recipe: str, part: Part = Part.DECODER, devices: int = 4) -> Case:
-    checkpoint = Checkpoint(paths[recipe])
-    device = PackedParameters(checkpoint, part, devices)
-    return Case(checkpoint, part, device, line(device.devices))
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from harness.device import DeviceShard
 from harness.difference import Difference
 from harness.dtypes import Bits
 from harness.placed import Placed
+from tests.parameter_cases import Case, case
 from tests.parameter_packing import LANGUAGE
-from tests.test_compare_parameters import Case, case
 
 #: Transposed; fused of three, two of them repeated; cut by rows; a vocabulary of 512.
 PARAMETERS = [
