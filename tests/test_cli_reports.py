@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from harness.cli import main
 from harness.renderings import json_schema
 from harness.report import Broken, Report, Row, Session, Status, report_from_json
-from tests.test_merge import host
+from tests.host_reports import host
 
 
 def ran(*arguments: object) -> Result:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from harness.report import Session, Status
-from tests.test_plugin import CONFTEST, report
+from tests.given_reports import CONFTEST, report
 
 TEST = """
 import pytest

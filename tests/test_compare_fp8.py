@@ -24,7 +24,7 @@ from harness.layout import Backend, Parameter
 from harness.ledger import POISON
 from harness.synthetic.writer import write_checkpoint
 from tests.packing import replicated, sharded
-from tests.test_fp8 import matrix, quantised_anew
+from tests.quantising import matrix, quantised_anew
 
 MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
 

@@ -19,7 +19,7 @@ from harness.fp8 import LINEAR, SCALE_SUFFIX, block_values, scales_as_f32
 from harness.parameter_layout import Packing
 from harness.synthetic.writer import write_checkpoint
 from tests.parameter_packing import LANGUAGE, Array, Packed, PackedParameters, line
-from tests.test_fp8 import quantised_anew
+from tests.quantising import quantised_anew
 
 QKV = f"{LANGUAGE}layers.1.self_attn.qkv_proj.weight"
 O_PROJ = f"{LANGUAGE}layers.1.self_attn.o_proj.weight"

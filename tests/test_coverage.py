@@ -16,7 +16,7 @@ from harness.errors import InternalError
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.ledger import Ledger, LoaderCall
-from tests.test_ledger import call, whole
+from tests.ledgers import call, whole
 
 HEAD = "lm_head.weight"
 

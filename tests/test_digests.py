@@ -21,9 +21,9 @@ from harness.load import LoadProcesses
 from harness.report import Status
 from harness.target import Target
 from harness.verification import verify
+from tests.flips import FLIPS, with_one_byte_flipped
+from tests.host_devices import HOSTS, of_host
 from tests.packing import PackedDevice, sharded
-from tests.test_held import HOSTS, of_host
-from tests.test_verification import FLIPS, with_one_byte_flipped
 
 
 def found(decoder: ReferencePart, device: PackedDevice, method: Method) -> list[Difference]:

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from harness.report import Row, Session, Status, report_from_json
-from tests.test_merge import bits, different, host
+from tests.host_reports import bits, different, host
 
 ROOT = Path(__file__).parents[1]
 NIGHTLY = """#!/usr/bin/env bash

@@ -9,31 +9,15 @@ import pytest
 
 from harness.causes import Cause
 from harness.compare import PartComparison
-from harness.device import DevicePart
 from harness.diagnosis import Explainer
 from harness.difference import Difference
 from harness.experts import ReferencePart
 from harness.layout import Backend, Parameter
 from harness.ledger import POISON
+from tests.host_devices import HOSTS, of_host
 from tests.packing import PackedDevice
 
 BACKENDS = [Backend.GMM_TP, Backend.GMM_EP, Backend.FUSED_MOE]
-#: Which devices of four each host has; in the last row one's are not neighbours.
-HOSTS = [((0, 1), (2, 3)), ((0,), (1, 2, 3)), ((0, 3), (1, 2))]
-
-
-def of_host(device: PackedDevice, numbers: tuple[int, ...]) -> DevicePart:
-    """The device as a host sees it that addresses these of its devices."""
-    part = device.part()
-    local = frozenset(part.mesh[number] for number in numbers)
-    layers = {
-        layer: {
-            parameter: replace(t, shards=tuple(s for s in t.shards if s.device in local))
-            for parameter, t in tensors.items()
-        }
-        for layer, tensors in part.layers.items()
-    }
-    return replace(part, layers=layers, local=local)
 
 
 def compared(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.manifests import JOBSET, load, parsed, pod
 from tests.pipelines import ROOT, linted, program, script, tool
-from tests.test_pipelines import JOBSET, load, parsed, pod
 
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 EMULATED = ROOT / "docker" / "Dockerfile.emulated"

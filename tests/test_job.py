@@ -25,10 +25,10 @@ from harness.maps import State
 from harness.report import Report, Status
 from harness.selection import Chosen
 from harness.target import Parallelism, Target, emulated_target
+from tests.ledgers import call
 from tests.packing import PackedDevice
 from tests.parameter_packing import PackedParameters
 from tests.reports import a_report, an_environment
-from tests.test_ledger import call
 
 MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
 Given = Callable[..., tuple[VerifyRequest, Report]]

@@ -12,26 +12,13 @@ import msgspec
 import pytest
 
 from harness.causes import Cause, Diagnosis
-from harness.known import KnownIssue, Nature, Owner, Verdict, judge, note, table
+from harness.known import KnownIssue, Verdict, judge, note, table
 from harness.message import known_text
 from harness.report import Environment, Failure, Frame, Report, Status
 from scenarios.catalogue import SCENARIOS, rows
 from scenarios.known_issues import KNOWN_ISSUES
+from tests.known_issue import ISSUE
 from tests.reports import a_report, an_environment
-
-ISSUE = KnownIssue(
-    id="an-issue",
-    owner=Owner.VLLM,
-    nature=Nature.BUG,
-    reason="it crashes",
-    threads=("vllm#1",),
-    stacks=("0.21",),
-    scenarios=("vl-fused",),
-    causes=(Cause.ARGUMENT_CONTRACT,),
-    error="AssertionError",
-    message="Expecting .*id",
-    at="qwen.py:7",
-)
 
 
 def report(

@@ -7,7 +7,7 @@ import pytest
 from harness.causes import Cause, Diagnosis
 from harness.ledger import Ledger
 from harness.load_failure import diagnose_failure, never_arrived
-from tests.test_ledger import W2, W13, call, whole
+from tests.ledgers import W2, W13, call, whole
 
 
 def diagnosed(ledger: Ledger) -> Diagnosis:

@@ -8,8 +8,8 @@ from harness.known import Nature, Verdict
 from harness.markdown import markdown
 from harness.message import failure_text, known_text
 from harness.report import Row, Session
+from tests.known_issue import ISSUE
 from tests.pages import canary, rank_shift
-from tests.test_known import ISSUE
 
 
 def test_the_reference_is_what_the_device_differs_from() -> None:

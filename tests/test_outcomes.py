@@ -10,7 +10,7 @@ import pytest
 from harness.junit import junit_xml
 from harness.markdown import markdown
 from harness.report import Session, Status
-from tests.test_plugin import CONFTEST, report
+from tests.given_reports import CONFTEST, report
 
 TEST = """
 import pytest

@@ -10,31 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from harness.target import TARGETS
+from tests.manifests import JOBSET, WORKFLOWS, Document, job, load, parsed, pod
 from tests.pipelines import ROOT, linted, script, tool
 
 nightly = script("nightly")
 Outcome = script("nightly_summary").Outcome
 
 BUILDKITE = sorted((ROOT / "ci" / "buildkite").glob("*.yml"))
-WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 FEATURE = ROOT / "ci" / "buildkite" / "moe_load_verification.yml"
-JOBSET = ROOT / "ci" / "gke" / "jobset.yaml"
 SHELL = sorted([*ROOT.glob("ci/**/*.sh"), *ROOT.glob("docker/*.sh"), ROOT / ".ci" / "run"])
 
 #: Lost agents (-1, 255) and a missing environment or target. A verdict is none of them.
 RETRIED = {75, -1, 255}
 #: What tpu-inference's pipeline calls its queues.
 QUEUES = {"cpu", "tpu_v6e_queue", "tpu_v6e_8_queue", "tpu_v7x_2_queue", "tpu_v7x_8_queue"}
-Document = dict[str, Any]
-
-
-def load(path: Path) -> Document:
-    """A YAML document; the key ``on``, which YAML 1.1 takes for true, is put right."""
-    document: dict[Any, Any] = yaml.safe_load(path.read_text())
-    return {("on" if key is True else str(key)): value for key, value in document.items()}
 
 
 @pytest.mark.parametrize("path", BUILDKITE, ids=lambda path: path.name)
@@ -84,17 +75,6 @@ def filled(command: str | list[str], matrix: Any) -> str:
     text = "\n".join(command) if isinstance(command, list) else command
     values = matrix if isinstance(matrix, list) else [""]
     return "\n".join(text.replace("{{matrix}}", str(value)) for value in values)
-
-
-def parsed(options: str) -> Any:
-    words = shlex.split(options.rstrip("'"))
-    if words[:1] == ["--image"]:
-        assert (ROOT / "docker" / f"Dockerfile.{words[1]}").exists()
-        words = words[2:]
-    taken = nightly.parse(words)
-    nightly.named([stack.replace("$STACK", "0.26") for stack in taken.stacks])
-    assert taken.target in TARGETS
-    return taken
 
 
 def jobset_call(document: Document) -> str:
@@ -203,17 +183,6 @@ def test_the_feature_has_upstreams_shape() -> None:
 
 
 # GKE.
-
-
-def job(document: Document) -> Document:
-    (replicated,) = document["spec"]["replicatedJobs"]
-    template: Document = replicated["template"]
-    return template
-
-
-def pod(document: Document) -> Document:
-    spec: Document = job(document)["spec"]["template"]["spec"]
-    return spec
 
 
 def jobset_faults(document: Document) -> list[str]:

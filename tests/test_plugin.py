@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from harness.difference import Tally
-from harness.family import Part
-from harness.report import Report, Status, report_from_json
-from tests.reports import a_report, an_environment
+from harness.report import Status, report_from_json
+from tests.given_reports import CONFTEST, report
 
-CONFTEST = """
-import harness.plugin
-from harness.report import report_from_json
-from pathlib import Path
-
-def verify(checkpoint, target, **options):
-    return report_from_json(Path({report!r}).read_bytes())
-
-harness.plugin.verify = verify
-"""
 TEST = """
 import pytest
 @pytest.mark.parametrize("row", ["first", "second"])
 def test_row(row, verified, expected):
     expected(row, verified("anywhere"), ())
 """
-
-
-def report(status: Status) -> Report:
-    return a_report(
-        status=status,
-        environment=an_environment(versions={"vllm": "0.26.0"}),
-        tallies=[Tally(part=Part.DECODER, layers=1, experts=8, experts_compared=8)],
-        repeat="harness verify /c",
-    )
 
 
 @pytest.fixture

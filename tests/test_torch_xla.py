@@ -18,7 +18,7 @@ from harness.message import failure_text
 from harness.report import Report, Status
 from harness.target import Parallelism, Target, torch_xla_target
 from harness.verification import verify
-from tests.test_verification import FLIPS, with_one_byte_flipped
+from tests.flips import FLIPS, with_one_byte_flipped
 
 
 def available(*mesh: int | Parallelism) -> Target:

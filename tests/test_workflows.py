@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.manifests import WORKFLOWS, load
 from tests.pipelines import ROOT, script
-from tests.test_pipelines import WORKFLOWS, load
 
 Document = dict[str, Any]
 PINNED = re.compile(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$")
