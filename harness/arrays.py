@@ -33,17 +33,20 @@ def _shard_from_jax(shard: Any, shape: tuple[int, ...], dtype: str) -> DeviceSha
 
     @cache
     def view() -> Bits:
-        """CPU devices share the host's memory."""
+        """The whole part where it lies: CPU devices share the host's memory."""
         whole: Bits = np.asarray(shard.data).view(bits_dtype(dtype))
         return whole
 
-    def fetch(index: Any) -> Bits:
-        bits: Bits
-        if in_host_memory:
-            bits = view()[index]
-        else:
-            bits = np.asarray(shard.data[index]).view(bits_dtype(dtype))  # only that travels
+    def read_back(index: Any) -> Bits:
+        """A part, sliced on the device, so that only it travels.
+
+        JAX arrays keep what was read back of them, hence another array of the same memory.
+        """
+        bits: Bits = np.asarray(shard.data.addressable_data(0)[index]).view(bits_dtype(dtype))
         return bits
+
+    def fetch(index: Any) -> Bits:
+        return view()[index] if in_host_memory else read_back(index)
 
     device = f"{shard.device.platform}:{shard.device.id}"
     return DeviceShard(

@@ -1,7 +1,7 @@
 """The ``harness`` command. It parses, calls the library, prints, and maps outcomes to exit codes.
 
 0 equal, 1 differences, 2 bad input, 3 the load under test failed, 4 target not available,
-5 the harness itself failed.
+5 the harness itself failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ R = TypeVar("R")
 
 
 def _exits(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a :class:`HarnessError` into its message and its exit code, Ctrl-C into a shell's."""
+    """Turn a :class:`HarnessError` into its message and its exit code."""
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -61,14 +61,22 @@ def _exits(command: Callable[P, R]) -> Callable[P, R]:
         except HarnessError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("interrupted: nothing was decided", err=True)
-            sys.exit(128 + signal.SIGINT)
 
     return wrapped
 
 
-@click.group()
+class _Interruptible(click.Group):
+    """Commands that end on Ctrl-C as a shell expects: 1 would be a difference."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(128 + signal.SIGINT)
+
+
+@click.group(cls=_Interruptible)
 @click.version_option(package_name="moe-load-harness")
 def main() -> None:
     """Decides, expert by expert and bit for bit, whether a MoE checkpoint reached the device."""

@@ -67,22 +67,36 @@ def unused_reason(part: Part, tensor: str, tied: bool) -> str:
     return ""
 
 
-_OF_THE_LEDGER = (Kind.DELIVERY, Kind.UNREAD, Kind.UNWRITTEN)
+#: What the devices hold when nothing came; others are of arrays, or of the ledger alone.
+_NOTHING_CAME = (Kind.MISSING, Kind.BITS, Kind.VALUES, Kind.UNWRITTEN)
 
 
-def require_recorded(part: Part, ledger: Ledger, differences: Iterable[Difference]) -> None:
-    """A load that succeeded was recorded to its end.
-
-    One that streamed nothing, or called no loader, loaded nothing, as the weights' differences say;
-    where only the ledger's do, the weights came some other way.
+def require_recorded(part: Part, ledger: Ledger) -> None:
+    """A load that succeeded was recorded to its end, and wrote nothing past the recorder.
 
     Raises:
-        InternalError: it was not, so what follows from its ledger follows from nothing.
+        InternalError: it did, so what follows from its ledger follows from nothing.
     """
-    equal = all(difference.kind in _OF_THE_LEDGER for difference in differences)
     missing = [] if ledger.finished else ["its end"]
-    missing += [] if ledger.streamed or not equal else ["a streamed tensor"]
-    missing += [] if ledger.calls or not equal else ["a call of a weight_loader"]
+    if ledger.bypassed:
+        missing.append(f"what wrote {len(ledger.bypassed)} parameters, first {ledger.bypassed[0]}")
+    _require_none(part, missing)
+
+
+def require_streamed(part: Part, ledger: Ledger, differences: Iterable[Difference]) -> None:
+    """A recorded load that streamed nothing, or called no loader, is seen to have loaded nothing.
+
+    Raises:
+        InternalError: nothing in ``differences`` shows it, so the weights came some other way.
+    """
+    if any(difference.kind in _NOTHING_CAME for difference in differences):
+        return
+    missing = [] if ledger.streamed else ["a streamed tensor"]
+    missing += [] if ledger.calls else ["a call of a weight_loader"]
+    _require_none(part, missing)
+
+
+def _require_none(part: Part, missing: Sequence[str]) -> None:
     if missing:
         raise InternalError(
             f"the load of {part} went past the recorder, which did not see {', '.join(missing)}",

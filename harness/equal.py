@@ -31,7 +31,8 @@ def all_equal(pairs: Iterable[tuple[Bits, Bits]]) -> bool:
     is stored transposed go by tiles; any other array, and all without numba, by numpy.
     """
     strips, others, kernels = [], [], _compiled()
-    kept = list(pairs)  # strips are addresses: the arrays must outlive the call
+    # strips are addresses: the arrays must outlive the call, and a scalar is none
+    kept = [(np.asarray(device), np.asarray(reference)) for device, reference in pairs]
     for device, reference in kept:
         if device.shape != reference.shape or device.dtype != reference.dtype:
             return False

@@ -14,7 +14,13 @@ import msgspec
 from harness import engine, progress
 from harness.checkpoint import Checkpoint
 from harness.compare_fp8 import part_comparison
-from harness.coverage import Counts, coverage, require_covered, require_recorded
+from harness.coverage import (
+    Counts,
+    coverage,
+    require_covered,
+    require_recorded,
+    require_streamed,
+)
 from harness.deliveries import calls_of
 from harness.diagnosis import Explainer
 from harness.digests import Method
@@ -135,9 +141,10 @@ def _compare(
     progress.begin("compare", sum(experts[p.part].count * expert_bytes(p) for p in parts))
     for part in parts:
         ledger = ledgers.get(part.part, Ledger())
+        require_recorded(part.part, ledger)
         before = len(report.differences)
         compare_part(report, part, parts, loaded, ledger, request, experts[part.part])
-        require_recorded(part.part, ledger, report.differences[before:])
+        require_streamed(part.part, ledger, report.differences[before:])
     report.status = Status.DIFFERENT if report.differences else Status.EQUAL
     if report.status is Status.EQUAL and request.target.hosts == 1:
         require_covered(report.tallies, request.parts)  # of several hosts the merged report's

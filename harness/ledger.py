@@ -112,6 +112,7 @@ class Ledger:
         streamed: names of the checkpoint's tensors, in the order the streamer gave them.
         parameters: names of the model's parameters before the load.
         unwritten: those that were never written: no element of theirs lost its poison.
+        bypassed: those that something else than a loader wrote.
         processed: when the load ended early, the parameters that had been processed: their layer
             no longer held them.
         failed: the last call raised.
@@ -124,6 +125,7 @@ class Ledger:
     streamed: list[str] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)
     unwritten: list[str] = field(default_factory=list)
+    bypassed: list[str] = field(default_factory=list)
     processed: list[str] = field(default_factory=list)
     failed: bool = False
     finished: bool = False

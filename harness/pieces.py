@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.checkpoint import Checkpoint
+from harness.device import DeviceShard
 from harness.dtypes import Bits
 from harness.equal import all_equal, equal_bits
 from harness.layout import Span
@@ -77,16 +78,19 @@ def judge_piece(
     reference = expected(checkpoint.bits(name, (rows.as_slice(),)), placed.layout)
     judged = Judged(piece, Counter(), [])
     for shard in placed.tensor.shards:
-        held = shard.fetch(...)
-        runs = []
-        for block, wanted, there, origin in pairs(
-            placed.layout, shard, name, reference, rows.start
-        ):
-            judged.totals[block.copy] += wanted.size
-            runs.append(Run(shard.device, block.copy, wanted, held[there], origin))
-        if not all_equal((run.got, run.wanted) for run in runs):
-            judged.unequal.extend(run for run in runs if not equal_bits(run.got, run.wanted))
+        _judge_shard(judged, shard, reference)
     return judged
+
+
+def _judge_shard(judged: Judged, shard: DeviceShard, reference: Bits) -> None:
+    """Compare a piece with one shard; what the device gave back is dropped before the next."""
+    placed, name, rows = judged.piece.placed, judged.piece.source, judged.piece.rows
+    held, runs = shard.fetch(...), []
+    for block, wanted, there, origin in pairs(placed.layout, shard, name, reference, rows.start):
+        judged.totals[block.copy] += wanted.size
+        runs.append(Run(shard.device, block.copy, wanted, held[there], origin))
+    if not all_equal((run.got, run.wanted) for run in runs):
+        judged.unequal.extend(run for run in runs if not equal_bits(run.got, run.wanted))
 
 
 def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, run: Run) -> None:

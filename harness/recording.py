@@ -9,7 +9,8 @@ call and passes it on.
 Poison is a bit pattern in every parameter before anything is written to it, so that "never
 written" is told from "written with zeros". A parameter gets it right before its first write, or,
 never written, at the end: the same as all at the start, without making the whole model resident
-at once, which incremental processing is there to avoid.
+at once, which incremental processing is there to avoid. One element is poisoned at the start: where
+that is gone and no loader was called, the parameter was written past the recorder, and left alone.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class Recorder:
                 if id(parameter) in self._clean:
                     continue  # tied: it belongs to several modules
                 self._clean.add(id(parameter))
+                _mark(parameter)
                 self._places[full_name] = (module, name, weakref.ref(parameter))
                 loader = getattr(parameter, "weight_loader", default_weight_loader)
                 parameter.weight_loader = self._wrapped(loader, module, name, full_name)
@@ -121,10 +123,13 @@ class Recorder:
             started = time.perf_counter()
 
     def finish(self) -> None:
-        """Poison what was never written, and name it."""
+        """Poison what was never written, and name it; name what was written by no loader."""
         self._ledger.finished = True
         for name, parameter in self._model.named_parameters():
             if id(parameter) in self._clean:
+                if not _is_marked(parameter):
+                    self._ledger.bypassed.append(name)
+                    continue
                 _poison(parameter)
             if _is_poison(parameter):
                 self._ledger.unwritten.append(name)
@@ -166,14 +171,24 @@ def _poison(parameter: Any) -> None:
         bits.fill_(_AS_INTEGER[bits.element_size()])
 
 
+def _mark(parameter: Any) -> None:
+    """Poison the first element of a host tensor of floats."""
+    if (bits := _bits(parameter)) is not None and bits.numel():
+        bits[(0,) * bits.ndim] = _AS_INTEGER[bits.element_size()]
+
+
+def _is_marked(parameter: Any) -> bool:
+    """Whether its first element is poison; of what cannot be poisoned nothing is known."""
+    if (bits := _bits(parameter)) is None or not bits.numel():
+        return True
+    return bool(bits[(0,) * bits.ndim] == _AS_INTEGER[bits.element_size()])
+
+
 def _is_poison(parameter: Any) -> bool:
     bits = _bits(parameter)
-    if bits is None or not bits.numel():
-        return False
-    poison = _AS_INTEGER[bits.element_size()]
-    if bits[(0,) * bits.ndim] != poison:  # as a rule: the rest need not be read
-        return False
-    return bool((bits == poison).all())
+    if bits is None or not bits.numel() or not _is_marked(parameter):
+        return False  # as a rule by the first element: the rest need not be read
+    return bool((bits == _AS_INTEGER[bits.element_size()]).all())
 
 
 def _bits(parameter: Any) -> Any:

@@ -13,6 +13,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from harness.dtypes import ITEMSIZE, Bits
 from harness.errors import BadInput
 from harness.places.place import File
@@ -55,8 +57,9 @@ class TensorEntry:
             shape, rest = (max(stop - start, 0), *shape[1:]), (slice(None), *rest[1:])
         whole = bool(index) and isinstance(index[0], slice)
         within = (self.offset, self.offset + self.nbytes) if whole else None
-        bits: Bits = self.file.bits(offset, self.dtype, shape, within)[rest]
-        return bits
+        return np.asarray(
+            self.file.bits(offset, self.dtype, shape, within)[rest]
+        )  # of a scalar, too
 
 
 def read_entries(file: File) -> dict[str, TensorEntry]:

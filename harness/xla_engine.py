@@ -206,13 +206,14 @@ def seen_by_torch_xla(name: str, tensor: Any, device: str = "") -> DeviceTensor:
     dtype = FROM_ARRAY_NAME.get(dtype, dtype)
     shape = tuple(tensor.shape)
     if not hasattr(tensor, "local_shards"):
-        whole = DeviceShard(device, spans((), shape), _reader(tensor, dtype))
+        whole = DeviceShard(device, spans((), shape), _reader(tensor, dtype), in_host_memory=False)
         return DeviceTensor(name, dtype, shape, (whole,))
     shards = tuple(
         DeviceShard(
             f"xla:{shard.shard_device.rpartition(':')[2]}",
             spans(() if shard.indices is Ellipsis else shard.indices, shape),
             _reader(shard.data, dtype),
+            in_host_memory=False,
         )
         for shard in tensor.local_shards
     )

@@ -253,7 +253,7 @@ def record_a_module(_: bytes) -> bytes:
 
     keep.supports_moe_loading = True  # type: ignore[attr-defined]
     model = torch.nn.Module()
-    for name in ("written", "partly", "never", "counter"):
+    for name in ("written", "partly", "never", "around", "counter"):
         dtype = torch.int32 if name == "counter" else torch.bfloat16
         data = torch.zeros(4, dtype=dtype)
         setattr(model, name, torch.nn.Parameter(data, requires_grad=False))
@@ -267,6 +267,7 @@ def record_a_module(_: bytes) -> bytes:
     answer = model.written.weight_loader(model.written, torch.ones(4), "q", expert_id=3)
     recorder.streaming("second")
     model.partly.weight_loader(model.partly, torch.ones(2))
+    model.around.data.copy_(torch.ones(4))
     loader, held = model.written.weight_loader, model.written
     model.written = torch.nn.Parameter(torch.ones(4), requires_grad=False)
     loader(param=held, loaded_weight=torch.ones(4))
@@ -286,6 +287,8 @@ def record_a_module(_: bytes) -> bytes:
         "failed": failed,
         "processed": ledger.processed,
         "unwritten": ledger.unwritten,
+        "bypassed": ledger.bypassed,
+        "around": model.around.tolist(),
         "partly": bits["partly"],
         "counter": model.counter.tolist(),
     }

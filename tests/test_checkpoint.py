@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -89,3 +90,12 @@ def test_an_empty_tensor_is_read(tmp_path: Path) -> None:
     (entry,) = read_entries(LocalFile(tmp_path / "f")).values()
     assert entry.bits().shape == (2, 0, 3)
     assert entry.bits((1,)).shape == (0, 3)
+
+
+def test_a_scalar_is_an_array(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"BF16","shape":[],"data_offsets":[0,2]}}'
+    (tmp_path / "f").write_bytes(len(header).to_bytes(8, "little") + header + b"\x34\x12")
+    (entry,) = read_entries(LocalFile(tmp_path / "f")).values()
+    bits = entry.bits()
+    assert type(bits) is np.ndarray
+    assert (bits.shape, int(bits)) == ((), 0x1234)

@@ -83,13 +83,17 @@ def test_an_error_of_ours_has_a_code_of_its_own(monkeypatch: pytest.MonkeyPatch)
     assert (result.exit_code, "ValueError: as planted" in result.stderr) == (5, True)
 
 
-def test_ctrl_c_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "command", [["verify", "/nowhere"], ["merge", "/nowhere", "--wait", "9", "--output", "m.json"]]
+)
+def test_ctrl_c_is_no_difference(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **options: object) -> object:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("harness.cli.verify", interrupted)
-    result = CliRunner().invoke(main, ["verify", "/nowhere"])
-    assert (result.exit_code, result.output) == (130, "interrupted: nothing was decided\n")
+    monkeypatch.setattr("time.sleep", interrupted)
+    result = CliRunner().invoke(main, command)
+    assert (result.exit_code, result.output) == (130, "interrupted\n")
 
 
 def test_checkouts_are_given_to_the_loading_processes(

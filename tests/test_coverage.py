@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from harness.checkpoint import Checkpoint
-from harness.coverage import coverage, require_covered, require_recorded, unused_reason
+from harness.coverage import (
+    coverage,
+    require_covered,
+    require_recorded,
+    require_streamed,
+    unused_reason,
+)
 from harness.difference import Difference, Kind, Tally
 from harness.errors import InternalError
 from harness.experts import ReferencePart, reference_parts
@@ -86,23 +92,44 @@ def test_a_tied_head_is_counted_as_unused(
     assert (counts.unused, counts.unread, differences) == (1, 0, [])
 
 
-@pytest.mark.parametrize("kinds", [(), (Kind.DELIVERY, Kind.UNREAD, Kind.UNWRITTEN)])
-def test_a_recorded_load(kinds: tuple[Kind, ...]) -> None:
-    """What the ledger lacks is told by differences of the ledger's own, not by the weights'."""
-    differences = [Difference(kind=kind, part=Part.MTP) for kind in kinds]
-    recorded = Ledger(calls=delivered("a"), streamed=["a"], finished=True)
-    require_recorded(Part.MTP, recorded, differences)
-    recorded.calls = []
-    with pytest.raises(InternalError, match="load of mtp went past the recorder"):
-        require_recorded(Part.MTP, recorded, differences)
+PAST = "load of mtp went past the recorder, which did not see "
 
 
-def test_a_load_of_nothing_is_told_by_the_weights() -> None:
-    """Its recorder saw the end and nothing else; one that saw no end was passed by."""
-    differences = [Difference(kind=Kind.BITS, part=Part.MTP)]
-    require_recorded(Part.MTP, Ledger(finished=True), differences)
-    with pytest.raises(InternalError, match="did not see its end"):
-        require_recorded(Part.MTP, Ledger(calls=delivered("a"), streamed=["a"]), differences)
+@pytest.mark.parametrize(
+    ("ledger", "missing"),
+    [
+        (Ledger(), "its end"),
+        (Ledger(finished=True, bypassed=["a", "b"]), "what wrote 2 parameters, first a"),
+    ],
+)
+def test_a_load_past_the_recorder(ledger: Ledger, missing: str) -> None:
+    require_recorded(Part.MTP, Ledger(finished=True))
+    with pytest.raises(InternalError, match=PAST + missing):
+        require_recorded(Part.MTP, ledger)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_load_of_nothing_is_told_by_what_the_devices_hold(kind: Kind) -> None:
+    """Of all differences those of the weights alone show that nothing came."""
+    nothing, differences = Ledger(finished=True), [Difference(kind=kind, part=Part.MTP)]
+    if kind in (Kind.MISSING, Kind.BITS, Kind.VALUES, Kind.UNWRITTEN):
+        require_streamed(Part.MTP, nothing, differences)
+    else:
+        with pytest.raises(InternalError, match=f"{PAST}a streamed tensor, a call of a weight"):
+            require_streamed(Part.MTP, nothing, differences)
+
+
+@pytest.mark.parametrize(
+    ("ledger", "missing"),
+    [
+        (Ledger(calls=delivered("a")), "a streamed tensor"),
+        (Ledger(streamed=["a"]), "a call of a weight_loader"),
+    ],
+)
+def test_equal_weights_came_by_the_loader(ledger: Ledger, missing: str) -> None:
+    require_streamed(Part.MTP, Ledger(calls=delivered("a"), streamed=["a"]), [])
+    with pytest.raises(InternalError, match=PAST + missing):
+        require_streamed(Part.MTP, ledger, [])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,14 @@ def test_shapes_and_dtypes_count() -> None:
     assert not equal_bits(zeros, zeros[:, :3])
     assert equal_bits(zeros.reshape(2, 2, 4), zeros.reshape(2, 2, 4))
     assert equal_bits(zeros[:0], zeros[:0])
+
+
+@pytest.mark.parametrize("kind", [np.uint16, lambda value: np.array(value, np.uint16)])
+def test_scalars_are_compared(kind: Callable[[int], Bits]) -> None:
+    """Arrays without an axis, and what indexing makes of them: those own no memory that lasts."""
+    for value in range(50):
+        assert equal_bits(kind(value), kind(value))
+        assert not equal_bits(kind(value), kind(value + 1))
 
 
 def test_many_pairs_are_judged_in_order() -> None:

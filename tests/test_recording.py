@@ -43,5 +43,10 @@ def test_what_was_not_written_holds_poison(facts: dict[str, Any]) -> None:
     assert facts["partly"][:2] != [signed, signed]
 
 
+def test_what_was_written_by_no_loader_is_named_and_left_alone(facts: dict[str, Any]) -> None:
+    assert facts["bypassed"] == ["around"]
+    assert facts["around"] == [1.0] * 4
+
+
 def test_integers_are_left_alone(facts: dict[str, Any]) -> None:
     assert facts["counter"] == [0, 0, 0, 0]

@@ -83,6 +83,15 @@ def test_a_file_that_was_cut_short_is_named(file: LocalFile, wanted: tuple[int, 
         held(file, *wanted)
 
 
+def test_a_file_that_lost_its_last_bytes_is_named(file: LocalFile) -> None:
+    """Within a page there is no signal: what was cut off reads as zeros."""
+    held(file, SIZE - 4096, SIZE)
+    with file.path.open("r+b") as opened:
+        opened.truncate(SIZE - 100)
+    with pytest.raises(BadInput, match="the file ends 100 bytes too early"):
+        held(file, SIZE - 4096, SIZE)
+
+
 @pytest.mark.parametrize("lacking", ["mmap", "madvise"])
 def test_where_files_cannot_be_mapped_they_are_read(
     file: LocalFile, lacking: str, monkeypatch: pytest.MonkeyPatch

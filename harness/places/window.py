@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,16 +13,20 @@ import numpy as np
 
 from harness.dtypes import Bits
 
-_STRETCH = 32 << 20  # bytes of a file that a thread has mapped at least
-_PAGE = 2 << 20  # where files lie in large pages these are mapped whole
-_POPULATE_READ = 22  # of Linux's mman-common.h since 5.14; unlike a touch it fails with an error
+_STRETCH = 32 << 20  # bytes of a file that are mapped at once, unless more is asked for
+_PAGE = 2 << 20  # windows begin at multiples of it, so that large pages are mapped whole
+_POPULATE_READ = 22  # of Linux's mman-common.h since 5.14
+#: Unlike ``mmap.madvise`` it lets other threads of Python run while a disk is read.
+_madvise = ctypes.CDLL(None, use_errno=True).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class _Window(NamedTuple):
     owner: object
     start: int
     stop: int
-    bytes: mmap.mmap
+    mapped: mmap.mmap
+    address: int
 
 
 class _Last(threading.local):
@@ -31,10 +37,11 @@ _last = _Last()
 
 
 def seen(owner: object, path: Path, start: int, kind: np.dtype[Any], count: int) -> Bits:
-    """Elements of a file that are in memory now, as a view that must not be written to.
+    """Elements of a file, read into the page cache, as a view that must not be written to.
 
     The thread keeps the window until it wants another, and what is seen keeps its own: so much of
-    the file counts as the process's memory, and can be taken back by the system at any time.
+    the file counts as the process's memory, and can be taken back by the system at any time. A file
+    that is cut short after that ends the process that looks.
 
     Args:
         owner: whose windows these are; a file that was opened anew gets new ones.
@@ -57,16 +64,24 @@ def seen(owner: object, path: Path, start: int, kind: np.dtype[Any], count: int)
         or not window.start <= start < stop <= window.stop
     ):
         _last.window = window = _opened(owner, path, start, stop)
-    if stop - start <= _STRETCH:
-        first = (start - window.start) // mmap.PAGESIZE * mmap.PAGESIZE
-        window.bytes.madvise(_POPULATE_READ, first, stop - window.start - first)
-    return np.frombuffer(window.bytes, kind, count, start - window.start)
+    if window.mapped.size() < stop:
+        raise ValueError(f"the file has {window.mapped.size()} bytes, {stop} are wanted")
+    _populate(window, start, stop)
+    return np.frombuffer(window.mapped, kind, count, start - window.start)
 
 
 def _opened(owner: object, path: Path, start: int, stop: int) -> _Window:
     with path.open("rb", buffering=0) as file:
-        size = file.seek(0, 2)
+        size = file.seek(0, os.SEEK_END)
         first = start // _PAGE * _PAGE
         last = max(stop, min(first + _STRETCH, size))
         mapped = mmap.mmap(file.fileno(), last - first, prot=mmap.PROT_READ, offset=first)
-    return _Window(owner, first, last, mapped)
+    address = np.frombuffer(mapped, np.uint8).ctypes.data
+    return _Window(owner, first, last, mapped, address)
+
+
+def _populate(window: _Window, start: int, stop: int) -> None:
+    """Read pages and map them; what cannot be read is an error here, and a signal when touched."""
+    first = (start - window.start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if _madvise(window.address + first, stop - window.start - first, _POPULATE_READ):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
