@@ -61,6 +61,26 @@ def test_a_jax_array_is_seen_by_its_shards() -> None:
     assert np.array_equal(tensor.rectangle(1, Span(0, 4), Span(0, 6)), WHOLE[1])
 
 
+def test_what_is_read_back_of_a_device_is_kept_by_no_array_of_its() -> None:
+    """JAX arrays keep their bytes once they were read (0.10.2, ``_npy_value``), a[...] is a."""
+
+    class Array:
+        """It is read through another array of its memory, of which nothing is left after."""
+
+        def addressable_data(self, index: int) -> np.ndarray:
+            assert index == 0
+            return WHOLE
+
+    part = (slice(None), slice(None), slice(None))
+    tpu = SimpleNamespace(platform="tpu", id=0)
+    shard = SimpleNamespace(device=tpu, index=part, data=Array())
+    array = SimpleNamespace(shape=WHOLE.shape, dtype="bfloat16", addressable_shards=[shard])
+    (seen,) = from_jax("w", array).shards
+    assert not seen.in_host_memory
+    assert np.array_equal(seen.fetch(...), WHOLE)
+    assert np.array_equal(seen.fetch(1), WHOLE[1])
+
+
 @pytest.mark.parametrize("infix", ["", "routed_experts."])
 def test_expert_arrays_are_found_under_either_name(infix: str) -> None:
     names = [
