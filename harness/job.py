@@ -39,6 +39,9 @@ from harness.target import Target
 from harness.upstream import failure_of, name_sites
 from harness.verify_parameters import add_copies, add_parameters, expert_copies
 
+#: The phase in which nothing of the stack under test runs any more.
+COMPARE = "compare"
+
 
 class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a loading process is asked to verify."""
@@ -138,7 +141,7 @@ def _compare(
 ) -> None:
     """Compare all parts and say whether they are equal."""
     experts = choose(parts, request.selection)
-    progress.begin("compare", sum(experts[p.part].count * expert_bytes(p) for p in parts))
+    progress.begin(COMPARE, sum(experts[p.part].count * expert_bytes(p) for p in parts))
     for part in parts:
         ledger = ledgers.get(part.part, Ledger())
         require_recorded(part.part, ledger)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 
 import msgspec
 
-from harness import job
+from harness import job, progress
+from harness.errors import InternalError
 from harness.job import VerifyRequest
 from harness.load import LoadProcess, LoadProcessError, LoadProcesses
 from harness.report import Failure, HostPart, Report
@@ -81,23 +84,47 @@ def _outcome(
     timeout: float,
     cancelled: Event | None = None,
 ) -> Report:
-    """One host's report; a load that raised, crashed or hung is one, too."""
+    """One host's report; a load that raised, crashed or hung is one, too.
+
+    Raises:
+        InternalError: the load had ended, and what compares crashed or hung. Of several hosts each
+            may be ended by another's failure, at any time, so there it counts as the load's.
+    """
     started = time.perf_counter()
-    argument = msgspec.json.encode((request, unfinished))
-    try:
-        answer = process.run(
-            _JOB, argument, timeout=timeout, target=request.target, cancelled=cancelled
-        )
-        report = msgspec.json.decode(answer, type=Report)
-    except LoadProcessError as error:
-        failure = Failure(error=error.what, message="", log_tail=error.details)
-        report = msgspec.structs.replace(unfinished, failure=failure)
+    with TemporaryDirectory(prefix="harness-figures-") as directory:
+        figures = Path(request.progress or Path(directory, "figures"))
+        request = msgspec.structs.replace(request, progress=str(figures))
+        argument = msgspec.json.encode((request, unfinished))
+        try:
+            answer = process.run(
+                _JOB, argument, timeout=timeout, target=request.target, cancelled=cancelled
+            )
+            report = msgspec.json.decode(answer, type=Report)
+        except LoadProcessError as error:
+            if request.target.hosts == 1 and _was_comparing(figures):
+                raise _broke_off(error, request.reference) from error
+            failure = Failure(error=error.what, message="", log_tail=error.details)
+            report = msgspec.structs.replace(unfinished, failure=failure)
     target = request.target
     if target.hosts > 1:
         report.hosts = [_part(report, target, time.perf_counter() - started)]
         if report.failure:
             report.failure = msgspec.structs.replace(report.failure, host=target.host)
     return report
+
+
+def _was_comparing(figures: Path) -> bool:
+    found = progress.read(figures)
+    return found is not None and found.phase == job.COMPARE
+
+
+def _broke_off(error: LoadProcessError, reference: str) -> InternalError:
+    return InternalError(
+        f"the load ended well, the comparison did not: {error.what}",
+        where=reference,
+        expected="files that can be read, and stay as they are, until all is compared",
+        hint="look at the disk the files are on; if they are whole, report this\n" + error.details,
+    )
 
 
 def _part(report: Report, target: Target, seconds: float) -> HostPart:

@@ -5,6 +5,7 @@ A job's module is imported in its forked child, within the job's time.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -34,6 +35,14 @@ def crash(_: bytes) -> bytes:
     print("about to crash", flush=True)
     os.kill(os.getpid(), signal.SIGSEGV)
     return b""
+
+
+def crash_in_a_phase(argument: bytes) -> bytes:
+    """Say that the phase named as the checkpoint has begun, where the request wants it; crash."""
+    request, _ = json.loads(argument)
+    figures = {"phase": request["checkpoint"], "done": 0, "total": 0}
+    Path(request["progress"]).write_text(json.dumps(figures))
+    return crash(argument)
 
 
 def hang(_: bytes) -> bytes:

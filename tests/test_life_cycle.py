@@ -9,14 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from harness import outcomes
+from harness.errors import InternalError
+from harness.job import VerifyRequest
 from harness.load import LoadProcess, LoadProcessError
+from harness.report import Report, Status
 from harness.target import Target, emulated_target
 from tests.nested import NESTED_PYTEST, nested_environment
+from tests.reports import a_report
 
 ROOT = Path(__file__).parent.parent
 
@@ -90,6 +96,35 @@ def alive(pid: int) -> bool:
 
 def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+@pytest.mark.parametrize(("phase", "hosts"), [("stream", 1), ("compare", 2)])
+def test_a_crash_of_the_load_is_its_failure(
+    phase: str, hosts: int, load_process: LoadProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So is one of several hosts' at any time: the end of one can end another."""
+    report = broken_off(phase, hosts, load_process, monkeypatch)
+    assert report.failure is not None
+    assert "SIGSEGV" in report.failure.error
+
+
+def test_a_crash_while_comparing_is_not_the_loads(
+    load_process: LoadProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InternalError, match=r"the comparison did not: .*SIGSEGV") as raised:
+        broken_off("compare", 1, load_process, monkeypatch)
+    assert "about to crash" in raised.value.hint
+
+
+def broken_off(
+    phase: str, hosts: int, process: LoadProcess, monkeypatch: pytest.MonkeyPatch
+) -> Report:
+    """The report of a load that crashes in a phase."""
+    target = replace(emulated_target(), hosts=hosts)
+    request = VerifyRequest(checkpoint=phase, reference="/c", target=target, parts=())
+    monkeypatch.setattr(outcomes, "_JOB", "tests.idle_jobs:crash_in_a_phase")
+    unfinished = a_report(status=Status.LOAD_FAILED)
+    return outcomes._outcome(request, unfinished, process, 60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
