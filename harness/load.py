@@ -61,6 +61,9 @@ class LoadProcess:
         target: the jobs' target, unless they name another; its stack is imported.
         overlay: packages to import instead of the installed ones.
         preload: whether the stack is imported once, before the first job, or by each job.
+
+    Attributes:
+        scratch: a directory that goes with the process, whatever ends it.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class LoadProcess:
         self._preload = target.name if preload else ""
         self.overlay = overlay or Overlay()
         self._process: subprocess.Popen[bytes] | None = None
-        self._scratch = Path(tempfile.mkdtemp(prefix="harness-load-"))
+        self.scratch = Path(tempfile.mkdtemp(prefix="harness-load-"))
         self._jobs = 0
         self._answered = False
         self._failed_start: tuple[str, str] | None = None
@@ -130,7 +133,7 @@ class LoadProcess:
     def close(self) -> None:
         """End the process, and a job that still runs, and remove its files."""
         self._end()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _end(self) -> None:
         """Close the process's input, at which it ends by itself; the next job starts another."""
@@ -163,10 +166,10 @@ class LoadProcess:
             self._start()
 
     def _start(self) -> None:
-        self._scratch.mkdir(exist_ok=True)
-        with (self._scratch / "log").open("wb") as log:
+        self.scratch.mkdir(exist_ok=True)
+        with (self.scratch / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "harness.child", self._scratch, self._preload],
+                [sys.executable, "-m", "harness.child", self.scratch, self._preload],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -182,7 +185,7 @@ class LoadProcess:
         self._answered = True
 
     def _environment(self) -> dict[str, str]:
-        first = self.overlay.link_into(self._scratch / "overlay")
+        first = self.overlay.link_into(self.scratch / "overlay")
         path = [str(first), *(entry or os.getcwd() for entry in sys.path)]
         return os.environ | self.target.environment | {"PYTHONPATH": os.pathsep.join(path)}
 
@@ -190,7 +193,7 @@ class LoadProcess:
     def _directory(self) -> Iterator[Path]:
         self._require_started()
         self._jobs += 1
-        directory = self._scratch / str(self._jobs)
+        directory = self.scratch / str(self._jobs)
         directory.mkdir()
         try:
             yield directory
@@ -229,7 +232,7 @@ class LoadProcess:
         line = self._process.stdout.readline() if ready else b""
         if not line:
             how = "ended" if ready else f"gave no answer within {timeout:g} s"
-            tail = _log_tail(self._scratch)
+            tail = _log_tail(self.scratch)
             self._end()
             raise LoadProcessError(f"the loading process {how}", tail)
         return msgspec.json.decode(line, type=Answer)

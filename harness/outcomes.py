@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Event
 
 import msgspec
@@ -91,20 +90,20 @@ def _outcome(
             may be ended by another's failure, at any time, so there it counts as the load's.
     """
     started = time.perf_counter()
-    with TemporaryDirectory(prefix="harness-figures-") as directory:
-        figures = Path(request.progress or Path(directory, "figures"))
-        request = msgspec.structs.replace(request, progress=str(figures))
-        argument = msgspec.json.encode((request, unfinished))
-        try:
-            answer = process.run(
-                _JOB, argument, timeout=timeout, target=request.target, cancelled=cancelled
-            )
-            report = msgspec.json.decode(answer, type=Report)
-        except LoadProcessError as error:
-            if request.target.hosts == 1 and _was_comparing(figures):
-                raise _broke_off(error, request.reference) from error
-            failure = Failure(error=error.what, message="", log_tail=error.details)
-            report = msgspec.structs.replace(unfinished, failure=failure)
+    figures = Path(request.progress or process.scratch / "figures")
+    figures.unlink(missing_ok=True)  # those of the job before
+    request = msgspec.structs.replace(request, progress=str(figures))
+    argument = msgspec.json.encode((request, unfinished))
+    try:
+        answer = process.run(
+            _JOB, argument, timeout=timeout, target=request.target, cancelled=cancelled
+        )
+        report = msgspec.json.decode(answer, type=Report)
+    except LoadProcessError as error:
+        if request.target.hosts == 1 and _was_comparing(figures):
+            raise _broke_off(error, request.reference) from error
+        failure = Failure(error=error.what, message="", log_tail=error.details)
+        report = msgspec.structs.replace(unfinished, failure=failure)
     target = request.target
     if target.hosts > 1:
         report.hosts = [_part(report, target, time.perf_counter() - started)]

@@ -38,7 +38,7 @@ import sys
 from harness.load import LoadProcess
 from harness.target import emulated_target
 with LoadProcess(emulated_target(), preload=False) as process:
-    print(process._scratch, flush=True)
+    print(process.scratch, flush=True)
     process.run("tests.idle_jobs:hang_with_a_child", b"", timeout=600)
 """
 
@@ -60,7 +60,7 @@ def test_a_done(request):
     request.node.stash.setdefault(REPORTS, []).append(report)
 
 def test_b_hangs(load_process):
-    Path({started!r}).write_text(str(load_process._scratch))
+    Path({started!r}).write_text(str(load_process.scratch))
     load_process.run("tests.idle_jobs:hang_with_a_child", b"", timeout=600)
 """
 
