@@ -9,13 +9,18 @@ from harness.report import Environment, Report, Status
 
 def an_environment(**given: Any) -> Environment:
     """The emulated target under vLLM 0.26, but for what is given."""
-    fields = {"stack": "0.26", "python": "3.11", "versions": {}, "target": "emulated, 4 devices"}
+    fields: dict[str, Any] = {
+        "stack": "0.26",
+        "python": "3.11",
+        "versions": {},
+        "target": "emulated, 4 devices",
+    }
     return Environment(**fields | given)
 
 
 def a_report(**given: Any) -> Report:
     """A Qwen3-VL load that is equal, but for what is given."""
-    fields = {
+    fields: dict[str, Any] = {
         "checkpoint": "/c", "reference": "/c", "family": "qwen3-vl-moe", "status": Status.EQUAL,
         "environment": an_environment(),
     }  # fmt: skip
