@@ -42,13 +42,15 @@ class LoadProcessError(Exception):
     Attributes:
         what: how it ended, in words.
         details: its traceback, or the end of its log.
+        late: whether its time was over; what it did by then is not known.
     """
 
-    def __init__(self, what: str, details: str) -> None:
+    def __init__(self, what: str, details: str, *, late: bool = False) -> None:
         super().__init__(what)
         self.add_note(details)
         self.what = what
         self.details = details
+        self.late = late
 
 
 class LoadProcess:
@@ -279,7 +281,8 @@ def _result(answer: Answer, directory: Path, timeout: float) -> bytes:
     """What a job left in its directory: its result, or the error that is raised here."""
     result, refusal, error = (directory / name for name in ("result", "refusal", "error"))
     if answer.late:
-        raise LoadProcessError(f"the load did not end within {timeout:g} s", _log_tail(directory))
+        what = f"the load did not end within {timeout:g} s"
+        raise LoadProcessError(what, _log_tail(directory), late=True)
     if answer.status == 0:
         return result.read_bytes()
     if refusal.exists():

@@ -86,8 +86,8 @@ def _outcome(
     """One host's report; a load that raised, crashed or hung is one, too.
 
     Raises:
-        InternalError: the load had ended, and what compares crashed or hung. Of several hosts each
-            may be ended by another's failure, at any time, so there it counts as the load's.
+        InternalError: the load had ended, and what compares crashed. Of several hosts each may be
+            ended by another's failure, at any time, so there it counts as the load's.
     """
     started = time.perf_counter()
     figures = Path(request.progress or process.scratch / "figures")
@@ -100,7 +100,7 @@ def _outcome(
         )
         report = msgspec.json.decode(answer, type=Report)
     except LoadProcessError as error:
-        if request.target.hosts == 1 and _was_comparing(figures):
+        if request.target.hosts == 1 and not error.late and _was_comparing(figures):
             raise _broke_off(error, request.reference) from error
         failure = Failure(error=error.what, message="", log_tail=error.details)
         report = msgspec.structs.replace(unfinished, failure=failure)

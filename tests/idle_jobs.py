@@ -37,12 +37,12 @@ def crash(_: bytes) -> bytes:
     return b""
 
 
-def crash_in_a_phase(argument: bytes) -> bytes:
-    """Say that the phase named as the checkpoint has begun, where the request wants it; crash."""
+def end_in_a_phase(argument: bytes) -> bytes:
+    """Crash or hang, as the reference is named, in the phase that the checkpoint is named as."""
     request, _ = json.loads(argument)
     figures = {"phase": request["checkpoint"], "done": 0, "total": 0}
     Path(request["progress"]).write_text(json.dumps(figures))
-    return crash(argument)
+    return {"crash": crash, "hang": hang}[request["reference"]](argument)
 
 
 def hang(_: bytes) -> bytes:

@@ -98,33 +98,41 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
-@pytest.mark.parametrize(("phase", "hosts"), [("stream", 1), ("compare", 2)])
-def test_a_crash_of_the_load_is_its_failure(
-    phase: str, hosts: int, load_process: LoadProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So is one of several hosts' at any time: the end of one can end another."""
-    report = broken_off(phase, hosts, load_process, monkeypatch)
+@pytest.mark.parametrize(
+    ("how", "phase", "hosts", "error"),
+    [
+        ("crash", "stream", 1, "SIGSEGV"),
+        ("crash", "compare", 2, "SIGSEGV"),
+        ("hang", "compare", 1, "did not end within 2 s"),
+    ],
+)
+def test_a_load_that_is_ended_failed(
+    how: str, phase: str, hosts: int, error: str, load_process: LoadProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of several hosts the end of one can end another; when time is over, the load took it."""
+    report = broken_off(how, phase, hosts, load_process, monkeypatch)
     assert report.failure is not None
-    assert "SIGSEGV" in report.failure.error
+    assert error in report.failure.error
 
 
 def test_a_crash_while_comparing_is_not_the_loads(
     load_process: LoadProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(InternalError, match=r"the comparison did not: .*SIGSEGV") as raised:
-        broken_off("compare", 1, load_process, monkeypatch)
+        broken_off("crash", "compare", 1, load_process, monkeypatch)
     assert "about to crash" in raised.value.hint
 
 
 def broken_off(
-    phase: str, hosts: int, process: LoadProcess, monkeypatch: pytest.MonkeyPatch
+    how: str, phase: str, hosts: int, process: LoadProcess, monkeypatch: pytest.MonkeyPatch
 ) -> Report:
-    """The report of a load that crashes in a phase."""
+    """The report of a load that crashes or hangs in a phase."""
     target = replace(emulated_target(), hosts=hosts)
-    request = VerifyRequest(checkpoint=phase, reference="/c", target=target, parts=())
-    monkeypatch.setattr(outcomes, "_JOB", "tests.idle_jobs:crash_in_a_phase")
-    unfinished = a_report(status=Status.LOAD_FAILED)
-    return outcomes._outcome(request, unfinished, process, 60)
+    request = VerifyRequest(checkpoint=phase, reference=how, target=target, parts=())
+    monkeypatch.setattr(outcomes, "_JOB", "tests.idle_jobs:end_in_a_phase")
+    timeout = 2 if how == "hang" else 60
+    return outcomes._outcome(request, a_report(status=Status.LOAD_FAILED), process, timeout)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
