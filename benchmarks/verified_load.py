@@ -79,7 +79,7 @@ def measure(path: Path, target: Target, repeats: int) -> dict[str, list[Figures]
         for turn in range(repeats + 1):
             first = turn % len(_NAMES)
             for name in [*_NAMES[first:], *_NAMES[:first]] if turn else ["streamed", "bare"]:
-                answer = process.run(f"loads:{name}", argument, timeout=900)
+                answer = process.run(f"loads:{name}", argument, target, timeout=900)
                 if turn:
                     seen[name].append(msgspec.json.decode(answer, type=Figures))
     return seen

@@ -53,7 +53,7 @@ class DeviceShard:
     fetch: Callable[[Any], Bits]
     shares: Callable[[Sequence[Rectangle]], Any] | None = None
     any_set: Callable[[Sequence[tuple[Span, Span]]], Any] | None = None
-    in_host_memory: bool = True
+    in_host_memory: bool = field(kw_only=True)
 
     def folded(self) -> DeviceShard:
         """The shard with its middle axes as one."""

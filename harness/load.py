@@ -60,7 +60,7 @@ class LoadProcess:
     are spread, is read from the environment when a forked process first touches a device.
 
     Args:
-        target: the jobs' target, unless they name another; its stack is imported.
+        target: its stack is imported, and every job's target has its name.
         overlay: packages to import instead of the installed ones.
         preload: whether the stack is imported once, before the first job, or by each job.
 
@@ -95,9 +95,9 @@ class LoadProcess:
         self,
         job: str,
         argument: bytes,
+        target: Target,
         *,
         timeout: float,
-        target: Target | None = None,
         cancelled: Event | None = None,
     ) -> bytes:
         """Run ``module:function`` on ``argument`` in a fresh process and return its result.
@@ -105,8 +105,8 @@ class LoadProcess:
         Args:
             job: the function takes bytes and returns bytes.
             argument: its argument.
-            timeout: seconds until the process is asked for its stacks and ended.
             target: whose environment the job has and whose chips are locked while it runs.
+            timeout: seconds until the process is asked for its stacks and ended.
             cancelled: the job is not to begin once it is set; :meth:`cancel` ends one that has.
 
         Raises:
@@ -115,7 +115,6 @@ class LoadProcess:
             TargetUnavailable: the target's chips did not become free in time.
             HarnessError: the job refused.
         """
-        target = target or self.target
         assert target.name == self.target.name
         with locked(target.chips, timeout=timeout), self._directory() as directory:
             environment = store_environment() | target.environment

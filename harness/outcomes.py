@@ -95,9 +95,7 @@ def _outcome(
     request = msgspec.structs.replace(request, progress=str(figures))
     argument = msgspec.json.encode((request, unfinished))
     try:
-        answer = process.run(
-            _JOB, argument, timeout=timeout, target=request.target, cancelled=cancelled
-        )
+        answer = process.run(_JOB, argument, request.target, timeout=timeout, cancelled=cancelled)
         report = msgspec.json.decode(answer, type=Report)
     except LoadProcessError as error:
         if request.target.hosts == 1 and not error.late and _was_comparing(figures):

@@ -88,16 +88,17 @@ def sharded(name: str, array: Array, axis: int, mesh: tuple[str, ...]) -> Device
         part = array[tuple(span.as_slice() for span in index)]
         shards.append(
             DeviceShard(
-                device, tuple(index), _reader(part), shares=_summer(part), any_set=_finder(part)
+                device, tuple(index), _reader(part), in_host_memory=True,
+                shares=_summer(part), any_set=_finder(part),
             )
-        )
+        )  # fmt: skip
     return DeviceTensor(name, "BF16", array.shape, tuple(shards))
 
 
 def replicated(tensor: DeviceTensor, array: Array) -> DeviceTensor:
     """The tensor as it is when every device holds all of ``array``."""
     whole = tuple(Span(0, n) for n in array.shape)
-    shards = tuple(DeviceShard(shard.device, whole, _reader(array)) for shard in tensor.shards)
+    shards = tuple(replace(shard, index=whole, fetch=_reader(array)) for shard in tensor.shards)
     return replace(tensor, shards=shards)
 
 

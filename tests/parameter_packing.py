@@ -59,7 +59,9 @@ class PackedParameters:
                 index[packed.axis] = Span(number * part, (number + 1) * part)
             bits = packed.array[tuple(span.as_slice() for span in index)]
             change = self.reading.get((name, device), _unchanged)
-            shards.append(DeviceShard(device, tuple(index), _reader(change(bits))))
+            shards.append(
+                DeviceShard(device, tuple(index), _reader(change(bits)), in_host_memory=True)
+            )
         return DeviceTensor(name, packed.dtype, packed.array.shape, tuple(shards))
 
     def get(self, name: str) -> Array:

@@ -35,10 +35,10 @@ def test_an_import_that_touches_a_device_is_refused(target: Target, overlay: Ove
         LoadProcess(target, overlay) as process,
         pytest.raises(LoadProcessError, match="the loading process ended") as raised,
     ):
-        process.run("tests.idle_jobs:echo", b"", timeout=60)
+        process.run("tests.idle_jobs:echo", b"", target, timeout=60)
     assert "importing the stack touched a device" in raised.value.details
 
 
-def test_the_installed_stack_touches_none(load_process: LoadProcess) -> None:
-    answer = load_process.run("tests.jobs:backends_alive", b"", timeout=60)
+def test_the_installed_stack_touches_none(load_process: LoadProcess, target: Target) -> None:
+    answer = load_process.run("tests.jobs:backends_alive", b"", target, timeout=60)
     assert json.loads(answer) == [False, True]

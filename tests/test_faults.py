@@ -48,9 +48,8 @@ def verified(fault: Fault, path: Path, part: Part, process: LoadProcess, target:
     request = VerifyRequest(
         checkpoint=str(path), reference=str(path), target=target, parts=(part,), hook=fault.hook
     )
-    answer = process.run(
-        "tests.jobs:verify_with_fault", msgspec.json.encode((request, fault.name)), timeout=300
-    )
+    argument = msgspec.json.encode((request, fault.name))
+    answer = process.run("tests.jobs:verify_with_fault", argument, target, timeout=300)
     return msgspec.json.decode(answer, type=Report)
 
 

@@ -39,7 +39,7 @@ from harness.load import LoadProcess
 from harness.target import emulated_target
 with LoadProcess(emulated_target(), preload=False) as process:
     print(process.scratch, flush=True)
-    process.run("tests.idle_jobs:hang_with_a_child", b"", timeout=600)
+    process.run("tests.idle_jobs:hang_with_a_child", b"", process.target, timeout=600)
 """
 
 #: A session: one test that passes with a report, then one whose load never ends.
@@ -59,9 +59,9 @@ def test_a_done(request):
     report = report_from_json(Path({report!r}).read_bytes())
     request.node.stash.setdefault(REPORTS, []).append(report)
 
-def test_b_hangs(load_process):
+def test_b_hangs(load_process, target):
     Path({started!r}).write_text(str(load_process.scratch))
-    load_process.run("tests.idle_jobs:hang_with_a_child", b"", timeout=600)
+    load_process.run("tests.idle_jobs:hang_with_a_child", b"", target, timeout=600)
 """
 
 
@@ -202,30 +202,32 @@ def test_a_killed_worker_leaves_nothing_and_is_named(
 
 
 def test_a_load_that_hangs_shows_its_stacks_and_takes_its_children_along(
-    load_process: LoadProcess,
+    load_process: LoadProcess, target: Target
 ) -> None:
     with pytest.raises(LoadProcessError, match="did not end within 3 s") as raised:
-        load_process.run("tests.idle_jobs:hang_with_a_child", b"", timeout=3)
+        load_process.run("tests.idle_jobs:hang_with_a_child", b"", target, timeout=3)
     assert "hang_with_a_child" in raised.value.details
     assert "most recent call first" in raised.value.details
     pids = raised.value.details.split("pids: ")[1].split("\n")[0]
     wait_for(lambda: not any(alive(int(pid)) for pid in pids.split()))
 
 
-def test_a_load_that_ignores_a_request_to_end_is_killed(load_process: LoadProcess) -> None:
+def test_a_load_that_ignores_a_request_to_end_is_killed(
+    load_process: LoadProcess, target: Target
+) -> None:
     with pytest.raises(LoadProcessError, match="did not end within 1 s"):
-        load_process.run("tests.idle_jobs:hang_deaf", b"", timeout=1)
-    assert load_process.run("tests.idle_jobs:echo", b"on", timeout=60) == b"on"
+        load_process.run("tests.idle_jobs:hang_deaf", b"", target, timeout=1)
+    assert load_process.run("tests.idle_jobs:echo", b"on", target, timeout=60) == b"on"
 
 
 def test_a_loading_process_that_is_killed_is_replaced(target: Target) -> None:
     with LoadProcess(target, preload=False) as process:
-        assert process.run("tests.idle_jobs:echo", b"1", timeout=60) == b"1"
+        assert process.run("tests.idle_jobs:echo", b"1", target, timeout=60) == b"1"
         assert process._process is not None
         process._process.kill()
         with pytest.raises(LoadProcessError, match="the loading process ended"):
-            process.run("tests.idle_jobs:echo", b"2", timeout=60)
-        assert process.run("tests.idle_jobs:echo", b"3", timeout=60) == b"3"
+            process.run("tests.idle_jobs:echo", b"2", target, timeout=60)
+        assert process.run("tests.idle_jobs:echo", b"3", target, timeout=60) == b"3"
 
 
 def descriptors(process: psutil.Process) -> int:
@@ -239,7 +241,7 @@ def test_soak(target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.setenv("HARNESS_LOCKS", str(tmp_path / "locks"))
     chips = [(), (0,), (0, 1, 2, 3)]
     with LoadProcess(target, preload=False) as process:
-        process.run("tests.idle_jobs:echo", b"", timeout=60)
+        process.run("tests.idle_jobs:echo", b"", target, timeout=60)
         assert process._process is not None
         loading = psutil.Process(process._process.pid)
         gc.collect()
@@ -247,11 +249,11 @@ def test_soak(target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         for number in range(200):
             mesh = emulated_target(1 + number % 8)
             object.__setattr__(mesh, "chips", chips[number % 3])
-            answer = process.run("tests.idle_jobs:echo", b"%d" % number, timeout=60, target=mesh)
+            answer = process.run("tests.idle_jobs:echo", b"%d" % number, mesh, timeout=60)
             assert answer == b"%d" % number
             if number % 10 == 0:
                 with pytest.raises(LoadProcessError, match="SIGKILL"):
-                    process.run("tests.idle_jobs:kill_itself", b"", timeout=60, target=mesh)
+                    process.run("tests.idle_jobs:kill_itself", b"", mesh, timeout=60)
         gc.collect()
         wait_for(lambda: descriptors(psutil.Process()) <= before[0])
         wait_for(lambda: descriptors(loading) <= before[1])

@@ -24,7 +24,7 @@ def load_process(target: Target) -> Iterator[LoadProcess]:
 
 
 def run(process: LoadProcess, job: str, argument: bytes = b"", timeout: float = 60) -> bytes:
-    return process.run(f"tests.idle_jobs:{job}", argument, timeout=timeout)
+    return process.run(f"tests.idle_jobs:{job}", argument, process.target, timeout=timeout)
 
 
 def test_the_result_comes_back(load_process: LoadProcess) -> None:
@@ -64,7 +64,9 @@ def test_a_load_that_is_cancelled_before_it_began_does_not_begin(load_process: L
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(LoadProcessError, match="cancelled before it began"):
-        load_process.run("tests.jobs:hang", b"", timeout=60, cancelled=cancelled)
+        load_process.run(
+            "tests.jobs:hang", b"", load_process.target, timeout=60, cancelled=cancelled
+        )
     assert run(load_process, "echo", b"on") == b"on"
 
 

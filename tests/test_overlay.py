@@ -104,5 +104,5 @@ def test_the_loading_process_imports_the_overlay(target: Target, tmp_path: Path)
         LoadProcess(target, Overlay({"vllm": at / "vllm"})) as process,
         pytest.raises(LoadProcessError, match="the loading process ended") as raised,
     ):
-        process.run("tests.idle_jobs:echo", b"", timeout=60)
+        process.run("tests.idle_jobs:echo", b"", target, timeout=60)
     assert "laid over" in raised.value.details

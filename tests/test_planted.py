@@ -23,7 +23,7 @@ Seen = dict[str, tuple[list[str], list[str]]]
 def seen(load_process: LoadProcess, target: Target, tiny_checkpoints: dict[str, Path]) -> Seen:
     path = str(tiny_checkpoints["qwen3-vl-moe"])
     request = VerifyRequest(checkpoint=path, reference=path, target=target, parts=(Part.DECODER,))
-    answer = load_process.run("tests.jobs:plant", msgspec.json.encode(request), timeout=300)
+    answer = load_process.run("tests.jobs:plant", msgspec.json.encode(request), target, timeout=300)
     result: Seen = json.loads(answer)
     return result
 

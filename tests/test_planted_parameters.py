@@ -24,7 +24,7 @@ def seen(load_process: LoadProcess, target: Target, tiny_checkpoints: dict[str, 
     path = str(tiny_checkpoints["qwen3.6-mtp"])
     request = VerifyRequest(checkpoint=path, reference=path, target=target, parts=tuple(Part))
     answer = load_process.run(
-        "tests.parameter_jobs:plant", msgspec.json.encode(request), timeout=300
+        "tests.parameter_jobs:plant", msgspec.json.encode(request), target, timeout=300
     )
     result: Seen = json.loads(answer)
     return result

@@ -9,11 +9,12 @@ import pytest
 
 from harness.ledger import POISON
 from harness.load import LoadProcess
+from harness.target import Target
 
 
 @pytest.fixture(scope="module")
-def facts(load_process: LoadProcess) -> dict[str, Any]:
-    answer = load_process.run("tests.jobs:record_a_module", b"", timeout=120)
+def facts(load_process: LoadProcess, target: Target) -> dict[str, Any]:
+    answer = load_process.run("tests.jobs:record_a_module", b"", target, timeout=120)
     return dict(json.loads(answer))
 
 

@@ -200,7 +200,7 @@ def test_a_server_that_never_answers_the_streamer(
         return False
 
     behind(hang)
-    load_processes.of(target).run("tests.idle_jobs:pid", b"", timeout=120)
+    load_processes.of(target).run("tests.idle_jobs:pid", b"", target, timeout=120)
     report = verify(stored, target, processes=load_processes, timeout=25)
     over.set()
     assert (report.status, report.exit_code) == (Status.LOAD_FAILED, 3)

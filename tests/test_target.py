@@ -223,7 +223,7 @@ def test_the_count_of_devices_cannot_change_once_xla_is_alive(
     target: Target, load_process: LoadProcess
 ) -> None:
     with pytest.raises(TargetUnavailable, match="XLA is alive with 5 CPU devices") as raised:
-        load_process.run("tests.jobs:load_eight_with_five_alive", b"", timeout=120)
+        load_process.run("tests.jobs:load_eight_with_five_alive", b"", target, timeout=120)
     assert raised.value.expected == "9, with 8 of the mesh"
 
 
@@ -231,7 +231,7 @@ def test_two_targets_of_a_session_live_in_two_processes(load_process: LoadProces
     """The same parent: each load sees the number of devices its target asked for."""
     counts = {
         devices: load_process.run(
-            "tests.jobs:count_devices", b"", timeout=120, target=emulated_target(devices)
+            "tests.jobs:count_devices", b"", emulated_target(devices), timeout=120
         )
         for devices in (2, 8)
     }

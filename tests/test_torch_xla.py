@@ -68,7 +68,7 @@ def test_planted_faults_are_named(
     path = str(tiny_checkpoints["qwen3-vl-moe"])
     request = VerifyRequest(checkpoint=path, reference=path, target=target, parts=(Part.DECODER,))
     answer = load_processes.of(target).run(
-        "tests.jobs:plant", msgspec.json.encode(request), timeout=300, target=target
+        "tests.jobs:plant", msgspec.json.encode(request), target, timeout=300
     )
     causes = {fault: causes for fault, (causes, _) in json.loads(answer).items()}
     placed = causes.pop("replicated by torch_xla")

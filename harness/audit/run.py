@@ -126,7 +126,8 @@ def _recorded(process: LoadProcess, source: ModelSource, timeout: float) -> Reco
     job = f"{record_job.__module__}:{record_job.__name__}"
     argument = msgspec.json.encode((source, process.target))
     try:
-        return msgspec.json.decode(process.run(job, argument, timeout=timeout), type=Recording)
+        answer = process.run(job, argument, process.target, timeout=timeout)
+        return msgspec.json.decode(answer, type=Recording)
     except LoadProcessError as error:
         last = [line for line in error.details.splitlines() if line.strip()][-1:]
         return Recording(error=f"{error.what}: {''.join(last)}")
