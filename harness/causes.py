@@ -34,6 +34,7 @@ class Cause(StrEnum):
     OTHER_SLICE = "other-slice"
     OTHER_LAYER = "other-layer"
     OTHER_BYTES = "other-bytes"
+    TIED = "tied-embeddings"
     TRANSPOSED = "transposed"
     ROLLED = "rolled"
     MIXED = "mixed"
@@ -92,6 +93,8 @@ NEXT_STEP: dict[Cause, str] = {
     "tensor, or for a layer number taken from the wrong name",
     Cause.OTHER_BYTES: "look for a view of the streamer's buffer that was kept past the next "
     "tensor",
+    Cause.TIED: "compare tie_word_embeddings at the top of config.json, which transformers reads, "
+    "with that of text_config, which vLLM reads",
     Cause.TRANSPOSED: "look for a transpose too many or too few on the way from the file",
     Cause.ROLLED: "look at the offset a shard of this tensor starts from",
     Cause.MIXED: "look at how the fused tensor is split: halves, or interleaved rows; per shard, "

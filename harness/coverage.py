@@ -17,6 +17,7 @@ from harness.errors import InternalError
 from harness.experts import ReferencePart
 from harness.family import Part
 from harness.ledger import Ledger
+from harness.ties import is_tied
 
 
 class Unused(NamedTuple):
@@ -134,7 +135,7 @@ def coverage(part: ReferencePart, ledger: Ledger) -> tuple[Counts, list[Differen
         The counts, and a difference for each tensor nobody read, each parameter nobody wrote and
         each expert's matrix that was delivered more than once.
     """
-    tied = bool(part.checkpoint.config.get("tie_word_embeddings"))
+    tied = is_tied(part.checkpoint.config)
     unread = set(ledger.unread())
     unused = {name for name in unread if unused_reason(part.part, name, tied)}
     counts = Counts(

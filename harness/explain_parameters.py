@@ -23,8 +23,10 @@ from harness.nan import canonical_nans
 from harness.parameters import Pieces
 from harness.placed import Fault, Placed, held, recovered
 from harness.replicas import REPLICAS_DIFFER
+from harness.ties import EMBEDDING, HEAD, contradict, ties_text
 
 _SHOWN = 3
+_TIED = "head and embedding are tied otherwise than config.json says"
 
 
 class ParameterExplainer:
@@ -49,11 +51,11 @@ class ParameterExplainer:
     def _explain(self, difference: Difference) -> Finding:
         fault = self._comparison.faults.get(difference)
         if fault is None:
-            return _metadata(difference)
+            return _headless(difference, self._comparison) or _metadata(difference)
         evidence = ParameterEvidence(self._comparison, fault)
         found = next((f for rule in _RULES if (f := rule(evidence))), None)
         cause, summary, detail = found or _unexplained(evidence, difference)
-        if cause is Cause.NAN_CANONICALISED:
+        if cause in (Cause.NAN_CANONICALISED, Cause.TIED):
             return Finding(cause, f"{cause} {difference.part}", summary, detail)
         where = f"{difference.part} {evidence.placed.rule.kind}"
         return Finding(cause, f"{cause} {where}", f"{summary} ({where})", detail)
@@ -159,6 +161,26 @@ def _another_tensor(e: ParameterEvidence) -> _Found:
     return None
 
 
+def _tied(e: ParameterEvidence) -> _Found:
+    """The head where the embedding should be, or the embedding where the head should be."""
+    of = {HEAD: EMBEDDING, EMBEDDING: HEAD}.get(e.fault.source, "")
+    if of not in e.comparison.checkpoint.entries or e.reference.shape != e.expected(of).shape:
+        return None
+    if not np.array_equal(e.expected(of)[e.held], e.device[e.held]):
+        return None
+    detail = f"{e.placed.tensor.name} holds {of}"
+    return Cause.TIED, _TIED, f"{detail}; {ties_text(e.comparison.checkpoint.config)}"
+
+
+def _headless(difference: Difference, comparison: ParameterComparison) -> Finding | None:
+    """A head of the checkpoint's that the model has none for, where config.json says both."""
+    config = comparison.checkpoint.config
+    if not difference.source.endswith(f" {HEAD}") or not contradict(config):
+        return None
+    group = f"{Cause.TIED} {difference.part}"
+    return Finding(Cause.TIED, group, _TIED, f"no parameter holds {HEAD}; {ties_text(config)}")
+
+
 def _granules_exchanged(e: ParameterEvidence) -> _Found:
     for cause, noun, axis, length in e.granules():
         if not length or e.reference.shape[axis] % length:
@@ -226,6 +248,7 @@ _RULES = (
     _replicas_differ,
     _nans,
     _one_bit,
+    _tied,
     _another_tensor,
     _granules_exchanged,
     _transposed,

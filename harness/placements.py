@@ -18,8 +18,7 @@ from harness.parameter_layout import (
 )
 from harness.parameters import Rule, in_checkpoint, rule_for
 from harness.placed import Placed
-
-_HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+from harness.ties import EMBEDDING, HEAD, is_tied
 
 
 def is_fp8(placed: Placed | str) -> bool:
@@ -62,7 +61,7 @@ class Placements:
     @cached_property
     def tied(self) -> bool:
         """Whether the head is the embedding."""
-        return bool(self._checkpoint.config.get("tie_word_embeddings"))
+        return is_tied(self._checkpoint.config)
 
     @cached_property
     def placed(self) -> Mapping[str, Placed | str]:
@@ -83,8 +82,8 @@ class Placements:
     def _rule(self, tensor: DeviceTensor) -> tuple[Rule, tuple[str, ...]] | None:
         name = in_checkpoint(self._reference.part, tensor.name)
         found = rule_for(name, self._checkpoint.family.name)
-        if found and name == _HEAD and self.tied:
-            return found[0], (_EMBEDDING,)
+        if found and name == HEAD and self.tied:
+            return found[0], (EMBEDDING,)
         return found
 
     def _place(self, tensor: DeviceTensor, rule: Rule, names: tuple[str, ...]) -> Placed | str:

@@ -196,6 +196,19 @@ SCENARIOS: tuple[Scenario, ...] = (
         tied=True,
     ),
     Scenario(
+        "vl-ties-contradict",
+        "A head that is tied in text_config and not at the top of config.json, as transformers 5 "
+        "saves it, is one of its own.",
+        "qwen3-vl-moe",
+        ties_contradict=True,
+    ),
+    Scenario(
+        "decoder-ties-contradict",
+        "A Qwen3.5 head that text_config alone calls tied does not overwrite the embedding.",
+        "qwen3.5-moe",
+        ties_contradict=True,
+    ),
+    Scenario(
         "vl-padded-vocabulary",
         "A vocabulary that the devices do not divide is padded with zeros.",
         "qwen3-vl-moe",

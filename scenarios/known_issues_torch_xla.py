@@ -19,6 +19,19 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         targets=("torch-xla",),
     ),
     KnownIssue(
+        id="tied-head-lost",
+        owner=Owner.VLLM,
+        nature=Nature.BUG,
+        reason="what text_config ties is tied, whatever the files hold: a checkpoint's own lm_head "
+        "reaches no parameter",
+        threads=("vllm#51063", "vllm#51665"),
+        stacks=("0.21", "0.22", "0.26"),
+        scenarios=("decoder-ties-contradict",),
+        causes=(Cause.TIED,),
+        at="no parameter holds lm_head.weight",
+        targets=("torch-xla",),
+    ),
+    KnownIssue(
         id="no-fp8-on-the-host",
         owner=Owner.VLLM,
         nature=Nature.MISSING,

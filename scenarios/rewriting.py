@@ -38,6 +38,17 @@ def swap_axes(path: Path) -> Path:
     return published
 
 
+def contradict_ties(path: Path) -> None:
+    """Tie the head in ``text_config`` and not at the top of config.json.
+
+    That is how transformers 5 saves Qwen3-VL-MoE, whose head is not tied.
+    """
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"]["tie_word_embeddings"] = not config["tie_word_embeddings"]
+    file.write_text(json.dumps(config, indent=2))
+
+
 def _with_axes_swapped(content: bytes) -> bytes:
     size = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])

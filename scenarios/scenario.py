@@ -12,7 +12,7 @@ from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from harness.target import Parallelism, Target
-from scenarios.rewriting import number_files, swap_axes
+from scenarios.rewriting import contradict_ties, number_files, swap_axes
 
 
 class Store(StrEnum):
@@ -47,6 +47,7 @@ class Scenario:
         mesh: axes of the mesh, where it has several (:mod:`harness.meshes`).
         shapes: sizes of the checkpoint to write.
         tied: its head is the embedding.
+        ties_contradict: config.json says another thing of that in ``text_config`` than at its top.
         fp8: the layout of the family's FP8 releases.
         store: where the checkpoint is streamed from, if not from a directory.
         numbered: file names get plain numbers, which sort otherwise as text than as numbers.
@@ -68,6 +69,7 @@ class Scenario:
     mesh: str = ""
     shapes: str = "tiny"
     tied: bool = False
+    ties_contradict: bool = False
     fp8: bool = False
     store: Store = Store.NONE
     numbered: bool = False
@@ -91,6 +93,8 @@ class Scenario:
             fp8=self.fp8,
             files=12 if self.numbered else 4,
         ).path
+        if self.ties_contradict:
+            contradict_ties(path)
         if self.numbered:
             number_files(path)
         return path, swap_axes(path) if self.axes_swapped else None

@@ -16,5 +16,6 @@ CLASSES = (
 ELSEWHERE: dict[str, str] = {
     "fused on disk, no shard id": "the scenario vl-vision-first; its failure on 0.21 is known",
     "scale lost or in the wrong slot": "tests/test_compare_fp8.py plants it, on FP8 checkpoints",
-    "tied weights": "the scenarios vl-tied and decoder-tied; what 0.32 does is known",
+    "tied weights": "the scenarios vl-tied, decoder-tied, vl-ties-contradict and "
+    "decoder-ties-contradict; tests/parameter_faults.py plants it",
 }

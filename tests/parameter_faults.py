@@ -148,7 +148,12 @@ FAULTS: list[tuple[str, Change, Cause, str]] = [
     (VL, _rotate_vocabulary, Cause.SHARDS_EXCHANGED, "shard 1 of .*embed_tokens.* holds shard 0"),
     (VL, _zero_the_head, Cause.ZEROS, "all zeros"),
     (VL, poison_the_head, Cause.PARAMETER_UNWRITTEN, "still holds the poison 0xdead"),
-    (VL, _head_is_the_embedding, Cause.OTHER_BYTES, "elements are equal"),
+    (
+        VL,
+        _head_is_the_embedding,
+        Cause.TIED,
+        "lm_head.weight holds model.language.*embed_tokens.weight; .*false",
+    ),
     (VL, _transpose_the_vision_projection, Cause.TRANSPOSED, "transposing it back"),
     (VL, _exchange_input_shards, Cause.SHARDS_EXCHANGED, "shard 0 of .*o_proj.* holds shard 1"),
     (VL, _swap_vision_heads, Cause.HEADS_EXCHANGED, "head 0 of .*qkv.weight holds head 1"),

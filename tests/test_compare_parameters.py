@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from harness.nan import Nan, canonical_nans
 from harness.parameter_layout import Packing
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
+from scenarios.rewriting import contradict_ties
 from tests.parameter_cases import Case, Paths, case
 from tests.parameter_faults import ATTENTION, FAULTS, HEAD, VL, Change, array_of, poison_the_head
 from tests.parameter_packing import LANGUAGE, Packed, PackedParameters, line
@@ -170,6 +172,22 @@ def test_an_unknown_parameter_and_a_tensor_nobody_holds(vl: Case) -> None:
     assert [(d.kind, d.layer) for d in differences] == [(Kind.UNACCOUNTED, 0)] * 2
     assert diagnosis.cause is Cause.UNACCOUNTED
     assert differences[1].source.endswith("layers.0.input_layernorm.weight")
+
+
+@pytest.mark.parametrize("contradict", [True, False])
+def test_a_head_that_nobody_holds(
+    tiny_checkpoints: Paths, tmp_path: Path, contradict: bool
+) -> None:
+    """Only a config.json that says both of it explains that."""
+    path = shutil.copytree(tiny_checkpoints["qwen3.5-moe"], tmp_path / "untied")
+    if contradict:
+        contradict_ties(path)
+    given = case({"": path}, "")
+    del given.device.packed[HEAD]
+    (difference,), (diagnosis,), _ = given.compared()
+    assert (difference.kind, difference.parameter) == (Kind.UNACCOUNTED, "")
+    assert diagnosis.cause is (Cause.TIED if contradict else Cause.UNACCOUNTED)
+    assert ("text_config true" in diagnosis.evidence) is contradict
 
 
 @pytest.mark.parametrize("tail", ["routed_experts.w13.weight", "other.w2_weight"])
