@@ -73,6 +73,7 @@ def main(scratch: Path, preload: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to act on
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what imports print must not mix with the answers
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)  # what imports write goes with it
     if preload:
         engine.preload(preload)
     try:
@@ -186,3 +187,4 @@ def _run(request: Request) -> int:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
+    os._exit(0)  # to take the imported stack apart would take seconds

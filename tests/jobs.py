@@ -226,6 +226,13 @@ def backends_alive(_: bytes) -> bytes:
     return msgspec.json.encode([before, tpu_engine.alive()])
 
 
+def written_by_an_import(_: bytes) -> bytes:
+    """Where torch keeps the module it wrote when it was imported."""
+    from torch.distributed.nn.jit import instantiator
+
+    return str(instantiator.INSTANTIATED_TEMPLATE_DIR_PATH).encode()
+
+
 def load_eight_with_five_alive(_: bytes) -> bytes:
     """Ask for a mesh of eight in a process whose XLA was started for one of four."""
     count_devices(b"")

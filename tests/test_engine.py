@@ -42,3 +42,11 @@ def test_an_import_that_touches_a_device_is_refused(target: Target, overlay: Ove
 def test_the_installed_stack_touches_none(load_process: LoadProcess, target: Target) -> None:
     answer = load_process.run("tests.jobs:backends_alive", b"", target, timeout=60)
     assert json.loads(answer) == [False, True]
+
+
+def test_what_imports_write_goes_with_the_process(
+    load_process: LoadProcess, target: Target
+) -> None:
+    """torch writes a module for itself, and would remove it at an exit that never comes."""
+    written = load_process.run("tests.jobs:written_by_an_import", b"", target, timeout=60)
+    assert Path(written.decode()).parent == load_process.scratch
