@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.message import failure_text
 from harness.report import Status
 from harness.synthetic.recipes import RECIPES

@@ -25,11 +25,13 @@ import tempfile
 import traceback
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from harness import engine
 from harness.errors import HarnessError
+from harness.twin import Meeting, arrive
 
 #: Asks a load for the stacks of its threads, which go to its log.
 DUMP_STACKS = signal.SIGUSR1
@@ -37,7 +39,7 @@ _DUMP_SECONDS = 1.0
 _TERMINATE_SECONDS = 5.0
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, tag=True):
     """One job: ``module:function`` taking and returning bytes, its argument, and its limits.
 
     The directory receives ``log`` (output) and one of ``result``, ``refusal`` (a pickled
@@ -71,16 +73,32 @@ def main(scratch: Path, preload: str) -> None:
         preload: the target whose stack is imported before the first request; empty for none.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to act on
+    answers = _settle(scratch)
+    if preload:
+        engine.preload(preload)
+    _serve(scratch, answers)
+
+
+def _settle(scratch: Path) -> BinaryIO:
+    """Keep output and temporary files apart from the answers, whose pipe is returned."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what imports print must not mix with the answers
     os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)  # what imports write goes with it
-    if preload:
-        engine.preload(preload)
+    return answers
+
+
+def _serve(scratch: Path, answers: BinaryIO) -> None:
+    """Say that requests can come, and do as they say until there are no more."""
     try:
         answers.write(msgspec.json.encode(Answer(0)) + b"\n")
         for line in iter(lambda: _read_line(0), b""):
-            request = msgspec.json.decode(line, type=Request)
-            answers.write(msgspec.json.encode(_supervise(_fork(request), request)) + b"\n")
+            asked = msgspec.json.decode(line, type=Request | Meeting)
+            if isinstance(asked, Meeting):
+                _fork_twin(asked, answers)
+                answer = Answer(0)
+            else:
+                answer = _supervise(_fork(asked), asked)
+            answers.write(msgspec.json.encode(answer) + b"\n")
     except (_ParentGone, BrokenPipeError):
         pass
     finally:
@@ -97,16 +115,35 @@ def _read_line(descriptor: int) -> bytes:
     return b""
 
 
+def _fork_twin(meeting: Meeting, answers: BinaryIO) -> None:
+    """Fork a process like this one, that serves on its own."""
+    if _forked():
+        return
+    try:
+        answers.close()  # its end must show here, however long its twin lives
+        arrive(meeting)
+        _serve(Path(meeting.scratch), _settle(Path(meeting.scratch)))
+    except BaseException:  # to the log; whoever waits for the twin sees that it is gone
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
 def _fork(request: Request) -> int:
-    with warnings.catch_warnings():
-        # JAX warns of forking once its threads run; no backend is alive here, so none does.
-        warnings.filterwarnings("ignore", message=r".*os\.fork\(\) was called", append=False)
-        pid = os.fork()
+    pid = _forked()
     if pid == 0:
         os._exit(_run(request))
     with contextlib.suppress(OSError):
         os.setpgid(pid, pid)  # both sides: whoever comes first
     return pid
+
+
+def _forked() -> int:
+    """The new process's number; 0 in that."""
+    with warnings.catch_warnings():
+        # JAX warns of forking once its threads run; no backend is alive here, so none does.
+        warnings.filterwarnings("ignore", message=r".*os\.fork\(\) was called", append=False)
+        return os.fork()
 
 
 def _supervise(pid: int, request: Request) -> Answer:

@@ -25,7 +25,7 @@ from harness.environment import cache_directory
 from harness.errors import BadInput, HarnessError
 from harness.family import Part
 from harness.hosts import target_on
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.meshes import meshed
 from harness.message import failure_text
 from harness.nan import Nan

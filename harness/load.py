@@ -12,6 +12,7 @@ import pickle
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from harness.chips import locked
 from harness.overlay import Overlay
 from harness.places.opening import store_environment
 from harness.target import Target
+from harness.twin import Meeting, Twin
 
 _LOG_TAIL = 20000  # a crash ends with the stacks of all threads
 _START_SECONDS = 300.0
@@ -74,7 +76,7 @@ class LoadProcess:
         self.target = target
         self._preload = target.name if preload else ""
         self.overlay = overlay or Overlay()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Twin | None = None
         self.scratch = Path(tempfile.mkdtemp(prefix="harness-load-"))
         self._jobs = 0
         self._answered = False
@@ -185,6 +187,33 @@ class LoadProcess:
             raise
         self._answered = True
 
+    def start_from(self, first: LoadProcess) -> None:
+        """Start as a fork of ``first``, if not started; where that fails, a job starts it anew."""
+        if not (self._process and self._process.stdin and not self._process.stdin.closed):
+            with contextlib.suppress(LoadProcessError, OSError):
+                self._end()
+                self.scratch.mkdir(exist_ok=True)
+                self._process = first.twin(self.scratch)
+                self._answer(_START_SECONDS)
+
+    def twin(self, scratch: Path) -> Twin:
+        """A process like this one, with nothing to do yet and ``scratch`` as its directory.
+
+        Raises:
+            LoadProcessError: this process cannot be started, or has ended.
+            OSError: the two did not meet.
+        """
+        self._require_started()
+        meeting = Meeting(str(scratch))
+        with socket.socket(socket.AF_UNIX) as listening, (scratch / "log").open("wb") as log:
+            listening.bind(meeting.place)
+            listening.listen(1)
+            listening.settimeout(_START_SECONDS)
+            self._write(meeting)
+            self._answer(_START_SECONDS)
+            with listening.accept()[0] as connection:
+                return Twin(connection, log)
+
     def _environment(self) -> dict[str, str]:
         first = self.overlay.link_into(self.scratch / "overlay")
         path = [str(first), *(entry or os.getcwd() for entry in sys.path)]
@@ -206,17 +235,17 @@ class LoadProcess:
         try:
             if cancelled.is_set():
                 raise LoadProcessError("the load was cancelled before it began", "")
-            self._send(request)
+            self._write(request)
             return self._answer(request.timeout + _GRACE_SECONDS)
         except BaseException:
             self._end()
             raise
 
-    def _send(self, request: Request) -> None:
+    def _write(self, asked: Request | Meeting) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(msgspec.json.encode(request) + b"\n")
+            self._process.stdin.write(msgspec.json.encode(asked) + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it ended: the answer will say so
@@ -237,43 +266,6 @@ class LoadProcess:
             self._end()
             raise LoadProcessError(f"the loading process {how}", tail)
         return msgspec.json.decode(line, type=Answer)
-
-
-class LoadProcesses:
-    """The loading processes of a session, started when asked for.
-
-    One for each name of a target and each host that this machine plays.
-
-    Args:
-        overlay: packages to import instead of the installed ones.
-    """
-
-    def __init__(self, overlay: Overlay | None = None) -> None:
-        self.overlay = overlay or Overlay()
-        self._processes: dict[tuple[str, int], LoadProcess] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def of(self, target: Target) -> LoadProcess:
-        """The process for ``target`` and its host."""
-        key = (target.name, target.host)
-        if key not in self._processes:
-            self._processes[key] = LoadProcess(target, self.overlay)
-        return self._processes[key]
-
-    def close(self) -> None:
-        """End all of them."""
-        while self._processes:
-            self._processes.popitem()[1].close()
 
 
 def _result(answer: Answer, directory: Path, timeout: float) -> bytes:

@@ -13,7 +13,8 @@ import msgspec
 from harness import job, progress
 from harness.errors import InternalError
 from harness.job import VerifyRequest
-from harness.load import LoadProcess, LoadProcessError, LoadProcesses
+from harness.load import LoadProcess, LoadProcessError
+from harness.load_processes import LoadProcesses
 from harness.report import Failure, HostPart, Report
 from harness.target import Target
 

@@ -19,7 +19,8 @@ from harness.digests import Method
 from harness.errors import HarnessError, TargetUnavailable
 from harness.hosts import target_on
 from harness.known import KnownIssue, Verdict, judge, note
-from harness.load import LoadProcess, LoadProcesses
+from harness.load import LoadProcess
+from harness.load_processes import LoadProcesses
 from harness.meshes import mesh_sizes, meshed
 from harness.message import failure_text, known_text
 from harness.overlay import Overlay, overlay_from

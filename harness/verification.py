@@ -26,7 +26,7 @@ from harness.family import Part
 from harness.hook import Hook
 from harness.hosts import played_here
 from harness.job import VerifyRequest
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.maps import map_of
 from harness.merge import merged
 from harness.nan import Nan

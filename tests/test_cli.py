@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from harness.cli import main
 from harness.errors import InternalError
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.stack import require_stack
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from harness.causes import Cause
 from harness.hook import Hook
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.message import failure_text
 from harness.report import Report, Status
 from harness.stack import installed_versions, stack_name

@@ -17,7 +17,7 @@ from harness.digests import Method
 from harness.errors import BadInput
 from harness.experts import ReferencePart
 from harness.layout import Backend, Parameter
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.report import Status
 from harness.target import Target
 from harness.verification import verify

@@ -30,8 +30,9 @@ FLOW = [
     "terminal", "hosts", "meshes", "stack",
     "overlay", "hook", "cut",
     "recording", "loaded", "emulated_slice",
-    "tpu_engine", "xla_engine", "engine", "child", "chips", "load", "verify_parameters", "job",
-    "outcomes", "verification", "junit", "markdown", "page", "history", "renderings", "collector",
+    "tpu_engine", "xla_engine", "engine", "twin", "child", "chips", "load", "load_processes",
+    "verify_parameters", "job", "outcomes", "verification",
+    "junit", "markdown", "page", "history", "renderings", "collector",
     "audit", "cli_reports", "cli", "plugin",
 ]  # fmt: skip
 

@@ -12,7 +12,7 @@ from harness.cli import main
 from harness.errors import BadInput
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.report import Status
 from harness.selection import Selection, choose, every_expert, expert_bytes
 from harness.synthetic.writer import write_checkpoint

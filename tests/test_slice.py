@@ -11,7 +11,7 @@ from harness.causes import Cause
 from harness.difference import Kind
 from harness.errors import BadInput
 from harness.hosts import target_on
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.message import failure_text
 from harness.report import Report, Status
 from harness.synthetic.writer import write_checkpoint

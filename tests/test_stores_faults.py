@@ -21,7 +21,7 @@ from harness.causes import Cause
 from harness.checkpoint import Checkpoint
 from harness.cli import main
 from harness.errors import BadInput
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.report import Status
 from harness.target import Target
 from harness.verification import verify

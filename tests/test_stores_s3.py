@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from harness.checkpoint import Checkpoint
 from harness.cli import main
 from harness.experts import reference_parts
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.report import Status
 from harness.target import Target
 from harness.verification import verify

@@ -13,7 +13,7 @@ from harness.errors import TargetUnavailable
 from harness.family import Part
 from harness.hook import Hook
 from harness.job import VerifyRequest
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.message import failure_text
 from harness.report import Report, Status
 from harness.target import Parallelism, Target, torch_xla_target

@@ -14,7 +14,7 @@ from harness.causes import Cause
 from harness.cli import main
 from harness.errors import BadInput
 from harness.family import Part
-from harness.load import LoadProcesses
+from harness.load_processes import LoadProcesses
 from harness.message import failure_text
 from harness.nan import Nan
 from harness.overlay import Overlay

@@ -1,0 +1,133 @@
+"""A loading process that another one forks serves, fails and ends as if it had been started."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from harness.load import LoadProcess, LoadProcessError
+from harness.target import Target
+
+ROOT = Path(__file__).parent.parent
+Pair = tuple[LoadProcess, LoadProcess]
+
+PARENT = """
+import time
+from harness.load import LoadProcess
+from harness.target import emulated_target
+one, other = (LoadProcess(emulated_target(), preload=False) for _ in range(2))
+other.start_from(one)
+print(one._process.pid, other._process.pid, other.scratch, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def pair(target: Target) -> Iterator[Pair]:
+    """A process and its twin."""
+    with LoadProcess(target, preload=False) as one, LoadProcess(target, preload=False) as other:
+        other.start_from(one)
+        yield one, other
+
+
+def echo(process: LoadProcess) -> bytes:
+    return process.run("tests.idle_jobs:echo", b"on", process.target, timeout=60)
+
+
+def process_of(load_process: LoadProcess) -> psutil.Process:
+    assert load_process._process is not None
+    return psutil.Process(load_process._process.pid)
+
+
+def wait_until_gone(*processes: psutil.Process) -> None:
+    """A twin that ended is not reaped before the process that forked it ends."""
+    end = time.monotonic() + 60
+    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+        assert time.monotonic() < end, "a process did not end"
+        time.sleep(0.05)
+
+
+def test_a_twin_is_forked_and_both_serve(pair: Pair) -> None:
+    one, other = pair
+    assert process_of(other).parent() == process_of(one)
+    assert [echo(each) for each in (other, one, other)] == [b"on"] * 3
+
+
+def test_a_process_that_runs_gets_no_twin(pair: Pair) -> None:
+    one, other = pair
+    before = process_of(other)
+    other.start_from(one)
+    assert process_of(other) == before
+
+
+def test_a_load_of_a_twin_is_ended_in_time(pair: Pair) -> None:
+    with pytest.raises(LoadProcessError, match="did not end within 1 s"):
+        pair[1].run("tests.idle_jobs:hang", b"", pair[1].target, timeout=1)
+    assert echo(pair[1]) == b"on"
+
+
+def test_each_ends_alone(pair: Pair) -> None:
+    """The end of one shows at once, though the other was forked from it and lives."""
+    one, other = pair
+    process_of(one).kill()
+    with pytest.raises(LoadProcessError, match="the loading process ended"):
+        echo(one)
+    assert echo(other) == b"on"
+    process_of(other).kill()
+    with pytest.raises(LoadProcessError, match="the loading process ended"):
+        echo(other)
+    assert (echo(one), echo(other)) == (b"on", b"on")
+
+
+def test_a_twin_goes_with_its_files(target: Target) -> None:
+    with LoadProcess(target, preload=False) as one:
+        with LoadProcess(target, preload=False) as other:
+            other.start_from(one)
+            process, scratch = process_of(other), other.scratch
+        wait_until_gone(process)
+        assert not scratch.exists()
+        assert echo(one) == b"on"
+
+
+def test_a_cancelled_twin_is_forked_anew(pair: Pair) -> None:
+    one, other = pair
+    before = process_of(other)
+    other.cancel()
+    wait_until_gone(before)
+    other.start_from(one)
+    assert process_of(other).parent() == process_of(one)
+    assert echo(other) == b"on"
+
+
+def test_where_the_two_cannot_meet_a_process_is_started(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket's path has a hundred characters, a directory may have more."""
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    with LoadProcess(target, preload=False) as one:
+        monkeypatch.setattr("tempfile.tempdir", str(deep))
+        with LoadProcess(target, preload=False) as other:
+            other.start_from(one)
+            assert echo(other) == b"on"
+            assert process_of(other).parent() == psutil.Process()
+
+
+def test_a_twin_whose_parents_parent_is_killed_ends() -> None:
+    command = [sys.executable, "-c", PARENT]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        first, second, scratch = parent.stdout.readline().split()
+        processes = [psutil.Process(int(pid)) for pid in (first, second)]
+        parent.send_signal(signal.SIGKILL)
+    wait_until_gone(*processes)
+    assert not Path(scratch).exists()
