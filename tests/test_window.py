@@ -55,15 +55,31 @@ def test_what_is_seen_cannot_be_written_to(file: LocalFile) -> None:
         file.bits(0, "U8", (8,))[0] = 1
 
 
-def test_a_thread_has_one_window(file: LocalFile) -> None:
+def test_a_thread_has_two_windows(file: LocalFile) -> None:
     """So much of a file is the process's memory, however much of it was read."""
     for start in range(0, SIZE, 4096):
         held(file, start, start + 4096)
-    assert mappings(file) == 1
-    kept = file.bits(0, "U8", (8,))
-    held(file, SIZE - 8, SIZE)
     assert mappings(file) == 2
+    kept = file.bits(0, "U8", (8,))
+    for start in (SIZE // 2, SIZE - 8):
+        held(file, start, start + 8)
+    assert mappings(file) == 3
     assert kept.tobytes() == file.path.read_bytes()[:8]
+
+
+def test_two_files_in_turn_are_mapped_once(
+    file: LocalFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an expert gate and up may lie in one file, down in another."""
+    other = LocalFile(file.path.with_name("other"))
+    other.path.write_bytes(bytes(SIZE))
+    opened: list[Path] = []
+    opening = window._opened
+    monkeypatch.setattr(window, "_opened", lambda *of: (opened.append(of[1]), opening(*of))[1])
+    for start in range(0, 64 << 10, 4096):
+        assert held(file, start, start + 8) == file.path.read_bytes()[start : start + 8]
+        assert held(other, start, start + 8) == bytes(8)
+    assert opened == [file.path, other.path]
 
 
 def test_a_file_that_was_opened_anew_is_looked_at_anew(file: LocalFile) -> None:

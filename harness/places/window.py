@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import threading
+from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,17 +30,20 @@ class _Window(NamedTuple):
     address: int
 
 
-class _Last(threading.local):
-    window: _Window | None = None
+class _Recent(threading.local):
+    """A thread's windows: of an expert gate and up may lie in one file, down in another."""
+
+    def __init__(self) -> None:
+        self.windows: deque[_Window] = deque(maxlen=2)
 
 
-_last = _Last()
+_recent = _Recent()
 
 
 def seen(owner: object, path: Path, start: int, kind: np.dtype[Any], count: int) -> Bits:
     """Elements of a file, read into the page cache, as a view that must not be written to.
 
-    The thread keeps the window until it wants another, and what is seen keeps its own: so much of
+    The thread keeps its last two windows, and what is seen keeps its own: so much of
     the file counts as the process's memory, and can be taken back by the system at any time. A file
     that is cut short after that ends the process that looks.
 
@@ -57,13 +61,12 @@ def seen(owner: object, path: Path, start: int, kind: np.dtype[Any], count: int)
     stop = start + count * kind.itemsize
     if start % 8:
         raise ValueError("compiled kernels take aligned words only")
-    window = _last.window
-    if (
-        window is None
-        or window.owner is not owner
-        or not window.start <= start < stop <= window.stop
-    ):
-        _last.window = window = _opened(owner, path, start, stop)
+    for window in _recent.windows:
+        if window.owner is owner and window.start <= start < stop <= window.stop:
+            break
+    else:
+        window = _opened(owner, path, start, stop)
+        _recent.windows.append(window)
     if window.mapped.size() < stop:
         raise ValueError(f"the file has {window.mapped.size()} bytes, {stop} are wanted")
     _populate(window, start, stop)
