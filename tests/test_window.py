@@ -75,7 +75,12 @@ def test_two_files_in_turn_are_mapped_once(
     other.path.write_bytes(bytes(SIZE))
     opened: list[Path] = []
     opening = window._opened
-    monkeypatch.setattr(window, "_opened", lambda *of: (opened.append(of[1]), opening(*of))[1])
+
+    def noting(owner: object, path: Path, start: int, stop: int) -> window._Window:
+        opened.append(path)
+        return opening(owner, path, start, stop)
+
+    monkeypatch.setattr(window, "_opened", noting)
     for start in range(0, 64 << 10, 4096):
         assert held(file, start, start + 8) == file.path.read_bytes()[start : start + 8]
         assert held(other, start, start + 8) == bytes(8)
