@@ -94,7 +94,7 @@ NEXT_STEP: dict[Cause, str] = {
     Cause.OTHER_BYTES: "look for a view of the streamer's buffer that was kept past the next "
     "tensor",
     Cause.TIED: "compare tie_word_embeddings at the top of config.json, which transformers reads, "
-    "with that of text_config, which vLLM reads",
+    "with that of text_config, by which vLLM builds Qwen3.5",
     Cause.TRANSPOSED: "look for a transpose too many or too few on the way from the file",
     Cause.ROLLED: "look at the offset a shard of this tensor starts from",
     Cause.MIXED: "look at how the fused tensor is split: halves, or interleaved rows; per shard, "

@@ -121,9 +121,10 @@ def _fork_twin(meeting: Meeting, answers: BinaryIO) -> None:
         return
     try:
         answers.close()  # its end must show here, however long its twin lives
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nor may its requests be read here
         arrive(meeting)
         _serve(Path(meeting.scratch), _settle(Path(meeting.scratch)))
-    except BaseException:  # to the log; whoever waits for the twin sees that it is gone
+    except BaseException:  # whoever waits for the twin does not wait for long
         traceback.print_exc()
     finally:
         os._exit(0)

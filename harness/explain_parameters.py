@@ -164,8 +164,11 @@ def _another_tensor(e: ParameterEvidence) -> _Found:
 def _tied(e: ParameterEvidence) -> _Found:
     """The head where the embedding should be, or the embedding where the head should be."""
     of = {HEAD: EMBEDDING, EMBEDDING: HEAD}.get(e.fault.source, "")
-    if of not in e.comparison.checkpoint.entries or e.reference.shape != e.expected(of).shape:
+    own, other = (e.comparison.checkpoint.entries.get(name) for name in (e.fault.source, of))
+    if not own or not other or (own.shape, own.dtype) != (other.shape, other.dtype):
         return None
+    if any(fault.source == of for fault in e.comparison.faults.values()):
+        return None  # they are exchanged
     if not np.array_equal(e.expected(of)[e.held], e.device[e.held]):
         return None
     detail = f"{e.placed.tensor.name} holds {of}"
@@ -175,7 +178,8 @@ def _tied(e: ParameterEvidence) -> _Found:
 def _headless(difference: Difference, comparison: ParameterComparison) -> Finding | None:
     """A head of the checkpoint's that the model has none for, where config.json says both."""
     config = comparison.checkpoint.config
-    if not difference.source.endswith(f" {HEAD}") or not contradict(config):
+    lost = difference.kind is Kind.UNACCOUNTED and difference.source.endswith(f" {HEAD}")
+    if not lost or not contradict(config):
         return None
     group = f"{Cause.TIED} {difference.part}"
     return Finding(Cause.TIED, group, _TIED, f"no parameter holds {HEAD}; {ties_text(config)}")

@@ -12,7 +12,6 @@ import pickle
 import selectors
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from harness.chips import locked
 from harness.overlay import Overlay
 from harness.places.opening import store_environment
 from harness.target import Target
-from harness.twin import Meeting, Twin
+from harness.twin import Meeting, Twin, meet
 
 _LOG_TAIL = 20000  # a crash ends with the stacks of all threads
 _START_SECONDS = 300.0
@@ -77,6 +76,7 @@ class LoadProcess:
         self._preload = target.name if preload else ""
         self.overlay = overlay or Overlay()
         self._process: subprocess.Popen[bytes] | Twin | None = None
+        self._origin: subprocess.Popen[bytes] | Twin | None = None  # what it was forked from
         self.scratch = Path(tempfile.mkdtemp(prefix="harness-load-"))
         self._jobs = 0
         self._answered = False
@@ -140,7 +140,7 @@ class LoadProcess:
 
     def _end(self) -> None:
         """Close the process's input, at which it ends by itself; the next job starts another."""
-        process, self._process = self._process, None
+        process, self._process, self._origin = self._process, None, None
         if process is None:
             return
         assert process.stdin is not None
@@ -163,10 +163,14 @@ class LoadProcess:
         """
         if self._failed_start:
             raise LoadProcessError(*self._failed_start)
-        if self._process and self._process.stdin and self._process.stdin.closed:
+        if not self._is_running:
             self._end()  # a job was cancelled that had ended already
-        if self._process is None:
             self._start()
+
+    @property
+    def _is_running(self) -> bool:
+        """Whether requests can be sent; it may have ended by itself."""
+        return bool(self._process and self._process.stdin and not self._process.stdin.closed)
 
     def _start(self) -> None:
         self.scratch.mkdir(exist_ok=True)
@@ -179,7 +183,8 @@ class LoadProcess:
                 env=self._environment(),
             )
         try:
-            self._answer(_START_SECONDS)
+            with self._ending():
+                self._answer(_START_SECONDS)
         except LoadProcessError as error:
             if not self._answered:
                 what = f"{error.what}, at its first start; it is not started again"
@@ -188,13 +193,17 @@ class LoadProcess:
         self._answered = True
 
     def start_from(self, first: LoadProcess) -> None:
-        """Start as a fork of ``first``, if not started; where that fails, a job starts it anew."""
-        if not (self._process and self._process.stdin and not self._process.stdin.closed):
-            with contextlib.suppress(LoadProcessError, OSError):
-                self._end()
-                self.scratch.mkdir(exist_ok=True)
-                self._process = first.twin(self.scratch)
-                self._answer(_START_SECONDS)
+        """Be a fork of ``first`` as it runs now; where that fails, a job starts this anew."""
+        assert (first.target.name, first.overlay) == (self.target.name, self.overlay)
+        if self._is_running and self._origin in (None, first._process):
+            return
+        self._end()
+        self.scratch.mkdir(exist_ok=True)
+        with contextlib.suppress(LoadProcessError, OSError), self._ending():
+            self._process = first.twin(self.scratch)
+            self._origin = first._process
+            self._answer(_START_SECONDS)
+        self._failed_start = first._failed_start
 
     def twin(self, scratch: Path) -> Twin:
         """A process like this one, with nothing to do yet and ``scratch`` as its directory.
@@ -204,15 +213,12 @@ class LoadProcess:
             OSError: the two did not meet.
         """
         self._require_started()
-        meeting = Meeting(str(scratch))
-        with socket.socket(socket.AF_UNIX) as listening, (scratch / "log").open("wb") as log:
-            listening.bind(meeting.place)
-            listening.listen(1)
-            listening.settimeout(_START_SECONDS)
+        return meet(scratch, self._invite)
+
+    def _invite(self, meeting: Meeting) -> None:
+        with self._ending():
             self._write(meeting)
             self._answer(_START_SECONDS)
-            with listening.accept()[0] as connection:
-                return Twin(connection, log)
 
     def _environment(self) -> dict[str, str]:
         first = self.overlay.link_into(self.scratch / "overlay")
@@ -232,11 +238,17 @@ class LoadProcess:
 
     def _ask(self, request: Request, cancelled: Event) -> Answer:
         """Send a request and wait for its answer; an interrupted wait ends the process."""
-        try:
+        with self._ending():
             if cancelled.is_set():
                 raise LoadProcessError("the load was cancelled before it began", "")
             self._write(request)
             return self._answer(request.timeout + _GRACE_SECONDS)
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """End the process if the body fails: an answer nobody took would be the next job's."""
+        try:
+            yield
         except BaseException:
             self._end()
             raise

@@ -1,7 +1,8 @@
 """Whether the head is the embedding, by what config.json says of it at two places.
 
-Released models and transformers go by the top of config.json, so that decides here; vLLM builds the
-language model from ``text_config`` (``models/qwen3_5.py``, 0.22 to 0.32).
+Released models and transformers go by the top of config.json, so that decides here, and in vLLM for
+Qwen3-VL (``config/vllm.py``, ``with_hf_config``, 0.26). Qwen3.5 it builds by ``text_config``
+(``models/qwen3_5.py``, 0.22 to 0.32).
 """
 
 from __future__ import annotations

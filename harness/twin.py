@@ -13,10 +13,13 @@ import signal
 import socket
 import struct
 import subprocess
-from typing import BinaryIO
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Literal
 
 import msgspec
 
+_SECONDS = 30.0  # for a twin to connect
 _PEER = struct.Struct("3i")  # pid, uid and gid: struct ucred of unix(7)
 
 
@@ -42,14 +45,12 @@ class Twin:
     def __init__(self, connection: socket.socket, log: BinaryIO) -> None:
         peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
         self.pid: int = _PEER.unpack(peer)[0]
+        requests, self.stdin = _pipe("wb")
+        answers, self.stdout = _pipe("rb")
+        with requests, answers:
+            given = [requests.fileno(), answers.fileno(), log.fileno()]
+            socket.send_fds(connection, [b"."], given)
         self._ended = os.pidfd_open(self.pid)
-        requests, stdin = os.pipe()
-        stdout, answers = os.pipe()
-        self.stdin: BinaryIO = os.fdopen(stdin, "wb")
-        self.stdout: BinaryIO = os.fdopen(stdout, "rb")
-        socket.send_fds(connection, [b"."], [requests, answers, log.fileno()])
-        os.close(requests)
-        os.close(answers)
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for its end, once.
@@ -68,11 +69,42 @@ class Twin:
         signal.pidfd_send_signal(self._ended, signal.SIGKILL)
 
 
+def meet(scratch: Path, invite: Callable[[Meeting], None]) -> Twin:
+    """Wait for the twin that ``invite`` asks for; ``scratch`` is the directory it is to have.
+
+    Raises:
+        OSError: it did not come, or there is no place to meet: a socket's path has 107 bytes.
+    """
+    meeting = Meeting(str(scratch))
+    Path(meeting.place).unlink(missing_ok=True)  # that of a twin which was killed
+    with socket.socket(socket.AF_UNIX) as listening, (scratch / "log").open("wb") as log:
+        listening.bind(meeting.place)
+        listening.listen(1)
+        listening.settimeout(_SECONDS)
+        invite(meeting)
+        with listening.accept()[0] as connection:
+            return Twin(connection, log)
+
+
+def _pipe(mode: Literal["rb", "wb"]) -> tuple[BinaryIO, BinaryIO]:
+    """The other end of a pipe, and the end that is opened with ``mode``."""
+    reading, writing = os.pipe()
+    if mode == "wb":
+        return os.fdopen(reading, "rb"), os.fdopen(writing, mode)
+    return os.fdopen(writing, "wb"), os.fdopen(reading, mode)
+
+
 def arrive(meeting: Meeting) -> None:
-    """Be a twin: take its pipes and its log for standard input, output and error."""
+    """Be a twin: take its pipes and its log for standard input, output and error.
+
+    Raises:
+        OSError: nobody waits there, or whoever did has left.
+    """
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(meeting.place)
         _, given, _, _ = socket.recv_fds(connection, 1, 3)
+    if len(given) != 3:
+        raise OSError("the meeting ended before anything was handed over")
     for own, descriptor in enumerate(given):
         os.dup2(descriptor, own)
         os.close(descriptor)

@@ -39,13 +39,13 @@ def swap_axes(path: Path) -> Path:
 
 
 def contradict_ties(path: Path) -> None:
-    """Tie the head in ``text_config`` and not at the top of config.json.
+    """Tie the head in ``text_config`` and leave the top of config.json, where it is not tied.
 
     That is how transformers 5 saves Qwen3-VL-MoE, whose head is not tied.
     """
     file = path / "config.json"
     config = json.loads(file.read_text())
-    config["text_config"]["tie_word_embeddings"] = not config["tie_word_embeddings"]
+    config["text_config"]["tie_word_embeddings"] = True
     file.write_text(json.dumps(config, indent=2))
 
 

@@ -83,6 +83,15 @@ def _head_is_the_embedding(device: PackedParameters) -> None:
     device.packed[HEAD].array = device.packed[f"{LANGUAGE}embed_tokens.weight"].array
 
 
+def _embedding_is_the_head(device: PackedParameters) -> None:
+    device.packed[f"{LANGUAGE}embed_tokens.weight"].array = device.packed[HEAD].array
+
+
+def _exchange_head_and_embedding(device: PackedParameters) -> None:
+    head, embedding = device.packed[HEAD], device.packed[f"{LANGUAGE}embed_tokens.weight"]
+    head.array, embedding.array = embedding.array, head.array
+
+
 def _transpose_the_vision_projection(device: PackedParameters) -> None:
     packed = device.packed[f"{VISUAL}blocks.0.attn.proj.weight"]
     packed.array = np.ascontiguousarray(packed.array.T)
@@ -154,6 +163,8 @@ FAULTS: list[tuple[str, Change, Cause, str]] = [
         Cause.TIED,
         "lm_head.weight holds model.language.*embed_tokens.weight; .*false",
     ),
+    (Q, _embedding_is_the_head, Cause.TIED, "embed_tokens.weight holds lm_head.weight; .*false"),
+    (VL, _exchange_head_and_embedding, Cause.OTHER_BYTES, "elements are equal"),
     (VL, _transpose_the_vision_projection, Cause.TRANSPOSED, "transposing it back"),
     (VL, _exchange_input_shards, Cause.SHARDS_EXCHANGED, "shard 0 of .*o_proj.* holds shard 1"),
     (VL, _swap_vision_heads, Cause.HEADS_EXCHANGED, "head 0 of .*qkv.weight holds head 1"),

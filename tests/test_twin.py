@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness import twin
 from harness.load import LoadProcess, LoadProcessError
 from harness.target import Target
 
@@ -25,7 +25,7 @@ from harness.load import LoadProcess
 from harness.target import emulated_target
 one, other = (LoadProcess(emulated_target(), preload=False) for _ in range(2))
 other.start_from(one)
-print(one._process.pid, other._process.pid, other.scratch, flush=True)
+print(one._process.pid, other._process.pid, one.scratch, other.scratch, flush=True)
 time.sleep(600)
 """
 
@@ -126,8 +126,68 @@ def test_a_twin_whose_parents_parent_is_killed_ends() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        first, second, scratch = parent.stdout.readline().split()
-        processes = [psutil.Process(int(pid)) for pid in (first, second)]
-        parent.send_signal(signal.SIGKILL)
+        try:
+            first, second, *scratch = parent.stdout.readline().split()
+            processes = [psutil.Process(int(pid)) for pid in (first, second)]
+        finally:
+            parent.kill()
     wait_until_gone(*processes)
-    assert not Path(scratch).exists()
+    assert not any(Path(path).exists() for path in scratch)
+
+
+def test_a_twin_that_was_killed_is_forked_anew(pair: Pair) -> None:
+    """What it left where it was met is no hindrance."""
+    one, other = pair
+    process_of(other).kill()
+    with pytest.raises(LoadProcessError, match="the loading process ended"):
+        echo(other)
+    other.start_from(one)
+    assert process_of(other).parent() == process_of(one)
+
+
+def test_a_twin_of_a_process_that_is_gone_is_replaced(pair: Pair) -> None:
+    """What its imports need lay in that process's directory, and went with it."""
+    one, other = pair
+    before = process_of(other)
+    one.close()
+    other.start_from(one)
+    wait_until_gone(before)
+    assert process_of(other).parent() == process_of(one)
+    assert echo(other) == b"on"
+
+
+@pytest.mark.parametrize("at", ["_pipe", "Twin"])
+def test_a_meeting_that_is_broken_off(pair: Pair, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody comes of it: the one it was asked of serves on, alone; the other is started."""
+    one, other = pair
+    other.close()
+
+    def broken_off(*_: object) -> None:
+        raise OSError("too many open files")
+
+    with monkeypatch.context() as planted:
+        planted.setattr(twin, at, broken_off)
+        other.start_from(one)
+    assert [echo(one) for _ in range(3)] == [b"on"] * 3
+    wait_until_gone(*process_of(one).children(recursive=True))
+    assert echo(other) == b"on"
+    assert process_of(other).parent() == psutil.Process()
+
+
+def test_an_interrupt_while_a_twin_is_asked_for(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer must not be the next job's."""
+    one, other = pair
+    other.close()
+    before = process_of(one)
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as planted:
+        planted.setattr(one, "_answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            other.start_from(one)
+    wait_until_gone(before)
+    assert [echo(each) for each in (one, other, one)] == [b"on"] * 3

@@ -85,6 +85,10 @@ def test_two_files_in_turn_are_mapped_once(
         assert held(file, start, start + 8) == file.path.read_bytes()[start : start + 8]
         assert held(other, start, start + 8) == bytes(8)
     assert opened == [file.path, other.path]
+    for start in (1, 2, 3):  # gate and up have twice the bytes
+        held(file, start * (64 << 10), start * (64 << 10) + 8)
+        held(other, 0, 8)
+    assert opened == [file.path, other.path, *3 * [file.path]]
 
 
 def test_a_file_that_was_opened_anew_is_looked_at_anew(file: LocalFile) -> None:

@@ -31,7 +31,10 @@ class _Window(NamedTuple):
 
 
 class _Recent(threading.local):
-    """A thread's windows: of an expert gate and up may lie in one file, down in another."""
+    """A thread's windows, the last used last.
+
+    Two: of an expert gate and up may lie in one file, down in another.
+    """
 
     def __init__(self) -> None:
         self.windows: deque[_Window] = deque(maxlen=2)
@@ -63,10 +66,11 @@ def seen(owner: object, path: Path, start: int, kind: np.dtype[Any], count: int)
         raise ValueError("compiled kernels take aligned words only")
     for window in _recent.windows:
         if window.owner is owner and window.start <= start < stop <= window.stop:
+            _recent.windows.remove(window)
             break
     else:
         window = _opened(owner, path, start, stop)
-        _recent.windows.append(window)
+    _recent.windows.append(window)
     if window.mapped.size() < stop:
         raise ValueError(f"the file has {window.mapped.size()} bytes, {stop} are wanted")
     _populate(window, start, stop)
