@@ -1,7 +1,7 @@
 """The ``config.json`` of a synthetic checkpoint, with the keys vLLM and transformers read.
 
-Both ``tie_word_embeddings`` keys are written, to the same value; what becomes of a contradiction is a
-scenario (:mod:`harness.ties`).
+Both ``tie_word_embeddings`` keys are written, to the same value; what becomes of a contradiction is
+for scenarios to show (:mod:`harness.ties`).
 """
 
 from __future__ import annotations
