@@ -91,6 +91,13 @@ class ParameterEvidence:
         """Which elements the devices of this process hold; the others are the reference's."""
         return held(self.placed, self.fault.source, self.fault.copy, self.reference)
 
+    def holds(self, source: str) -> bool:
+        """Whether it is another tensor of the checkpoint that the devices hold, of like shape."""
+        own, other = (self.comparison.checkpoint.entries[n] for n in (self.fault.source, source))
+        return (own.shape, own.dtype) == (other.shape, other.dtype) and np.array_equal(
+            self.expected(source)[self.held], self.device[self.held]
+        )
+
     @property
     def repeated(self) -> bool:
         """Whether this tensor's heads are held several times."""
@@ -149,12 +156,8 @@ def _replicas_differ(e: ParameterEvidence) -> _Found:
 
 
 def _another_tensor(e: ParameterEvidence) -> _Found:
-    entries = e.comparison.checkpoint.entries
-    own = entries[e.fault.source]
-    for name, entry in entries.items():
-        if name == e.fault.source or (entry.shape, entry.dtype) != (own.shape, own.dtype):
-            continue
-        if np.array_equal(e.expected(name)[e.held], e.device[e.held]):
+    for name in e.comparison.checkpoint.entries:
+        if name != e.fault.source and e.holds(name):
             same = name in e.placed.sources
             cause = Cause.PROJECTIONS_EXCHANGED if same else Cause.OTHER_BYTES
             return cause, f"{e.name} holds {name}", f"all {int(e.held.sum())} elements are equal"
@@ -164,12 +167,8 @@ def _another_tensor(e: ParameterEvidence) -> _Found:
 def _tied(e: ParameterEvidence) -> _Found:
     """The head where the embedding should be, or the embedding where the head should be."""
     of = {HEAD: EMBEDDING, EMBEDDING: HEAD}.get(e.fault.source, "")
-    own, other = (e.comparison.checkpoint.entries.get(name) for name in (e.fault.source, of))
-    if not own or not other or (own.shape, own.dtype) != (other.shape, other.dtype):
-        return None
-    if any(fault.source == of for fault in e.comparison.faults.values()):
-        return None  # they are exchanged
-    if not np.array_equal(e.expected(of)[e.held], e.device[e.held]):
+    exchanged = any(fault.source == of for fault in e.comparison.faults.values())
+    if exchanged or of not in e.comparison.checkpoint.entries or not e.holds(of):
         return None
     detail = f"{e.placed.tensor.name} holds {of}"
     return Cause.TIED, _TIED, f"{detail}; {ties_text(e.comparison.checkpoint.config)}"

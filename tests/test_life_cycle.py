@@ -7,8 +7,7 @@ import json
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from harness.report import Report, Status
 from harness.target import Target, emulated_target
 from tests.nested import NESTED_PYTEST, nested_environment
 from tests.reports import a_report
+from tests.waiting import gone, wait_for
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,13 +72,6 @@ def load_process(target: Target) -> Iterator[LoadProcess]:
         yield process
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def hanging_children(scratch: Path) -> list[psutil.Process]:
     """The load and what it started, once both are there."""
     pids = scratch / "1" / "pids"
@@ -92,10 +85,6 @@ def alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def gone(processes: list[psutil.Process]) -> bool:
-    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
 @pytest.mark.parametrize(

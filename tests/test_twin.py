@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from harness import twin
 from harness.load import LoadProcess, LoadProcessError
 from harness.target import Target
+from tests.waiting import gone, wait_for
 
 ROOT = Path(__file__).parent.parent
 Pair = tuple[LoadProcess, LoadProcess]
@@ -49,10 +49,7 @@ def process_of(load_process: LoadProcess) -> psutil.Process:
 
 def wait_until_gone(*processes: psutil.Process) -> None:
     """A twin that ended is not reaped before the process that forked it ends."""
-    end = time.monotonic() + 60
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
-        assert time.monotonic() < end, "a process did not end"
-        time.sleep(0.05)
+    wait_for(lambda: gone(processes), 60)
 
 
 def test_a_twin_is_forked_and_both_serve(pair: Pair) -> None:

@@ -46,9 +46,9 @@ _recent = _Recent()
 def seen(owner: object, path: Path, start: int, kind: np.dtype[Any], count: int) -> Bits:
     """Elements of a file, read into the page cache, as a view that must not be written to.
 
-    The thread keeps its last two windows, and what is seen keeps its own: so much of
-    the file counts as the process's memory, and can be taken back by the system at any time. A file
-    that is cut short after that ends the process that looks.
+    The thread keeps its last two windows, and what is seen keeps its own: so much of the file
+    counts as the process's memory, and can be taken back by the system at any time. A file that
+    is cut short after that ends the process that looks.
 
     Args:
         owner: whose windows these are; a file that was opened anew gets new ones.
