@@ -1,8 +1,8 @@
 """The truth: a checkpoint's files, index, headers and bytes, read without the stack under test.
 
 This is the reference CPU load. It imports neither vllm nor tpu_inference nor transformers. Files
-of a directory are mapped and objects of a store are read by ranges, so that a slice costs its own
-bytes and no more.
+of a directory and objects of a store are read by ranges, so that a slice costs its own bytes and
+no more.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Checkpoint:
     def bits(self, name: str, index: Index = ()) -> Bits:
         """The raw bits of tensor ``name``, in its stored shape, or those at ``index`` of it.
 
-        A view of a mapped file, or one range of a store's object.
+        One range of a file, or of a store's object.
         """
         return self.entries[name].bits(index)
 

@@ -6,12 +6,14 @@ Every difference is collected. Memory stays at a few expert slices.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, groupby
+from collections.abc import Collection, Iterator
+from functools import partial
+from itertools import chain
 
 import numpy as np
 
 from harness import progress
+from harness.checks import Check, Digests, Gap, Verdict
 from harness.device import DevicePart, DeviceTensor
 from harness.difference import Difference, Kind, Tally
 from harness.digests import Method, device_digests, dirty, reference_digest
@@ -21,7 +23,7 @@ from harness.experts import ExpertKey, ReferencePart
 from harness.family import Projection
 from harness.fingerprint import Words
 from harness.held import Held
-from harness.layout import Backend, Block, Layout, Padding, Parameter, Span, expert_layout
+from harness.layout import Backend, Layout, Padding, Parameter, Span, expert_layout
 from harness.nan import Nan, canonical_nans
 from harness.placement import misplaced
 from harness.selection import Chosen, keys_of
@@ -41,6 +43,9 @@ def tally_of(reference: ReferencePart, chosen: Chosen | None = None) -> Tally:
         experts=len(reference.layers) * reference.shape.experts,
         left_out=chosen.left_out if chosen else 0,
     )
+
+
+_Tensors = dict[Parameter, DeviceTensor]
 
 
 class PartComparison:
@@ -70,6 +75,9 @@ class PartComparison:
         self.device = device
         self.layout: Layout = expert_layout(backend, reference.shape, len(device.mesh))
         self.held = Held(self.layout, device.mesh, device.local)
+        self._blocks = {projection: self.held.blocks(projection) for projection in Projection}
+        padding = [gap for gap in self.layout.padding if self.held.holds(gap)]
+        self._gaps = {p: [gap for gap in padding if gap.parameter is p] for p in Parameter}
         self._nan = nan
         self.chosen = chosen or Chosen(reference)
         self.tally = tally_of(reference, self.chosen)
@@ -112,7 +120,7 @@ class PartComparison:
 
     def _layer(self, layer: int) -> Iterator[Difference]:
         tensors = self.device.layers.get(layer, {})
-        readable: dict[Parameter, DeviceTensor] = {}
+        readable: _Tensors = {}
         summed: set[Parameter] = set()  # compared by digests
         for parameter in Parameter:
             found = list(self._metadata(layer, parameter, tensors.get(parameter)))
@@ -123,11 +131,10 @@ class PartComparison:
                 # digests are of whole blocks: only right shards are known to hold those
                 if Kind.SHARDING not in kinds and self._method.by_digests([tensor]):
                     summed.add(parameter)
-                yield from self._padding(layer, tensor, parameter, parameter in summed)
-        experts = self.held.experts(self.chosen.of(layer))
-        keys = keys_of(self.reference.part, layer, experts)
-        wanted = (key for key in keys if PARAMETER_OF[key.projection] in readable)
-        yield from self._slices(wanted, readable, summed)
+        experts = self.held.experts(self.chosen.of(layer)) if readable else []
+        judge = partial(self._judge, layer, readable, self._digests(readable, summed))
+        for verdict in chain.from_iterable(on_all_cores(judge, experts)):
+            yield from self._noted(verdict, layer, readable)
         if len(readable) == len(Parameter):
             self.tally.experts_compared += len(experts)
 
@@ -169,37 +176,6 @@ class PartComparison:
                 parameter=tensor.name, **fact,
             )  # fmt: skip
 
-    def _padding(
-        self, layer: int, tensor: DeviceTensor, parameter: Parameter, on_device: bool
-    ) -> Iterator[Difference]:
-        gaps = [g for g in self.layout.padding if g.parameter is parameter and self.held.holds(g)]
-        experts = self.held.experts(self.chosen.of(layer))
-        nbytes = sum(len(g.rows) * len(g.columns) for g in gaps) * ITEMSIZE[tensor.dtype]
-        self.tally.padding_bytes += nbytes * len(experts)
-        for expert, gap in self._dirty(tensor, experts, gaps, on_device):
-            yield self._gap(layer, tensor, expert, gap)
-
-    def _dirty(
-        self,
-        tensor: DeviceTensor,
-        experts: Sequence[int],
-        gaps: Sequence[Padding],
-        on_device: bool,
-    ) -> Iterator[tuple[int, Padding]]:
-        """The padding that is not zero, expert by expert; the device is asked, or it is read."""
-        if gaps and on_device:
-            suspects = dirty(tensor, gaps)
-            yield from ((e, g) for e in experts for n, g in enumerate(gaps) if (e, n) in suspects)
-            return
-
-        def judge(expert: int) -> list[tuple[int, Padding]]:
-            found = [(gap, tensor.rectangle(expert, gap.rows, gap.columns)) for gap in gaps]
-            if all_equal((bits, zeros(bits.shape, bits.dtype)) for _, bits in found):
-                return []
-            return [(expert, gap) for gap, bits in found if bits.any()]
-
-        yield from chain.from_iterable(on_all_cores(judge, experts if gaps else ()))
-
     def _gap(self, layer: int, tensor: DeviceTensor, expert: int, gap: Padding) -> Difference:
         bits = tensor.rectangle(expert, gap.rows, gap.columns)
         row, column = map(int, np.argwhere(bits)[0])
@@ -213,49 +189,64 @@ class PartComparison:
             shard=shard, device_name=device_name,
         )  # fmt: skip
 
-    def _slices(
-        self,
-        keys: Iterable[ExpertKey],
-        tensors: Mapping[Parameter, DeviceTensor],
-        summed: Collection[Parameter],
-    ) -> Iterator[Difference]:
-        """Compare matrices, an expert's at a time on every core; walk the unequal ones.
-
-        Arrays that are ``summed`` are compared by digests.
-        """
-        digests: dict[Projection, Words] = {}
+    def _digests(self, tensors: _Tensors, summed: Collection[Parameter]) -> Digests:
+        """What the devices say of the arrays that are compared by digests."""
+        found = Digests({}, {})
         for parameter in summed:
-            digests |= self._digests(parameter, tensors[parameter])
-        by_expert = [list(group) for _, group in groupby(keys, key=lambda key: key.expert)]
-        judged = on_all_cores(lambda group: self._judge(group, tensors, digests), by_expert)
-        for key, nbytes, equal in chain.from_iterable(judged):
-            self.tally.bytes_compared += nbytes
-            progress.advance(nbytes)
+            blocks = [b for of in self._blocks.values() for b in of if b.parameter is parameter]
+            width = self.reference.shape.intermediate
+            found.words.update(device_digests(tensors[parameter], blocks, width))
+            found.dirty[parameter] = dirty(tensors[parameter], self._gaps[parameter])
+        return found
+
+    def _judge(self, layer: int, tensors: _Tensors, digests: Digests, expert: int) -> list[Verdict]:
+        """Compare an expert's padding and matrices: all at once, one by one if that is unequal."""
+        checks = [*self._padding(tensors, digests, expert)]
+        for key in keys_of(self.reference.part, layer, [expert]):
+            if (tensor := tensors.get(PARAMETER_OF[key.projection])) is not None:
+                checks.append(self._matrix(key, tensor, digests.words.get(key.projection)))
+        equal = all_equal(chain.from_iterable(check.pairs for check in checks))
+        return [
+            Verdict(c.what, c.nbytes, equal=c.equal and (equal or all_equal(c.pairs)))
+            for c in checks
+        ]
+
+    def _padding(self, tensors: _Tensors, digests: Digests, expert: int) -> Iterator[Check]:
+        """What is to be zero; the device was asked for it, or it is read."""
+        for parameter, tensor in tensors.items():
+            suspects = digests.dirty.get(parameter)
+            for number, gap in enumerate(self._gaps[parameter]):
+                what = Gap(expert, gap)
+                nbytes = len(gap.rows) * len(gap.columns) * ITEMSIZE[tensor.dtype]
+                if suspects is None:
+                    bits = tensor.rectangle(expert, gap.rows, gap.columns)
+                    yield Check(what, nbytes, [(bits, zeros(bits.shape, bits.dtype))])
+                else:
+                    yield Check(what, nbytes, equal=(expert, number) not in suspects)
+
+    def _matrix(self, key: ExpertKey, tensor: DeviceTensor, words: Words | None) -> Check:
+        """A matrix: bits beside bits, or whether ``words``, the experts' digests, have its own."""
+        expected, blocks = self.expected(self.reference[key]), self._blocks[key.projection]
+        elements = sum(len(block.rows) * len(block.columns) for block in blocks)
+        nbytes = elements * expected.itemsize
+        if words is not None:
+            digest = reference_digest(expected, blocks)
+            return Check(key, nbytes, equal=np.array_equal(words[key.expert], digest))
+        pairs = [(tensor.rectangle(key.expert, b.rows, b.columns), b.of(expected)) for b in blocks]
+        return Check(key, nbytes, pairs)
+
+    def _noted(self, verdict: Verdict, layer: int, tensors: _Tensors) -> Iterator[Difference]:
+        """Count what was compared, and walk it if it is unequal."""
+        what, nbytes, equal = verdict
+        if isinstance(what, Gap):
+            self.tally.padding_bytes += nbytes
             if not equal:
-                yield self._unequal(key, tensors[PARAMETER_OF[key.projection]])
-
-    def _digests(self, parameter: Parameter, tensor: DeviceTensor) -> dict[Projection, Words]:
-        blocks = [b for p in Projection for b in self.held.blocks(p) if b.parameter is parameter]
-        return device_digests(tensor, blocks, self.reference.shape.intermediate)
-
-    def _judge(
-        self,
-        keys: Sequence[ExpertKey],
-        tensors: Mapping[Parameter, DeviceTensor],
-        digests: Mapping[Projection, Words],
-    ) -> list[tuple[ExpertKey, int, bool]]:
-        """Of an expert's matrices: how many bytes were compared, and whether all are equal."""
-        judged = []
-        for key in keys:
-            expected, blocks = self.expected(self.reference[key]), self.held.blocks(key.projection)
-            if (words := digests.get(key.projection)) is None:
-                tensor = tensors[PARAMETER_OF[key.projection]]
-                equal = _blocks_equal(tensor, key.expert, expected, blocks)
-            else:
-                equal = np.array_equal(words[key.expert], reference_digest(expected, blocks))
-            elements = sum(len(block.rows) * len(block.columns) for block in blocks)
-            judged.append((key, elements * expected.itemsize, equal))
-        return judged
+                yield self._gap(layer, tensors[what.padding.parameter], *what)
+            return
+        self.tally.bytes_compared += nbytes
+        progress.advance(nbytes)
+        if not equal:
+            yield self._unequal(what, tensors[PARAMETER_OF[what.projection]])
 
     def _unequal(self, key: ExpertKey, tensor: DeviceTensor) -> Difference:
         reference, device = self.reference_bits(key), self.device_bits(key)
@@ -289,9 +280,3 @@ class PartComparison:
             return None, ""
         mesh = self.device.mesh
         return (mesh.index(shard.device) if shard.device in mesh else None), shard.device
-
-
-def _blocks_equal(
-    tensor: DeviceTensor, expert: int, expected: Bits, blocks: Iterable[Block]
-) -> bool:
-    return all_equal((tensor.rectangle(expert, b.rows, b.columns), b.of(expected)) for b in blocks)

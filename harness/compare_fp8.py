@@ -7,18 +7,20 @@ scale moves a block's values by more and is named.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from harness.checks import Check
 from harness.compare import PARAMETER_OF, PartComparison
 from harness.device import DevicePart, DeviceTensor
 from harness.difference import Difference, Kind
 from harness.digests import Method, no_digests
 from harness.dtypes import Bits
 from harness.experts import ExpertKey, ReferencePart
+from harness.fingerprint import Words
 from harness.fp8 import (
     BLOCK,
     EXPERTS,
@@ -183,27 +185,26 @@ class Fp8PartComparison(PartComparison):
                 parameter=tensor.name, **fact,
             )  # fmt: skip
 
-    def _slices(
-        self,
-        keys: Iterable[ExpertKey],
-        tensors: Mapping[Parameter, DeviceTensor],
-        summed: Collection[Parameter],
-    ) -> Iterator[Difference]:
-        for key in keys:
-            yield from self._expert(key, tensors[PARAMETER_OF[key.projection]])
+    def _matrix(self, key: ExpertKey, tensor: DeviceTensor, words: Words | None) -> Check:
+        """Values are compared: what they are made of is no pair of arrays."""
+        _, nbytes, found = self._departs(key)
+        return Check(key, nbytes, equal=found is None)
 
-    def _expert(self, key: ExpertKey, tensor: DeviceTensor) -> Iterator[Difference]:
+    def _unequal(self, key: ExpertKey, tensor: DeviceTensor) -> Difference:
+        source, _, found = self._departs(key)
+        return Difference(
+            kind=Kind.VALUES, part=key.part, layer=key.layer, expert=key.expert,
+            projection=key.projection, parameter=tensor.name, source=source, **found or {},
+        )  # fmt: skip
+
+    def _departs(self, key: ExpertKey) -> tuple[str, int, dict[str, Any] | None]:
+        """Where a matrix stands, bytes of it, and how the device's values depart from it."""
         source = self.reference.source(key)
         checkpoint = self.reference.checkpoint
         entry = checkpoint.entries[f"{source.tensor}{SCALE_SUFFIX}"]
         reference, grid = self.reference[key], scales_as_f32(entry.bits(), entry.dtype)
-        self.tally.bytes_compared += reference.nbytes + entry.nbytes
         found = departs(self.device_bits(key), self._scales(key), reference, grid, EXPERTS)
-        if found:
-            yield Difference(
-                kind=Kind.VALUES, part=key.part, layer=key.layer, expert=key.expert,
-                projection=key.projection, parameter=tensor.name, source=str(source), **found,
-            )  # fmt: skip
+        return str(source), reference.nbytes + entry.nbytes, found
 
     def _scales(self, key: ExpertKey) -> Values:
         """The device's scales of one matrix, one for each output."""

@@ -89,7 +89,7 @@ class ParameterComparison:
 
     def _pieces(self) -> Iterator[Piece]:
         """The pieces of all parameters whose bits can be compared, in order."""
-        for placed in self.placed.values():
+        for placed in map(self.placements.of, self._tensors):
             if isinstance(placed, Placed) and self._is_comparable(placed):
                 yield from pieces_of(placed, self.checkpoint)
 
@@ -113,7 +113,7 @@ class ParameterComparison:
         return bits
 
     def _parameter(self, tensor: DeviceTensor, judged: Iterator[Judged]) -> Iterator[Difference]:
-        placed = self.placed.get(tensor.name)
+        placed = self.placements.of(tensor)
         if placed is None:
             if tensor.name not in self.placements.scales:
                 yield from self._derived(tensor)

@@ -74,10 +74,11 @@ def calls_of(part: Part, ledger: Ledger) -> list[Calls]:
 
 def enumerate_deliveries(ledger: Ledger) -> list[tuple[int, tuple[Slot, LoaderCall]]]:
     """Deliveries with the number each has among all calls."""
-    found = []
-    for number, call in enumerate(ledger.calls):
-        found += [(number, pair) for pair in Ledger(calls=[call]).deliveries()]
-    return found
+    return [
+        (number, (slot, call))
+        for number, call in enumerate(ledger.calls)
+        if (slot := call.slot) is not None
+    ]
 
 
 def _kind(slot: Slot, call: LoaderCall, *, raised: bool) -> _Kind:

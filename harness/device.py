@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,6 +67,14 @@ class DeviceShard:
         return replace(self, index=(self.index[0], Span(0, rows), self.index[-1]), fetch=fetch)
 
 
+class _Holding(NamedTuple):
+    """A shard that holds some of a rectangle: where in the shard, where in it; None for all."""
+
+    shard: DeviceShard
+    within: tuple[slice, slice]
+    there: tuple[slice, slice] | None
+
+
 @dataclass(frozen=True)
 class DeviceTensor:
     """A tensor on the mesh: name, safetensors dtype, global shape, shards."""
@@ -82,19 +90,36 @@ class DeviceTensor:
         A view of the one shard that holds it all, where there is one. Replicas are read once.
         """
         out: Bits | None = None
-        for shard in self.distinct_shards:
-            experts, own_rows, own_columns = shard.index
-            down, across = rows.overlap(own_rows), columns.overlap(own_columns)
-            if expert not in experts or not down or not across:
+        for shard, within, there in self._holding(rows, columns):
+            experts = shard.index[0]
+            if not experts.start <= expert < experts.stop:
                 continue
-            bits = shard.fetch(expert - experts.start)
-            part = bits[down.within(own_rows), across.within(own_columns)]
-            if part.shape == (len(rows), len(columns)):
+            part = shard.fetch(expert - experts.start)[within]
+            if there is None:
                 return part
             if out is None:
                 out = self._zeros(rows, columns)
-            out[down.within(rows), across.within(columns)] = part
+            out[there] = part
         return self._zeros(rows, columns) if out is None else out
+
+    def _holding(self, rows: Span, columns: Span) -> list[_Holding]:
+        """The shards that hold some of a rectangle, found once for all experts."""
+        if (found := self._found.get((rows, columns))) is None:
+            found = self._found[rows, columns] = list(self._search(rows, columns))
+        return found
+
+    def _search(self, rows: Span, columns: Span) -> Iterator[_Holding]:
+        for shard in self.distinct_shards:
+            _, own_rows, own_columns = shard.index
+            down, across = rows.overlap(own_rows), columns.overlap(own_columns)
+            if down and across:
+                whole = (down, across) == (rows, columns)
+                there = None if whole else (down.within(rows), across.within(columns))
+                yield _Holding(shard, (down.within(own_rows), across.within(own_columns)), there)
+
+    @cached_property
+    def _found(self) -> dict[tuple[Span, Span], list[_Holding]]:
+        return {}
 
     def _zeros(self, rows: Span, columns: Span) -> Bits:
         return np.zeros((len(rows), len(columns)), dtype=bits_dtype(self.dtype))

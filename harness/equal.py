@@ -10,6 +10,7 @@ from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.dtypes import Bits
 
@@ -27,23 +28,27 @@ def equal_bits(device: Bits, reference: Bits) -> bool:
 def all_equal(pairs: Iterable[tuple[Bits, Bits]]) -> bool:
     """Whether the arrays of every pair, device and reference, hold the same bits.
 
-    What lies in rows in both is compared by one compiled call for all pairs; matrices of which one
-    is stored transposed go by tiles; any other array, and all without numba, by numpy.
+    One compiled call judges all pairs that lie in rows, and all matrices of two bytes an element
+    of which one is stored transposed: threads wait for each other at each call. Any other array,
+    and all without numba, are judged by numpy.
     """
-    strips, others, kernels = [], [], _compiled()
-    # strips are addresses: the arrays must outlive the call, and a scalar is none
+    # tables hold addresses: the arrays must outlive the call, and a scalar is none
     kept = [(np.asarray(device), np.asarray(reference)) for device, reference in pairs]
+    strips, turns, others, kernels = [], [], [], _compiled()
     for device, reference in kept:
         if device.shape != reference.shape or device.dtype != reference.dtype:
             return False
-        strip = _strip(device, reference) or _strip(device.T, reference.T)
-        if kernels and strip:
+        if not kernels:
+            others.append((device, reference))
+        elif strip := _strip(device, reference) or _strip(device.T, reference.T):
             strips.append(strip)
+        elif turn := _turn(reference, device.T) or _turn(reference.T, device):
+            turns.append(turn)
         else:
             others.append((device, reference))
-    if strips and not kernels.strips_equal(np.array(strips, np.int64)):
+    if kernels and not kernels.all_equal(_table(strips), _table(turns)):
         return False
-    return all(_turned_equal(*pair) for pair in others)
+    return all(np.array_equal(*pair) for pair in others)
 
 
 @lru_cache(64)
@@ -52,30 +57,43 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Bits:
     return np.broadcast_to(np.zeros(shape[1:], dtype), shape)
 
 
-def _strip(one: Bits, other: Bits) -> tuple[int, ...] | None:
-    """Two arrays as rows of ``strips_equal``; None unless rows of both are contiguous."""
-    starts = one.__array_interface__["data"][0], other.__array_interface__["data"][0]
+_Row = tuple[int, int, int, int, int, int]
+
+
+def _table(rows: list[_Row]) -> npt.NDArray[np.int64]:
+    return np.array(rows, np.int64).reshape(-1, 6)
+
+
+def _strip(one: Bits, other: Bits) -> _Row | None:
+    """Two arrays as ``strips_equal`` has them; None unless rows of both are contiguous."""
     if one.flags.c_contiguous and other.flags.c_contiguous:
-        return starts[0], 0, starts[1], 0, one.nbytes, 1
+        return _start(one), 0, _start(other), 0, one.nbytes, 1
     if one.ndim != 2 or not (_has_rows(one) and _has_rows(other)):
         return None
     rows, columns = one.shape
-    return starts[0], one.strides[0], starts[1], other.strides[0], columns * one.itemsize, rows
+    apart, other_apart = one.strides[0], other.strides[0]
+    return _start(one), apart, _start(other), other_apart, columns * one.itemsize, rows
+
+
+def _turn(one: Bits, other: Bits) -> _Row | None:
+    """A matrix and a transposed one as ``turned_equal`` has them; None where it cannot."""
+    if one.ndim != 2 or one.itemsize != 2 or not (_has_rows(one) and _has_rows(other)):
+        return None
+    if any(size % 4 for size in one.shape):
+        return None
+    apart, other_apart = one.strides[0], other.strides[0]
+    if apart <= 0 or other_apart <= 0 or apart % 8 or other_apart % 8:
+        return None
+    return _start(one), apart // 8, _start(other), other_apart // 8, *one.shape
+
+
+def _start(array: Bits) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def _has_rows(matrix: Bits) -> bool:
     return matrix.strides[1] == matrix.itemsize or matrix.shape[1] == 1
-
-
-def _turned_equal(device: Bits, reference: Bits) -> bool:
-    """Equality of matrices of which one is stored transposed, and of any other arrays."""
-    kernels = _compiled()
-    if kernels and device.ndim == 2 and device.size and _divides(device.shape):
-        for one, other in ((reference, device.T), (reference.T, device)):
-            words = [words_of_four(whole_rows(matrix)) for matrix in (one, other)]
-            if all(w is not None for w in words):
-                return bool(kernels.turned_equal(*words, *one.shape))
-    return bool(np.array_equal(device, reference))
 
 
 def on_all_cores(judge: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
@@ -97,34 +115,6 @@ def on_all_cores(judge: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 def _threads() -> ThreadPoolExecutor:
     """One thread a core; the kernels hold no lock."""
     return ThreadPoolExecutor(_CORES, thread_name_prefix="compare")
-
-
-def whole_rows(matrix: Bits) -> Bits | None:
-    """A matrix whose rows lie apart, seen with what lies between them, as one contiguous block.
-
-    Only then does numba know that a row is contiguous. What lies between must not be touched: of
-    the last row it is no memory of ours. None where the elements of a row lie apart.
-    """
-    between, itemsize = matrix.strides[0], matrix.itemsize
-    if matrix.strides[1] != itemsize and matrix.shape[1] > 1:
-        return None
-    if len(matrix) < 2:
-        return np.ascontiguousarray(matrix)
-    if between % itemsize or between < matrix.shape[1] * itemsize:
-        return None
-    shape = (matrix.shape[0], between // itemsize)
-    return np.lib.stride_tricks.as_strided(matrix, shape, (between, itemsize), writeable=False)
-
-
-def words_of_four(rows: Bits | None) -> Bits | None:
-    """A block of 2-byte elements as words of four; None where rows do not divide into them."""
-    if rows is None or rows.itemsize != 2 or rows.shape[1] % 4:
-        return None
-    return rows.view("<u8")
-
-
-def _divides(shape: tuple[int, ...]) -> bool:
-    return all(size % 4 == 0 for size in shape)
 
 
 @cache

@@ -23,6 +23,20 @@ _memcmp = types.ExternalFunction("memcmp", types.int32(types.uintp, types.uintp,
 
 
 @numba.njit(**_COMPILE)
+def all_equal(strips: Any, turns: Any) -> bool:
+    """Whether all of both hold the same bits: see ``strips_equal`` and ``turned_equal``."""
+    if not strips_equal(strips):
+        return False
+    for one, apart, other, other_apart, rows, columns in turns:
+        if not turned_equal(
+            _words(one, apart * rows), _WORD(apart),
+            _words(other, other_apart * columns), _WORD(other_apart), rows, columns,
+        ):  # fmt: skip
+            return False
+    return True
+
+
+@numba.njit(**_COMPILE)
 def strips_equal(strips: Any) -> bool:
     """Whether rows of memory hold the same bytes.
 
@@ -30,31 +44,45 @@ def strips_equal(strips: Any) -> bool:
         strips: int64, a row each: an address and the bytes from one row to the next, the same of
             what it is held against, bytes of a row, number of rows.
     """
-    for strip in strips:
-        one, apart, other, other_apart, nbytes, rows = strip
+    for one, apart, other, other_apart, nbytes, rows in strips:
         for row in range(rows):
             if _memcmp(one + row * apart, other + row * other_apart, nbytes):
                 return False
     return True
 
 
+@numba.extending.intrinsic
+def _pointer(typing: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.uint64)(types.int64), generate
+
+
 @numba.njit(**_COMPILE)
-def turned_equal(one: Any, other: Any, rows: int, columns: int) -> bool:
+def _words(address: Any, count: Any) -> Any:
+    """Memory as words of 64 bits."""
+    return numba.carray(_pointer(address), (count,))
+
+
+@numba.njit(**_COMPILE)
+def turned_equal(
+    flat: Any, apart: Any, turned: Any, turned_apart: Any, rows: int, columns: int
+) -> bool:
     """Whether 2-byte matrices are each other's transpose, four elements to a word of 64 bits.
 
-    A tile of ``one`` is copied into order, then turned in registers and compared, both eight words
-    at a time. Rows a power of two apart share few cache lines, hence the copy.
+    A tile of the first is copied into order, then turned in registers and compared, both eight
+    words at a time. Rows a power of two apart share few cache lines, hence the copy.
 
     Args:
-        one: words of [rows, columns], contiguous, whatever follows in a row; better in the cache,
-            a line of it is read at a time.
-        other: words of [columns, rows], the same; read half a KiB at a time.
+        flat: words of [rows, columns]; better in the cache, a line of it is read at a time.
+        apart: words from one row to the next.
+        turned: words of [columns, rows]; read half a KiB at a time.
+        turned_apart: alike.
         rows: a multiple of 4.
         columns: alike.
     """
     tile = np.empty(_FOUR * _PLANE, np.uint64)
-    flat, turned = one.reshape(-1), other.reshape(-1)
-    apart, turned_apart = _WORD(one.shape[1]), _WORD(other.shape[1])
     height, width = _WORD(rows), _WORD(columns)
     for top in range(_ZERO, height, _TALL):
         groups = min(_TALL, height - top) // _FOUR

@@ -34,7 +34,6 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.dtypes import Bits
-from harness.equal import whole_rows
 
 Words = npt.NDArray[np.uint32]
 
@@ -126,14 +125,31 @@ def feature_sums(by_feature: Bits, *, canonical: bool = False) -> Words:
     along, across = kernels
     factors = weights(hidden // 2)
     if by_feature.strides[1] == by_feature.itemsize:
-        rows = whole_rows(by_feature)
+        rows = _whole_rows(by_feature)
         if rows is None or rows.shape[1] % 2:
             rows = np.ascontiguousarray(by_feature)
         along(rows.view(np.uint32), hidden // 2, factors, sums)
         return sums
-    rows = whole_rows(by_feature.T)
+    rows = _whole_rows(by_feature.T)
     across(np.ascontiguousarray(by_feature.T) if rows is None else rows, features, factors, sums)
     return sums
+
+
+def _whole_rows(matrix: Bits) -> Bits | None:
+    """A matrix whose rows lie apart, seen with what lies between them, as one contiguous block.
+
+    Only then does numba know that a row is contiguous. What lies between must not be touched: of
+    the last row it is no memory of ours. None where the elements of a row lie apart.
+    """
+    between, itemsize = matrix.strides[0], matrix.itemsize
+    if matrix.strides[1] != itemsize and matrix.shape[1] > 1:
+        return None
+    if len(matrix) < 2:
+        return np.ascontiguousarray(matrix)
+    if between % itemsize or between < matrix.shape[1] * itemsize:
+        return None
+    shape = (matrix.shape[0], between // itemsize)
+    return np.lib.stride_tricks.as_strided(matrix, shape, (between, itemsize), writeable=False)
 
 
 def numpy_sums(by_feature: Bits, *, canonical: bool = False) -> Words:

@@ -252,17 +252,20 @@ def in_checkpoint(part: Part, name: str) -> str:
     return name
 
 
-def rule_for(name: str, family: str, *, fp8: bool = False) -> tuple[Rule, tuple[str, ...]] | None:
+_RULE_BY_NAME = tuple((re.compile(rule.pattern), rule) for rule in RULES)
+
+
+def rule_for(name: str, family: str) -> tuple[Rule, tuple[str, ...]] | None:
     """The rule of a parameter and the names of its tensors; None where there is none.
 
     Args:
         name: the parameter's, as :func:`in_checkpoint` gives it.
         family: the family's name.
     """
-    for rule in RULES:
+    for pattern, rule in _RULE_BY_NAME:
         if rule.families and family not in rule.families:
             continue
-        if match := re.fullmatch(rule.pattern, name):
+        if match := pattern.fullmatch(name):
             return rule, tuple(match.expand(source) for source in rule.sources)
     return None
 
@@ -272,7 +275,10 @@ def derived_for(name: str) -> Derived | None:
     return next((row for row in DERIVED if re.fullmatch(row.pattern, name)), None)
 
 
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
 def layer_of(name: str) -> int | None:
     """The language model's layer a parameter or tensor belongs to, if it belongs to one."""
-    match = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    match = _LAYER.search(name)
     return int(match[1]) if match else None

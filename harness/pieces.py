@@ -7,7 +7,7 @@ read back whole, so there a piece is a whole tensor.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from harness.layout import Span
 from harness.parameter_layout import ParameterLayout
 from harness.placed import Fault, Placed, pairs
 
-_BYTES = 16 << 20
+_BYTES = 4 << 20  # cores share a cache of some of these
 _ROWS = 256  # tiles of the compiled comparison are as high
 
 
@@ -52,9 +52,14 @@ class Judged(NamedTuple):
     unequal: list[Run]
 
 
+def is_in_host_memory(placed: Placed) -> bool:
+    """Whether every shard of a parameter is."""
+    return all(shard.in_host_memory for shard in placed.tensor.shards)
+
+
 def pieces_of(placed: Placed, checkpoint: Checkpoint) -> Iterator[Piece]:
     """The pieces of a parameter: tensor by tensor, in the order of its rows."""
-    cut = all(shard.in_host_memory for shard in placed.tensor.shards)
+    cut = is_in_host_memory(placed)
     for name in dict.fromkeys(placed.sources):
         entry = checkpoint.entries[name]
         count = entry.shape[0]
@@ -77,18 +82,23 @@ def judge_piece(
     placed, name, rows = piece.placed, piece.source, piece.rows
     reference = expected(checkpoint.bits(name, (rows.as_slice(),)), placed.layout)
     judged = Judged(piece, Counter(), [])
-    for shard in placed.tensor.shards:
-        _judge_shard(judged, shard, reference)
+    shards = placed.tensor.shards
+    if is_in_host_memory(placed):
+        _judge_shards(judged, shards, reference)
+    else:
+        for shard in shards:  # what a device gave back is dropped before the next
+            _judge_shards(judged, (shard,), reference)
     return judged
 
 
-def _judge_shard(judged: Judged, shard: DeviceShard, reference: Bits) -> None:
-    """Compare a piece with one shard; what the device gave back is dropped before the next."""
+def _judge_shards(judged: Judged, shards: Sequence[DeviceShard], reference: Bits) -> None:
     placed, name, rows = judged.piece.placed, judged.piece.source, judged.piece.rows
-    held, runs = shard.fetch(...), []
-    for block, wanted, there, origin in pairs(placed.layout, shard, name, reference, rows.start):
-        judged.totals[block.copy] += wanted.size
-        runs.append(Run(shard.device, block.copy, wanted, held[there], origin))
+    runs = []
+    for shard in shards:
+        held = shard.fetch(...)
+        for block, wanted, at, origin in pairs(placed.layout, shard, name, reference, rows.start):
+            judged.totals[block.copy] += wanted.size
+            runs.append(Run(shard.device, block.copy, wanted, held[at], origin))
     if not all_equal((run.got, run.wanted) for run in runs):
         judged.unequal.extend(run for run in runs if not equal_bits(run.got, run.wanted))
 

@@ -48,6 +48,7 @@ class Placements:
         self._tensors = tuple(tensors)
         self._mesh = mesh
         self._packing = packing
+        self._found: dict[str, Placed | str | None] = {}
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -66,16 +67,21 @@ class Placements:
     @cached_property
     def placed(self) -> Mapping[str, Placed | str]:
         """By device name, each parameter that has a rule; the reason where that does not fit."""
-        found: dict[str, Placed | str] = {}
-        for tensor in self._tensors:
+        found = {tensor.name: self.of(tensor) for tensor in self._tensors}
+        return {name: placed for name, placed in found.items() if placed is not None}
+
+    def of(self, tensor: DeviceTensor) -> Placed | str | None:
+        """One parameter beside its rule; the reason where that does not fit, None without one."""
+        if tensor.name not in self._found:
             rule = self._rule(tensor)
-            if rule is not None:
-                found[tensor.name] = self._place(tensor, *rule)
-        return found
+            self._found[tensor.name] = None if rule is None else self._place(tensor, *rule)
+        return self._found[tensor.name]
 
     @cached_property
     def scales(self) -> Mapping[str, DeviceTensor]:
         """By name, the scales of FP8 parameters; they are compared with those."""
+        if not self._checkpoint.fp8:
+            return {}
         fp8 = {f"{name}_scale" for name, placed in self.placed.items() if is_fp8(placed)}
         return {tensor.name: tensor for tensor in self._tensors if tensor.name in fp8}
 

@@ -14,7 +14,7 @@ from harness.dtypes import Bits
 from harness.errors import BadInput
 from harness.experts import ExpertKey, reference_parts
 from harness.family import Part, Projection
-from harness.places import window
+from harness.places.directory import LocalFile
 
 
 def raw_tensor(directory: Path, name: str) -> tuple[bytes, list[int]]:
@@ -88,14 +88,14 @@ def test_an_expert_is_read_alone_and_once(
 ) -> None:
     """Gate and up of a fused expert are views of one block, read when the first is asked for."""
     read: list[int] = []
+    bits = LocalFile.bits
 
-    def count(owner: object, path: Path, start: int, kind: Any, elements: int) -> Bits:
-        read.append(elements * kind.itemsize)
-        return seen(owner, path, start, kind, elements)
+    def count(file: LocalFile, *where: Any) -> Bits:
+        read.append((found := bits(file, *where)).nbytes)
+        return found
 
-    seen = window.seen
     (part,) = reference_parts(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]))
-    monkeypatch.setattr(window, "seen", count)
+    monkeypatch.setattr(LocalFile, "bits", count)
     gate, up = (part[ExpertKey(Part.DECODER, 1, 5, p)] for p in (Projection.GATE, Projection.UP))
     assert read == [gate.nbytes + up.nbytes]
     assert not gate.flags.owndata

@@ -20,7 +20,7 @@ FLOW = [
     "layout", "fingerprint_xla",
     "device", "arrays",
     "mesh", "parameters", "parameter_table", "parameter_layout", "placed", "pieces", "placement",
-    "ties", "placements", "replicas", "progress", "difference", "held", "digests",
+    "ties", "placements", "replicas", "progress", "difference", "held", "digests", "checks",
     "compare", "compare_fp8",
     "ledger", "causes", "findings", "maps", "deliveries",
     "provenance", "evidence", "origin", "distance", "rules", "diagnosis", "load_failure",

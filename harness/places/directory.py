@@ -1,9 +1,8 @@
-"""A directory on this machine; its files are mapped."""
+"""A directory on this machine."""
 
 from __future__ import annotations
 
-import math
-from contextlib import suppress
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 
 from harness.dtypes import Bits, bits_dtype
 from harness.errors import BadInput
-from harness.places import window
 from harness.places.place import File, Place
 
 
@@ -45,28 +43,28 @@ class LocalFile(File):
     def bits(
         self, offset: int, dtype: str, shape: tuple[int, ...], within: tuple[int, int] | None = None
     ) -> Bits:
-        """The bits: a view of the page cache, or a copy where the file cannot be mapped.
+        """The bits, read into memory of their own.
 
-        Looking at what the page cache holds is free where its pages are large, copying it costs as
-        much as comparing it (docs/speed.md).
+        Mapping the file instead costs less where the page cache has large pages, twice as much
+        where it has small ones, and a file that is cut short then ends the process
+        (docs/speed.md).
         """
-        kind = np.dtype(bits_dtype(dtype))
+        out = np.empty(shape, bits_dtype(dtype))
         try:
-            with suppress(OSError, ValueError):
-                return window.seen(self, self.path, offset, kind, math.prod(shape)).reshape(shape)
-            return self._read_bits(offset, np.empty(shape, kind))
+            self._read_into(out.reshape(-1).view(np.uint8).data, offset)
         except OSError as error:
             raise _unreadable(self.path, error) from error
-
-    def _read_bits(self, offset: int, out: Bits) -> Bits:
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(offset)
-            left = memoryview(out.reshape(-1).view(np.uint8).data)
-            while len(left):
-                if not (count := file.readinto(left)):
-                    raise OSError(f"the file ends {len(left)} bytes too early")
-                left = left[count:]
         return out
+
+    def _read_into(self, left: memoryview, offset: int) -> None:
+        file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while left:
+                if not (count := os.preadv(file, [left], offset)):
+                    raise OSError(f"the file ends {len(left)} bytes too early")
+                left, offset = left[count:], offset + count
+        finally:
+            os.close(file)
 
     def require_checksum(self) -> bool:
         """A file system keeps none."""

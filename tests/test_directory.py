@@ -1,0 +1,77 @@
+"""Files of a directory: what is read is the file, and one that changed under the reader is named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.dtypes import Bits
+from harness.errors import BadInput
+from harness.places.directory import LocalFile
+
+SIZE = 1 << 16
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> LocalFile:
+    """Random bytes."""
+    (tmp_path / "f").write_bytes(np.random.default_rng(1).bytes(SIZE))
+    return LocalFile(tmp_path / "f")
+
+
+def held(file: LocalFile, start: int, stop: int) -> Bits:
+    return file.bits(start, "U8", (stop - start,))
+
+
+@pytest.mark.parametrize("start", [0, 8, 4088, 4096, SIZE - 8])
+@pytest.mark.parametrize("size", [0, 8, 4096, SIZE])
+def test_what_is_read_is_the_file(file: LocalFile, start: int, size: int) -> None:
+    stop = min(start + size, SIZE)
+    assert held(file, start, stop).tobytes() == file.path.read_bytes()[start:stop]
+
+
+def test_at_any_offset_and_in_any_shape(file: LocalFile) -> None:
+    raw = file.path.read_bytes()
+    for offset in (16, 18, 21):
+        bits = file.bits(offset, "BF16", (3, 5))
+        assert bits.shape == (3, 5)
+        assert bits.flags.aligned
+        assert bits.tobytes() == raw[offset : offset + 30]
+
+
+def test_a_system_that_reads_less_than_was_asked_for(
+    file: LocalFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux reads no more than 2 GiB at once."""
+    read = os.preadv
+
+    def at_most_1000(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+        return read(descriptor, [buffers[0][:1000]], offset)
+
+    monkeypatch.setattr(os, "preadv", at_most_1000)
+    assert held(file, 8, SIZE).tobytes() == file.path.read_bytes()[8:]
+
+
+def test_no_descriptor_is_left_open(file: LocalFile) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    held(file, 0, SIZE)
+    with pytest.raises(BadInput):
+        held(file, 0, SIZE + 1)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("lost", [SIZE, 100])
+def test_a_file_that_was_cut_short_is_named(file: LocalFile, lost: int) -> None:
+    held(file, SIZE - 4096, SIZE)
+    os.truncate(file.path, SIZE - lost)
+    with pytest.raises(BadInput, match=f"the file ends {min(lost, 4096)} bytes too early"):
+        held(file, SIZE - 4096, SIZE)
+
+
+def test_a_file_that_is_gone_is_named(file: LocalFile) -> None:
+    file.path.unlink()
+    with pytest.raises(BadInput, match="No such file"):
+        held(file, 0, 8)
