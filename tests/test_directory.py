@@ -1,4 +1,4 @@
-"""Files of a directory: what is read is the file, and one that changed under the reader is named."""
+"""Files of a directory: what is read is the file, and one that changed meanwhile is named."""
 
 from __future__ import annotations
 
