@@ -35,6 +35,7 @@ from harness.twin import Meeting, arrive
 
 #: Asks a load for the stacks of its threads, which go to its log.
 DUMP_STACKS = signal.SIGUSR1
+_JOB = "harness.job"  # what nearly every job needs
 _DUMP_SECONDS = 1.0
 _TERMINATE_SECONDS = 5.0
 
@@ -70,12 +71,14 @@ def main(scratch: Path, preload: str) -> None:
 
     Args:
         scratch: the directory all jobs' directories lie in.
-        preload: the target whose stack is imported before the first request; empty for none.
+        preload: the target whose stack is imported before the first request, and what compares;
+            empty for none.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to act on
     answers = _settle(scratch)
     if preload:
         engine.preload(preload)
+        importlib.import_module(_JOB)
     _serve(scratch, answers)
 
 

@@ -62,17 +62,16 @@ def pairs(
         where it is in the tensor.
     """
     own = shard.index[layout.output_axis]
-    rows = Span(first_row, first_row + len(reference))
     others = [s.as_slice() for a, s in enumerate(shard.index) if a != layout.output_axis]
     for block in layout.blocks:
         if block.source != source or not (here := block.at.overlap(own)):
             continue
         ahead = block.at.start - block.rows.start
-        if not (of_tensor := Span(here.start - ahead, here.stop - ahead).overlap(rows)):
+        given = Span(first_row + ahead, first_row + ahead + len(reference))
+        if not (outputs := here.overlap(given)):
             continue
-        origin = (of_tensor.as_slice(), *others)
-        wanted = reference[(of_tensor.within(rows), *others)]
-        outputs = Span(of_tensor.start + ahead, of_tensor.stop + ahead)
+        origin = (slice(outputs.start - ahead, outputs.stop - ahead), *others)
+        wanted = reference[(outputs.within(given), *others)]
         there = at_outputs(layout, outputs.within(own), slice(None))
         yield block, wanted.T if layout.transposed else wanted, there, origin
 
