@@ -6,9 +6,9 @@
 For every number of layers and of experts a synthetic checkpoint is written, and read from disk
 once: it is in the page cache as one that was downloaded some time ago. Then all loads of
 ``benchmarks/loads.py``, in turns, each turn in another order, each load in a process forked from
-one with the stack imported. Reading the files and memcpy are measured beside them. All figures are
-medians. Memory is the private part, RssAnon, sampled every 20 ms while the job runs; mapped files
-are not in it. The plot needs matplotlib.
+one with the stack imported. Reading the files is measured beside them, memcpy right after each
+comparison. All figures are medians. Memory is the private part, RssAnon, sampled every 20 ms while
+the job runs. The plot needs matplotlib.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,6 +46,8 @@ class Row(msgspec.Struct, kw_only=True):
     read: float
     memcpy: float
     memcpy_on_all_cores: float
+    of_memcpy: float
+    experts_of_memcpy: float
     seconds: dict[str, float]
     compare: float
     compare_by_digests: float
@@ -83,18 +84,6 @@ def measure(path: Path, target: Target, repeats: int) -> dict[str, list[Figures]
                 if turn:
                     seen[name].append(msgspec.json.decode(answer, type=Figures))
     return seen
-
-
-def memcpy_rate(cores: int = 1) -> float:
-    """Bytes a second that cores copy together, 256 MiB each."""
-    sources = [np.ones(256 * _MIB, dtype=np.uint8) for _ in range(cores)]
-    targets = [np.empty_like(source) for source in sources]
-    with ThreadPoolExecutor(cores) as threads:
-        return (
-            cores
-            * sources[0].nbytes
-            / seconds(lambda: list(threads.map(np.copyto, targets, sources)))
-        )
 
 
 def read_seconds(path: Path, repeats: int = 5) -> float:
@@ -136,7 +125,6 @@ def row(path: Path, target: Target, repeats: int) -> Row:
     largest = max(entry.nbytes for name, entry in checkpoint.entries.items() if "experts" in name)
     read_from_disk(path)
     read = read_seconds(path)
-    memcpy, on_all_cores = memcpy_rate(), memcpy_rate(len(os.sched_getaffinity(0)))
     seen = measure(path, target, repeats)
 
     def middle(name: str, field: str) -> float:
@@ -148,8 +136,12 @@ def row(path: Path, target: Target, repeats: int) -> Row:
         nbytes=checkpoint.nbytes,
         largest_expert_tensor=largest,
         read=read,
-        memcpy=memcpy,
-        memcpy_on_all_cores=on_all_cores,
+        memcpy=middle("verified", "memcpy"),
+        memcpy_on_all_cores=middle("verified", "memcpy_on_all_cores"),
+        of_memcpy=median(f.compared / f.compare / f.memcpy_on_all_cores for f in seen["verified"]),
+        experts_of_memcpy=median(
+            f.experts_compared / f.experts / f.memcpy_on_all_cores for f in seen["verified"]
+        ),
         seconds={name: middle(name, "load") for name in _NAMES},
         compare=middle("verified", "compare"),
         compare_by_digests=middle("digested", "compare"),
@@ -175,8 +167,11 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "(bare + compare) / bare": lambda r: f"{r.ratio:.3f}",
     "verified / bare": lambda r: f"{r.whole_ratio:.3f}",
     "compare, GB/s": lambda r: f"{r.rate / 1e9:.1f}",
-    "of memcpy on one core": lambda r: f"{r.rate / r.memcpy:.2f}",
-    "of memcpy on all cores": lambda r: f"{r.rate / r.memcpy_on_all_cores:.2f}",
+    "memcpy, one core, all, GB/s": lambda r: (
+        f"{r.memcpy / 1e9:.1f}, {r.memcpy_on_all_cores / 1e9:.1f}"
+    ),
+    "compare, of memcpy on all": lambda r: f"{r.of_memcpy:.2f}",
+    "experts alone": lambda r: f"{r.experts_of_memcpy:.2f}",
     "peak, bare, MiB": lambda r: f"{r.peak['bare'] / _MIB:.0f}",
     "peak, verified, MiB": lambda r: f"{r.peak['verified'] / _MIB:.0f}",
     "comparing adds, MiB": lambda r: f"{r.comparing_adds / _MIB:.0f}",
