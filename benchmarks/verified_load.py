@@ -198,7 +198,7 @@ def plot(rows: list[Row], title: str, file: Path) -> None:
     axes.set_xlabel("seconds")
     axes.set_title(title)
     axes.legend()
-    figure.savefig(file)
+    figure.savefig(file, metadata={"Date": None})  # a plot of the same rows is the same file
 
 
 def main() -> None:
