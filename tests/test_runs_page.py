@@ -122,7 +122,9 @@ def test_sessions_become_pages(tmp_path: Path, pages: list[Path]) -> None:
     assert table(pages[0])[1][2:] == ["="] * 5
     every = str(len(SCENARIOS))
     releases = "vLLM 0.26.0, tpu-inference 0.26.0"
-    assert table(pages[1])[3] == ["`STACK=0.26`", releases, every, every, "0", "0", "0", "0"]
+    experts = str(8 * len(SCENARIOS))
+    row = ["`STACK=0.26`", releases, every, every, "0", "0", experts, "0"]
+    assert table(pages[1])[3] == row
 
 
 def _of_another_stack(given: Session) -> None:
