@@ -66,7 +66,7 @@ def merged(reports: Sequence[Report]) -> Report:
 
 
 def _of_every_host(words: Sequence[str]) -> str:
-    """What all hosts say alike: a failure that is known on one of them may be another's surprise."""
+    """What all hosts say alike: a failure known on one of them may be another's surprise."""
     return words[0] if len(set(words)) == 1 else ""
 
 
