@@ -101,7 +101,8 @@ REFUSALS: tuple[KnownIssue, ...] = (
                 rf"{load.devices} times, but the dimension size is {load.experts} \(full shape: .* "
                 r"should evenly divide the shape\)(\. This error occurs at source: .*)?"
             ),
-            at=r"jax/_src/sharding\.py in _common_shard_shape: raise IndivisibleError\(",
+            at=r"jax/_src/(sharding\.py in _common_shard_shape: raise IndivisibleError\("
+            r"|dispatch\.py in _device_put_impl: return api\.jit\()",
             stage=Stage.PROCESSING,
             evidence=_LAST_CALL,
         ),
