@@ -6,6 +6,7 @@ for other programs. ``schema`` is raised when a field is added or changes its me
 3 added the hosts of a slice.
 4 added what a scenario is there to catch, scenarios that were skipped, the session's options, and
 the owner of a known issue and the issue that a checkout mends.
+5 added the accounts of tensors.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import msgspec
 
 from harness.causes import Diagnosis
 from harness.deliveries import Calls
-from harness.difference import Difference, ParameterTally, Tally
+from harness.difference import Account, Difference, ParameterTally, Tally
 from harness.family import Part
 from harness.maps import PartMap
 from harness.secrets import redacted
 from harness.writing import indented, write
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 class Status(StrEnum):
@@ -135,6 +136,8 @@ class Report(msgspec.Struct, kw_only=True):
     ``known_issue`` is the id of the row that describes the failure, where one does, and
     ``mended_issue`` that of the row whose failure does not happen with the overlay;
     ``issue_owner`` is who has to mend it.
+    ``accounts`` have what became of every tensor: of the reference, and of the checkpoint where it
+    is another.
     ``files_checked`` are the files whose store's checksum was compared, where that was asked for;
     ``maps`` have the state of every expert's matrices and ``calls`` what their loaders were called
     with. ``hosts`` are there where the mesh is one of several hosts: all of them in a merged
@@ -148,6 +151,7 @@ class Report(msgspec.Struct, kw_only=True):
     environment: Environment
     tallies: list[Tally] = []
     parameters: list[ParameterTally] = []
+    accounts: list[Account] = []
     differences: list[Difference] = []
     diagnoses: list[Diagnosis] = []
     deliveries: list[Delivery] = []

@@ -98,7 +98,8 @@ def verify(
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
-        parts=tuple(part.part for part in chosen), nan=nan, method=method, hook=hook,
+        parts=tuple(part.part for part in chosen), asked=tuple(parts), nan=nan, method=method,
+        hook=hook,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
     )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
