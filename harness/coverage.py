@@ -179,7 +179,10 @@ def require_covered(tallies: Sequence[Tally], parts: Collection[Part]) -> None:
 
 
 def coverage(
-    part: ReferencePart, ledger: Ledger, present: Collection[Part] | None = None
+    part: ReferencePart,
+    ledger: Ledger,
+    present: Collection[Part] | None = None,
+    others: Collection[str] = (),
 ) -> tuple[Counts, list[Difference]]:
     """Account for the tensors and parameters of one part.
 
@@ -187,6 +190,7 @@ def coverage(
         part: the part's experts, and through them the checkpoint.
         ledger: its load.
         present: the parts that the model has; by default those the reference announces.
+        others: tensors that the reference lacks; :func:`account_of_checkpoint` tells of them.
 
     Returns:
         The counts, and a difference for each tensor nobody read, each parameter nobody wrote and
@@ -202,7 +206,7 @@ def coverage(
         unread=len(unread - unused),
     )
     return counts, [
-        *_unread(part, sorted(unread - unused)),
+        *_unread(part, sorted(unread - unused - set(others))),
         *_unwritten(part, ledger),
         *_repeated(part, ledger),
     ]

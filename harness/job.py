@@ -6,7 +6,7 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -29,6 +29,7 @@ from harness.coverage import (
 )
 from harness.deliveries import calls_of
 from harness.diagnosis import Explainer
+from harness.difference import Difference
 from harness.digests import Method
 from harness.errors import HarnessError, InternalError
 from harness.experts import ReferencePart, reference_parts
@@ -52,7 +53,8 @@ COMPARE = "compare"
 class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a loading process is asked to verify.
 
-    ``parts`` are those of the reference that were asked for, ``asked`` all that were, there or not.
+    ``parts`` are those that were asked for and that both sides have, ``asked`` all that were, there
+    or not.
     """
 
     checkpoint: str
@@ -153,6 +155,7 @@ def _compare(
     """Compare all parts and say whether they are equal."""
     reference = parts[0].checkpoint
     present = Scope(reference, parts, request.asked, {}).present(checkpoint)
+    others = checkpoint.entries.keys() - reference.entries.keys()
     sources: dict[str, bool] = {}
     experts = choose(parts, request.selection)
     progress.begin(COMPARE, sum(experts[p.part].count * expert_bytes(p) for p in parts))
@@ -160,8 +163,9 @@ def _compare(
         ledger = ledgers.get(part.part, Ledger())
         require_recorded(part.part, ledger)
         before = len(report.differences)
+        covered = coverage(part, ledger, present, others)
         found = compare_part(
-            report, part, parts, loaded, ledger, request, experts[part.part], present
+            report, part, parts, loaded, ledger, request, experts[part.part], covered
         )
         sources |= {name: found[name] or sources.get(name, False) for name in found}
         require_streamed(part.part, ledger, report.differences[before:])
@@ -218,9 +222,11 @@ def compare_part(
     ledger: Ledger,
     request: VerifyRequest,
     chosen: Chosen,
-    present: Collection[Part],
+    covered: tuple[Counts, list[Difference]],
 ) -> dict[str, bool]:
     """Compare one part and add its tally, differences and diagnoses to ``report``.
+
+    ``covered`` is what :func:`harness.coverage.coverage` found of its load.
 
     Returns:
         The tensors its arrays are made of, and whether they were to be compared.
@@ -232,7 +238,7 @@ def compare_part(
         "method": request.method,
     }  # fmt: skip
     comparison = part_comparison(part, device, **options)
-    counts, uncovered = coverage(part, ledger, present)
+    counts, uncovered = covered
     differences = [*comparison.differences(), *uncovered]
     offset = len(report.differences)
     report.tallies = [t for t in report.tallies if t.part is not part.part]
