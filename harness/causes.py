@@ -38,6 +38,7 @@ class Cause(StrEnum):
     TRANSPOSED = "transposed"
     ROLLED = "rolled"
     MIXED = "mixed"
+    OTHER_DTYPE = "other-dtype"
     DTYPE_ROUND_TRIP = "dtype-round-trip"
     SUBNORMALS_FLUSHED = "subnormals-flushed"
     DAMAGED = "damaged"
@@ -99,6 +100,8 @@ NEXT_STEP: dict[Cause, str] = {
     Cause.ROLLED: "look at the offset a shard of this tensor starts from",
     Cause.MIXED: "look at how the fused tensor is split: halves, or interleaved rows; per shard, "
     "or as a whole",
+    Cause.OTHER_DTYPE: "compare the dtypes that the headers of reference and checkpoint give this "
+    "tensor; look for a view() on the way",
     Cause.DTYPE_ROUND_TRIP: "look for a cast on the way: set_default_torch_dtype, .to()",
     Cause.SUBNORMALS_FLUSHED: "look for arithmetic or a conversion by a unit that takes subnormals "
     "for zero (VCVTNEPS2BF16 on CPUs does): a copy keeps them",

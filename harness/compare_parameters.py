@@ -20,7 +20,7 @@ from harness.compare_fp8_parameters import unequal_values
 from harness.coverage import left_alone, model_parts
 from harness.device import DeviceTensor, is_of_experts
 from harness.difference import Difference, Kind, ParameterTally
-from harness.dtypes import Bits, as_hex
+from harness.dtypes import Bits, as_hex, converted
 from harness.equal import on_all_cores
 from harness.experts import ReferencePart
 from harness.fp8 import SCALE_SUFFIX
@@ -117,13 +117,12 @@ class ParameterComparison:
     def _judge(self, piece: Piece) -> Judged:
         return judge_piece(piece, self.checkpoint, self.expected)
 
-    def expected(self, bits: Bits, layout: ParameterLayout) -> Bits:
-        """What becomes of reference bits on the way to the device.
+    def expected(self, bits: Bits, dtype: str, layout: ParameterLayout) -> Bits:
+        """What becomes of reference bits, of this dtype, on the way to the device.
 
-        bf16 that the device holds as f32 has the same bits, and sixteen zeros below them.
+        The type counts, not its width: the device is to hold the conversion of the value.
         """
-        if layout.dtype == "F32" and bits.dtype.itemsize == 2:
-            return bits.astype("<u4") << np.uint32(16)
+        bits = converted(bits, dtype, layout.dtype)
         if layout.dtype == "BF16" and layout.casts and self._nan is Nan.CANONICAL:
             return canonical_nans(bits)
         return bits

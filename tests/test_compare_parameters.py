@@ -252,7 +252,7 @@ def test_nans_count_as_the_target_leaves_them(vl: Case) -> None:
     comparison._nan = Nan.CANONICAL
     (placed,) = [p for n, p in comparison.placed.items() if n == HEAD and not isinstance(p, str)]
     bits = np.array([0x7F81, 0xFF81, 0x3F80], dtype="<u2")
-    assert comparison.expected(bits, placed.layout).tolist() == [0x7FC0, 0xFFC0, 0x3F80]
+    assert comparison.expected(bits, "BF16", placed.layout).tolist() == [0x7FC0, 0xFFC0, 0x3F80]
 
 
 def test_nans_that_lost_their_payloads_are_named(tmp_path: Path) -> None:
