@@ -39,8 +39,9 @@ def test_a_host_of_copies_alone_takes_no_expert_away() -> None:
 
 def test_experts_that_no_host_compared_are_not_equal() -> None:
     idle = Tally(part=Part.DECODER, layers=1, experts=4)
+    none = [map_of(Part.DECODER, [0], 4)]
     with pytest.raises(InternalError, match="not all was compared: decoder 2 of 4"):
-        merged([host(0), host(1, tallies=[idle])])
+        merged([host(0), host(1, tallies=[idle], maps=none)])
 
 
 def test_differences_of_hosts_stand_together_and_what_both_say_stands_once() -> None:
