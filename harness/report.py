@@ -328,6 +328,10 @@ def _beyond_their_totals(report: Report) -> Iterator[str]:
             other.compared + other.left_out > other.parameters
         ):
             yield f"{other.compared} parameters of {other.parameters} compared in {other.part}"
+    for account in report.accounts:
+        counts = [account.compared, account.unaccounted, *account.left_alone.values()]
+        if min(counts) < 0 or sum(counts) != account.tensors:
+            yield f"{sum(counts)} of {account.tensors} tensors of the {account.side} are counted"
     for name, tallies in (("experts", report.tallies), ("parameters", report.parameters)):
         parts = [tally.part for tally in tallies]
         if len(parts) != len(set(parts)):
@@ -424,6 +428,8 @@ def _not_equal(report: Report) -> Iterator[str]:
         yield "it is equal, and one of its hosts is not"
     if any(delivery.unread for delivery in report.deliveries):
         yield "it is equal, and tensors were not read"
+    if any(account.unaccounted for account in report.accounts):
+        yield "it is equal, and tensors are unaccounted for"
     compared = report.experts_compared + report.parameters_compared
     if not compared:
         yield "it is equal, and nothing was compared"

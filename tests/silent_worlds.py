@@ -27,6 +27,7 @@ from harness.layout import Parameter
 from harness.ledger import Ledger
 from harness.loaded import Loaded
 from harness.report import Report
+from harness.target import emulated_target
 from harness.verification import verify
 from tests.ledgers import call
 from tests.packing import PackedDevice
@@ -137,7 +138,7 @@ class World:
         return tensor
 
 
-def world(honest: Path, base: Path) -> World:
+def world(honest: Path, base: Path, devices: int = 4) -> World:
     """An honest one; a row has yet to change it."""
     checkpoint = shutil.copytree(honest, base / "checkpoint")
     reference = shutil.copytree(honest, base / "reference")
@@ -146,8 +147,9 @@ def world(honest: Path, base: Path) -> World:
     return World(
         checkpoint,
         reference,
-        {part.part: PackedDevice(part) for part in parts},
-        {part.part: PackedParameters(opened, part.part) for part in parts},
+        {part.part: PackedDevice(part, devices) for part in parts},
+        {part.part: PackedParameters(opened, part.part, devices) for part in parts},
+        options={"target": emulated_target(devices)},
     )
 
 

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from harness.difference import Account, Kind, Side
-from harness.errors import HarnessError
-from harness.report import Report, Status
-from tests.silent_passes import ATTEMPTS, HONEST, Attempt
-from tests.silent_worlds import judged, world
+from harness.errors import BadInput, HarnessError
+from harness.known import Verdict, judge
+from harness.merge import merged
+from harness.report import HostPart, Report, Status
+from harness.synthetic.writer import write_checkpoint
+from scenarios.catalogue import SCENARIOS
+from scenarios.known_issues import KNOWN_ISSUES
+from tests.known_issue import pinned_versions
+from tests.reports import a_report
+from tests.silent_passes import (
+    ATTEMPTS,
+    DEVICES,
+    HONEST,
+    ORIENTATION_GUESSED,
+    REPORTS,
+    SQUARE,
+    UNEVEN,
+    UNKNOWN,
+    VL,
+    Attempt,
+)
+from tests.silent_worlds import World, judged, world
+
+
+@pytest.fixture(scope="module")
+def checkpoints(
+    tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Those of the recipes, and of sizes that are uneven or square."""
+    base = tmp_path_factory.mktemp("sizes")
+    return tiny_checkpoints | {
+        name: write_checkpoint(VL, base / shapes[5:], shapes=shapes).path
+        for name in (UNEVEN, SQUARE) for shapes in name.split()[1:]
+    }  # fmt: skip
 
 
 def outcome(found: Report) -> set[Kind]:
@@ -30,11 +60,11 @@ def require_whole(account: Account) -> None:
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.id)
 def test_no_silent_pass(
     attempt: Attempt,
-    tiny_checkpoints: dict[str, Path],
+    checkpoints: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given = world(tiny_checkpoints[attempt.recipe], tmp_path)
+    given = world(checkpoints[attempt.recipe], tmp_path, DEVICES.get(attempt.recipe, 4))
     attempt.tamper(given)
     if not isinstance(attempt.found, Kind):
         with pytest.raises(HarnessError, match=attempt.found):
@@ -47,10 +77,10 @@ def test_no_silent_pass(
 
 @pytest.mark.parametrize("honest", HONEST)
 def test_what_is_honest_is_equal(
-    honest: str, tiny_checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    honest: str, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change, recipe = HONEST[honest]
-    given = world(tiny_checkpoints[recipe], tmp_path)
+    given = world(checkpoints[recipe], tmp_path, DEVICES.get(recipe, 4))
     change(given)
     report = judged(given, monkeypatch)
     assert (report.status, report.differences) == (Status.EQUAL, [])
@@ -61,7 +91,43 @@ def test_what_is_honest_is_equal(
         assert account.unaccounted == 0
 
 
+def verdict(given: World, patch: pytest.MonkeyPatch) -> Verdict:
+    """Of a report of :data:`SQUARE`, as if it came from the stack that the issue is of."""
+    report = judged(given, patch)
+    report.environment = msgspec.structs.replace(
+        report.environment, versions=pinned_versions("0.26")
+    )
+    (load,) = [scenario.load() for scenario in SCENARIOS if scenario.id == "vl-square"]
+    return judge(report, load, KNOWN_ISSUES).verdict
+
+
+def test_a_known_issue_is_known(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = world(checkpoints[SQUARE], tmp_path)
+    ORIENTATION_GUESSED(given)
+    assert verdict(given, monkeypatch) is Verdict.KNOWN
+
+
+@pytest.mark.parametrize("attempt", UNKNOWN)
+def test_what_resembles_a_known_issue_is_unexpected(
+    attempt: str, checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = world(checkpoints[SQUARE], tmp_path)
+    UNKNOWN[attempt](given)
+    assert verdict(given, monkeypatch) is Verdict.UNEXPECTED
+
+
+@pytest.mark.parametrize("attempt", REPORTS)
+def test_a_report_is_not_taken_at_its_word(attempt: str) -> None:
+    host = HostPart(number=0, of=1, devices=(), status=Status.EQUAL, differences=0)
+    assert merged([a_report(hosts=[host])]).status is Status.EQUAL
+    with pytest.raises(BadInput, match="contradicts itself"):
+        merged([a_report(hosts=[host], **REPORTS[attempt])])
+
+
 def test_the_table() -> None:
     """At least sixty rows, and no name twice."""
-    assert len(ATTEMPTS) >= 60
-    assert Counter(attempt.id for attempt in ATTEMPTS).most_common(1)[0][1] == 1
+    ids = [*(attempt.id for attempt in ATTEMPTS), *UNKNOWN, *REPORTS]
+    assert len(ids) >= 60
+    assert len(ids) == len(set(ids))
