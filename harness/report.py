@@ -20,7 +20,7 @@ import msgspec
 
 from harness.causes import Diagnosis
 from harness.deliveries import Calls
-from harness.difference import Account, Difference, ParameterTally, Tally
+from harness.difference import Account, Difference, Kind, ParameterTally, Tally
 from harness.errors import BadInput
 from harness.family import Part, Projection
 from harness.maps import PartMap, State, map_of
@@ -408,8 +408,9 @@ def _bad(part_map: PartMap) -> set[tuple[Projection, int, int]]:
 
 
 def _differing(report: Report, part_map: PartMap) -> set[tuple[Projection, int, int]]:
-    """The matrices that the differences of a part are about."""
-    own = [d for d in report.differences if d.part is part_map.part and d.layer is not None]
+    """The matrices that the differences of a part are about; no parameter that is unaccounted."""
+    of_part = [d for d in report.differences if d.part is part_map.part]
+    own = [d for d in of_part if d.layer is not None and d.kind is not Kind.UNACCOUNTED]
     if not own:
         return set()
     numbers = range(part_map.experts)
