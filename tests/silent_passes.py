@@ -28,7 +28,7 @@ from harness.report import Failure
 from harness.selection import Selection
 from tests.ledgers import call
 from tests.packing import pack
-from tests.parameter_faults import FAULTS
+from tests.parameter_faults import FAULTS, Change
 from tests.parameter_packing import Array, Packed
 from tests.silent_worlds import (
     Tensor,
@@ -162,7 +162,9 @@ def _stray_rows() -> list[Attempt]:
     return rows
 
 
-def _without_mtp(path: Path) -> None:
+def without_mtp(path: Path) -> None:
+    """Neither tensors of a draft model, nor a word of it."""
+
     def drop(tensors: Tensors) -> None:
         for name in [name for name in tensors if name.startswith("mtp.")]:
             del tensors[name]
@@ -172,7 +174,12 @@ def _without_mtp(path: Path) -> None:
 
 
 def _reference_without_mtp(world: World) -> None:
-    _without_mtp(world.reference)
+    without_mtp(world.reference)
+
+
+def _checkpoint_without_mtp(world: World) -> None:
+    without_mtp(world.checkpoint)
+    del world.parameters[Part.MTP], world.experts[Part.MTP]
 
 
 def _drop_mtp_tensors(tensors: Tensors) -> None:
@@ -225,6 +232,8 @@ def _lose_the_vision_tower(world: World) -> None:
 ACCOUNTS = [
     *_stray_rows(),
     Attempt("reference-without-mtp", _reference_without_mtp, Kind.UNACCOUNTED, FUSED_MTP),
+    Attempt("checkpoint-without-mtp", _checkpoint_without_mtp, Kind.UNACCOUNTED, FUSED_MTP),
+    Attempt("checkpoint-without-mtp-per-expert", _checkpoint_without_mtp, Kind.UNACCOUNTED, MTP),
     Attempt("reference-without-mtp-per-expert", _reference_without_mtp, Kind.UNACCOUNTED, MTP),
     Attempt(
         "reference-lacks-a-tensor", _in_reference(_drop_mtp_tensors), Kind.UNACCOUNTED, FUSED_MTP
@@ -348,6 +357,12 @@ FILES = [
         "mtp-not-announced",
         _announced(mtp_num_hidden_layers=0),
         "layers with experts in the files",
+        FUSED_MTP,
+    ),
+    Attempt(
+        "draft-asked-for-that-is-not-there",
+        _each(_checkpoint_without_mtp, _options(parts=(Part.MTP,))),
+        "announces no draft model",
         FUSED_MTP,
     ),
     Attempt("nothing-asked-for", _options(parts=()), "nothing to compare"),
@@ -578,12 +593,16 @@ def _packed_as(end: str, **fields: Any) -> Tamper:
     return change
 
 
+def _planted(change: Change) -> Tamper:
+    return lambda world: change(world.parameters[Part.DECODER])
+
+
 #: The same of all other parameters.
 PARAMETERS = [
     *(
         Attempt(
             f"parameters-{change.__name__.strip('_').replace('_', '-')}-{recipe.split('-')[0]}",
-            (lambda planted: lambda world: planted(world.parameters[Part.DECODER]))(change),
+            _planted(change),
             Kind.BITS,
             recipe,
         )

@@ -55,7 +55,8 @@ def tensors_of(path: Path) -> Tensors:
 
 def write_tensors(file: Path, tensors: Tensors) -> None:
     """A safetensors file of them."""
-    header, at = {}, 0
+    header: dict[str, Any] = {}
+    at = 0
     for name, (dtype, shape, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
         at += len(data)

@@ -11,7 +11,7 @@ from harness.difference import Account, Kind, Side
 from harness.errors import BadInput, HarnessError
 from harness.known import Verdict, judge
 from harness.merge import merged
-from harness.report import HostPart, Report, Status
+from harness.report import HostPart, Report, Status, contradictions
 from harness.synthetic.writer import write_checkpoint
 from scenarios.catalogue import SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
@@ -46,6 +46,7 @@ def checkpoints(
 
 def outcome(found: Report) -> set[Kind]:
     assert found.status is Status.DIFFERENT
+    assert list(contradictions(found)) == []
     assert found.exit_code == 1
     assert sum(d.covers for d in found.diagnoses) == len(found.differences)
     return {difference.kind for difference in found.differences}
@@ -84,6 +85,7 @@ def test_what_is_honest_is_equal(
     change(given)
     report = judged(given, monkeypatch)
     assert (report.status, report.differences) == (Status.EQUAL, [])
+    assert list(contradictions(report)) == []
     assert [account.side for account in report.accounts] == list(Side)
     for account in report.accounts:
         require_whole(account)
