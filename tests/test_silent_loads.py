@@ -30,8 +30,8 @@ ATTEMPTS: list[tuple[str, str, Tamper, Kind]] = [
     ("mtp-in-the-checkpoint", Q, _added("mtp.foo", to=0), Kind.UNACCOUNTED),
     ("mtp-in-the-reference", Q, _added("mtp.foo", to=1), Kind.UNACCOUNTED),
     (
-        "scale-in-the-checkpoint", Q,
-        _added(f"{LAYERS}.0.input_layernorm.weight_scale_inv", to=0), Kind.UNACCOUNTED,
+        "scale-in-the-reference", Q,
+        _added(f"{LAYERS}.0.input_layernorm.weight_scale_inv", to=1), Kind.UNACCOUNTED,
     ),
     ("reference-without-mtp", FUSED_MTP, lambda _, path: without_mtp(path), Kind.UNACCOUNTED),
     ("checkpoint-without-mtp", FUSED_MTP, lambda path, _: without_mtp(path), Kind.UNACCOUNTED),
