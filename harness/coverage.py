@@ -415,12 +415,9 @@ def diagnosed(differences: Iterable[Difference], offset: int) -> list[Diagnosis]
 
 def _finding(difference: Difference) -> Finding:
     name = difference.source.partition(" ")[2] or difference.parameter
-    of_checkpoint = difference.source == ""
-    what = (
-        "the reference lacks tensors of the checkpoint"
-        if of_checkpoint
-        else ("tensors of the reference were not compared")
-    )
+    what = "tensors of the reference were not compared"
+    if not difference.source:
+        what = "the reference lacks tensors of the checkpoint"
     evidence = f"{name}: {difference.device}"
     group = f"{Cause.UNACCOUNTED} {what} {difference.part}"
     return Finding(Cause.UNACCOUNTED, group, f"{what} ({difference.part})", evidence)

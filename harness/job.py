@@ -54,14 +54,14 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a loading process is asked to verify.
 
     ``parts`` are those that were asked for and that both sides have, ``asked`` all that were, there
-    or not.
+    or not; ``parts`` where it says none.
     """
 
     checkpoint: str
     reference: str
     target: Target
     parts: tuple[Part, ...]
-    asked: tuple[Part, ...] = tuple(Part)
+    asked: tuple[Part, ...] = ()
     nan: Nan = Nan.PAYLOAD
     method: Method = Method.AUTO
     hook: Hook = Hook.UPSTREAM
@@ -154,7 +154,8 @@ def _compare(
 ) -> None:
     """Compare all parts and say whether they are equal."""
     reference = parts[0].checkpoint
-    present = Scope(reference, parts, request.asked, {}).present(checkpoint)
+    asked = request.asked or request.parts
+    present = Scope(reference, parts, asked, {}).present(checkpoint)
     others = checkpoint.entries.keys() - reference.entries.keys()
     sources: dict[str, bool] = {}
     experts = choose(parts, request.selection)
@@ -169,7 +170,7 @@ def _compare(
         )
         sources |= {name: found[name] or sources.get(name, False) for name in found}
         require_streamed(part.part, ledger, report.differences[before:])
-    _account(report, Scope(reference, parts, request.asked, sources), checkpoint)
+    _account(report, Scope(reference, parts, asked, sources), checkpoint)
     report.status = Status.DIFFERENT if report.differences else Status.EQUAL
     if report.status is Status.EQUAL and request.target.hosts == 1:
         require_covered(report.tallies, request.parts)  # of several hosts the merged report's
