@@ -264,8 +264,12 @@ def _require_cut(parts: list[ReferencePart], num_layers: int) -> None:
 _LAYER_COUNT = {Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers"}
 
 
-def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) -> None:
-    """The layers in the files must be those config.json announces: the loader builds the latter."""
+def announced_layers(checkpoint: Checkpoint, part: Part) -> int:
+    """How many layers of ``part`` config.json announces; 0 where it has none.
+
+    Raises:
+        BadInput: it announces no number.
+    """
     text = checkpoint.config.get("text_config", checkpoint.config)
     count = text.get(_LAYER_COUNT[part], 0)
     if type(count) is not int or count < 0:
@@ -275,7 +279,12 @@ def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) 
             expected="a number of layers, as an integer",
             hint="the config.json of the published model",
         )
-    announced = tuple(range(count))
+    return count
+
+
+def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) -> None:
+    """The layers in the files must be those config.json announces: the loader builds the latter."""
+    announced = tuple(range(announced_layers(checkpoint, part)))
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {list(found) or 'none'}",

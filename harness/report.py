@@ -6,6 +6,7 @@ for other programs. ``schema`` is raised when a field is added or changes its me
 3 added the hosts of a slice.
 4 added what a scenario is there to catch, scenarios that were skipped, the session's options, and
 the owner of a known issue and the issue that a checkout mends.
+5 added the accounts of tensors.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import msgspec
 
 from harness.causes import Diagnosis
 from harness.deliveries import Calls
-from harness.difference import Difference, Kind, ParameterTally, Tally
+from harness.difference import Account, Difference, Kind, ParameterTally, Tally
 from harness.errors import BadInput
 from harness.family import Part, Projection
 from harness.maps import PartMap, State, map_of
 from harness.secrets import redacted
 from harness.writing import indented, write
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 class Status(StrEnum):
@@ -138,6 +139,8 @@ class Report(msgspec.Struct, kw_only=True):
     ``known_issue`` is the id of the row that describes the failure, where one does, and
     ``mended_issue`` that of the row whose failure does not happen with the overlay;
     ``issue_owner`` is who has to mend it.
+    ``accounts`` have what became of every tensor: of the reference, and of the checkpoint where it
+    is another.
     ``files_checked`` are the files whose store's checksum was compared, where that was asked for;
     ``maps`` have the state of every expert's matrices and ``calls`` what their loaders were called
     with. ``hosts`` are there where the mesh is one of several hosts: all of them in a merged
@@ -151,6 +154,7 @@ class Report(msgspec.Struct, kw_only=True):
     environment: Environment
     tallies: list[Tally] = []
     parameters: list[ParameterTally] = []
+    accounts: list[Account] = []
     differences: list[Difference] = []
     diagnoses: list[Diagnosis] = []
     deliveries: list[Delivery] = []
@@ -324,6 +328,10 @@ def _beyond_their_totals(report: Report) -> Iterator[str]:
             other.compared + other.left_out > other.parameters
         ):
             yield f"{other.compared} parameters of {other.parameters} compared in {other.part}"
+    for account in report.accounts:
+        counts = [account.compared, account.unaccounted, *account.left_alone.values()]
+        if min(counts) < 0 or sum(counts) != account.tensors:
+            yield f"{sum(counts)} of {account.tensors} tensors of the {account.side} are counted"
     for name, tallies in (("experts", report.tallies), ("parameters", report.parameters)):
         parts = [tally.part for tally in tallies]
         if len(parts) != len(set(parts)):
@@ -421,6 +429,8 @@ def _not_equal(report: Report) -> Iterator[str]:
         yield "it is equal, and one of its hosts is not"
     if any(delivery.unread for delivery in report.deliveries):
         yield "it is equal, and tensors were not read"
+    if any(account.unaccounted for account in report.accounts):
+        yield "it is equal, and tensors are unaccounted for"
     compared = report.experts_compared + report.parameters_compared
     if not compared:
         yield "it is equal, and nothing was compared"

@@ -19,6 +19,7 @@ import msgspec
 from harness import progress
 from harness.checkpoint import Checkpoint
 from harness.compare import tally_of
+from harness.coverage import model_parts
 from harness.digests import Method
 from harness.errors import BadInput
 from harness.experts import ReferencePart, reference_parts
@@ -98,7 +99,7 @@ def verify(
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
-        parts=tuple(part.part for part in chosen), nan=nan, method=method, hook=hook,
+        parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method, hook=hook,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
     )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
@@ -124,6 +125,26 @@ def _chosen(
         where=checkpoint.path,
         expected=f"a part that the checkpoint has: {', '.join(part.part for part in there)}",
         hint="without --only all parts are compared",
+    )
+
+
+def _loaded(checkpoint: Checkpoint, chosen: Sequence[ReferencePart]) -> tuple[Part, ...]:
+    """Those of the chosen parts that the checkpoint under test announces, too.
+
+    A draft model that it has no word of is not loaded: the stack would only fail to build it. All
+    of the reference's tensors for it are differences.
+
+    Raises:
+        BadInput: none is left.
+    """
+    there = model_parts(checkpoint) | {Part.DECODER}
+    if found := tuple(part.part for part in chosen if part.part in there):
+        return found
+    raise BadInput(
+        "nothing to compare: config.json announces no draft model, the reference's does",
+        where=checkpoint.path,
+        expected="a checkpoint that has what --only asks for",
+        hint="without --only the decoder is compared, and the draft model is a difference",
     )
 
 
