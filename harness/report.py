@@ -189,12 +189,12 @@ class Report(msgspec.Struct, kw_only=True):
         return {Status.EQUAL: 0, Status.DIFFERENT: 1, Status.LOAD_FAILED: 3}[self.status]
 
     def to_json(self) -> bytes:
-        """The report as indented JSON."""
-        return indented(self)
+        """The report as indented JSON, without credentials."""
+        return indented(redacted(self))
 
     def write(self, path: Path) -> None:
         """Write the report as JSON; ``path`` appears when it is complete."""
-        write(path, indented(self))
+        write(path, self.to_json())
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -249,13 +249,14 @@ class Session(msgspec.Struct, kw_only=True):
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
-        """Write the session as JSON; ``path`` appears when it is complete."""
-        write(path, indented(self))
+        """Write the session as JSON, without credentials; ``path`` appears when complete."""
+        write(path, indented(redacted(self)))
 
 
 def redacted_report(report: Report) -> Report:
     """``report`` with every credential that is known here replaced by its name."""
-    return msgspec.convert(redacted(msgspec.to_builtins(report)), Report)
+    whole: Report = redacted(report)
+    return whole
 
 
 def report_from_json(encoded: bytes) -> Report:
