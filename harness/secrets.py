@@ -161,10 +161,13 @@ def _content(path: str) -> str:
         descriptor = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError):
         return ""
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return ""
-        return file.read(_MOST_BYTES).decode(errors="replace")
+    try:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return os.read(descriptor, _MOST_BYTES).decode(errors="replace") if regular else ""
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
 
 
 class _Secret(NamedTuple):

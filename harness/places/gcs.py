@@ -171,7 +171,7 @@ def explain(error: Exception) -> Trouble:
         return Trouble(words(error), "credentials of a project", _CREDENTIALS)
     if isinstance(error, ValueError):
         return Trouble(words(error), "a store that speaks GCS, and its URL", _ENDPOINT)
-    return unforeseen(error)
+    return unforeseen(error, _CREDENTIALS)
 
 
 #: By ``reason`` of an error's body (Cloud Storage's JSON API, "HTTP status and error codes").
@@ -197,7 +197,14 @@ def _of_reason(error: Any) -> Trouble | None:
 
 
 def _of_credentials(error: Exception) -> Trouble:
+    from google.auth.exceptions import InvalidOperation
+
     said = words(error)
+    if isinstance(error, InvalidOperation):  # a 401, and no credentials that could be renewed
+        return Trouble(
+            f"the credentials are not accepted: {said}", "credentials of this store",
+            f"without RUNAI_STREAMER_GCS_USE_ANONYMOUS_CREDENTIALS; {_CREDENTIALS}",
+        )  # fmt: skip
     if "reasonable timeframe" in said or "iat and exp" in said:  # of a token signed here
         return CLOCK
     return Trouble(said, "credentials that are complete and valid now", _CREDENTIALS)

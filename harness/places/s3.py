@@ -217,7 +217,9 @@ def explain(error: Exception) -> Trouble:
         return _of_answer(error)
     if trouble := _of_client(error):
         return trouble
-    return unforeseen(error)
+    if isinstance(error, RecursionError):  # each redirection leads to the next
+        return REDIRECTED._replace(hint=_to_region({}, {}))
+    return unforeseen(error, _CREDENTIALS)
 
 
 def _of_answer(error: Any) -> Trouble:
@@ -225,20 +227,24 @@ def _of_answer(error: Any) -> Trouble:
     answer = error.response if isinstance(error.response, Mapping) else {}
     said, head = answer.get("Error") or {}, answer.get("ResponseMetadata") or {}
     code, status = str(said.get("Code", "")), head.get("HTTPStatusCode")
-    listing = error.operation_name == "ListObjectsV2"
-    if code == "404" and listing:  # a store that knows no such bucket says so
-        return _NOT_S3
+    if code not in _OF_CODE and re.fullmatch(r"[1-5]\d\d", code):
+        status = int(code)
+    if status == 404 and not code.startswith("NoSuch") and error.operation_name == "ListObjectsV2":
+        return _NOT_S3  # a store that knows no such bucket says so
     if code.startswith("KMS"):
         return Trouble(
             f"the object's key cannot be used: {words(error)}",
             "credentials that may decrypt it", "kms:Decrypt on the bucket's key",
         )  # fmt: skip
-    status = int(code) if re.fullmatch(r"[1-5]\d\d", code) else status
     trouble = _OF_CODE.get(code) or of_status(
         status if isinstance(status, int) else 0, _CREDENTIALS
     )
     if trouble is None:
         return Trouble(words(error), "a bucket that can be read", _CREDENTIALS)
+    if trouble is FAILING and code != "InternalError":  # boto3 takes for that what is no XML, too
+        return FAILING._replace(
+            what=f"{FAILING.what}, or does not speak S3", hint=f"{FAILING.hint}; {_ENDPOINT}"
+        )
     if trouble in (REDIRECTED, _WRONG_REGION):
         return trouble._replace(hint=_to_region(said, head))
     return trouble
@@ -281,7 +287,7 @@ def _of_client(error: Exception) -> Trouble | None:
           raised.FlexibleChecksumError), _NOT_S3.expected, _ENDPOINT),
         (raised.ParamValidationError, _NO_BUCKET.expected, "look at the name of the bucket"),
         ((raised.BaseEndpointResolverError, raised.EndpointProviderError, ValueError),
-         "a host and a region in their usual form", _ENDPOINT),
+         "the URL of an S3 store, and answers as S3 gives them", _ENDPOINT),
     )  # fmt: skip
     for kinds, expected, hint in rows:
         if isinstance(error, kinds):

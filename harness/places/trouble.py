@@ -90,19 +90,22 @@ def _late(seconds: float) -> Trouble:
 
 def words(error: BaseException) -> str:
     """An error's own first line, or its type's name; without credentials, and cut."""
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    line = redact(line)
+    try:
+        text = str(error).strip()
+    except Exception:  # urllib3 has some whose text needs what they lack
+        text = ""
+    line = redact((text.splitlines() or [type(error).__name__])[0])
     return line if len(line) <= _LONGEST_WORDS else f"{line[:_LONGEST_WORDS]}…"
 
 
-def unforeseen(error: BaseException) -> Trouble:
+def unforeseen(error: BaseException, hint: str) -> Trouble:
     """What nobody has a row for."""
     kind = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
     said = "" if (said := words(error)) == type(error).__name__ else f": {said}"
     return Trouble(
         f"the store cannot be read, {kind}{said}",
         "a store that can be read",
-        "list it with its own command line, on this machine, with these variables",
+        f"list it with its own command line, with the same variables; {hint}",
     )
 
 
