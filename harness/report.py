@@ -189,12 +189,12 @@ class Report(msgspec.Struct, kw_only=True):
         return {Status.EQUAL: 0, Status.DIFFERENT: 1, Status.LOAD_FAILED: 3}[self.status]
 
     def to_json(self) -> bytes:
-        """The report as indented JSON, without credentials."""
-        return indented(redacted(self))
+        """The report as indented JSON."""
+        return indented(self)
 
     def write(self, path: Path) -> None:
         """Write the report as JSON; ``path`` appears when it is complete."""
-        write(path, self.to_json())
+        write(path, indented(self))
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -249,8 +249,8 @@ class Session(msgspec.Struct, kw_only=True):
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
-        """Write the session as JSON, without credentials; ``path`` appears when complete."""
-        write(path, indented(redacted(self)))
+        """Write the session as JSON; ``path`` appears when it is complete."""
+        write(path, indented(self))
 
 
 def redacted_report(report: Report) -> Report:

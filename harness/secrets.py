@@ -59,6 +59,25 @@ def redacted(content: Any) -> Any:
     return _each(content, _known())
 
 
+def redacted_within(content: Any) -> Any:
+    """What somebody else's code made, redacted: plain data anew, objects' attributes in place."""
+    known, seen = _known(), set[int]()
+    left = [redacted_content := _each(content, known)]
+    while left:
+        within = left.pop()
+        if isinstance(within, list | tuple):
+            left += within
+        elif id(within) not in seen and _has_attributes(within):
+            seen.add(id(within))
+            vars(within).update(_each(vars(within), known))
+            left += vars(within).values()
+    return redacted_content
+
+
+def _has_attributes(content: object) -> bool:
+    return hasattr(content, "__dict__") and not isinstance(content, Enum | type)
+
+
 def credentials_found() -> list[str]:
     """The names of the credentials in the environment, never their values."""
     names = {name for name in os.environ if _is_secret(name)}

@@ -279,6 +279,45 @@ def test_words_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert secrets.redact("a test of tests") == "a test of tests"
 
 
+NESTED = """
+import os
+import pytest
+
+@pytest.fixture
+def verified():
+    return None
+
+def inner(environment, url):
+    raise ValueError(f"{url}: {environment['HF_TOKEN']}")
+
+def test_row(verified):
+    print("printed", os.environ["MY_STORE_PASSWORD"])
+    try:
+        inner(dict(os.environ), "http://user:" + "short" + "@host")
+    except ValueError as error:
+        raise RuntimeError(os.environ["AWS_SECRET_ACCESS_KEY"]) from error
+
+def test_skipped(verified):
+    pytest.skip("no " + os.environ["AWS_SESSION_TOKEN"])
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
+def test_a_session(pytester: pytest.Pytester, workers: list[str]) -> None:
+    """Chained errors, arguments and locals of frames, captured output, options, reasons."""
+    pytester.makepyfile(NESTED)
+    given = ["-l", "-rA", "--reports=out", "--junitxml=x.xml", "--layers=0", *workers]
+    result = pytester.runpytest_subprocess(*given, f"--experts=s3://b?token={PLANTED['HF_TOKEN']}")
+    result.assert_outcomes(failed=1, skipped=1)
+    texts = [str(result.stdout), str(result.stderr), (pytester.path / "x.xml").read_text()]
+    texts += [file.read_text() for file in (pytester.path / "out").iterdir()]
+    assert len(texts) == 7
+    for text in texts:
+        assert none_is_in(text)
+        assert ":short@" not in text
+    assert "<HF_TOKEN>" in texts[0]
+
+
 def test_doctor_names_credentials_only() -> None:
     result = CliRunner().invoke(main, ["doctor"])
     assert none_is_in(result.output)
