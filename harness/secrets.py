@@ -17,7 +17,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -49,19 +49,19 @@ def remember(name: str, value: str | None) -> None:
 
 def redact(text: str) -> str:
     """``text`` with every known secret replaced by ``<its name>``, others by ``<credentials>``."""
-    return _without(text, _known())
+    return _without(text, _secrets(_known()))
 
 
 def redacted(content: Any) -> Any:
     """Plain data or msgspec structures, every string in them redacted; keys and members of
     enumerations stay, even those that a credential happens to be spelled like.
     """
-    return _each(content, _known())
+    return _each(content, _secrets(_known()))
 
 
 def redacted_within(content: Any) -> Any:
     """What somebody else's code made, redacted: plain data anew, objects' attributes in place."""
-    known, seen = _known(), set[int]()
+    known, seen = _secrets(_known()), set[int]()
     left = [redacted_content := _each(content, known)]
     while left:
         within = left.pop()
@@ -86,7 +86,7 @@ def credentials_found() -> list[str]:
     return sorted(names) + [file for file in files if Path(os.path.expanduser(file)).is_file()]
 
 
-def _each(content: Any, known: _Known) -> Any:
+def _each(content: Any, known: list[_Secret]) -> Any:
     if isinstance(content, Enum):
         return content
     if isinstance(content, str):
@@ -104,12 +104,21 @@ def _each(content: Any, known: _Known) -> Any:
     return content
 
 
-def _without(text: str, known: _Known) -> str:
-    for secret in _secrets(known):
-        if any(mark in text for mark in secret.marks):
-            text = secret.pattern.sub(f"<{secret.name}>", text)
-    for place, replacement in _PLACES:
-        text = place.sub(replacement, text)
+def _without(text: str, known: list[_Secret]) -> str:
+    """Most strings of a report hold no mark of anything: they are looked through, not matched."""
+    if len(text) < _SHORTEST:
+        return text
+    for secret in known:
+        for mark in secret.marks:
+            if mark in text:
+                text = secret.pattern.sub(f"<{secret.name}>", text)
+                break
+    lower = text.lower()
+    for place in _PLACES:
+        for mark in place.marks:
+            if mark in lower:
+                text = place.pattern.sub(place.replacement, text)
+                break
     return text
 
 
@@ -240,14 +249,14 @@ def _in_base64(value: str) -> list[str]:
 
 # ---------------------------------------------------------------------------------- by place
 
-_IS = r"(?:=|%(?:25)*3[dD])"
+_IS = r"(?:=|%(?:25){0,2}3[dD])"
 _END = r"%(?:25)*26|\\u0026"
 _VALUE = rf"(?:(?!{_END})[^\s&;\"'<>#\\,)\]}}|]){{1,4096}}"
 
 #: User and password, or a token, between ``://`` and ``@``. After a colon that begins no port, a
 #: slash does not end them: whoever pasted a key did not encode it.
 _NAMED = r"<[\w.]{1,80}>"
-_SLASHES = r"%(?:25)*3[aA](?:%(?:25)*2[fF]){2}"
+_SLASHES = r"%(?:25){0,1}3[aA](?:%(?:25){0,1}2[fF]){2}"
 _ANY = rf"(?:{_NAMED}|[^\s\"'<>:%]|:(?!//)|%(?!{_SLASHES[1:]}))"  # no further than the next URL
 _USER = rf"(?:{_NAMED}|[^\s/:@\"'<>\[]){{0,512}}:(?!\d{{1,5}}[/?#]){_ANY}{{0,2048}}"
 _TOKEN = rf"(?:(?![/?#]){_ANY}){{0,2048}}"
@@ -302,12 +311,23 @@ def _assigned(found: re.Match[str]) -> str:
     return f"{name}{found[2]}<{name}>"
 
 
-_PLACES: tuple[tuple[re.Pattern[str], Any], ...] = (
-    (_USERINFO, rf"\1{_REPLACED}\3"),
-    (_SIGNED, rf"\1{_REPLACED}"),
-    (_PARAMETER, _parameter),
-    (_HEADER, rf"\1{_REPLACED}"),
-    (_ASSIGNED, _assigned),
-    (_SHAPES, _REPLACED),
-    (_PRIVATE_KEY, rf"\1{_REPLACED}\2"),
-)
+class _Place(NamedTuple):
+    """Where a credential stands; a text without any of ``marks``, in lower case, has none."""
+
+    marks: tuple[str, ...]
+    pattern: re.Pattern[str]
+    replacement: str | Callable[[re.Match[str]], str]
+
+
+_EQUALS = ("=", "%3d", "%253d", "%25253d")
+_PLACES = (
+    _Place(("://", "%2f%2f", "%252f%252f"), _USERINFO, rf"\1{_REPLACED}\3"),
+    _Place(("signature", "credential", "security-token", "accessid", "accesskeyid", "key-pair-id"),
+           _SIGNED, rf"\1{_REPLACED}"),
+    _Place(_EQUALS, _PARAMETER, _parameter),
+    _Place(("basic", "bearer", "negotiate", "security-token"), _HEADER, rf"\1{_REPLACED}"),
+    _Place(("=", '"', "'"), _ASSIGNED, _assigned),
+    _Place(("akia", "asia", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "ya29.",
+            "eyj"), _SHAPES, _REPLACED),
+    _Place(("private key-",), _PRIVATE_KEY, rf"\1{_REPLACED}\2"),
+)  # fmt: skip

@@ -24,12 +24,14 @@ from google.api_core import exceptions as of_google
 from google.auth import exceptions as of_google_auth
 from google.cloud.storage import exceptions as of_google_storage
 from huggingface_hub import errors as of_the_hub
+from hypothesis import given
+from hypothesis import strategies as st
 from requests import exceptions as of_requests
 from urllib3 import exceptions as of_urllib3
 
 from harness.cli import main
 from harness.errors import BadInput
-from harness.places import gcs, hub, s3, store, trouble
+from harness.places import gcs, hub, opening, s3, store, trouble
 from harness.places.gcs import GcsBucket
 from harness.places.s3 import S3Bucket
 from scenarios.stores import KEY_ID, SECRET, gcs_environment, s3_environment
@@ -608,3 +610,35 @@ def test_more_than_was_asked_of_gcs(to_gcs: Callable[[Answer], list[str]]) -> No
 def test_credentials_in_a_url(tiny_checkpoints: dict[str, Path], url: str, option: str) -> None:
     here = [str(tiny_checkpoints["qwen3-vl-moe"]), option] if option else []
     assert "not the URL of a store" in verify(*here, url)
+
+
+@given(
+    text=st.builds(
+        "{}{}{}".format,
+        st.sampled_from(["s3://", "gs://", "S3://", "az://", "https://"]),
+        st.text(st.sampled_from("ab/.@:?#%2F40[]=& \n\x1b-"), max_size=12),
+        st.sampled_from(
+            ["", "u:planted-pw@b/x", "b/x?sig=planted-pw", "b%3Aplanted-pw%40c", "b/x"]
+        ),
+    )
+)
+def test_any_url(text: str) -> None:
+    """Bad input or a place, and never a word of what may be a credential."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "_BUCKETS", {"s3": lambda name: Empty(), "gs": lambda name: Empty()})
+        with pytest.raises(BadInput) as raised:
+            opening.open_place(text)
+    assert "planted-pw" not in str(raised.value)
+
+
+class Empty(store.Bucket):
+    """A bucket that holds nothing."""
+
+    def list(self, prefix: str) -> dict[str, store.StoredObject]:
+        return {}
+
+    def read(self, key: str, version: str, start: int, stop: int) -> bytes:
+        return b""
+
+    def checksums(self, key: str) -> dict[str, str]:
+        return {}

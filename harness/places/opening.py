@@ -15,7 +15,7 @@ from harness.places.place import Place
 from harness.places.s3 import S3Bucket
 from harness.places.store import Bucket, Store
 
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)")
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.S)
 #: No bucket's name has a colon, an at-sign or a percent sign (S3 and GCS, "Bucket naming rules").
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BUCKETS: dict[str, Callable[[str], Bucket]] = {"s3": S3Bucket, "gs": GcsBucket}
