@@ -16,6 +16,7 @@ import pytest
 from harness.junit import first_line
 from harness.renderings import write_renderings
 from harness.report import Broken, Report, Row, Session, Skipped, Status, report_from_json
+from harness.secrets import redact, redacted_within
 
 #: On an item: the reports of its verifications.
 REPORTS = pytest.StashKey[list[Report]]()
@@ -30,6 +31,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Hang an item's reports on its test report, and the scenario's name on one of a skip."""
     outcome = yield
+    if _verifies(item):
+        outcome.longrepr = redacted_within(outcome.longrepr)
+        outcome.sections = redacted_within(outcome.sections)
     callspec = getattr(item, "callspec", None)
     name = callspec.id if callspec else item.name
     if outcome.skipped and not hasattr(outcome, "wasxfail"):
@@ -65,7 +69,7 @@ def options_of(config: pytest.Config) -> list[str]:
         values = value if isinstance(value, list) else [value]
         name = option.names()[-1]
         found += [name] if value is True else [f"{name}={one}" for one in values]
-    return found
+    return [redact(option) for option in found]
 
 
 class Collector:
