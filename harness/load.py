@@ -170,10 +170,10 @@ class LoadProcess:
         """End the process, not its twins; the next job starts another."""
         connection, self._connection = self._connection, None
         process, self._process, self._origin, self.pid = self._process, None, None, None
-        scratch, self.scratch = self.scratch, _unused()
         self._hung_up = False
         if connection is None:
             return
+        scratch, self.scratch = self.scratch, _unused()
         connection.hang_up()
         if isinstance(process, Twin):
             _end_twin(process)
