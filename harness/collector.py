@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from harness.junit import first_line
-from harness.renderings import write_renderings
+from harness.renderings import FILES, rendered
 from harness.report import Broken, Report, Row, Session, Skipped, Status, report_from_json
+from harness.writing import not_written, write
 
 #: On an item: the reports of its verifications.
 REPORTS = pytest.StashKey[list[Report]]()
@@ -107,13 +108,21 @@ class Collector:
         )
 
     def write(self, directory: Path) -> None:
-        """Write a file for each scenario, one for the session, and the session's renderings."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write a file for each scenario, one for the session, and the session's renderings.
+
+        Raises:
+            NotWritten: ``directory`` does not take them; they are kept elsewhere.
+        """
         session = self.session()
-        for row in session.rows:
-            row.report.write(directory / f"{row.scenario}.json")
-        session.write(directory / SESSION_FILE)
-        write_renderings(session, directory)
+        files = {f"{row.scenario}.json": row.report.to_json() for row in session.rows}
+        files[SESSION_FILE] = session.to_json()
+        files |= {name: rendered(session, name) for name in FILES}
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                write(directory / name, content)
+        except OSError as error:
+            raise not_written(str(directory), error, files) from error
 
 
 def _reason(outcome: pytest.TestReport) -> str:

@@ -19,6 +19,7 @@ from harness.causes import Diagnosis
 from harness.deliveries import Calls
 from harness.difference import Difference, ParameterTally, Tally
 from harness.family import Part
+from harness.foreign import presentable
 from harness.maps import PartMap
 from harness.secrets import redacted
 from harness.writing import indented, write
@@ -189,12 +190,12 @@ class Report(msgspec.Struct, kw_only=True):
         return {Status.EQUAL: 0, Status.DIFFERENT: 1, Status.LOAD_FAILED: 3}[self.status]
 
     def to_json(self) -> bytes:
-        """The report as indented JSON."""
-        return indented(self)
+        """The report as indented JSON, as :func:`harness.foreign.presentable` has it."""
+        return indented(presentable(self))
 
     def write(self, path: Path) -> None:
         """Write the report as JSON; ``path`` appears when it is complete."""
-        write(path, indented(self))
+        write(path, self.to_json())
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -248,9 +249,13 @@ class Session(msgspec.Struct, kw_only=True):
     options: list[str] = []
     schema: int = SCHEMA
 
+    def to_json(self) -> bytes:
+        """The session as indented JSON, as :func:`harness.foreign.presentable` has it."""
+        return indented(presentable(self))
+
     def write(self, path: Path) -> None:
         """Write the session as JSON; ``path`` appears when it is complete."""
-        write(path, indented(self))
+        write(path, self.to_json())
 
 
 def redacted_report(report: Report) -> Report:
