@@ -6,7 +6,7 @@ order in which workers finished, so that the same scenarios give the same file.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from harness.writing import not_written, write
 
 #: On an item: the reports of its verifications.
 REPORTS = pytest.StashKey[list[Report]]()
+#: On an item: its reports failed it, against the table of known issues.
+JUDGED = pytest.StashKey[bool]()
 
 SESSION_FILE = "session.json"
 _Order = tuple[Any, ...]
@@ -41,6 +43,7 @@ def pytest_runtest_makereport(
         texts = [[name, order, r.to_json().decode()] for r in item.stash.get(REPORTS, [])]
         vars(outcome)["harness_reports"] = texts
         vars(outcome)["harness_purpose"] = purpose_of(item)
+        vars(outcome)["harness_judged"] = item.stash.get(JUDGED, False)
     return outcome
 
 
@@ -116,13 +119,19 @@ class Collector:
         session = self.session()
         files = {f"{row.scenario}.json": row.report.to_json() for row in session.rows}
         files[SESSION_FILE] = session.to_json()
-        files |= {name: rendered(session, name) for name in FILES}
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for name, content in files.items():
-                write(directory / name, content)
-        except OSError as error:
-            raise not_written(str(directory), error, files) from error
+            files |= {name: rendered(session, name) for name in FILES}
+        finally:  # a rendering that fails takes nothing else with it
+            _put(directory, files)
+
+
+def _put(directory: Path, files: Mapping[str, bytes]) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write(directory / name, content)
+    except OSError as error:
+        raise not_written(str(directory), error, files) from error
 
 
 def _reason(outcome: pytest.TestReport) -> str:
@@ -139,10 +148,15 @@ def _broken(outcome: pytest.TestReport) -> Broken:
 
 
 def _rows(outcome: pytest.TestReport) -> Iterator[tuple[_Order, Row]]:
-    """The rows a test report carries; of a failed test's, those that failed it."""
+    """The rows a test report carries; of a failed test's, those that failed it.
+
+    Reports that are equal fail a test where a known issue should have happened. What else fails
+    after them is an error of the test, or of the harness.
+    """
     carried = getattr(outcome, "harness_reports", [])
     reports = [report_from_json(encoded.encode()) for _, _, encoded in carried]
-    all_equal = all(report.status is Status.EQUAL for report in reports)
+    judged = getattr(outcome, "harness_judged", False)
+    all_equal = judged and all(report.status is Status.EQUAL for report in reports)
     for (name, order, _), report in zip(carried, reports, strict=True):
         failed = outcome.failed and (all_equal or report.status is not Status.EQUAL)
         why = str(outcome.longrepr) if failed else ""

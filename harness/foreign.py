@@ -9,7 +9,6 @@ once or several times: what came through stays as it is when it comes through ag
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -45,6 +44,8 @@ def one_line(text: str, limit: int = LINE) -> str:
             escapes it: controls, escape sequences, directions of writing, halves of surrogates.
         limit: characters it has in the end, 100 at least; the middle of what is longer is left out.
     """
+    if len(text) <= limit and text.isprintable():  # as nearly all are
+        return text
     return _cut(_escaped(_ends(text, limit)), limit, len(text))
 
 
@@ -67,10 +68,10 @@ def presentable(content: S) -> S:
 def _presentable(content: Any, field: str = "", within: str = "") -> Any:
     if isinstance(content, str):
         return _field(content, field, within)
-    if isinstance(content, Mapping):
+    if isinstance(content, dict):
         within = field
         return {one_line(key): _presentable(value, key, within) for key, value in content.items()}
-    if isinstance(content, list | tuple):
+    if isinstance(content, list):
         return [_presentable(item, field, within) for item in content]
     return content
 

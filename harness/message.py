@@ -13,8 +13,8 @@ from harness.report import Report, Status
 _LABEL = 11
 _SHOWN_DIAGNOSES = 20
 _SHOWN_FRAMES = 12
-#: Characters of a failure's message, and of the whole text.
-_MESSAGE, _TEXT = 8000, 60_000
+#: Characters of a line or of a failure's message, and of the whole text.
+_PART, _TEXT = 8000, 60_000
 
 #: Where all of a report is that a text cut short.
 WHOLE_REPORT = "the JSON report (pytest --reports DIR, or harness verify --json FILE)"
@@ -37,7 +37,7 @@ def failure_text(report: Report, purpose: str = "") -> str:
         lines += _field("reference", report.reference)
     lines += _field("stack", _stack(report))
     lines += _field("repeat", report.repeat)
-    return several_lines("\n".join(map(one_line, lines)), _TEXT)
+    return several_lines("\n".join(one_line(line, _PART) for line in lines), _TEXT)
 
 
 def known_text(verdict: Verdict, issue: KnownIssue | None) -> str:
@@ -136,7 +136,7 @@ def _load_failure(report: Report) -> Iterator[str]:
     on = "" if failure.host is None else f" on host {failure.host}"
     yield f"{report.family}: the load under test failed{on}, nothing was compared"
     yield from _field("error", failure.error)
-    for line in several_lines(failure.message, _MESSAGE).splitlines():
+    for line in several_lines(failure.message, _PART).splitlines():
         yield from _field("", line)
     for diagnosis in report.diagnoses:
         yield from _field("cause", f"{diagnosis.summary} [{diagnosis.cause}]")

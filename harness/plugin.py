@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from harness import collector
-from harness.collector import REPORTS, SESSION_FILE, Collector, options_of, purpose_of
+from harness.collector import JUDGED, REPORTS, SESSION_FILE, Collector, options_of, purpose_of
 from harness.digests import Method
 from harness.errors import HarnessError, InternalError, TargetUnavailable
 from harness.hosts import target_on
@@ -274,6 +274,7 @@ def expected(request: pytest.FixtureRequest) -> Expected:
         if verdict is Verdict.KNOWN and known_wanted:
             assert issue is not None
             pytest.xfail(issue.summary)
+        request.node.stash[JUDGED] = verdict is Verdict.OUT_OF_DATE
         if text := known_text(verdict, issue) + failure_text(report, purpose_of(request.node)):
             pytest.fail(text, pytrace=False)
 
