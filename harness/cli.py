@@ -1,7 +1,7 @@
 """The ``harness`` command. It parses, calls the library, prints, and maps outcomes to exit codes.
 
 0 equal, 1 differences, 2 bad input, 3 the load under test failed, 4 target not available,
-5 the harness itself failed, 130 interrupted.
+5 the harness itself failed or could not write the report, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from click.testing import CliRunner, Result
 
 from harness.cli import main
 from harness.report import Report, Row, Session, Status, report_from_json
+from harness.synthetic.writer import write_checkpoint
 from tests.reports import a_report
 
 #: Runs the real command with a report that is given instead of a load.
@@ -297,3 +298,10 @@ def test_a_place_for_output_is_tried_first(
 def test_a_checkpoints_place_is_tried_first(place: str, tmp_path: Path) -> None:
     ended = ran("checkpoint", "qwen3.5-moe", PLACES[place](tmp_path))
     assert ended.exit_code == (0 if place == "no parent" else 2), ended.output
+
+
+def test_a_path_that_is_no_text_is_bad_input(tmp_path: Path) -> None:
+    place = tmp_path / "c\udcff"
+    write_checkpoint("qwen3.5-moe", place)
+    ended = ran("verify", place)
+    assert (ended.exit_code, "a path that is not UTF-8" in ended.stderr) == (2, True), ended.output
