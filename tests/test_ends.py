@@ -131,22 +131,29 @@ def test_details_have_no_credentials(temporary: Path, monkeypatch: pytest.Monkey
     assert "planted-secret" not in ended.output + kept(temporary, "details.txt").read_text()
 
 
-@pytest.mark.parametrize("options", [[], ["--json", "/dev/stdout"]])
-def test_a_reader_who_leaves_is_no_verdict(given: Path, options: list[str]) -> None:
+@pytest.mark.parametrize("asked", [False, True], ids=["text", "text and --json"])
+def test_a_reader_who_leaves_is_no_verdict(given: Path, asked: bool) -> None:
+    options: list[object] = []
+    if asked:  # a link of this test's own, like /dev/stdout: a fault here must not break that
+        link = given.with_name("stdout")
+        link.symlink_to("/proc/self/fd/1")
+        options = ["--json", link]
+    a_report(status=Status.EQUAL).write(given)
     reading, writing = os.pipe()
     os.close(reading)
     ended = verified(given, *options, stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert "Traceback" not in ended.stderr
-    assert ended.returncode == (5 if options else 1)
+    assert ended.returncode == (5 if options else 0)
 
 
 def test_a_reader_of_both_who_leaves(given: Path) -> None:
+    a_report(status=Status.EQUAL).write(given)
     reading, writing = os.pipe()
     os.close(reading)
     ended = verified(given, stdout=writing, stderr=writing)
     os.close(writing)
-    assert ended.returncode == 1
+    assert ended.returncode == 0
 
 
 @pytest.mark.parametrize("closed", ["0<&-", ">&-", "2>&-", "0<&- >&- 2>&-"])
