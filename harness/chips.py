@@ -18,7 +18,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from harness.errors import TargetUnavailable
-from harness.writing import write
 
 
 def lock_directory() -> Path:
@@ -64,7 +63,7 @@ def _take(held: ExitStack, chip: int, timeout: float) -> None:
     held.callback(_remove, owner)
     _remove(owner)
     with contextlib.suppress(PermissionError):
-        write(owner, str(os.getpid()).encode(), durable=False)
+        owner.write_text(str(os.getpid()))
 
 
 def _remove(owner: Path) -> None:
@@ -76,11 +75,7 @@ def _remove(owner: Path) -> None:
 def _read(owner: Path) -> str:
     """The pid of the process that says it holds a lock, if there is such a process."""
     try:
-        # Anybody may put anything there: not to be followed, waited for, or believed.
-        opened = os.open(owner, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with open(opened, "rb") as file:
-            pid = file.read(20)
-        there = pid.isdigit() and Path("/proc", pid.decode()).is_dir()
-        return pid.decode() if there else "of unknown pid"
+        pid = owner.read_text()
+        return pid if Path("/proc", pid).is_dir() else "of unknown pid"
     except OSError:
         return "of unknown pid"
