@@ -6,7 +6,6 @@ watches reads it. Without a terminal nobody reads, and nothing is printed.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import threading
 import time
@@ -25,8 +24,6 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-
-from harness.writing import write
 
 _EVERY_SECONDS = 0.2
 
@@ -63,8 +60,9 @@ class Meter:
         if self._path is None or not self._path.parent.is_dir():
             return
         self._written = time.monotonic()
-        with contextlib.suppress(OSError):  # a disk that is full is no fault of the load
-            write(self._path, msgspec.json.encode(self._figures), durable=False)
+        partial = self._path.with_suffix(".partial")
+        partial.write_bytes(msgspec.json.encode(self._figures))
+        partial.replace(self._path)
 
 
 #: This process's meter; a loading process gets one with a path.
