@@ -14,6 +14,7 @@ from typing import Self
 
 import msgspec
 
+from harness.foreign import one_line, several_lines
 from harness.secrets import redact
 
 
@@ -24,7 +25,9 @@ class HarnessError(Exception):
         what: the fact that stopped the run.
         where: the file, option, tensor or device it concerns.
         expected: what would have been right.
-        hint: what to try next.
+        hint: what to try next, in its first line; what follows are details, such as a traceback.
+
+    The fields may quote foreign text as it is; it is escaped and cut where the error is shown.
     """
 
     exit_code = 1
@@ -37,7 +40,21 @@ class HarnessError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return redact(f"{self.what} ({self.where}). Expected: {self.expected}. Try: {self.hint}.")
+        return f"{self.paragraph}\n{self.details}" if self.details else self.paragraph
+
+    @property
+    def paragraph(self) -> str:
+        """The four fields on one line, without what follows the hint."""
+        hint = self.hint.partition("\n")[0]
+        what, where, expected, hint = (
+            one_line(redact(field)) for field in (self.what, self.where, self.expected, hint)
+        )
+        return f"{what} ({where}). Expected: {expected}. Try: {hint}."
+
+    @property
+    def details(self) -> str:
+        """What follows the hint, of several lines; empty for most errors."""
+        return several_lines(redact(self.hint.partition("\n")[2])).strip("\n")
 
 
 class BadInput(HarnessError):
@@ -97,8 +114,12 @@ def no_room(what: str, error: OSError, where: str = "this machine") -> TargetUna
     )
 
 
+class NotWritten(InternalError):
+    """What was asked for came about, and could not be written where it was to go."""
+
+
 _KINDS: dict[str, type[HarnessError]] = {
-    kind.__name__: kind for kind in (BadInput, TargetUnavailable, InternalError)
+    kind.__name__: kind for kind in (BadInput, TargetUnavailable, InternalError, NotWritten)
 }
 
 

@@ -23,6 +23,7 @@ from harness.deliveries import Calls
 from harness.difference import Account, Difference, Kind, ParameterTally, Tally
 from harness.errors import BadInput
 from harness.family import Part, Projection
+from harness.foreign import presentable
 from harness.maps import PartMap, State, map_of
 from harness.secrets import redacted
 from harness.writing import indented, write
@@ -196,12 +197,12 @@ class Report(msgspec.Struct, kw_only=True):
         return {Status.EQUAL: 0, Status.DIFFERENT: 1, Status.LOAD_FAILED: 3}[self.status]
 
     def to_json(self) -> bytes:
-        """The report as indented JSON."""
-        return indented(self)
+        """The report as indented JSON, as :func:`harness.foreign.presentable` has it."""
+        return indented(presentable(self))
 
     def write(self, path: Path) -> None:
         """Write the report as JSON; ``path`` appears when it is complete."""
-        write(path, indented(self))
+        write(path, self.to_json())
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -255,9 +256,13 @@ class Session(msgspec.Struct, kw_only=True):
     options: list[str] = []
     schema: int = SCHEMA
 
+    def to_json(self) -> bytes:
+        """The session as indented JSON, as :func:`harness.foreign.presentable` has it."""
+        return indented(presentable(self))
+
     def write(self, path: Path) -> None:
         """Write the session as JSON; ``path`` appears when it is complete."""
-        write(path, indented(self))
+        write(path, self.to_json())
 
 
 def redacted_report(report: Report) -> Report:

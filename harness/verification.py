@@ -91,6 +91,8 @@ def verify(
     target = target or emulated_target()
     opened = Checkpoint(checkpoint)
     against = Checkpoint(reference) if reference is not None else opened
+    for place in (opened.model, against.model):
+        _require_text(place)
     _require_one_host_for_fp8(against, target)
     there = reference_parts(against, num_layers)
     sizes_of(against.config, against.place.where("config.json"))  # refused before the load
@@ -206,6 +208,19 @@ def _unfinished(
         tallies=[tally_of(part, experts[part.part]) for part in chosen],
         maps=[map_of(part.part, part.layers, part.shape.experts) for part in chosen],
     )
+
+
+def _require_text(place: str) -> None:
+    """Refuse a path that is no text: neither JSON nor the stack under test could name it."""
+    try:
+        place.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            "a path that is not UTF-8",
+            where=place,
+            expected="a path of characters: it goes into requests and reports",
+            hint="another name for the directory, or a link to it",
+        ) from error
 
 
 def _require_one_host_for_fp8(checkpoint: Checkpoint, target: Target) -> None:
