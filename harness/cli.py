@@ -149,7 +149,9 @@ def verify_command(
     _require_parent(json_path)
     spread = Parallelism(parallelism)
     where = (
-        meshed(target, mesh, spread, hosts) if mesh else target_on(target, devices, spread, hosts)
+        target_on(target, devices, spread, hosts)
+        if mesh is None
+        else meshed(target, mesh, spread, hosts)
     )
     report = _verified(checkpoint, where, **options)
     if json_path:

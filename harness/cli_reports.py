@@ -13,6 +13,7 @@ import click
 import msgspec
 from rich.console import Console
 
+from harness.bounds import require_seconds
 from harness.errors import BadInput, HarnessError
 from harness.history import courses, print_courses
 from harness.merge import merged_session
@@ -60,6 +61,7 @@ def merge_command(files: tuple[Path, ...], wait: float, output: Path) -> None:
     broke off, did not end or never ran; 3 a host failed.
     """
     try:
+        wait = require_seconds(wait, "--wait") if wait else 0.0
         session = merged_session([session_from(file) for file in _there(files, wait)])
     except HarnessError as error:
         _exit(error)

@@ -136,6 +136,8 @@ def _numbers(text: str, count: int, option: str) -> set[int] | None:
                 expected="numbers, ranges and, from the end, negative numbers, with commas",
                 hint=f"{option}=0-3,7,-1",
             )
+        # One number beyond the last is enough to be told of; a range to a million is not made.
+        last = max(first, min(last, count))
         numbers |= set(range(first, last + 1)) if first >= 0 else {count + first}
     return numbers
 

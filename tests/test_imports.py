@@ -13,8 +13,8 @@ ROOT = Path(harness.__file__).parent
 
 #: The order of the flow; a module may import those before it.
 FLOW = [
-    "secrets", "writing", "runs", "errors", "dtypes", "nan", "places", "safetensors_file", "fp8",
-    "family", "checkpoint",
+    "secrets", "writing", "runs", "errors", "bounds", "dtypes", "nan", "places", "safetensors_file",
+    "fp8", "family", "checkpoint",
     "experts", "selection", "synthetic",
     "equal_numba", "equal", "fingerprint_numba", "fingerprint", "fingerprint_triton",
     "layout", "fingerprint_xla",
