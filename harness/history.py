@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.errors import BadInput
-from harness.report import Report, Session, Status
+from harness.report import Report, Session, Status, believed
 
 
 class Night(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +101,7 @@ def _sessions(directory: Path) -> Iterable[tuple[str, Session]]:
 
 def _read(file: Path) -> Session:
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Session)
+        session = msgspec.json.decode(file.read_bytes(), type=Session)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadInput(
             f"not a session: {error}",
@@ -109,6 +109,9 @@ def _read(file: Path) -> Session:
             expected="the JSON that pytest scenarios --reports writes",
             hint="take the file out of the directory",
         ) from error
+    for row in session.rows:
+        believed(row.report, f"{file}, {row.scenario}")
+    return session
 
 
 def _night(name: str, began: str, report: Report) -> Night:

@@ -13,7 +13,7 @@ from harness.errors import BadInput
 from harness.junit import junit_xml
 from harness.markdown import markdown
 from harness.page import page
-from harness.report import Report, Row, Session, Status
+from harness.report import Report, Row, Session, Status, believed
 from harness.secrets import redacted
 from harness.writing import write
 
@@ -53,16 +53,17 @@ def session_from(path: Path) -> Session:
     """Read a session, or one report, which becomes a session of one scenario.
 
     Raises:
-        BadInput: it is neither.
+        BadInput: it is neither, or a report's status is not what its content says.
     """
     try:
         content = path.read_bytes()
         given: dict[str, Any] = msgspec.json.decode(content, type=dict[str, Any])
         if "rows" in given:
-            return msgspec.convert(given, Session)
-        report = msgspec.convert(given, Report)
-        row = Row(scenario=path.stem, report=report, failed=report.status is not Status.EQUAL)
-        return Session(complete=True, rows=[row])
+            session = msgspec.convert(given, Session)
+        else:
+            report = msgspec.convert(given, Report)
+            row = Row(scenario=path.stem, report=report, failed=report.status is not Status.EQUAL)
+            session = Session(complete=True, rows=[row])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadInput(
             f"not a report: {error}",
@@ -70,6 +71,9 @@ def session_from(path: Path) -> Session:
             expected="the JSON that harness verify --json or pytest --reports writes",
             hint="harness report DIR/session.json --junit junit.xml",
         ) from error
+    for row in session.rows:
+        believed(row.report, f"{path}, {row.scenario}")
+    return session
 
 
 def json_schema() -> dict[str, Any]:

@@ -11,7 +11,7 @@ TEST = """
 import pytest
 @pytest.mark.parametrize("row", ["first", "second"])
 def test_row(row, verified, expected):
-    expected(row, verified("anywhere"), ())
+    expected(None, verified("anywhere"), ())
 """
 
 
