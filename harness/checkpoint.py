@@ -7,7 +7,10 @@ no more.
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -50,7 +53,8 @@ class Checkpoint:
         #: What config.json says of the language model: its ``text_config``, or all of it.
         self.text: dict[str, Any] = self.config if text is None else text
         self.fp8 = _is_fp8(self.place, self.config, self.text)
-        self.entries = _read_all(self.place)
+        with _uncollected():
+            self.entries = _read_all(self.place)
         _require_sizes(self.config, self.text, self.entries, where)
 
     @property
@@ -166,6 +170,18 @@ def _require_sizes(
              why=f"the rows of {_EMBEDDING}")  # fmt: skip
     for each in (config, text):
         flag(each, _TIED, where)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for cycles: all that is made here stays, and to look at it doubles the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _read_all(place: Place) -> dict[str, TensorEntry]:

@@ -77,9 +77,19 @@ def _require_counts(name: str, devices: int | None, hosts: int) -> None:
     why = "no slice has more" if on_tpu else "each is a process here that holds the stack"
     require_count(hosts, "hosts", where="--hosts", most=most, why=why)
     if devices is not None:
-        most = MOST_EMULATED_DEVICES * (MOST_TPU_HOSTS if on_tpu else 1)
-        why = "no slice has more" if on_tpu else "each takes threads and memory of this machine"
-        require_count(devices, "devices", where="--devices", most=most, why=why)
+        require_devices(name, devices)
+
+
+def require_devices(name: str, devices: int, where: str = "--devices") -> None:
+    """No more devices, of all hosts together, than the named target can have anywhere.
+
+    Raises:
+        BadInput: there are, or it is no number of devices.
+    """
+    on_tpu = name == "tpu"
+    most = MOST_EMULATED_DEVICES * (MOST_TPU_HOSTS if on_tpu else 1)
+    why = "no slice has more" if on_tpu else "each takes threads and memory of this machine"
+    require_count(devices, "devices", where=where, most=most, why=why)
 
 
 def host_number(hosts: int, environ: Mapping[str, str] = os.environ) -> int:

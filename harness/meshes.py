@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from harness.bounds import shown
 from harness.errors import BadInput, TargetUnavailable
-from harness.hosts import target_on
+from harness.hosts import require_devices, target_on
 from harness.target import Parallelism, Share, Target
 
 _AXES = ("data", "attn_dp", "expert", "model", "dcp", "pcp")
@@ -73,7 +73,9 @@ def meshed(
             "a mesh of several axes on torch-xla", where="mesh",
             expected="a target that goes through tpu-inference", hint="--target emulated",
         )  # fmt: skip
-    target = target_on(name, math.prod(sizes.values()), parallelism, hosts, share)
+    devices = math.prod(sizes.values())
+    require_devices(name, devices, where="--mesh")
+    target = target_on(name, devices, parallelism, hosts, share)
     attn_dp, dcp = sizes.get("attn_dp", 1), sizes.get("dcp", 1)
     engine = {
         "tensor_parallel_size": sizes.get("model", 1) * attn_dp * dcp,

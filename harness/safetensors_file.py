@@ -190,13 +190,14 @@ def _entry(file: File, name: str, fields: Any, data_start: int) -> TensorEntry:
             file, f"tensor {name!r} has dtype {shown(dtype)}", "one of " + ", ".join(ITEMSIZE)
         )
     entry = TensorEntry(name, dtype, shape, file, data_start + start)
-    if end - start != entry.nbytes:
+    nbytes = entry.nbytes
+    if end - start != nbytes:
         raise _broken(
             file,
             f"the header lies about tensor {name!r}: its data_offsets span {end - start} bytes",
-            f"{entry.nbytes} bytes for {dtype} {list(shape)}",
+            f"{nbytes} bytes for {dtype} {list(shape)}",
         )
-    if not entry.nbytes and math.prod(filter(None, shape)) * ITEMSIZE[dtype] >= 2**63:
+    if not nbytes and math.prod(filter(None, shape)) * ITEMSIZE[dtype] >= 2**63:
         raise _broken(
             file,
             f"tensor {name!r} of no elements has the shape {list(shape)}",
@@ -207,7 +208,7 @@ def _entry(file: File, name: str, fields: Any, data_start: int) -> TensorEntry:
 
 def _naturals(values: Any, most: int) -> tuple[int, ...]:
     """At most so many unsigned integers of 64 bits, as safetensors has them (``usize``)."""
-    if not isinstance(values, list) or len(values) > most:
+    if type(values) is not list or len(values) > most:
         raise ValueError(f"not a list of at most {most}")
     for value in values:
         if type(value) is not int or not 0 <= value < 2**64:
@@ -217,14 +218,14 @@ def _naturals(values: Any, most: int) -> tuple[int, ...]:
 
 def _require_gapless(file: File, entries: list[TensorEntry], data_start: int) -> None:
     end = data_start
-    for entry in sorted(entries, key=lambda e: (e.offset, e.nbytes)):
-        if entry.offset != end:
+    for offset, nbytes, name in sorted((e.offset, e.nbytes, e.name) for e in entries):
+        if offset != end:
             raise _broken(
                 file,
-                f"tensor {entry.name!r} begins at byte {entry.offset}",
+                f"tensor {name!r} begins at byte {offset}",
                 f"byte {end}, where the tensor before it ends",
             )
-        end += entry.nbytes
+        end += nbytes
     if end != file.size:
         state = "truncated" if file.size < end else "too long"
         raise _broken(file, f"the file is {state}: {file.size} bytes", f"{end} bytes by its header")

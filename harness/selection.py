@@ -16,7 +16,7 @@ from harness.errors import BadInput
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Part, Projection
 
-_RANGE = re.compile(r"(?P<first>-?\d{1,6})(-(?P<last>\d{1,6}))?")
+_RANGE = re.compile(r"(?P<first>-?[0-9]{1,6})(-(?P<last>[0-9]{1,6}))?")
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
