@@ -1,4 +1,6 @@
-"""The nightly run over stacks: environment, target, scenarios, audit; standard library only.
+"""The nightly run over stacks: environment, target, scenarios, audit, properties.
+
+Standard library only.
 
 Exit: 0 all as expected; 1 a difference, or a known failure that did not happen; 2 bad input;
 3 the run, or all that failed in it, broke off before its verdict; 75 (EX_TEMPFAIL) the environment
@@ -25,6 +27,7 @@ import setup
 from nightly_summary import Outcome, StackResult
 
 INSTALLED = "installed"
+PROPERTIES = ("tests/test_properties.py", "tests/test_safetensors_file.py")
 SECONDS_TO_END = 60.0
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -81,6 +84,8 @@ def parser() -> argparse.ArgumentParser:
         "synthetic ones: a directory, s3://, gs:// or a hub id; repeatable")  # fmt: skip
     add("--out", type=Path, default=setup.ROOT / "reports" / "nightly", help="where files are left")
     add("--audit", action="store_true", help="audit the stack's sources too, as SARIF")
+    add("--properties", action="store_true", help="try what comes in from outside with 20 000 "
+        "examples of each kind, too: an hour")  # fmt: skip
     add("--workers", type=int, default=0, help="pytest workers")
     add("--attempts", type=int, default=3, help="tries to make an environment")
     add("--retry-seconds", type=float, default=20.0, help="wait between them")
@@ -148,6 +153,8 @@ def verify(stack: str, result: StackResult, options: argparse.Namespace) -> None
     result.end(*nightly_summary.verdict(ended, result.folder))
     if options.audit:
         audit(programs, stack, result)
+    if options.properties:
+        properties(programs, result)
     return None
 
 
@@ -205,6 +212,15 @@ def audit(programs: Path, stack: str, result: StackResult) -> None:
         result.findings = nightly_summary.findings(sarif)
     elif result.outcome is Outcome.AS_EXPECTED:
         result.end(Outcome.BROKEN, f"audit: {last_line(log)}")
+
+
+def properties(programs: Path, result: StackResult) -> None:
+    """Run the property tests at length. One that fails is a fault of the harness: no verdict."""
+    log = result.folder / "properties.txt"
+    command = [programs / "pytest", *PROPERTIES, "--hypothesis-profile=nightly", "-o", "timeout=0"]
+    ended = logged(command, log)
+    if ended and result.outcome is Outcome.AS_EXPECTED:
+        result.end(Outcome.BROKEN, f"properties: {last_line(log)}")
 
 
 def logged(command: Sequence[str | Path], log: Path) -> int:

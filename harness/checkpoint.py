@@ -7,23 +7,30 @@ no more.
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
+from harness.bounds import MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS, flag, section, shown, size
 from harness.dtypes import Bits
 from harness.errors import BadInput
 from harness.family import FAMILIES, ExpertNaming, Family, family_of_architecture
 from harness.fp8 import BLOCK
 from harness.places.opening import open_place
 from harness.places.place import File, Place
-from harness.safetensors_file import Index, TensorEntry, parsed_json, read_entries
+from harness.safetensors_file import MAX_JSON, Index, TensorEntry, parsed_json, read_entries
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _WEIGHTS = ".safetensors"  # what the streamer takes for weights, whatever the index says
-_LARGEST_JSON = 256 * 2**20
+#: Tensors of a checkpoint; the largest published, a trillion parameters in FP8, has 140 000.
+_MOST_TENSORS = 200_000
+_EMBEDDING = "model.language_model.embed_tokens.weight"
+_TIED = "tie_word_embeddings"
 
 
 class Checkpoint:
@@ -41,8 +48,14 @@ class Checkpoint:
         self.place = open_place(path)
         self.config = _read_json(self.place, "config.json")
         self.family = _family(self.place, self.config)
-        self.fp8 = _is_fp8(self.place, self.config)
-        self.entries = _read_all(self.place)
+        where = self.place.where("config.json")
+        text = section(self.config, "text_config", where)
+        #: What config.json says of the language model: its ``text_config``, or all of it.
+        self.text: dict[str, Any] = self.config if text is None else text
+        self.fp8 = _is_fp8(self.place, self.config, self.text)
+        with _uncollected():
+            self.entries = _read_all(self.place)
+        _require_sizes(self.config, self.text, self.entries, where)
 
     @property
     def path(self) -> str:
@@ -93,8 +106,8 @@ def _read_json(place: Place, name: str) -> dict[str, Any]:
             hint="the directory that holds it; a partial download lacks it",
         )
     try:
-        if file.size > _LARGEST_JSON:
-            raise ValueError(f"has {file.size} bytes")
+        if file.size > MAX_JSON:
+            raise ValueError(f"has {file.size} bytes, more than {MAX_JSON}")
         return parsed_json(file.read(0, file.size))
     except ValueError as error:
         raise BadInput(
@@ -109,26 +122,19 @@ def _family(place: Place, config: dict[str, Any]) -> Family:
     architectures = config.get("architectures") or []
     architectures = architectures if isinstance(architectures, list) else [architectures]
     for architecture in architectures:
-        if family := family_of_architecture(architecture):
+        if isinstance(architecture, str) and (family := family_of_architecture(architecture)):
             return family
+    named = ", ".join(a if isinstance(a, str) else shown(a) for a in architectures[:4])
     raise BadInput(
-        f"unknown architecture {', '.join(map(str, architectures)) or '(none)'}",
+        f"unknown architecture {named[:200] or '(none)'}",
         where=place.where("config.json"),
         expected="architectures: one of " + ", ".join(f.architecture for f in FAMILIES),
         hint="a checkpoint of a supported family, or add a row to harness/family.py",
     )
 
 
-def _is_fp8(place: Place, config: dict[str, Any]) -> bool:
+def _is_fp8(place: Place, config: dict[str, Any], text: dict[str, Any]) -> bool:
     """Whether it is an FP8 release with block scales; any other quantisation is refused."""
-    text = config.get("text_config") or {}
-    if not isinstance(text, dict):
-        raise BadInput(
-            f"text_config is a JSON {type(text).__name__}",
-            where=place.where("config.json"),
-            expected="a JSON object",
-            hint="the config.json of the published model",
-        )
     quantization = config.get("quantization_config") or text.get("quantization_config")
     if not quantization:
         return False
@@ -136,11 +142,46 @@ def _is_fp8(place: Place, config: dict[str, Any]) -> bool:
     if known == "fp8" and quantization.get("weight_block_size") == [BLOCK, BLOCK]:
         return True
     raise BadInput(
-        f"a quantised checkpoint ({known or 'unknown method'})",
+        f"a quantised checkpoint ({shown(known) if known else 'unknown method'})",
         where=place.where("config.json"),
         expected=f"no quantization_config, or fp8 with a weight_block_size of [{BLOCK}, {BLOCK}]",
         hint="the bf16 or the FP8 release of the model; other quantised layouts are not covered",
     )
+
+
+def _require_sizes(
+    config: dict[str, Any], text: dict[str, Any], entries: dict[str, TensorEntry], where: str
+) -> None:
+    """What the load builds a model by is no larger than the tensors that are there for it.
+
+    Whether the numbers are right is for the reader of each; here they are only kept from making a
+    model that no memory holds, in the load under test or in this process.
+    """
+    vision = section(config, "vision_config", where) or {}
+    there = {"most": len(entries), "why": "the tensors that are there"}
+    layers = size(text, "num_hidden_layers", where, least=0, default=0, **there)
+    size(text, "mtp_num_hidden_layers", where, least=0, default=0, **there)
+    size(vision, "depth", where, least=0, default=0, **there)
+    most = min(MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS // max(layers, 1))
+    size(text, "num_experts", where, least=0, default=0, most=most,
+         why=f"with {layers} layers")  # fmt: skip
+    if _EMBEDDING in entries and (shape := entries[_EMBEDDING].shape):
+        size(text, "vocab_size", where, default=1, most=max(shape[0], 1),
+             why=f"the rows of {_EMBEDDING}")  # fmt: skip
+    for each in (config, text):
+        flag(each, _TIED, where)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for cycles: all that is made here stays, and to look at it doubles the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _read_all(place: Place) -> dict[str, TensorEntry]:
@@ -154,14 +195,18 @@ def _read_all(place: Place) -> dict[str, TensorEntry]:
             expected="an object weight_map of tensor names and file names",
             hint="download the index again",
         )
+    _require_no_more(len(weight_map), place.where(INDEX))
     chosen = {
         name: _file_in(place, name) for name in dict.fromkeys(map(_text, weight_map.values()))
     }
-    files = {name: read_entries(chosen[name]) for name in sorted(chosen)}
+    files: dict[str, dict[str, TensorEntry]] = {}
+    for name in sorted(chosen):
+        files[name] = read_entries(chosen[name])
+        _require_no_more(sum(map(len, files.values())), place.where(name))
     for tensor, name in weight_map.items():
         if tensor not in files[name]:
             raise BadInput(
-                f"the index names tensor {tensor!r}, its file does not hold it",
+                f"the index names tensor {shown(tensor)}, its file does not hold it",
                 where=place.where(name),
                 expected=f"the tensor that {INDEX} promises",
                 hint="download index and files from the same revision",
@@ -174,7 +219,9 @@ def _read_all(place: Place) -> dict[str, TensorEntry]:
 def _read_single(place: Place) -> dict[str, TensorEntry]:
     if SINGLE_FILE in place.files:
         _require_no_other_weights(place, {SINGLE_FILE})
-        return read_entries(place.files[SINGLE_FILE])
+        entries = read_entries(place.files[SINGLE_FILE])
+        _require_no_more(len(entries), place.where(SINGLE_FILE))
+        return entries
     pickles = [name for name in place.files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     raise BadInput(
         "no index and no single weight file"
@@ -184,6 +231,16 @@ def _read_single(place: Place) -> dict[str, TensorEntry]:
         hint="finish the download; pickles are neither streamed by the loader under test nor "
         "opened here",
     )
+
+
+def _require_no_more(tensors: int, where: str) -> None:
+    if tensors > _MOST_TENSORS:
+        raise BadInput(
+            f"{tensors} tensors",
+            where=where,
+            expected=f"at most {_MOST_TENSORS} in a checkpoint",
+            hint="the published files; none has so many",
+        )
 
 
 def _require_each_once(
@@ -219,7 +276,7 @@ def _require_no_other_weights(place: Place, used: set[str]) -> None:
 
 
 def _text(name: Any) -> str:
-    return name if isinstance(name, str) else repr(name)
+    return name if isinstance(name, str) else shown(name)
 
 
 def _file_in(place: Place, name: str) -> File:
@@ -227,21 +284,21 @@ def _file_in(place: Place, name: str) -> File:
     plain = name != "" and "\\" not in name and "\0" not in name
     if not plain or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise BadInput(
-            f"the index names a file outside the directory: {name!r}",
+            f"the index names a file outside the directory: {shown(name)}",
             where=place.where(INDEX),
             expected="file names relative to the index, without '..'",
             hint="do not trust this index; download the checkpoint again",
         )
     if "/" in name or not name.endswith(_WEIGHTS):
         raise BadInput(
-            f"the index names a file that would not be streamed: {name!r}",
+            f"the index names a file that would not be streamed: {shown(name)}",
             where=place.where(INDEX),
             expected="*.safetensors beside the index: pickles are refused, folders not searched",
             hint="convert the weights to safetensors, all in one directory",
         )
     if name not in place.files:
         raise BadInput(
-            f"the index names an absent file: {name!r}",
+            f"the index names an absent file: {shown(name)}",
             where=place.where(INDEX),
             expected="every file of weight_map in the directory",
             hint="finish the download",

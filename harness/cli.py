@@ -187,7 +187,9 @@ def verify_command(
     require_writable(json_path)
     spread = Parallelism(parallelism)
     where = (
-        meshed(target, mesh, spread, hosts) if mesh else target_on(target, devices, spread, hosts)
+        target_on(target, devices, spread, hosts)
+        if mesh is None
+        else meshed(target, mesh, spread, hosts)
     )
     report = _verified(checkpoint, where, **options)
     try:

@@ -13,6 +13,7 @@ import click
 import msgspec
 from rich.console import Console
 
+from harness.bounds import require_seconds
 from harness.errors import BadInput
 from harness.foreign import one_line, several_lines
 from harness.history import courses, print_courses
@@ -60,6 +61,7 @@ def merge_command(files: tuple[Path, ...], wait: float, output: Path) -> None:
     A host whose file is not there has failed. 0 all as expected; 1 differences, or a test that
     broke off, did not end or never ran; 3 a host failed.
     """
+    wait = require_seconds(wait, "--wait") if wait else 0.0
     require_writable(output)
     session = merged_session([session_from(file) for file in _there(files, wait)])
     try:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-_DECODER_LAYER = re.compile(r"model\.(?:language_model\.)?layers\.(\d+)\.")
+_DECODER_LAYER = re.compile(r"model\.(?:language_model\.)?layers\.([0-9]+)\.")
 
 
 def overrides(num_layers: int | None) -> dict[str, Any]:

@@ -7,10 +7,11 @@ layer's weight: [output features, input features], so gate and up are [F, D] and
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from harness.bounds import MOST_EXPERTS, shown, size
 from harness.checkpoint import Checkpoint
 from harness.dtypes import Bits, converted, model_dtype
 from harness.errors import BadInput
@@ -149,19 +150,17 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def _shape(self) -> ExpertShape:
         """The sizes, from config.json: the orientation of a fused tensor must not be guessed."""
-        text = self.checkpoint.config.get("text_config", self.checkpoint.config)
-        keys = ("num_experts", "hidden_size", "moe_intermediate_size")
-        try:
-            experts, hidden, intermediate = (int(text[key]) for key in keys)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(
-                "config.json lacks the experts' sizes",
-                where=self.checkpoint.place.where("config.json"),
-                expected="text_config with " + ", ".join(keys),
-                hint="the config.json of the published model",
-            ) from error
+        text, where = self.checkpoint.text, self.checkpoint.place.where("config.json")
+        experts = size(text, "num_experts", where, most=MOST_EXPERTS)
+        hidden = size(text, "hidden_size", where)
+        intermediate = size(text, "moe_intermediate_size", where)
         dtype = CODES if self.checkpoint.fp8 else self.model_dtype
         return ExpertShape(experts, hidden, intermediate, dtype)
+
+    def names_of(self, layer: int) -> Collection[str]:
+        """The names of a layer's expert tensors."""
+        shape = self.shape
+        return self._expected(layer, shape.experts, shape.hidden, shape.intermediate).keys()
 
     def _expected(
         self, layer: int, experts: int, hidden: int, width: int
@@ -268,18 +267,10 @@ def announced_layers(checkpoint: Checkpoint, part: Part) -> int:
     """How many layers of ``part`` config.json announces; 0 where it has none.
 
     Raises:
-        BadInput: it announces no number.
+        BadInput: it announces no number, or more layers than there are tensors.
     """
-    text = checkpoint.config.get("text_config", checkpoint.config)
-    count = text.get(_LAYER_COUNT[part], 0)
-    if type(count) is not int or count < 0:
-        raise BadInput(
-            f"{_LAYER_COUNT[part]} is {count!r}",
-            where=checkpoint.place.where("config.json"),
-            expected="a number of layers, as an integer",
-            hint="the config.json of the published model",
-        )
-    return count
+    where, most = checkpoint.place.where("config.json"), len(checkpoint.entries)
+    return size(checkpoint.text, _LAYER_COUNT[part], where, least=0, most=most, default=0)
 
 
 def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) -> None:
@@ -287,7 +278,7 @@ def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) 
     announced = tuple(range(announced_layers(checkpoint, part)))
     if found != announced:
         raise BadInput(
-            f"{part} layers with experts in the files: {list(found) or 'none'}",
+            f"{part} layers with experts in the files: {shown(list(found)) if found else 'none'}",
             where=checkpoint.path,
             expected=f"layers 0 to {len(announced) - 1}, as {_LAYER_COUNT[part]} of config.json "
             "says"
@@ -298,7 +289,7 @@ def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) 
 
 
 def _require_no_stray(checkpoint: Checkpoint, parts: list[ReferencePart]) -> None:
-    covered = {part._locate(key)[0] for part in parts for key in part}
+    covered = {name for part in parts for layer in part.layers for name in part.names_of(layer)}
     covered |= {f"{name}{SCALE_SUFFIX}" for name in covered} if checkpoint.fp8 else set()
     stray = sorted(n for n in checkpoint.entries if ".experts." in n and n not in covered)
     if stray:

@@ -62,11 +62,11 @@ class ExpertNaming:
         """The layers, ascending, for which ``names`` holds any expert tensor of this naming."""
         before, after = self.prefix.split("{layer}")
         tensor = (
-            r"\d+\.(gate|up|down)_proj\.weight"
+            r"[0-9]+\.(gate|up|down)_proj\.weight"
             if self.storage is Storage.PER_EXPERT
             else r"(gate_up|down)_proj"
         )
-        pattern = re.compile(rf"{re.escape(before)}(\d+){re.escape(after)}\.{tensor}")
+        pattern = re.compile(rf"{re.escape(before)}([0-9]+){re.escape(after)}\.{tensor}")
         return tuple(sorted({int(m[1]) for name in names if (m := pattern.fullmatch(name))}))
 
 

@@ -7,10 +7,17 @@ every host runs the same command, and ``harness merge`` makes one report of thei
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import replace
 
+from harness.bounds import (
+    MOST_EMULATED_DEVICES,
+    MOST_EMULATED_HOSTS,
+    MOST_TPU_HOSTS,
+    require_count,
+)
 from harness.errors import BadInput, TargetUnavailable
 from harness.target import Parallelism, Share, Target, target_named
 
@@ -35,9 +42,10 @@ def target_on(
         share: see :func:`harness.target.target_named`.
 
     Raises:
-        BadInput: the hosts do not divide the devices.
+        BadInput: no number of hosts or devices, too many, or the hosts do not divide the devices.
         TargetUnavailable: as of the target; it has one host only; nobody says which host this is.
     """
+    _require_counts(name, devices, hosts)
     if hosts == 1:
         return target_named(name, devices, parallelism, share)
     if name == "torch-xla":
@@ -45,20 +53,43 @@ def target_on(
             f"{hosts} hosts on torch-xla", where="--hosts",
             expected="a target that goes through tpu-inference", hint="--target emulated",
         )  # fmt: skip
-    if hosts < 1 or (devices or hosts) % hosts:
+    if devices is not None and devices % hosts:
         raise BadInput(
-            f"{hosts} hosts with {devices or 'the default'} devices on {name}",
+            f"{hosts} hosts with {devices} devices on {name}",
             where="--hosts",
             expected="hosts that divide the devices",
             hint="--target emulated --hosts 2 --devices 8",
         )
-    one = target_named(name, devices // hosts if devices else None, parallelism, share)
+    each = None if devices is None else devices // hosts
+    one = target_named(name, each, parallelism, share)
     several = replace(one, devices=one.devices * hosts, hosts=hosts, device_indexes=())
     if name != "tpu":
         return several
     # From the start: its worker is to look its coordinates up, which a TPU has.
     environment = one.environment | {"TPU_MULTIHOST_BACKEND": "ray"}
     return replace(several, host=host_number(hosts), environment=environment)
+
+
+def _require_counts(name: str, devices: int | None, hosts: int) -> None:
+    """Neither hosts nor devices beyond what this machine plays, or what a slice has."""
+    on_tpu = name == "tpu"
+    most = MOST_TPU_HOSTS if on_tpu else MOST_EMULATED_HOSTS
+    why = "no slice has more" if on_tpu else "each is a process here that holds the stack"
+    require_count(hosts, "hosts", where="--hosts", most=most, why=why)
+    if devices is not None:
+        require_devices(name, devices)
+
+
+def require_devices(name: str, devices: int, where: str = "--devices") -> None:
+    """No more devices, of all hosts together, than the named target can have anywhere.
+
+    Raises:
+        BadInput: there are, or it is no number of devices.
+    """
+    on_tpu = name == "tpu"
+    most = MOST_EMULATED_DEVICES * (MOST_TPU_HOSTS if on_tpu else 1)
+    why = "no slice has more" if on_tpu else "each takes threads and memory of this machine"
+    require_count(devices, "devices", where=where, most=most, why=why)
 
 
 def host_number(hosts: int, environ: Mapping[str, str] = os.environ) -> int:
@@ -68,7 +99,7 @@ def host_number(hosts: int, environ: Mapping[str, str] = os.environ) -> int:
         TargetUnavailable: the environment does not say, or not one of so many hosts.
     """
     stated = next((environ[name] for name in _NUMBER if environ.get(name)), "")
-    if not stated.isdecimal() or int(stated) >= hosts:
+    if not re.fullmatch(r"[0-9]{1,6}", stated) or int(stated) >= hosts:
         raise TargetUnavailable(
             f"not the number of one of {hosts} hosts: {stated!r}",
             where=" or ".join(_NUMBER),

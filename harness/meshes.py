@@ -13,13 +13,16 @@ import math
 import re
 from dataclasses import replace
 
+from harness.bounds import shown
 from harness.errors import BadInput, TargetUnavailable
-from harness.hosts import target_on
+from harness.hosts import require_devices, target_on
 from harness.target import Parallelism, Share, Target
 
 _AXES = ("data", "attn_dp", "expert", "model", "dcp", "pcp")
 #: A flag, not an axis: the mesh of (data, model) although another axis is asked for.
 _TWO_AXES = "2d"
+_DIGITS = 9  # of an axis: a mesh of fewer devices than that has too many already
+_AXIS = re.compile(rf"({'|'.join(_AXES)})=([0-9]{{1,{_DIGITS}}})")
 _NEEDS_NEW_DESIGN = ("attn_dp", "expert", "dcp", "pcp")
 
 
@@ -29,16 +32,17 @@ def mesh_sizes(mesh: str) -> tuple[dict[str, int], bool]:
     Raises:
         BadInput: it is malformed.
     """
-    words = mesh.split(",")
+    words = mesh.split(",") if isinstance(mesh, str) else [""]
     flagged = _TWO_AXES in words
-    found = [re.fullmatch(rf"({'|'.join(_AXES)})=(\d+)", w) for w in words if w != _TWO_AXES]
+    found = [_AXIS.fullmatch(word) for word in words if word != _TWO_AXES]
     sizes = {match[1]: int(match[2]) for match in found if match}
-    if None in found or len(sizes) != len(found) or 0 in sizes.values():
+    twice = len(sizes) != len(found) or words.count(_TWO_AXES) > 1
+    if not sizes or None in found or twice or 0 in sizes.values():
         raise BadInput(
-            f"not a mesh: {mesh!r}",
-            where="mesh",
-            expected=f"sizes of some of {', '.join(_AXES)}, each once",
-            hint="data=2,model=2",
+            f"not a mesh: {shown(mesh)}",
+            where="--mesh",
+            expected=f"sizes of some of {', '.join(_AXES)}, each once, of up to {_DIGITS} digits",
+            hint="--mesh data=2,model=2",
         )
     return sizes, not flagged and any(axis in sizes for axis in _NEEDS_NEW_DESIGN)
 
@@ -60,7 +64,7 @@ def meshed(
         share: see :func:`harness.target.target_named`.
 
     Raises:
-        BadInput: the mesh is malformed.
+        BadInput: the mesh is malformed, or has too many devices.
         TargetUnavailable: the target has no such mesh, or not so many devices.
     """
     sizes, new_design = mesh_sizes(mesh)
@@ -69,7 +73,9 @@ def meshed(
             "a mesh of several axes on torch-xla", where="mesh",
             expected="a target that goes through tpu-inference", hint="--target emulated",
         )  # fmt: skip
-    target = target_on(name, math.prod(sizes.values()), parallelism, hosts, share)
+    devices = math.prod(sizes.values())
+    require_devices(name, devices, where="--mesh")
+    target = target_on(name, devices, parallelism, hosts, share)
     attn_dp, dcp = sizes.get("attn_dp", 1), sizes.get("dcp", 1)
     engine = {
         "tensor_parallel_size": sizes.get("model", 1) * attn_dp * dcp,

@@ -20,9 +20,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from harness.errors import BadInput
+from harness.bounds import MOST_HEADS, section, size
 from harness.fp8 import CODES
 from harness.layout import Span
 from harness.mesh import Mesh
@@ -62,30 +63,18 @@ def sizes_of(config: Mapping[str, Any], where: str = "config.json") -> Sizes:
     Raises:
         BadInput: one is absent or no positive integer.
     """
-    try:
-        text = config.get("text_config", config)
-        linear = any(key in text for key in _KEYS)
-        return Sizes(
-            heads=_positive(text["num_attention_heads"]),
-            head_dim=_positive(text["head_dim"]),
-            kv_heads=_positive(text["num_key_value_heads"]),
-            vision_heads=_positive(config.get("vision_config", {}).get("num_heads", 1)),
-            linear_keys=math.prod(_positive(text[key]) for key in _KEYS) if linear else 0,
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise BadInput(
-            f"config.json lacks sizes of attention: {error}",
-            where=where,
-            expected="text_config with num_attention_heads, num_key_value_heads and head_dim, "
-            "each a positive integer",
-            hint="the config.json of the published model",
-        ) from error
-
-
-def _positive(value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise TypeError(f"{value!r} is no positive integer")
-    return value
+    text = section(config, "text_config", where)
+    text = config if text is None else text
+    vision = section(config, "vision_config", where) or {}
+    read = partial(size, where=where, most=MOST_HEADS)
+    linear = any(key in text for key in _KEYS)
+    return Sizes(
+        heads=read(text, "num_attention_heads"),
+        head_dim=read(text, "head_dim"),
+        kv_heads=read(text, "num_key_value_heads"),
+        vision_heads=read(vision, "num_heads", default=1),
+        linear_keys=math.prod(read(text, key) for key in _KEYS) if linear else 0,
+    )
 
 
 @dataclass(frozen=True)

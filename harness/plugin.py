@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from harness import collector
+from harness.bounds import require_seconds
 from harness.collector import JUDGED, REPORTS, SESSION_FILE, Collector, options_of, purpose_of
 from harness.digests import Method
 from harness.errors import HarnessError, InternalError, TargetUnavailable
@@ -102,6 +103,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     try:
         _target(config)
+        require_seconds(config.getoption("--load-timeout"), "--load-timeout")
         config.stash[_OVERLAY] = overlay_from(config.getoption("--stack"))
         if not hasattr(config, "workerinput"):
             _require_place(config.getoption("--reports"))
@@ -164,10 +166,11 @@ def _target(
     number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
     name, share = config.getoption("--target"), (int(number), workers) if workers else None
     parallelism = parallelism or Parallelism(config.getoption("--parallelism"))
-    hosts = hosts or config.getoption("--hosts")
+    hosts = config.getoption("--hosts") if hosts is None else hosts
+    devices = config.getoption("--devices") if devices is None else devices
     if mesh:
         return meshed(name, mesh, parallelism, hosts, share)
-    return target_on(name, devices or config.getoption("--devices"), parallelism, hosts, share)
+    return target_on(name, devices, parallelism, hosts, share)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -197,9 +200,9 @@ def target_of(request: pytest.FixtureRequest) -> TargetOf:
         hosts: int | None = None,
         mesh: str = "",
     ) -> Target:
-        over = hosts or request.config.getoption("--hosts")
+        over = request.config.getoption("--hosts") if hosts is None else hosts
         count = math.prod(mesh_sizes(mesh)[0].values()) if mesh else devices
-        if not hosts and (count or over) % over:
+        if hosts is None and (count or over) % over:
             pytest.skip(f"a mesh of {count} cannot be divided among {over} hosts (--hosts)")
         try:
             return _target(request.config, devices, parallelism, hosts, mesh)

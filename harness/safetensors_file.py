@@ -15,12 +15,20 @@ from typing import Any
 
 import numpy as np
 
+from harness.bounds import shown
 from harness.dtypes import ITEMSIZE, Bits
 from harness.errors import BadInput
 from harness.places.place import File
 
-_MAX_HEADER = 100_000_000  # the limit of safetensors itself, MAX_HEADER_SIZE
+#: Bytes of JSON that are parsed; safetensors itself takes headers of 100 MB (MAX_HEADER_SIZE). The
+#: largest published index has some 20 MB, a header of a file below 1 MB.
+MAX_JSON = 64 * 2**20
+#: Values of JSON: numbers, texts, lists, objects. A tensor's entry has about ten. What Python makes
+#: of each takes up to 300 bytes, however few the file needs for it.
+_MAX_VALUES = 2**21
 _MAX_NAME = 1000  # characters; published names have some 80
+_MAX_AXES = 64  # numpy's own limit; published tensors have up to five
+_MAX_DIGITS = 20  # of a number of 64 bits
 
 Index = tuple[int | slice, ...]
 
@@ -76,15 +84,22 @@ def read_entries(file: File) -> dict[str, TensorEntry]:
 
 
 def parsed_json(encoded: bytes) -> dict[str, Any]:
-    """A JSON object, strictly: no name twice, no NaN, UTF-8.
+    """A JSON object, strictly: no name twice, no NaN, no number beyond 64 bits, UTF-8.
+
+    Takes less than 512 MiB and 2 s, whatever stands in it: what costs more is refused unparsed.
 
     Raises:
         ValueError: it is something else; the message says what.
     """
+    if len(encoded) > MAX_JSON:
+        raise ValueError(f"has {len(encoded)} bytes, more than {MAX_JSON}")
+    if sum(map(encoded.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise ValueError(f"holds more than {_MAX_VALUES} values")
     try:
         content = json.loads(
-            encoded.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+            encoded.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant,
+            parse_int=_integer, parse_float=_fraction,
+        )  # fmt: skip
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
     except UnicodeDecodeError as error:
@@ -98,11 +113,26 @@ def parsed_json(encoded: bytes) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
-    if len(content) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"names {twice!r} twice")
+    if len(content) == len(pairs):
+        return content
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise ValueError(f"names {shown(name)} twice")
+        seen.add(name)
     return content
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"holds a number of {len(text)} digits, more than 64 bits have")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"holds the number {shown(text)}, beyond 64 bits")
+    return number
 
 
 def _no_constant(text: str) -> None:
@@ -112,7 +142,7 @@ def _no_constant(text: str) -> None:
 def _read_header(file: File) -> tuple[dict[str, Any], int]:
     size, first = file.size, file.read(0, 8)
     length = int.from_bytes(first, "little")
-    if size < 8 or length > min(size - 8, _MAX_HEADER):
+    if size < 8 or length > min(size - 8, MAX_JSON):
         kind = _other_format(first)
         raise _broken(
             file,
@@ -147,45 +177,55 @@ def _entry(file: File, name: str, fields: Any, data_start: int) -> TensorEntry:
             f"1 to {_MAX_NAME} printable characters",
         )
     try:
-        dtype, shape = fields["dtype"], tuple(map(_natural, fields["shape"]))
-        start, end = map(_natural, fields["data_offsets"])
+        dtype, shape = fields["dtype"], _naturals(fields["shape"], _MAX_AXES)
+        start, end = _naturals(fields["data_offsets"], 2)
     except (KeyError, TypeError, ValueError) as error:
         raise _broken(
             file,
-            f"the header's entry of tensor {name!r} is malformed: {ascii(fields)[:200]}",
+            f"the header's entry of tensor {name!r} is malformed: {shown(fields)}",
             "dtype, shape and two data_offsets",
         ) from error
     if not isinstance(dtype, str) or dtype not in ITEMSIZE:
         raise _broken(
-            file, f"tensor {name!r} has dtype {ascii(dtype)[:80]}", "one of " + ", ".join(ITEMSIZE)
+            file, f"tensor {name!r} has dtype {shown(dtype)}", "one of " + ", ".join(ITEMSIZE)
         )
     entry = TensorEntry(name, dtype, shape, file, data_start + start)
-    if end - start != entry.nbytes:
+    nbytes = entry.nbytes
+    if end - start != nbytes:
         raise _broken(
             file,
             f"the header lies about tensor {name!r}: its data_offsets span {end - start} bytes",
-            f"{entry.nbytes} bytes for {dtype} {list(shape)}",
+            f"{nbytes} bytes for {dtype} {list(shape)}",
+        )
+    if not nbytes and math.prod(filter(None, shape)) * ITEMSIZE[dtype] >= 2**63:
+        raise _broken(
+            file,
+            f"tensor {name!r} of no elements has the shape {list(shape)}",
+            "axes an array can have: less than 2**63 bytes without those of size 0",
         )
     return entry
 
 
-def _natural(value: Any) -> int:
-    """An unsigned integer of 64 bits, as safetensors has them (``usize``)."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
-        raise ValueError("not a natural number of 64 bits")
-    return value
+def _naturals(values: Any, most: int) -> tuple[int, ...]:
+    """At most so many unsigned integers of 64 bits, as safetensors has them (``usize``)."""
+    if type(values) is not list or len(values) > most:
+        raise ValueError(f"not a list of at most {most}")
+    for value in values:
+        if type(value) is not int or not 0 <= value < 2**64:
+            raise ValueError("not a natural number of 64 bits")
+    return tuple(values)
 
 
 def _require_gapless(file: File, entries: list[TensorEntry], data_start: int) -> None:
     end = data_start
-    for entry in sorted(entries, key=lambda e: (e.offset, e.nbytes)):
-        if entry.offset != end:
+    for offset, nbytes, name in sorted((e.offset, e.nbytes, e.name) for e in entries):
+        if offset != end:
             raise _broken(
                 file,
-                f"tensor {entry.name!r} begins at byte {entry.offset}",
+                f"tensor {name!r} begins at byte {offset}",
                 f"byte {end}, where the tensor before it ends",
             )
-        end += entry.nbytes
+        end += nbytes
     if end != file.size:
         state = "truncated" if file.size < end else "too long"
         raise _broken(file, f"the file is {state}: {file.size} bytes", f"{end} bytes by its header")

@@ -16,7 +16,7 @@ from harness.errors import BadInput
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Part, Projection
 
-_RANGE = re.compile(r"(?P<first>-?\d{1,6})(-(?P<last>\d{1,6}))?")
+_RANGE = re.compile(r"(?P<first>-?[0-9]{1,6})(-(?P<last>[0-9]{1,6}))?")
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +136,8 @@ def _numbers(text: str, count: int, option: str) -> set[int] | None:
                 expected="numbers, ranges and, from the end, negative numbers, with commas",
                 hint=f"{option}=0-3,7,-1",
             )
+        # One number beyond the last is enough to be told of; a range to a million is not made.
+        last = max(first, min(last, count))
         numbers |= set(range(first, last + 1)) if first >= 0 else {count + first}
     return numbers
 

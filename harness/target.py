@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
+from harness.bounds import MOST_EMULATED_DEVICES, require_count
 from harness.environment import (
     compilation_cache,
     stack_environment,
@@ -114,7 +115,7 @@ def emulated_target(
         parallelism: how experts are spread.
 
     Raises:
-        BadInput: fewer than 1 device.
+        BadInput: fewer than 1 device, or more than one machine plays.
     """
     devices = _count(devices)
     return Target(
@@ -152,11 +153,14 @@ def tpu_target(
         share: ``(number, count)`` of the workers that divide the chips among them.
 
     Raises:
+        BadInput: not a number of devices.
         TargetUnavailable: no TPU here, or not so many chips.
     """
+    if devices is not None:
+        _count(devices)
     host = find_tpu()
     chips = _share(host.chips, share)
-    wanted = devices or len(chips) * host.devices_per_chip
+    wanted = len(chips) * host.devices_per_chip if devices is None else devices
     count = -(-wanted // host.devices_per_chip)
     if count > len(host.chips):
         raise TargetUnavailable(
@@ -190,10 +194,11 @@ def torch_xla_target(
         parallelism: ``tensor`` cuts the intermediate axis, ``expert`` the expert axis.
 
     Raises:
-        BadInput: fewer than 1 device.
+        BadInput: fewer than 1 device, or more than one machine plays.
         TargetUnavailable: torch_xla is not installed, or does not fit the stack's torch; or the
             parallelism is tpu-inference's own.
     """
+    devices = _count(devices)
     _require_torch_xla()
     if parallelism not in _TORCH_XLA_BACKENDS:
         raise TargetUnavailable(
@@ -202,7 +207,6 @@ def torch_xla_target(
             expected="one of " + ", ".join(_TORCH_XLA_BACKENDS),
             hint="--target emulated",
         )
-    devices = _count(devices)
     on_tpu = os.environ.get("PJRT_DEVICE") == "TPU"
     return Target(
         name="torch-xla",
@@ -257,12 +261,11 @@ def target_named(
 
 
 def _count(devices: int | None) -> int:
-    devices = 4 if devices is None else devices
-    if devices < 1:
-        raise BadInput(
-            f"{devices} devices", where="--devices", expected="at least 1", hint="--devices 4"
-        )
-    return devices
+    """Devices of one host; a TPU's has eight at most, and its chips are counted, too."""
+    return require_count(
+        4 if devices is None else devices, "devices", where="--devices",
+        most=MOST_EMULATED_DEVICES, why="each takes threads and memory of one machine",
+    )  # fmt: skip
 
 
 def _share(chips: tuple[int, ...], share: Share) -> tuple[int, ...]:

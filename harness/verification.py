@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TextIO
 
 from harness import progress
+from harness.bounds import require_seconds
 from harness.checkpoint import Checkpoint
 from harness.compare import tally_of
 from harness.coverage import model_parts
@@ -88,6 +89,7 @@ def verify(
         TargetUnavailable: the stack is not installed, or the target's chips are not free.
         InternalError: not the load under test failed, but what judges it.
     """
+    timeout = require_seconds(timeout, "--timeout")
     target = target or emulated_target()
     opened = Checkpoint(checkpoint)
     against = Checkpoint(reference) if reference is not None else opened

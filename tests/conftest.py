@@ -18,13 +18,16 @@ from tests.reports import a_report
 
 pytest_plugins = ["pytester", "scenarios.urls", "tests.s3"]
 
-# The same examples every time; a slow machine is no fault of what is tested.
-hypothesis.settings.register_profile(
-    "same-everywhere",
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[hypothesis.HealthCheck.too_slow],
-)
+# The same examples every time; a slow machine is no fault of what is tested. The nightly run takes
+# more of them: --hypothesis-profile=nightly.
+for _profile, _examples in (("same-everywhere", 300), ("nightly", 20_000)):
+    hypothesis.settings.register_profile(
+        _profile,
+        max_examples=_examples,
+        derandomize=True,
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
 hypothesis.settings.load_profile("same-everywhere")
 
 WriteTiny = Callable[..., Path]

@@ -163,7 +163,7 @@ DEFECTS: list[tuple[Callable[[Path], None], str]] = [
     (config_is_a_list, "config.json holds a JSON list"),
     (unknown_architecture, "unknown architecture LlamaForCausalLM"),
     (quantised, "a quantised checkpoint"),
-    (no_sizes, "lacks the experts' sizes"),
+    (no_sizes, "num_experts is absent"),
     (fewer_experts_announced, r"gate_up_proj' is BF16 \[8, 128, 96\]"),
     (more_layers_announced, r"layers with experts in the files: \[0, 1\]"),
     (no_index, "no index and no single weight file"),

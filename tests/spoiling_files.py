@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,29 +76,42 @@ def a_tensor_of_no_bytes_too_many(at: Path) -> None:
     )
 
 
-def a_link_to_nowhere(at: Path) -> None:
-    (at / FIRST).unlink()
-    (at / FIRST).symlink_to(at / "nowhere")
+def put(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """In the place of a file, or beside all others, something that is none."""
+
+    def spoil(at: Path) -> None:
+        (at / name).unlink(missing_ok=True)
+        make(at / name)
+
+    spoil.__name__ = f"{name}_{getattr(make, '__name__', 'special')}"
+    return spoil
 
 
-def a_link_to_itself(at: Path) -> None:
-    (at / FIRST).unlink()
-    (at / FIRST).symlink_to(at / FIRST)
+def link_to(target: str) -> Callable[[Path], None]:
+    def link(path: Path) -> None:
+        path.symlink_to(target)
+
+    link.__name__ = f"link_to_{target.rsplit('/', 1)[-1]}"
+    return link
 
 
-def a_folder_for_a_file(at: Path) -> None:
-    (at / FIRST).unlink()
-    (at / FIRST).mkdir()
+def a_socket(path: Path) -> None:
+    """Bound by its short name: a socket's path has 107 bytes at most."""
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
 
 
-def a_pipe_for_a_file(at: Path) -> None:
-    (at / FIRST).unlink()
-    os.mkfifo(at / FIRST)
-
-
-def a_folder_for_config(at: Path) -> None:
-    (at / "config.json").unlink()
-    (at / "config.json").mkdir()
+SPECIAL: list[tuple[Callable[[Path], object], str]] = [
+    (os.mkfifo, "a pipe"),
+    (Path.mkdir, "a folder"),
+    (a_socket, "a socket"),
+    (link_to("/dev/zero"), "a device"),
+    (link_to("nowhere"), "a link that leads nowhere"),
+]
 
 
 def consolidated_beside(at: Path) -> None:
@@ -216,11 +230,20 @@ MORE_DEFECTS: list[tuple[Callable[[Path], None], str]] = [
     (a_tensor_of_no_bytes_too_many, "'empty' stands in this file, not in the index"),
     (a_tensor_in_two_files, f"the index places it in '{FIRST}'"),
     (a_tensor_the_index_forgot, "stands in this file, not in the index"),
-    (a_link_to_nowhere, "names an absent file"),
-    (a_link_to_itself, "names an absent file"),
-    (a_folder_for_a_file, "names an absent file"),
-    (a_pipe_for_a_file, "names an absent file"),
-    (a_folder_for_config, "no config.json"),
+    (put(FIRST, link_to("nowhere")), "is a link that leads nowhere: No such file"),
+    (put(FIRST, link_to(FIRST)), "is a link that leads nowhere: Too many levels"),
+    (put(FIRST, link_to("/dev/null")), f"{FIRST} is a device"),
+    (put(FIRST, Path.mkdir), f"{FIRST} is a folder"),
+    (put(FIRST, os.mkfifo), f"{FIRST} is a pipe"),
+    (put("config.json", Path.mkdir), "config.json is a folder"),
+    (put("config.json", os.mkfifo), "config.json is a pipe"),
+    (put(INDEX, os.mkfifo), "index.json is a pipe"),
+    (put(INDEX, link_to(INDEX)), "index.json is a link that leads nowhere"),
+    *(
+        (put(name, make), f"{name} is {kind}")
+        for name in ("z.safetensors", "tokenizer.json", "chat_template.jinja")
+        for make, kind in SPECIAL
+    ),
     (consolidated_beside, "the index does not name: 'consolidated.safetensors'"),
     (a_file_of_an_older_download, "the index does not name: 'model-00001-of-00009"),
     (a_single_file_beside_the_sharded, "the index does not name: 'model.safetensors'"),

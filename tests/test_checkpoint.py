@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -76,10 +77,10 @@ def test_a_file_nobody_may_read(
 ) -> None:
     """Tests may run as a user who may read everything."""
 
-    def denied(path: Path, *args: object) -> object:
+    def denied(path: Path, flags: int) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(os, "open", denied)
     with pytest.raises(BadInput, match="cannot be read: Permission denied"):
         Checkpoint(tiny_checkpoints["qwen3.5-moe"])
 

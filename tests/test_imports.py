@@ -13,7 +13,7 @@ ROOT = Path(harness.__file__).parent
 
 #: The order of the flow; a module may import those before it.
 FLOW = [
-    "secrets", "foreign", "errors", "writing",
+    "secrets", "foreign", "errors", "writing", "bounds",
     "runs", "dtypes", "nan", "places", "safetensors_file", "fp8",
     "family", "checkpoint",
     "experts", "selection", "synthetic",

@@ -149,6 +149,20 @@ def test_findings_are_counted(
     assert fake.written()["stacks"][0]["audit_findings"] == found
 
 
+@pytest.mark.parametrize(
+    ("scenarios", "properties", "exit_code"), [(0, 0, 0), (0, 1, 3), (1, 1, 1), (1, 0, 1)]
+)
+def test_properties_are_tried_where_asked(
+    fake: FakeStack, scenarios: int, properties: int, exit_code: int
+) -> None:
+    fake.tell(pytest=scenarios, properties=properties)
+    assert fake.run("--properties").returncode == exit_code
+    call = fake.calls("pytest")[1]
+    assert "tests/test_properties.py" in call
+    assert "--hypothesis-profile=nightly" in call
+    assert (fake.out / DEFAULT / "properties.txt").read_text() == "the properties\n"
+
+
 def test_files_of_an_earlier_run_do_not_pass_for_this_ones(fake: FakeStack) -> None:
     fake.run()
     fake.tell(doctor=4)

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import BadInput
@@ -42,20 +42,17 @@ def read_or_refuse(content: bytes) -> None:
         assert length == len(content) - 8 - int.from_bytes(content[:8], "little")
 
 
-@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     read_or_refuse(content)
 
 
-@settings(max_examples=300)
 @given(_HEADERS, st.binary(max_size=64))
 def test_any_header_is_read_or_refused(header: Any, data: bytes) -> None:
     encoded = json.dumps(header).encode()
     read_or_refuse(len(encoded).to_bytes(8, "little") + encoded + data)
 
 
-@settings(max_examples=200)
 @given(st.data())
 def test_a_header_with_some_bytes_changed_is_read_or_refused(data: st.DataObject) -> None:
     header = bytearray(b'{"a":{"dtype":"U8","shape":[2,2],"data_offsets":[0,4]}}')

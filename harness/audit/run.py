@@ -14,6 +14,7 @@ import msgspec
 
 from harness.audit.feeding import ModelSource, Recording
 from harness.audit.models import MODELS
+from harness.bounds import require_seconds
 from harness.errors import BadInput
 from harness.family import Part
 from harness.load import LoadProcess, LoadProcessError
@@ -101,8 +102,9 @@ def run_audit(
         process: a running load process of this target to use.
 
     Raises:
-        BadInput: there is no such row.
+        BadInput: there is no such row, or the seconds are none.
     """
+    timeout = require_seconds(timeout, "--timeout")
     chosen = _chosen(list(names))
     with nullcontext(process) if process else LoadProcess(target) as running:
         for name, source in chosen.items():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,19 @@ from harness.errors import BadInput
 from harness.places.place import File, Place
 
 _WEIGHTS = ".safetensors"
+#: What vLLM and the streamer open by its name's end, whatever stands there: weights, and the JSON
+#: and text of configuration and tokenizer. An opened pipe hangs the load.
+_OPENED = (
+    ".safetensors", ".json", ".jinja", ".txt", ".model", ".tiktoken", ".py",
+    ".bin", ".pt", ".pth", ".ckpt", ".gguf",
+)  # fmt: skip
+#: Entries of a directory that are looked at: more, and the look alone takes seconds.
+_MOST_ENTRIES = 50_000
+
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+}  # fmt: skip
 
 
 class LocalFile(File):
@@ -30,19 +45,16 @@ class LocalFile(File):
     @cached_property
     def size(self) -> int:  # type: ignore[override]  # looked up when it is wanted
         """Bytes."""
-        try:
-            return self.path.stat().st_size
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        with _readable(self.path):
+            found = self.path.stat()
+            _require_regular(self.path, found)
+            return found.st_size
 
     def read(self, start: int, stop: int) -> bytes:
         """See :meth:`File.read`."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(start)
-                return file.read(stop - start)
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
+        with _opened(self.path) as descriptor, open(descriptor, "rb", closefd=False) as file:
+            file.seek(start)
+            return file.read(stop - start)
 
     def bits(
         self, offset: int, dtype: str, shape: tuple[int, ...], within: tuple[int, int] | None = None
@@ -54,21 +66,13 @@ class LocalFile(File):
         (docs/speed.md).
         """
         out = np.empty(shape, bits_dtype(dtype))
-        try:
-            self._read_into(out.reshape(-1).view(np.uint8).data, offset)
-        except OSError as error:
-            raise _unreadable(self.path, error) from error
-        return out
-
-    def _read_into(self, left: memoryview, offset: int) -> None:
-        file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        left = out.reshape(-1).view(np.uint8).data
+        with _opened(self.path) as descriptor:
             while left:
-                if not (count := os.preadv(file, [left], offset)):
+                if not (count := os.preadv(descriptor, [left], offset)):
                     raise OSError(f"the file ends {len(left)} bytes too early")
                 left, offset = left[count:], offset + count
-        finally:
-            os.close(file)
+        return out
 
     def require_checksum(self) -> bool:
         """A file system keeps none."""
@@ -83,7 +87,8 @@ class Directory(Place):
         shown: as the user named it.
 
     Raises:
-        BadInput: there is none, or it cannot be listed.
+        BadInput: there is none, it cannot be listed, or what stands under the name of a file that
+            the load opens is none: a folder, a pipe, a device, a link that leads nowhere.
     """
 
     def __init__(self, path: Path, shown: str = "") -> None:
@@ -91,13 +96,13 @@ class Directory(Place):
         self._shown = shown or str(path)
         try:
             self.model = str(path.resolve())
-            self.files = {entry.name: LocalFile(entry) for entry in sorted(path.iterdir())
-                          if entry.is_file()}  # fmt: skip
-            self._found = {name: _identity(path / name) for name in self.files if _counts(name)}
+            names = _names_in(path)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise _no_directory(path) from error
-        except OSError as error:
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the path
             raise _unreadable(path, error) from error
+        self.files = {name: LocalFile(path / name) for name in names if _is_file(path / name)}
+        self._found = {name: _identity(path / name) for name in self.files if _counts(name)}
 
     def __str__(self) -> str:
         return self._shown
@@ -164,18 +169,83 @@ def _changed(path: str, how: str) -> BadInput:
     )
 
 
+def _names_in(path: Path) -> list[str]:
+    with os.scandir(path) as entries:
+        names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES + 1), strict=False)]
+    if len(names) > _MOST_ENTRIES:
+        raise BadInput(
+            f"more than {_MOST_ENTRIES} entries",
+            where=str(path),
+            expected="the files of one checkpoint",
+            hint="the path of a downloaded model",
+        )
+    return sorted(names)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a regular file stands there, or a link to one, as in the hub's cache.
+
+    Raises:
+        BadInput: none does, and by its name the load would open it.
+    """
+    opened = path.name.endswith(_OPENED)
+    try:
+        found = path.stat()
+    except OSError as error:
+        if not opened:
+            return False
+        raise _not_a_file(path, "a link that leads nowhere", error.strerror) from error
+    if opened:
+        _require_regular(path, found)
+    return stat.S_ISREG(found.st_mode)
+
+
+def _require_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise _not_a_file(path, _KINDS.get(stat.S_IFMT(found.st_mode), "no file"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """A descriptor of a regular file; opening never waits, whatever took the file's place."""
+    with _readable(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            _require_regular(path, os.fstat(descriptor))
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _not_a_file(path: Path, kind: str, detail: str | None = None) -> BadInput:
+    return BadInput(
+        f"{path.name} is {kind}" + (f": {detail}" if detail else ""),
+        where=str(path),
+        expected="a file, or a link to one: the loader under test opens whatever has such a name",
+        hint="finish the download, or move this elsewhere",
+    )
+
+
 def _no_directory(path: Path) -> BadInput:
     return BadInput(
-        "not a directory" if path.exists() else "no such directory",
+        "not a directory" if os.path.lexists(path) else "no such directory",
         where=str(path),
         expected="a directory with config.json and safetensors files",
         hint="the path of a downloaded model, or harness checkpoint FAMILY OUT to write one",
     )
 
 
-def _unreadable(path: Path, error: OSError) -> BadInput:
+def _unreadable(path: Path, error: Exception) -> BadInput:
     return BadInput(
-        f"cannot be read: {error.strerror or error}",
+        f"cannot be read: {getattr(error, 'strerror', None) or error}",
         where=str(path),
         expected="a file or directory this user may read",
         hint="look at its permissions and at the disk",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.bounds import shown
 from harness.errors import BadInput
 from harness.places.directory import Directory
 from harness.places.gcs import GcsBucket
@@ -36,11 +37,27 @@ def open_place(checkpoint: str | os.PathLike[str]) -> Place:
         BadInput: it is none of them, or not to be had.
     """
     text = os.fspath(checkpoint)
+    if not text or not isinstance(text, str) or "\0" in text or not _is_utf8(text):
+        raise BadInput(
+            "neither a path nor a URL",
+            where=shown(text),
+            expected="text in UTF-8: a directory, s3://…, gs://… or a hub id",
+            hint="./ for the directory you are in",
+        )
     if url := _URL.fullmatch(text):
         return _store(text, url["scheme"], url["rest"])
     if HUB_ID.fullmatch(text) and not os.path.lexists(text):
         return hub_snapshot(text)
     return Directory(Path(text))
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a report in JSON, and a request, can name it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_store(model: str) -> bool:
