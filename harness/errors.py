@@ -7,8 +7,12 @@ fills the four fields; one method turns them into the paragraph the user reads.
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
+
+import msgspec
 
 from harness.secrets import redact
 
@@ -34,15 +38,6 @@ class HarnessError(Exception):
 
     def __str__(self) -> str:
         return redact(f"{self.what} ({self.where}). Expected: {self.expected}. Try: {self.hint}.")
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.what, self.where, self.expected, self.hint)
-
-
-def _rebuild(
-    cls: type[HarnessError], what: str, where: str, expected: str, hint: str
-) -> HarnessError:
-    return cls(what, where=where, expected=expected, hint=hint)
 
 
 class BadInput(HarnessError):
@@ -73,3 +68,50 @@ class InternalError(HarnessError):
             expected="a verdict on whatever was loaded",
             hint="report this, with its traceback\n" + "".join(traceback.format_exception(error)),
         )
+
+    @classmethod
+    @contextmanager
+    def instead(cls, *kinds: type[Exception]) -> Iterator[None]:
+        """Have what no code of ours expected in the body raised as one of these.
+
+        Args:
+            kinds: the errors meant; all by default, but for those a user can act on.
+        """
+        try:
+            yield
+        except HarnessError:
+            raise
+        except Exception as error:
+            if kinds and not isinstance(error, kinds):
+                raise
+            raise cls.of(error) from error
+
+
+_KINDS: dict[str, type[HarnessError]] = {
+    kind.__name__: kind for kind in (BadInput, TargetUnavailable, InternalError)
+}
+
+
+class SentError(msgspec.Struct, frozen=True, tag=True):
+    """A :class:`HarnessError` between processes: plain text, and a name out of a fixed table.
+
+    Whoever writes it chooses among the harness's own errors and can do nothing else.
+    """
+
+    kind: str
+    what: str
+    where: str
+    expected: str
+    hint: str
+
+    @classmethod
+    def of(cls, error: HarnessError) -> Self:
+        """``error``, to be sent; what has no name in the table goes as what it derives from."""
+        names = [kind.__name__ for kind in type(error).__mro__]
+        kind = next((name for name in names if name in _KINDS), InternalError.__name__)
+        return cls(kind, error.what, error.where, error.expected, error.hint)
+
+    def error(self) -> HarnessError:
+        """The error that was sent; of an unknown kind it is the harness's own failure."""
+        kind = _KINDS.get(self.kind, InternalError)
+        return kind(self.what, where=self.where, expected=self.expected, hint=self.hint)

@@ -33,14 +33,12 @@ from harness.load_failure import diagnose_failure, never_arrived
 from harness.loaded import Adapt, Ledgers, Loaded
 from harness.maps import map_of, with_missing
 from harness.nan import Nan
+from harness.progress import COMPARE, STREAM
 from harness.report import Delivery, HostPart, Report, Status, Timings
 from harness.selection import Chosen, Selection, choose, expert_bytes
 from harness.target import Target
 from harness.upstream import failure_of, name_sites
 from harness.verify_parameters import add_copies, add_parameters, expert_copies
-
-#: The phase in which nothing of the stack under test runs any more.
-COMPARE = "compare"
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,7 +54,6 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, str] = {}
     selection: Selection = Selection()
     num_layers: int | None = None
-    progress: str = ""
 
 
 def verify_job(argument: bytes) -> bytes:
@@ -90,8 +87,7 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
     parts = reference_parts(reference, request.num_layers)
     parts = tuple(part for part in parts if part.part in request.parts)
     ledgers: Ledgers = {}
-    progress.count_into(request.progress)
-    progress.begin("stream", len(parts) * nbytes)
+    progress.begin(STREAM, len(parts) * nbytes)
     loaded = _load(request, report, parts, ledgers, adapt)
     if loaded is None:
         return report

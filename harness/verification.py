@@ -14,8 +14,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TextIO
 
-import msgspec
-
 from harness import progress
 from harness.checkpoint import Checkpoint
 from harness.compare import tally_of
@@ -135,9 +133,9 @@ def _completed(
     terminal: TextIO | None,
 ) -> Report:
     """Have every host that this machine plays load and compare; one report of theirs."""
-    with progress.shown(terminal) as figures:
-        request = msgspec.structs.replace(request, progress=figures)
-        reports = outcomes(request, report, played_here(request.target), processes, timeout)
+    with progress.shown(terminal) as watch:
+        hosts = played_here(request.target)
+        reports = outcomes(request, report, hosts, processes, timeout, watch)
     return redacted_report(merged(reports) if len(reports) > 1 else reports[0])
 
 

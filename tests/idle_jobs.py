@@ -1,4 +1,4 @@
-"""Jobs that need nothing of the harness: what they do begins at once, so short time-outs hold.
+"""Jobs that need next to nothing of the harness: they begin at once, so short time-outs hold.
 
 A job's module is imported in its forked child, within the job's time.
 """
@@ -13,9 +13,19 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness import progress
+
 
 def echo(argument: bytes) -> bytes:
     print("echoing", flush=True)
+    return argument
+
+
+def count(argument: bytes) -> bytes:
+    """Be a while at the first byte of three."""
+    progress.begin("stream", 3)
+    progress.advance(1)
+    time.sleep(1)
     return argument
 
 
@@ -40,8 +50,7 @@ def crash(_: bytes) -> bytes:
 def end_in_a_phase(argument: bytes) -> bytes:
     """Crash or hang, as the reference is named, in the phase that the checkpoint is named as."""
     request, _ = json.loads(argument)
-    figures = {"phase": request["checkpoint"], "done": 0, "total": 0}
-    Path(request["progress"]).write_text(json.dumps(figures))
+    progress.begin(request["checkpoint"], 0)
     return {"crash": crash, "hang": hang}[request["reference"]](argument)
 
 

@@ -34,9 +34,9 @@ PYTHON = [
 
 #: A parent that starts a load which never ends, and says where its files are.
 PARENT = """
-import sys
 from harness.load import LoadProcess
 from harness.target import emulated_target
+from tests import registered
 with LoadProcess(emulated_target(), preload=False) as process:
     print(process.scratch, flush=True)
     process.run("tests.idle_jobs:hang_with_a_child", b"", process.target, timeout=600)
@@ -45,6 +45,7 @@ with LoadProcess(emulated_target(), preload=False) as process:
 #: A session: one test that passes with a report, then one whose load never ends.
 SESSION = """
 import pytest
+from tests import registered
 from harness.load import LoadProcess
 from harness.plugin import REPORTS
 from harness.report import report_from_json
@@ -178,11 +179,13 @@ def test_a_killed_worker_leaves_nothing_and_is_named(
         processes = hanging_children(scratch)
         load_process = processes[0].parent()
         assert load_process is not None
-        worker = load_process.parent()
+        guard = load_process.parent()
+        assert guard is not None
+        worker = guard.parent()
         assert worker is not None
         worker.kill()
         output, _ = session.communicate(timeout=240)
-    wait_for(lambda: gone([*processes, load_process]))
+    wait_for(lambda: gone([*processes, load_process, guard]))
     wait_for(lambda: not scratch.exists())
     assert "crashed while running" in output
     written = json.loads((pytester.path / "out" / "session.json").read_text())
@@ -212,8 +215,7 @@ def test_a_load_that_ignores_a_request_to_end_is_killed(
 def test_a_loading_process_that_is_killed_is_replaced(target: Target) -> None:
     with LoadProcess(target, preload=False) as process:
         assert process.run("tests.idle_jobs:echo", b"1", target, timeout=60) == b"1"
-        assert process._process is not None
-        process._process.kill()
+        psutil.Process(process.pid).kill()
         with pytest.raises(LoadProcessError, match="the loading process ended"):
             process.run("tests.idle_jobs:echo", b"2", target, timeout=60)
         assert process.run("tests.idle_jobs:echo", b"3", target, timeout=60) == b"3"
@@ -231,8 +233,7 @@ def test_soak(target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     chips = [(), (0,), (0, 1, 2, 3)]
     with LoadProcess(target, preload=False) as process:
         process.run("tests.idle_jobs:echo", b"", target, timeout=60)
-        assert process._process is not None
-        loading = psutil.Process(process._process.pid)
+        loading = psutil.Process(process.pid)
         gc.collect()
         before = descriptors(psutil.Process()), descriptors(loading)
         for number in range(200):
