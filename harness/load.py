@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -70,6 +70,29 @@ class LoadProcessError(Exception):
         self.phase = phase
 
 
+class _Guard(NamedTuple):
+    """A guard, and the directory that goes with it."""
+
+    process: subprocess.Popen[bytes]
+    scratch: Path
+
+    def has_ended(self) -> bool:
+        """Whether it has; what one that was killed could not remove is removed here."""
+        if self.process.poll():
+            shutil.rmtree(self.scratch, ignore_errors=True)  # which follows no link
+        return self.process.returncode is not None
+
+    def end(self) -> None:
+        """End it with all it guards; it removes what they leave."""
+        self.process.send_signal(guard.END_ALL)
+        try:
+            self.process.wait(_CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.has_ended()
+
+
 class LoadProcess:
     """A process with the stack imported; forks a process for every job.
 
@@ -95,7 +118,7 @@ class LoadProcess:
         self.scratch = _unused()
         self._connection: Connection | None = None
         self._process: subprocess.Popen[bytes] | Twin | None = None  # its guard, or a twin itself
-        self._guards: list[subprocess.Popen[bytes]] = []  # that of this process, those of its twins
+        self._guards: list[_Guard] = []  # that of this process, and those that twins live under
         self._origin: Connection | None = None  # of what it was forked from
         self.pid: int | None = None
         self._hung_up = False
@@ -164,7 +187,7 @@ class LoadProcess:
         """End the process, a job that still runs, and its twins, and remove their files."""
         self._end()
         while self._guards:
-            _end_guard(self._guards.pop())
+            self._guards.pop().end()
 
     def _end(self) -> None:
         """End the process, not its twins; the next job starts another."""
@@ -173,7 +196,7 @@ class LoadProcess:
         self._hung_up = False
         if connection is None:
             return
-        scratch, self.scratch = self.scratch, _unused()
+        self.scratch = _unused()
         connection.hang_up()
         if isinstance(process, Twin):
             _end_twin(process)
@@ -182,9 +205,8 @@ class LoadProcess:
             if not connection.ended(_CLOSE_SECONDS):
                 process.kill()  # at which the loading process and its load are killed, too
                 process.wait()
-                shutil.rmtree(scratch, ignore_errors=True)
         connection.close()
-        self._guards = [each for each in self._guards if each.poll() is None]
+        self._guards = [each for each in self._guards if not each.has_ended()]
 
     def _require_started(self) -> None:
         """Start the process if there is none.
@@ -218,7 +240,7 @@ class LoadProcess:
                 raise _no_room("the loading process could not be started", error) from error
             finally:
                 connection.close_theirs()
-            self._guards.append(self._process)
+            self._guards.append(_Guard(self._process, self.scratch))
             scratch = self._expect(Scratch, _GUARD_SECONDS)
             if scratch.error:
                 error = OSError(scratch.error, os.strerror(scratch.error))
@@ -359,16 +381,6 @@ def _end_twin(twin: Twin) -> None:
     except subprocess.TimeoutExpired:
         twin.kill()
         twin.wait()
-
-
-def _end_guard(process: subprocess.Popen[bytes]) -> None:
-    """End a guard with all it guards; it removes what they leave."""
-    process.send_signal(guard.END_ALL)
-    try:
-        process.wait(_CLOSE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _unused() -> Path:

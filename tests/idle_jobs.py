@@ -79,3 +79,22 @@ def hang_deaf(_: bytes) -> bytes:
 def kill_itself(_: bytes) -> bytes:
     os.kill(os.getpid(), signal.SIGKILL)
     return b""
+
+
+def say_and_hang(argument: bytes) -> bytes:
+    Path(os.environ["SAY"]).touch()
+    return hang(argument)
+
+
+def say_and_hang_deaf(argument: bytes) -> bytes:
+    signal.signal(signal.SIGTERM, lambda *_: Path(os.environ["SAY"]).touch())
+    while True:
+        hang(argument)
+
+
+def say_and_hang_with_a_daemon(argument: bytes) -> bytes:
+    """Leave a process that has no parent, session or group in common with this one."""
+    command = ["sh", "-c", "setsid sleep 600 & setsid sh -c 'sleep 600 & sleep 600'"]
+    subprocess.Popen(command, start_new_session=True)
+    time.sleep(0.5)
+    return say_and_hang(argument)

@@ -7,7 +7,8 @@ from harness.child import JOBS
 _NAMES = {
     "idle_jobs": (
         "count", "echo", "pid", "leave_a_temporary_file", "fail", "crash", "end_in_a_phase", "hang",
-        "hang_with_a_child", "hang_deaf", "kill_itself",
+        "hang_with_a_child", "hang_deaf", "kill_itself", "say_and_hang", "say_and_hang_deaf",
+        "say_and_hang_with_a_daemon",
     ),
     "jobs": (
         "plant", "verify_with_fault", "count_devices", "backends_alive", "written_by_an_import",
