@@ -243,8 +243,8 @@ class LoadProcess:
             self._guards.append(_Guard(self._process, self.scratch))
             scratch = self._expect(Scratch, _GUARD_SECONDS)
             if scratch.error:
-                error = OSError(scratch.error, os.strerror(scratch.error))
-                raise _no_room("no directory for temporary files", error, str(self.scratch))
+                why = OSError(scratch.error, os.strerror(scratch.error))
+                raise _no_room("no directory for temporary files", why, str(self.scratch))
             if self.overlay.packages:
                 self.overlay.link_into(self.scratch / _OVERLAY)
             self._send(b".")
