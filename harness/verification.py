@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TextIO
 
 from harness import progress
@@ -82,7 +82,8 @@ def verify(
         for :func:`harness.merge.merged`.
 
     Raises:
-        BadInput: a checkpoint cannot be used, not on several hosts, or has none of ``parts``.
+        BadInput: a checkpoint cannot be used, not on several hosts, or has none of ``parts``;
+            or a file of it changed meanwhile.
         TargetUnavailable: the stack is not installed, or the target's chips are not free.
         InternalError: not the load under test failed, but what judges it.
     """
@@ -104,7 +105,27 @@ def verify(
         report.files_checked = files_checked
         some = len(chosen) < len(there)
         report.repeat = _repeat(request, running.overlay, some=some, timeout=timeout)
-        return _completed(request, report, running, timeout, terminal)
+        with _undisturbed(opened, against):
+            return _completed(request, report, running, timeout, terminal)
+
+
+@contextmanager
+def _undisturbed(*checkpoints: Checkpoint) -> Iterator[None]:
+    """Have a checkpoint that changes while the body runs refused, however the body ends.
+
+    No verdict holds then: whichever side read the file sooner read another one.
+    """
+    try:
+        yield
+    except Exception:
+        _require_unchanged(checkpoints)
+        raise
+    _require_unchanged(checkpoints)
+
+
+def _require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        checkpoint.place.require_unchanged()
 
 
 def _chosen(

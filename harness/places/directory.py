@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.dtypes import Bits, bits_dtype
 from harness.errors import BadInput
 from harness.places.place import File, Place
+
+_WEIGHTS = ".safetensors"
 
 
 class LocalFile(File):
@@ -89,6 +93,7 @@ class Directory(Place):
             self.model = str(path.resolve())
             self.files = {entry.name: LocalFile(entry) for entry in sorted(path.iterdir())
                           if entry.is_file()}  # fmt: skip
+            self._found = {name: _identity(path / name) for name in self.files if _counts(name)}
         except (FileNotFoundError, NotADirectoryError) as error:
             raise _no_directory(path) from error
         except OSError as error:
@@ -100,6 +105,63 @@ class Directory(Place):
     def where(self, name: str) -> str:
         """The file's path."""
         return str(self.path / name)
+
+    def require_unchanged(self) -> None:
+        """See :meth:`Place.require_unchanged`."""
+        for name, found in self._found.items():
+            try:
+                now = _identity(self.path / name)
+            except OSError as error:
+                raise _changed(self.where(name), error.strerror or str(error)) from error
+            if now != found:
+                raise _changed(self.where(name), _difference(found, now))
+        came = {entry.name for entry in self.path.iterdir()} - set(self.files)
+        for name in sorted(came):
+            if name.endswith(_WEIGHTS):  # which the streamer may have taken, too
+                raise _changed(self.where(name), "it was not there before")
+
+
+class _Identity(NamedTuple):
+    """What tells a file from another one, and from itself before it was written to."""
+
+    kind: int
+    device: int
+    inode: int  # a new file may get that of one that was deleted
+    size: int
+    modified: int  # nanoseconds; a copy may be given those of another file
+    changed: int  # nanoseconds; nobody sets these
+
+
+def _identity(path: Path) -> _Identity:
+    found = path.stat()  # of what a link leads to
+    return _Identity(
+        stat.S_IFMT(found.st_mode), found.st_dev, found.st_ino, found.st_size,
+        found.st_mtime_ns, found.st_ctime_ns,
+    )  # fmt: skip
+
+
+def _counts(name: str) -> bool:
+    """Whether it is weights or a description of them; a log may lie and grow beside them."""
+    return name.endswith((_WEIGHTS, ".json"))
+
+
+def _difference(found: _Identity, now: _Identity) -> str:
+    if now.kind != found.kind:
+        return "it is no file any more"
+    if (now.device, now.inode) != (found.device, found.inode):
+        return "another file has its name"
+    if now.size != found.size:
+        return f"it had {found.size} bytes and has {now.size}"
+    return "it was written to"
+
+
+def _changed(path: str, how: str) -> BadInput:
+    return BadInput(
+        f"the file changed while it was loaded: {how}",
+        where=path,
+        expected="files that stay as they are until all is compared",
+        hint="load again when whatever writes there has ended",
+    )
 
 
 def _no_directory(path: Path) -> BadInput:
