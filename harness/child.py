@@ -38,7 +38,7 @@ import msgspec
 
 from harness import engine, progress
 from harness.connection import tail
-from harness.errors import HarnessError, InternalError, SentError
+from harness.errors import HarnessError, InternalError, SentError, no_room
 from harness.guard import die_with_parent
 from harness.progress import EVERY_SECONDS, Figures, Meter
 from harness.twin import Meeting, become, take_over
@@ -205,12 +205,16 @@ class _Server:
         finally:
             os._exit(0)
 
-    def _job(self, request: Request) -> Answer:
+    def _job(self, request: Request) -> Answer | SentError:
         """Run a job in a forked process and say how that ended."""
         self._count += 1
         directory = self._scratch / str(self._count)
-        directory.mkdir(0o700)
-        load = self._fork(request, directory)
+        try:
+            directory.mkdir(0o700)
+            load = self._fork(request, directory)
+        except OSError as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            return SentError.of(no_room("the load could not be started", error))
         try:
             status, late = self._supervise(load, request)
             return Answer(

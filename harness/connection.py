@@ -32,14 +32,23 @@ class Connection:
 
     Attributes:
         theirs: the other ends; they are closed here once the loading process has them.
+
+    Raises:
+        OSError: there is no descriptor or no memory left.
     """
 
     def __init__(self) -> None:
-        self._requests, requests = socket.socketpair()
-        self._requests.settimeout(_SEND_SECONDS)
-        self._answers, answers = os.pipe()
-        self._log = os.memfd_create("log", os.MFD_CLOEXEC)
-        self.theirs = Theirs(requests.detach(), answers, os.dup(self._log))
+        with contextlib.ExitStack() as made:  # closed again where the next one fails
+            self._requests, requests = map(made.enter_context, socket.socketpair())
+            self._requests.settimeout(_SEND_SECONDS)
+            self._answers, answers = os.pipe()
+            made.callback(os.close, self._answers)
+            made.callback(os.close, answers)
+            self._log = os.memfd_create("log", os.MFD_CLOEXEC)
+            made.callback(os.close, self._log)
+            log = os.dup(self._log)
+            self.theirs = Theirs(requests.detach(), answers, log)
+            made.pop_all()
         self._came = bytearray()
         self._searched = 0  # of what came, no line ends before
 

@@ -87,6 +87,16 @@ class InternalError(HarnessError):
             raise cls.of(error) from error
 
 
+def no_room(what: str, error: OSError, where: str = "this machine") -> TargetUnavailable:
+    """``what`` could not be done here, for want of something that every load needs."""
+    return TargetUnavailable(
+        f"{what}: {error.strerror or error}",
+        where=where,
+        expected="room for a process, its open files and its temporary files",
+        hint="look at the disk, at ulimit -a and at TMPDIR, which names another directory",
+    )
+
+
 _KINDS: dict[str, type[HarnessError]] = {
     kind.__name__: kind for kind in (BadInput, TargetUnavailable, InternalError)
 }

@@ -29,7 +29,7 @@ from harness import guard
 from harness.child import JOBS, Answer, Raised, Ready, Request, Returned, Scratch
 from harness.chips import locked
 from harness.connection import Connection
-from harness.errors import HarnessError, InternalError, SentError, TargetUnavailable
+from harness.errors import HarnessError, InternalError, SentError, TargetUnavailable, no_room
 from harness.overlay import Overlay
 from harness.places.opening import store_environment
 from harness.progress import Figures, Watch
@@ -237,14 +237,14 @@ class LoadProcess:
             try:
                 self._process = self._guarded(connection)
             except OSError as error:
-                raise _no_room("the loading process could not be started", error) from error
+                raise no_room("the loading process could not be started", error) from error
             finally:
                 connection.close_theirs()
             self._guards.append(_Guard(self._process, self.scratch))
             scratch = self._expect(Scratch, _GUARD_SECONDS)
             if scratch.error:
                 why = OSError(scratch.error, os.strerror(scratch.error))
-                raise _no_room("no directory for temporary files", why, str(self.scratch))
+                raise no_room("no directory for temporary files", why, str(self.scratch))
             if self.overlay.packages:
                 self.overlay.link_into(self.scratch / _OVERLAY)
             self._send(b".")
@@ -392,14 +392,14 @@ def _unused() -> Path:
     try:
         return Path(tempfile.gettempdir(), f"harness-load-{secrets.token_hex(8)}")
     except OSError as error:
-        raise _no_room("no directory for temporary files", error, "TMPDIR") from error
+        raise no_room("no directory for temporary files", error, "TMPDIR") from error
 
 
 def _new_connection() -> Connection:
     try:
         return Connection()
     except OSError as error:
-        raise _no_room("the loading process could not be started", error) from error
+        raise no_room("the loading process could not be started", error) from error
 
 
 def _require_descriptors() -> None:
@@ -416,15 +416,6 @@ def _require_descriptors() -> None:
             expected=f"{_DESCRIPTORS} at least: the stack under test opens that many",
             hint=f"ulimit -n {_DESCRIPTORS}, or more, before the command",
         )
-
-
-def _no_room(what: str, error: OSError, where: str = "this machine") -> TargetUnavailable:
-    return TargetUnavailable(
-        f"{what}: {error.strerror or error}",
-        where=where,
-        expected="room for a process, its open files and its temporary files",
-        hint="look at the disk, at ulimit -a and at TMPDIR, which names another directory",
-    )
 
 
 def _misused(what: str, where: str) -> InternalError:

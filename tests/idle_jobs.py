@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import tempfile
@@ -27,6 +28,30 @@ def count(argument: bytes) -> bytes:
     progress.advance(1)
     time.sleep(1)
     return argument
+
+
+def is_asserting(_: bytes) -> bytes:
+    return str(__debug__).encode()
+
+
+def limit_of_files(_: bytes) -> bytes:
+    return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0]).encode()
+
+
+def fill_the_disk(_: bytes) -> bytes:
+    Path(tempfile.gettempdir(), "full").write_bytes(bytes(1 << 17))
+    return b""
+
+
+def print_without_end(argument: bytes) -> bytes:
+    """Print faster than anybody looks, then as a load does; at the end crash."""
+    for _ in range(30):
+        os.write(1, bytes(8 << 20))
+        time.sleep(0.02)
+    time.sleep(1)
+    print("bytes:", os.fstat(1).st_size)
+    print("the last line", flush=True)
+    return crash(argument)
 
 
 def pid(_: bytes) -> bytes:

@@ -120,7 +120,8 @@ def given_another_target(path: Path) -> None:
 
 CHANGES = {
     deleted: "No such file", cut_short: f"had {SIZE} bytes and has {SIZE // 2}",
-    written_to_in_secret: "it was written to", replaced: "another file has its name", written_to: "it was written to",
+    written_to_in_secret: "it was written to",
+    replaced: "another file has its name", written_to: "it was written to",
     a_folder: "it is no file any more", given_another_target: "another file has its name",
 }  # fmt: skip
 
