@@ -90,8 +90,8 @@ class Connection:
     def ended(self, timeout: float) -> bool:
         """Whether the other end of the answers is closed within ``timeout`` seconds."""
         end = time.monotonic() + timeout
-        while (line := self.receive(end - time.monotonic())) is not None:
-            if not line:
+        while _is_readable(self._answers, end - time.monotonic()):
+            if not os.read(self._answers, _CHUNK):
                 return True
         return False
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from harness import outcomes
+from harness.connection import Connection
 from harness.errors import InternalError
 from harness.job import VerifyRequest
 from harness.load import LoadProcess, LoadProcessError
@@ -93,6 +94,7 @@ def alive(pid: int) -> bool:
     [
         ("crash", "stream", 1, "SIGSEGV"),
         ("crash", "compare", 2, "SIGSEGV"),
+        ("leave", "stream", 1, "raised an error"),
         ("hang", "compare", 1, "did not end within 2 s"),
     ],
 )
@@ -106,12 +108,43 @@ def test_a_load_that_is_ended_failed(
     assert error in report.failure.error
 
 
-def test_a_crash_while_comparing_is_not_the_loads(
+@pytest.mark.parametrize(
+    ("how", "phase", "what", "detail"),
+    [
+        ("crash", "compare", "the comparison did not: .*SIGSEGV", "about to crash"),
+        ("crash", "", "not the load under test: .*SIGSEGV", "about to crash"),
+        ("leave", "compare", "the comparison did not: the load raised an error", "SystemExit"),
+        ("leave", "", "not the load under test: the load raised an error", "SystemExit"),
+        ("kill_what_watches", "stream", "not the load under test: the loading process ended", ""),
+        ("answer_nonsense", "compare", "not the load under test: .*Error", "json"),
+    ],
+)
+def test_what_breaks_off_outside_the_stack_is_not_the_loads(
+    how: str, phase: str, what: str, detail: str, load_process: LoadProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The harness failed: not the load, and nothing is different."""
+    with pytest.raises(InternalError, match=what) as raised:
+        broken_off(how, phase, 1, load_process, monkeypatch)
+    assert detail in raised.value.hint
+    assert raised.value.exit_code == 5
+
+
+def test_a_line_that_makes_no_sense_is_the_harnesss_own_failure(
     load_process: LoadProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InternalError, match=r"the comparison did not: .*SIGSEGV") as raised:
-        broken_off("crash", "compare", 1, load_process, monkeypatch)
-    assert "about to crash" in raised.value.hint
+    monkeypatch.setattr(Connection, "receive", lambda *_: b"Traceback (most recent call last):\n")
+    with pytest.raises(InternalError, match="not the load under test"):
+        load_process.run("tests.idle_jobs:echo", b"", load_process.target, timeout=60)
+    monkeypatch.undo()
+    answer = load_process.run("tests.idle_jobs:echo", b"on", load_process.target, timeout=60)
+    assert answer == b"on"
+
+
+def test_another_target_is_not_loaded_here(load_process: LoadProcess) -> None:
+    other = replace(load_process.target, name="torch-xla")
+    with pytest.raises(InternalError, match="a load onto torch-xla"):
+        load_process.run("tests.idle_jobs:echo", b"", other, timeout=60)
 
 
 def broken_off(
