@@ -118,7 +118,7 @@ def given_another_target(path: Path) -> None:
     path.symlink_to(target)
 
 
-CHANGES = {
+CHANGES: dict[Callable[[Path], None], str] = {
     deleted: "No such file", cut_short: f"had {SIZE} bytes and has {SIZE // 2}",
     written_to_in_secret: "it was written to",
     replaced: "another file has its name", written_to: "it was written to",
