@@ -110,7 +110,7 @@ NEXT_STEP: dict[Cause, str] = {
     Cause.BIT_FLIP: "read the file and the device again: storage, memory or link corruption",
     Cause.SIGN_OF_ZERO: "look for arithmetic on the weights (x + 0, casts): a copy keeps -0.0",
     Cause.NAN_CANONICALISED: "expected where tpu-inference casts bf16 to f32 and back (t2j); "
-    "compare with nan=canonical",
+    "compare with nan=canonical; torch's conversions from other types have no rule for NaNs",
     Cause.SCALE: "look at the scales on their way: the slot each is loaded into, the orientation "
     "of their grid, the block size they are taken for",
     Cause.REPLICATED: "look at the partition spec: every device holds the whole array; an expert "

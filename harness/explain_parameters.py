@@ -23,7 +23,7 @@ from harness.nan import canonical_nans
 from harness.parameters import Pieces
 from harness.placed import Fault, Placed, held, recovered
 from harness.replicas import REPLICAS_DIFFER
-from harness.rules import taken_for, went_through
+from harness.rules import nans_of_a_conversion, taken_for, went_through
 from harness.ties import EMBEDDING, HEAD, contradict, ties_text
 
 _SHOWN = 3
@@ -243,6 +243,10 @@ def _transposed(e: ParameterEvidence) -> _Found:
 
 
 def _nans(e: ParameterEvidence) -> _Found:
+    _, stored = e.stored
+    if nans_of_a_conversion(e.device[e.held], e.reference[e.held], stored, e.dtype):
+        summary = f"NaNs stored as {stored} are others as {e.dtype}, all else is equal"
+        return Cause.NAN_CANONICALISED, summary, f"{e.name} is equal but for NaNs, which stay NaNs"
     if e.dtype != "BF16" or not np.array_equal(canonical_nans(e.reference), e.device):
         return None
     summary = "NaNs of parameters lost their payloads, all else is equal"

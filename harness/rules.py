@@ -111,7 +111,15 @@ def bit_flip(slice_: Evidence) -> Finding | None:
 
 
 def nan_canonicalised(slice_: Evidence) -> Finding | None:
-    """Only NaNs differ, each now the quiet NaN of its sign."""
+    """Only NaNs differ: each is the quiet NaN of its sign, or what a conversion made of it."""
+    stored = slice_.stored()[1]
+    if nans_of_a_conversion(slice_.device, slice_.reference, stored, slice_.dtype):
+        return slice_.finding(
+            Cause.NAN_CANONICALISED,
+            stored,
+            f"NaNs stored as {stored} are others as {slice_.dtype}, all else is equal",
+            f"{slice_.key}: {int(slice_.unequal.sum())} NaNs",
+        )
     if slice_.dtype != "BF16":
         return None
     before, after = slice_.reference[slice_.unequal], slice_.device[slice_.unequal]
@@ -195,6 +203,22 @@ def went_through(device: Bits, stored: Bits, dtype: str, target: str) -> str | N
         if _are_alike(device, converted(there, other, target), target):
             return _WAYS[other]
     return None
+
+
+def nans_of_a_conversion(device: Bits, reference: Bits, dtype: str, target: str) -> bool:
+    """Whether a tensor was converted and only NaNs differ, which stay NaNs: torch's are no rule.
+
+    Args:
+        device: what it holds, of ``target``.
+        reference: what it should hold, of ``target``.
+        dtype: what the checkpoint stores.
+        target: the device's type.
+    """
+    if dtype == target or target not in _WAYS:
+        return False
+    unequal = reference != device
+    pair = (is_nan(bits[unequal], target) for bits in (reference, device))
+    return all(nan.all() for nan in pair)
 
 
 def _are_numbers(device: Bits, stored: Bits, dtype: str, target: str) -> bool:

@@ -17,6 +17,8 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from harness.checkpoint import Checkpoint
+
 NUMPY: dict[str, npt.DTypeLike] = {
     "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
@@ -55,6 +57,14 @@ def cast(path: Path, out: Path, dtypes: Tensors, *, exact: bool = False) -> Path
         return made.astype(NUMPY[dtype]).tobytes()
 
     return _rewritten(path, out, dtypes, change)
+
+
+def overwrite(path: Path, name: str, data: bytes) -> None:
+    """Write other bytes, as many, in a tensor's place."""
+    entry = Checkpoint(path).entries[name]
+    with (path / entry.file.name).open("r+b") as file:
+        file.seek(entry.offset)
+        file.write(data)
 
 
 def _rewritten(

@@ -27,7 +27,7 @@ from harness.family import Part
 from tests.packing import PackedDevice
 from tests.parameter_cases import Case, Paths
 from tests.parameter_packing import LANGUAGE, PackedParameters, line
-from tests.retyping import NUMPY, cast, relabelled
+from tests.retyping import NUMPY, cast, overwrite, relabelled
 
 TARGETS = ("F32", "BF16", "F16")
 QWEN = "qwen3.5-moe"
@@ -42,6 +42,8 @@ KINDS = {
     "convolution": r".*layers\.0\.linear_attn\.conv1d\.weight",
     "norm": r"model\.language_model\.norm\.weight",
     "one of three in a linear layer": r".*layers\.1\.self_attn\.q_proj\.weight",
+    "another one of three": r".*layers\.1\.self_attn\.k_proj\.weight",
+    "the last of three": r".*layers\.1\.self_attn\.v_proj\.weight",
     "one of two in linear attention": r".*layers\.0\.linear_attn\.in_proj_z\.weight",
     "linear layer divided by inputs": r".*layers\.1\.self_attn\.o_proj\.weight",
     "router": r".*layers\.0\.mlp\.gate\.weight",
@@ -182,8 +184,9 @@ def test_a_parameter_of_another_type_with_the_same_bytes_differs(
     tiny_checkpoints: Paths, tmp_path: Path, packed: PackedParameters, kind: str, dtype: str
 ) -> None:
     reference = relabelled(tiny_checkpoints[QWEN], tmp_path / "r", {KINDS[kind]: dtype})
-    (difference,), (diagnosis,), _ = parameters(reference, packed).compared()
-    assert difference.kind is Kind.BITS
+    differences, (diagnosis,), _ = parameters(reference, packed).compared()
+    assert {d.kind for d in differences} == {Kind.BITS}
+    assert len({d.source.partition(" (copy")[0] for d in differences}) == 1
     if dtype == "F16":
         assert diagnosis.cause is Cause.OTHER_DTYPE
         assert "is F16 in the reference, and came as BF16" in diagnosis.summary
@@ -221,14 +224,6 @@ def test_equal_values_of_another_type_are_equal(
         tiny_checkpoints[QWEN], tmp_path / "r", {r"(?!.*experts\.).*": dtype}, exact=True
     )
     assert parameters(reference, packed).compared()[0] == []
-
-
-def overwrite(path: Path, name: str, data: bytes) -> None:
-    """Write other bytes, as many, in a tensor's place."""
-    entry = Checkpoint(path).entries[name]
-    with (path / entry.file.name).open("r+b") as file:
-        file.seek(entry.offset)
-        file.write(data)
 
 
 def f32_of_state(bits: npt.NDArray[np.unsignedinteger], way: str) -> npt.NDArray[np.uint32]:
@@ -276,6 +271,24 @@ def test_truncating_where_rounding_is_due_differs(tiny_checkpoints: Paths, tmp_p
     assert (difference.index, difference.reference, difference.device) == (
         (3, 5), "0x3f81", "0x3f80",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [0x7FC0, 0xFFFF])
+def test_nans_that_a_conversion_made_others_are_named(
+    tiny_checkpoints: Paths, tmp_path: Path, bits: int
+) -> None:
+    """torch makes either of an F32 NaN: neither is this one's, nor called equal."""
+    reference = cast(tiny_checkpoints[QWEN], tmp_path / "r", {KINDS["norm"]: "F32"}, exact=True)
+    name = "model.language_model.norm.weight"
+    values = np.array(Checkpoint(reference).bits(name))
+    values[7] = 0xFFC1_0000
+    overwrite(reference, name, values.tobytes())
+    device = PackedParameters(Checkpoint(tiny_checkpoints[QWEN]), Part.DECODER)
+    device.packed[f"{LANGUAGE}norm.weight"].array[7] = bits
+    (difference,), (diagnosis,), _ = parameters(reference, device).compared()
+    assert (difference.index, difference.reference) == ((7,), "0xffc1")
+    assert diagnosis.cause is Cause.NAN_CANONICALISED
+    assert "NaNs stored as F32 are others as BF16" in diagnosis.summary
 
 
 def test_a_model_in_f16(tiny_checkpoints: Paths, tmp_path: Path) -> None:
