@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from harness.errors import BadInput, HarnessError
+from harness.known import judge, note
 from harness.renderings import session_from
 from harness.report import Report, Session, Status
 from harness.writing import write
 from scenarios.catalogue import SCENARIOS
+from scenarios.known_issues import KNOWN_ISSUES
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, README = ROOT / "docs" / "runs.md", ROOT / "README.md"
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_of(column: str, folder: Path) -> dict[str, Report]:
-    """The reports of a column, by scenario.
+    """The reports of a column, by scenario; which issue is known of each is judged anew.
 
     Raises:
         BadInput: the session is broken off, of another stack or target, or lacks a scenario.
@@ -63,6 +65,9 @@ def run_of(column: str, folder: Path) -> dict[str, Report]:
             expected=f"a whole run of make verify {options}",
             hint=f"PYTEST_ADDOPTS=--reports={folder} make verify {options}",
         )
+    for scenario in SCENARIOS:
+        if report := reports.get(scenario.id):
+            note(report, judge(report, scenario.load(), KNOWN_ISSUES))
     return reports
 
 
@@ -111,7 +116,8 @@ def cell(report: Report | None) -> str:
     what = "load failed" if failed else str(len(report.differences))
     if not report.known_issue:
         return f"**{what}**"
-    return f"{what}: [{report.known_issue}](known-issues.md#{report.known_issue})"
+    links = [f"[{name}](known-issues.md#{name})" for name in report.known_issue.split(", ")]
+    return f"{what}: {', '.join(links)}"
 
 
 def summary(runs: Mapping[str, Mapping[str, Report]]) -> str:

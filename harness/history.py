@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.errors import BadInput
 from harness.foreign import one_line, presentable
-from harness.report import Report, Session, Status
+from harness.report import Report, Session, Status, believed
 
 
 class Night(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +102,7 @@ def _sessions(directory: Path) -> Iterable[tuple[str, Session]]:
 
 def _read(file: Path) -> Session:
     try:
-        return presentable(msgspec.json.decode(file.read_bytes(), type=Session))
+        session = presentable(msgspec.json.decode(file.read_bytes(), type=Session))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(
             f"not a session: {error}",
@@ -110,6 +110,9 @@ def _read(file: Path) -> Session:
             expected="the JSON that pytest scenarios --reports writes",
             hint="take the file out of the directory",
         ) from error
+    for row in session.rows:
+        believed(row.report, f"{file}, {row.scenario}")
+    return session
 
 
 def _night(name: str, began: str, report: Report) -> Night:

@@ -16,7 +16,7 @@ from harness.difference import Difference, Kind, ParameterTally, Tally
 from harness.errors import BadInput
 from harness.family import Part
 from harness.maps import PartMap, map_of, merged_map
-from harness.report import Failure, HostPart, Report, Row, Session, Status, Timings
+from harness.report import Failure, HostPart, Report, Row, Session, Status, Timings, believed
 from harness.runs import numbers_of, runs_text
 
 #: In this order one status hides another.
@@ -32,10 +32,13 @@ def merged(reports: Sequence[Report]) -> Report:
             one is a load that failed.
 
     Raises:
-        BadInput: they are not of one verification, or a host is there twice.
+        BadInput: they are not of one verification, a host is there twice, or the status of one
+            is not what its content says.
         InternalError: all hosts are equal, and together they have not compared every expert.
     """
     _require_one_verification(reports)
+    for report in reports:
+        believed(report, f"the report of host {report.hosts[0].number}")
     first = next((report for report in reports if not report.failure), reports[0])
     reports = sorted(_with_missing(reports), key=lambda report: report.hosts[0].number)
     differences, diagnoses = _differences(reports)
@@ -50,6 +53,9 @@ def merged(reports: Sequence[Report]) -> Report:
         maps=[_map(reports, part_map.part) for part_map in first.maps],
         failure=_failure(reports),
         timings=_timings(reports),
+        known_issue=_of_every_host([report.known_issue for report in reports]),
+        mended_issue=_of_every_host([report.mended_issue for report in reports]),
+        issue_owner=_of_every_host([report.issue_owner for report in reports]),
     )
     if whole.failure:
         return whole
@@ -57,6 +63,11 @@ def merged(reports: Sequence[Report]) -> Report:
     if whole.status is Status.EQUAL:
         require_covered(whole.tallies, {tally.part for tally in whole.tallies})
     return whole
+
+
+def _of_every_host(words: Sequence[str]) -> str:
+    """What all hosts say alike: a failure known on one of them may be another's surprise."""
+    return words[0] if len(set(words)) == 1 else ""
 
 
 def _with_missing(reports: Sequence[Report]) -> list[Report]:
@@ -111,6 +122,9 @@ def _with_unchecked(report: Report) -> Report:
         status=max(report.status, Status.DIFFERENT, key=_STATUSES.index),
         differences=[*report.differences, *found],
         diagnoses=[*report.diagnoses, diagnosis],
+        known_issue="",
+        mended_issue="",
+        issue_owner="",
     )
 
 
@@ -246,10 +260,16 @@ def merged_session(sessions: Sequence[Session]) -> Session:
 
 
 def _row(scenario: str, rows: Sequence[Row]) -> Row:
-    """One scenario: failed where it failed on a host, or where only the whole shows that."""
+    """One scenario: failed where it failed on a host, or where only the whole shows that.
+
+    Hosts may fail as is known of them; a host that is missing, a device that none looked at, and
+    a failure that another host does not share are known of none.
+    """
     report = merged([row.report for row in rows])
-    unequal = report.status is not Status.EQUAL
-    surprising = unequal and all(row.report.status is Status.EQUAL for row in rows)
+    hosts = {row.report.status for row in rows}
+    lonely = any(row.report.known_issue != report.known_issue for row in rows)
+    surprising = lonely or report.status not in hosts or len(rows) < rows[0].report.hosts[0].of
+    surprising = surprising or any(d.cause is Cause.UNCHECKED for d in report.diagnoses)
     return Row(
         scenario=scenario,
         report=report,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from harness.difference import Difference, Kind
 from harness.figures import counted
 from harness.foreign import one_line, several_lines
-from harness.known import KnownIssue, Verdict
+from harness.known import Judgement, Verdict
 from harness.report import Report, Status
 
 _LABEL = 11
@@ -40,18 +40,21 @@ def failure_text(report: Report, purpose: str = "") -> str:
     return several_lines("\n".join(one_line(line, _PART) for line in lines), _TEXT)
 
 
-def known_text(verdict: Verdict, issue: KnownIssue | None) -> str:
+def known_text(judgement: Judgement) -> str:
     """What the table of known issues has to say before a failure; empty when nothing."""
-    if issue is None or verdict is Verdict.MENDED:
-        return ""
+    verdict, issues, remainder = judgement
+    remainder = one_line(remainder)
+    names = ", ".join(issue.id for issue in issues)
     if verdict is Verdict.KNOWN:
-        return f"known issue {issue.summary}\n\n"
+        return "\n".join(f"known issue {issue.summary}" for issue in issues) + "\n\n"
     if verdict is Verdict.OUT_OF_DATE:
         return (
-            f"known issue {issue.id} did not happen: the scenario is equal. Remove this stack or "
-            "scenario from its row in scenarios/known_issues.py\n\n"
+            f"known issue {names} did not happen: the scenario is equal. End its row's releases "
+            "in scenarios/known_issues.py, or narrow what it is of\n\n"
         )
-    return f"not as known issue {issue.id} says: it failed in another way\n\n"
+    if verdict is Verdict.UNEXPECTED and names:
+        return f"not as known issue {names} says: {remainder}\n\n"
+    return f"{remainder}\n\n" if remainder else ""
 
 
 def _stack(report: Report) -> str:

@@ -19,7 +19,7 @@ from harness.collector import JUDGED, REPORTS, SESSION_FILE, Collector, options_
 from harness.digests import Method
 from harness.errors import HarnessError, InternalError, TargetUnavailable
 from harness.hosts import target_on
-from harness.known import KnownIssue, Verdict, judge, note
+from harness.known import KnownIssue, Load, Verdict, judge, note
 from harness.load import LoadProcess
 from harness.load_processes import LoadProcesses
 from harness.meshes import mesh_sizes, meshed
@@ -35,7 +35,7 @@ from harness.verification import verify
 from harness.writing import require_writable, require_writable_directory
 
 Verified = Callable[..., Report]
-Expected = Callable[[str | None, Report, Sequence[KnownIssue]], None]
+Expected = Callable[[Load | None, Report, Sequence[KnownIssue]], None]
 TargetOf = Callable[..., Target]
 
 _OVERLAY = pytest.StashKey[Overlay]()
@@ -268,14 +268,13 @@ def expected(request: pytest.FixtureRequest) -> Expected:
     """Fail the test unless a scenario's report is what ``--expect`` says it should be."""
     known_wanted = request.config.getoption("--expect") == "known"
 
-    def check(scenario: str | None, report: Report, issues: Sequence[KnownIssue]) -> None:
-        verdict, issue = judge(report, scenario, issues)
-        note(report, verdict, issue)
-        if verdict is Verdict.KNOWN and known_wanted:
-            assert issue is not None
-            pytest.xfail(issue.summary)
-        request.node.stash[JUDGED] = verdict is Verdict.OUT_OF_DATE
-        if text := known_text(verdict, issue) + failure_text(report, purpose_of(request.node)):
+    def check(load: Load | None, report: Report, issues: Sequence[KnownIssue]) -> None:
+        judgement = judge(report, load, issues)
+        note(report, judgement)
+        if judgement.verdict is Verdict.KNOWN and known_wanted:
+            pytest.xfail("; ".join(issue.summary for issue in judgement.issues))
+        if text := known_text(judgement) + failure_text(report, purpose_of(request.node)):
+            request.node.stash[JUDGED] = True
             pytest.fail(text, pytrace=False)
 
     return check

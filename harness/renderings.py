@@ -14,7 +14,7 @@ from harness.foreign import presentable
 from harness.junit import junit_xml
 from harness.markdown import markdown
 from harness.page import page
-from harness.report import Report, Row, Session, Status
+from harness.report import Report, Row, Session, Status, believed
 from harness.writing import append
 
 #: By file name: what a session directory holds beside the JSON.
@@ -44,16 +44,17 @@ def session_from(path: Path) -> Session:
     """Read a session, or one report, which becomes a session of one scenario.
 
     Raises:
-        BadInput: it is neither.
+        BadInput: it is neither, or a report's status is not what its content says.
     """
     try:
         content = path.read_bytes()
         given: dict[str, Any] = msgspec.json.decode(content, type=dict[str, Any])
         if "rows" in given:
-            return presentable(msgspec.convert(given, Session))
-        report = msgspec.convert(given, Report)
-        row = Row(scenario=path.stem, report=report, failed=report.status is not Status.EQUAL)
-        return presentable(Session(complete=True, rows=[row]))
+            session = msgspec.convert(given, Session)
+        else:
+            report = msgspec.convert(given, Report)
+            row = Row(scenario=path.stem, report=report, failed=report.status is not Status.EQUAL)
+            session = Session(complete=True, rows=[row])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(
             f"not a report: {error}",
@@ -61,6 +62,9 @@ def session_from(path: Path) -> Session:
             expected="the JSON that harness verify --json or pytest --reports writes",
             hint="harness report DIR/session.json --junit junit.xml",
         ) from error
+    for row in session.rows:
+        believed(row.report, f"{path}, {row.scenario}")
+    return presentable(session)
 
 
 def json_schema() -> dict[str, Any]:

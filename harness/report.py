@@ -10,6 +10,8 @@ the owner of a known issue and the issue that a checkout mends.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
@@ -17,10 +19,11 @@ import msgspec
 
 from harness.causes import Diagnosis
 from harness.deliveries import Calls
-from harness.difference import Difference, ParameterTally, Tally
-from harness.family import Part
+from harness.difference import Difference, Kind, ParameterTally, Tally
+from harness.errors import BadInput
+from harness.family import Part, Projection
 from harness.foreign import presentable
-from harness.maps import PartMap
+from harness.maps import PartMap, State, map_of
 from harness.secrets import redacted
 from harness.writing import indented, write
 
@@ -268,5 +271,171 @@ def report_from_json(encoded: bytes) -> Report:
 
     Raises:
         msgspec.ValidationError: it is no report of this schema.
+        BadInput: its status is not what its content says.
     """
-    return msgspec.json.decode(encoded, type=Report)
+    return believed(msgspec.json.decode(encoded, type=Report), "the JSON of a report")
+
+
+def believed(report: Report, where: str) -> Report:
+    """``report``, once its status and its figures are those that its content comes to.
+
+    Args:
+        report: one that was read, or that another process sent.
+        where: it came from.
+
+    Raises:
+        BadInput: they are not.
+    """
+    if fault := next(contradictions(report), ""):
+        raise BadInput(
+            f"a report that contradicts itself: {fault}",
+            where=where,
+            expected="a status that the differences, the failure and the counts bear out",
+            hint="verify the checkpoint again: this file was changed, or written by a fault",
+        )
+    return report
+
+
+def contradictions(report: Report) -> Iterator[str]:
+    """What a report says of itself that its content does not bear out; nothing where all agrees.
+
+    A status is derived here from the content alone: a failure, then differences, then whether all
+    that there was to compare was compared. One host's report of several is its part of the whole.
+    """
+    derived = Status.DIFFERENT if report.differences else Status.EQUAL
+    derived = Status.LOAD_FAILED if report.failure else derived
+    if report.status is not derived:
+        found = f"{len(report.differences)} differences and {'a' if report.failure else 'no'}"
+        yield f"its status is {report.status}, with {found} failure"
+    yield from _beyond_their_totals(report)
+    yield from _odd_diagnoses(report)
+    for part_map in report.maps:
+        yield from _odd_map(report, part_map)
+    if report.status is Status.EQUAL:
+        yield from _not_equal(report)
+    elif report.mended_issue:
+        yield f"{report.mended_issue} is mended, and its status is {report.status}"
+
+
+def _beyond_their_totals(report: Report) -> Iterator[str]:
+    """Counts that are negative, or larger than what they are a part of."""
+    for tally in report.tallies:
+        if min(tally.experts_compared, tally.left_out, tally.bytes_compared) < 0 or (
+            tally.experts_compared + tally.left_out > tally.experts
+        ):
+            yield f"{tally.experts_compared} experts of {tally.experts} compared in {tally.part}"
+    for other in report.parameters:
+        if min(other.compared, other.left_out, other.bytes_compared) < 0 or (
+            other.compared + other.left_out > other.parameters
+        ):
+            yield f"{other.compared} parameters of {other.parameters} compared in {other.part}"
+    for name, tallies in (("experts", report.tallies), ("parameters", report.parameters)):
+        parts = [tally.part for tally in tallies]
+        if len(parts) != len(set(parts)):
+            yield f"a part has two counts of its {name}"
+
+
+_MEMBERS = re.compile(r"(\d{1,9}(-\d{1,9})?(,\d{1,9}(-\d{1,9})?)*)?")
+
+
+def _odd_diagnoses(report: Report) -> Iterator[str]:
+    """Diagnoses that name differences which are not there."""
+    count = len(report.differences)
+    for diagnosis in report.diagnoses:
+        if not _MEMBERS.fullmatch(diagnosis.members):
+            yield f"a diagnosis, {diagnosis.cause}, whose members are not numbers"
+            continue
+        ends = [int(number) for number in re.findall(r"\d+", diagnosis.members)]
+        first_of_none = not report.failure and not 0 <= diagnosis.first < count
+        if first_of_none or any(number >= count for number in ends):
+            yield f"a diagnosis, {diagnosis.cause}, of a difference that is not there"
+
+
+#: Matrices that a map of one part may have: some hundred times those of the largest release.
+_MOST_CELLS = 10_000_000
+_RUN_LENGTHS = re.compile(rf"(\d{{1,8}}[{''.join(State)}])*")
+
+
+def _odd_map(report: Report, part_map: PartMap) -> Iterator[str]:
+    """A map of another size than the tally's, or one whose states are not the differences'."""
+    name = f"the map of {part_map.part}"
+    rows = [row for encoded in part_map.states.values() for row in encoded]
+    cells = len(part_map.layers) * part_map.experts
+    tallies = [tally for tally in report.tallies if tally.part is part_map.part]
+    sizes = [(len(part_map.layers), cells)] * len(tallies)
+    if not 0 <= cells <= _MOST_CELLS or [(t.layers, t.experts) for t in tallies] != sizes:
+        yield f"{name} has {cells} experts, its count others"
+    elif any(len(encoded) != len(part_map.layers) for encoded in part_map.states.values()) or any(
+        not _RUN_LENGTHS.fullmatch(row) or _length(row) != part_map.experts for row in rows
+    ):
+        yield f"{name} is not of {len(part_map.layers)} layers and {part_map.experts} experts"
+    elif not tallies:
+        yield f"{name} is of a part that has no count"
+    else:
+        yield from _odd_states(report, part_map, tallies[0])
+
+
+def _length(row: str) -> int:
+    return sum(int(number) for number in re.findall(r"\d+", row))
+
+
+def _odd_states(report: Report, part_map: PartMap, tally: Tally) -> Iterator[str]:
+    name = f"the map of {part_map.part}"
+    known = len(Projection) * part_map.experts * len(part_map.layers)
+    known -= part_map.count(State.NOT_COMPARED)
+    if len(Projection) * tally.experts_compared > known:
+        yield f"{name} knows of {known} matrices, {tally.experts_compared} experts were compared"
+    if report.status is Status.EQUAL and len(Projection) * tally.experts_compared != known:
+        yield f"{name} knows of {known} matrices, {tally.experts_compared} experts are equal"
+    if report.failure is None and _bad(part_map) != _differing(report, part_map):
+        yield f"{name} marks other matrices than the differences name"
+
+
+def _bad(part_map: PartMap) -> set[tuple[Projection, int, int]]:
+    """The matrices of which a map says that something is wrong."""
+    bad = State.DIFFERS, State.MISSING, State.MISPLACED
+    if not any(part_map.count(state) for state in bad):
+        return set()
+    return {
+        (projection, layer, expert)
+        for projection, layer, row in part_map.rows()
+        for expert, state in enumerate(row)
+        if state in bad
+    }
+
+
+def _differing(report: Report, part_map: PartMap) -> set[tuple[Projection, int, int]]:
+    """The matrices that the differences of a part are about; no parameter that is unaccounted."""
+    of_part = [d for d in report.differences if d.part is part_map.part]
+    own = [d for d in of_part if d.layer is not None and d.kind is not Kind.UNACCOUNTED]
+    if not own:
+        return set()
+    numbers = range(part_map.experts)
+    own = [d for d in own if d.expert is None or d.expert in numbers]
+    layers = list(part_map.layers)
+    return _bad(map_of(part_map.part, layers, part_map.experts, differences=own))
+
+
+def _not_equal(report: Report) -> Iterator[str]:
+    """What keeps a report without differences and failure from being equal."""
+    if report.diagnoses:
+        yield f"it is equal, and has a cause: {report.diagnoses[0].cause}"
+    if report.known_issue:
+        yield f"it is equal, and a known issue, {report.known_issue}, describes its failure"
+    if any(part.status is not Status.EQUAL or part.differences for part in report.hosts):
+        yield "it is equal, and one of its hosts is not"
+    if any(delivery.unread for delivery in report.deliveries):
+        yield "it is equal, and tensors were not read"
+    compared = report.experts_compared + report.parameters_compared
+    if not compared:
+        yield "it is equal, and nothing was compared"
+    if len(report.hosts) == 1 and report.hosts[0].of > 1:
+        return  # a part of the whole, which the merged report is to be
+    for tally in report.tallies:
+        if tally.experts_compared + tally.left_out != tally.experts:
+            wanted = tally.experts - tally.left_out
+            yield f"it is equal, {tally.experts_compared} of {wanted} experts were compared"
+    for other in report.parameters:
+        if other.compared + other.left_out != other.parameters:
+            wanted = other.parameters - other.left_out
+            yield f"it is equal, {other.compared} of {wanted} parameters were compared"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from harness.family import Part
 from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
@@ -216,15 +214,3 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     *ON_MESHES,
 )
-
-
-def rows(*recipes: str, but: Collection[str] = ()) -> tuple[str, ...]:
-    """The ids of all scenarios of ``recipes``, ``but`` for some; in the order of the catalogue.
-
-    Raises:
-        ValueError: one of ``but`` is no such scenario.
-    """
-    found = [row.id for row in SCENARIOS if row.recipe in recipes]
-    if unknown := set(but) - set(found):
-        raise ValueError(f"no scenarios of {', '.join(recipes)}: {', '.join(sorted(unknown))}")
-    return tuple(name for name in found if name not in but)

@@ -1,15 +1,20 @@
-"""Upstream issues that make scenarios fail: one row each, with what it raises.
+"""Upstream issues that make scenarios fail: one row each, with all that it leaves or raises.
 
-``--expect=known`` accepts these failures and no others. A row that no longer fails, fails
-otherwise, or names a scenario or a target that does not exist, fails the run.
+``--expect=known`` accepts these failures and no others. A row that no longer fails, or fails
+otherwise, be it by one difference, fails the run.
+
+Bounds of releases are those of the stacks that were seen, where upstream's history or a thread
+does not say more: a row that is seen on 0.26, not on 0.22 and 0.32, is of ``>=0.26,<0.32``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from harness.causes import Cause
-from harness.known import KnownIssue, Nature, Owner, table
-from harness.synthetic.recipes import RECIPES
-from scenarios.catalogue import SCENARIOS, rows
+from harness.difference import Kind
+from harness.family import Part, Projection, Storage
+from harness.known import KnownIssue, Load, Nature, Owner, Raised, Sign, Stage, table
 from scenarios.known_issues_torch_xla import ON_TORCH_XLA
 from scenarios.known_refusals import REFUSALS
 
@@ -17,15 +22,79 @@ _POSITIONAL = (
     "load_fused_expert_weights passes shard_id and expert_id to weight_loader positionally; the "
     "hook reads them from the keyword arguments"
 )
+_FUSED = (Storage.FUSED, Storage.FUSED_TRANSPOSED)
+_HEAD, _EMBEDDING = "lm_head.weight", "language_model.model.embed_tokens.weight"
+_DEVICE_HEAD = f"language_model.{_HEAD}"
+_PADDED_TO = 64  # rows of a vocabulary, vLLM's vocab_parallel_embedding.py
 
-#: Scenarios that upstream refuses, on every stack.
-_REFUSED = (
-    "vl-3-devices",
-    "vl-expert-axis-dropped",
-    "vl-6-experts-whole",
-    "vl-6-experts-kernel",
-    "vl-uneven-width",
-)
+
+def _positional(file: str, part: Part) -> Raised:
+    """The hook's assertion over a call in ``file``, by when no expert of ``part`` had come."""
+    return Raised(
+        error="AssertionError",
+        message="Expecting expert_id argument",
+        at=r"tpu_inference/layers/vllm/quantization/unquantized\.py in maybe_process_weights: "
+        r'assert expert_id is not None, "Expecting expert_id argument"',
+        stage=Stage.STREAM,
+        cause=Cause.ARGUMENT_CONTRACT,
+        evidence=rf"vllm/model_executor/models/{file}\.py:\d+ called weight_loader\(.*\) of a "
+        "VllmFusedMoE",
+        lost=part,
+    )
+
+
+def _fused_first(load: Load) -> bool:
+    """Whether the decoder's fused experts are streamed before anything else that fails."""
+    decoder = Part.DECODER in load.parts and load.storage[Part.DECODER] in _FUSED
+    return decoder and not load.vision_first
+
+
+def _head_contradicted(load: Load) -> bool:
+    """Whether vLLM ties a head that is one of its own: it asks text_config, for Qwen3.5 alone."""
+    return load.family == "qwen3.5-moe" and load.ties_contradict and Part.DECODER in load.parts
+
+
+def _head_unwritten(load: Load) -> Iterator[Sign]:
+    """The tensor, and the head, which each host finds to hold the poison, as does its padding."""
+    head = Sign(Cause.PARAMETER_UNWRITTEN, Kind.UNWRITTEN, Part.DECODER, parameter=_DEVICE_HEAD)
+    yield Sign(Cause.TENSOR_UNREAD, Kind.UNREAD, Part.DECODER, parameter=_HEAD)
+    yield head
+    yield from [head._replace(kind=Kind.BITS)] * load.hosts
+    if load.vocabulary % _PADDED_TO:
+        yield head._replace(kind=Kind.PADDING)
+
+
+def _head_over_embedding(load: Load) -> Iterator[Sign]:
+    yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=_EMBEDDING)] * load.hosts
+    yield Sign(Cause.TIED, Kind.UNACCOUNTED, Part.DECODER, parameter=_HEAD)
+
+
+def _head_unread(load: Load) -> Iterator[Sign]:
+    yield Sign(Cause.TENSOR_UNREAD, Kind.UNREAD, Part.DECODER, parameter=_HEAD)
+    yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=_DEVICE_HEAD)] * load.hosts
+
+
+def _gate_and_up(load: Load) -> Iterator[Sign]:
+    """Gate and up of every expert, which one tensor holds, transposed."""
+    for layer in load.layers[Part.DECODER]:
+        for expert in range(load.experts):
+            for projection in (Projection.GATE, Projection.UP):
+                yield Sign(
+                    Cause.TRANSPOSED, Kind.BITS, Part.DECODER, layer, expert, projection,
+                    "w13_weight",
+                )  # fmt: skip
+
+
+def corners(load: Load) -> Iterator[Sign]:
+    """Every matrix of every expert, of which a corner alone was copied."""
+    for layer in load.layers[Part.DECODER]:
+        for expert in range(load.experts):
+            for projection in Projection:
+                array = "w2_weight" if projection is Projection.DOWN else "w13_weight"
+                yield Sign(
+                    Cause.WRONG_CORNER, Kind.BITS, Part.DECODER, layer, expert, projection, array
+                )
+
 
 _ISSUES: tuple[KnownIssue, ...] = (
     KnownIssue(
@@ -34,24 +103,9 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason=_POSITIONAL,
         threads=("vllm#42671", "vllm#42716"),
-        stacks=("0.21",),
-        scenarios=rows(
-            "qwen3-vl-moe",
-            but=(
-                "vl-vision-first",
-                "vl-s3",
-                "vl-gcs",
-                "vl-fp8",
-                "vl-fp8-expert-2-model-2",
-                "vl-3-devices",
-                "vl-pcp-2-model-2",
-                "vl-expert-axis-dropped",
-            ),
-        ),
-        causes=(Cause.ARGUMENT_CONTRACT,),
-        error="AssertionError",
-        message="Expecting expert_id argument",
-        at="vllm/model_executor/models/qwen3_vl_moe.py:151",
+        releases=("vllm<0.22",),
+        when=lambda load: load.family == "qwen3-vl-moe" and _fused_first(load),
+        raised=_positional("qwen3_vl_moe", Part.DECODER),
     ),
     KnownIssue(
         id="positional-ids-qwen3.5",
@@ -59,26 +113,9 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason=_POSITIONAL,
         threads=("vllm#42521",),
-        stacks=("0.21",),
-        scenarios=rows(
-            "qwen3.5-moe",
-            "qwen3.5-mtp",
-            "qwen3.6-mtp",
-            but=(
-                "mtp-fused-alone",
-                "mtp-per-expert-alone",
-                "decoder-s3",
-                "mtp-s3",
-                "decoder-gcs",
-                "mtp-gcs",
-                "mtp-fp8",
-                "mtp-fp8-expert-2-model-2-whole",
-            ),
-        ),
-        causes=(Cause.ARGUMENT_CONTRACT,),
-        error="AssertionError",
-        message="Expecting expert_id argument",
-        at="vllm/model_executor/models/qwen3_5.py:261",
+        releases=("vllm<0.22",),
+        when=lambda load: load.family == "qwen3.5-moe" and _fused_first(load),
+        raised=_positional("qwen3_5", Part.DECODER),
     ),
     KnownIssue(
         id="positional-ids-qwen3.5-mtp",
@@ -86,12 +123,9 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason=_POSITIONAL,
         threads=("vllm#42716",),
-        stacks=("0.21",),
-        scenarios=("mtp-fused-alone",),
-        causes=(Cause.ARGUMENT_CONTRACT,),
-        error="AssertionError",
-        message="Expecting expert_id argument",
-        at="vllm/model_executor/models/qwen3_5_mtp.py:174",
+        releases=("vllm<0.22",),
+        when=lambda load: load.parts == (Part.MTP,) and load.storage[Part.MTP] in _FUSED,
+        raised=_positional("qwen3_5_mtp", Part.MTP),
     ),
     KnownIssue(
         id="fused-vision-qkv",
@@ -100,18 +134,18 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="the hook expects a shard_id for q, k and v; Qwen3-VL's vision tower stores them "
         "fused and is loaded without one",
         threads=("tpu-inference#2647",),
-        stacks=("0.21",),
-        scenarios=(
-            "vl-vision-first",
-            "vl-fp8",
-            "mtp-fp8",
-            "vl-fp8-expert-2-model-2",
-            "mtp-fp8-expert-2-model-2-whole",
+        releases=("tpu-inference<0.22",),
+        when=lambda load: Part.DECODER in load.parts and not _fused_first(load),
+        raised=Raised(
+            error="AssertionError",
+            message="Expecting shard_id as the only argument",
+            at=r"tpu_inference/layers/vllm/quantization/\w+\.py in maybe_process_weights: "
+            r'assert len\(args\) == 1, "Expecting shard_id as the only argument"',
+            stage=Stage.STREAM,
+            cause=Cause.FUSED_WITHOUT_SHARD,
+            evidence=r"vllm/model_executor/models/qwen3_vl\.py:\d+ called "
+            r"weight_loader\(param, loaded_weight\) of a QKVParallelLinear",
         ),
-        causes=(Cause.FUSED_WITHOUT_SHARD,),
-        error="AssertionError",
-        message="Expecting shard_id as the only argument",
-        at="QKVParallelLinear",
     ),
     KnownIssue(
         id="draft-model-from-a-store",
@@ -120,11 +154,16 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="the draft model's configuration is made from the folder config.json was pulled "
         "to, and its weights are looked for there, not under the URL",
         threads=("vllm#42060", "vllm#48023"),
-        stacks=("0.26",),
-        scenarios=("mtp-s3", "mtp-gcs"),
-        causes=(Cause.UNEXPLAINED,),
-        error="RuntimeError",
-        message="Cannot find any safetensors model weights with",
+        releases=("vllm<0.32",),
+        when=lambda load: bool(load.store) and Part.MTP in load.parts,
+        raised=Raised(
+            error="RuntimeError",
+            message=r"Cannot find any safetensors model weights with "
+            r"`\S*/assets/model_streamer/[0-9a-f]+`",
+            at=r"vllm/model_executor/model_loader/runai_streamer_loader\.py in _prepare_weights: "
+            r"raise RuntimeError\(",
+            stage=Stage.STREAM,
+        ),
         targets=("emulated", "tpu", "torch-xla"),
     ),
     KnownIssue(
@@ -134,11 +173,18 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="with HF_HUB_OFFLINE=1 the URL of a store is taken for a hub id; HF_HUB_OFFLINE=0 "
         "avoids it",
         threads=("vllm#39155",),
-        stacks=("0.21", "0.22"),
-        scenarios=("vl-s3", "decoder-s3", "mtp-s3", "vl-gcs", "decoder-gcs", "mtp-gcs"),
-        causes=(Cause.UNEXPLAINED,),
-        error="huggingface_hub.errors.HFValidationError",
-        message="Repo id must be in the form .*: '(s3|gs)://",
+        releases=("vllm<0.26",),
+        when=lambda load: bool(load.store),
+        raised=Raised(
+            error="huggingface_hub.errors.HFValidationError",
+            message=lambda load: (
+                r"Repo id must be in the form 'repo_name' or 'namespace/repo_name': "
+                rf"'{load.store}://[^']+'\. Use `repo_type` argument if needed\."
+            ),
+            at=r"vllm/transformers_utils/repo_utils\.py in get_model_path: "
+            r"return snapshot_download\(.*",
+            stage=Stage.CONFIGURATION,
+        ),
         targets=("emulated", "tpu", "torch-xla"),
     ),
     KnownIssue(
@@ -147,23 +193,11 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason="_patch_tied_embedding_mapper maps lm_head to nothing, whatever config.json ties; "
         "the head of a model whose decoder sits under language_model is left as it was allocated",
-        threads=(),
-        stacks=("0.32",),
-        scenarios=rows(
-            *RECIPES,
-            but=(
-                *_REFUSED,
-                "vl-pcp-2-model-2",
-                "vl-axes-swapped",
-                "vl-tied",
-                "decoder-tied",
-                "decoder-ties-contradict",
-                "mtp-fused-alone",
-                "mtp-per-expert-alone",
-            ),
+        releases=("tpu-inference>=0.28",),
+        when=lambda load: (
+            Part.DECODER in load.parts and not load.tied and not _head_contradicted(load)
         ),
-        causes=(Cause.TENSOR_UNREAD, Cause.PARAMETER_UNWRITTEN),
-        at="language_model.lm_head.weight",
+        differs=_head_unwritten,
     ),
     KnownIssue(
         id="tied-head-written-over-embedding",
@@ -172,10 +206,9 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="what text_config ties is tied, whatever the files hold: a checkpoint's own lm_head "
         "is then loaded into the embedding it shares",
         threads=("vllm#51063", "vllm#51665"),
-        stacks=("0.22", "0.26"),
-        scenarios=("decoder-ties-contradict",),
-        causes=(Cause.TIED,),
-        at="embed_tokens.weight holds lm_head.weight",
+        releases=("vllm<0.32",),
+        when=_head_contradicted,
+        differs=_head_over_embedding,
     ),
     KnownIssue(
         id="tied-head-unread",
@@ -183,11 +216,9 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason="vLLM now builds a head of its own for a checkpoint that has one, but "
         "_patch_tied_embedding_mapper maps it to nothing, and the embedding is what it gets",
-        threads=(),
-        stacks=("0.32",),
-        scenarios=("decoder-ties-contradict",),
-        causes=(Cause.TENSOR_UNREAD, Cause.TIED),
-        at="lm_head.weight holds model.language_model.embed_tokens.weight",
+        releases=("vllm>=0.32", "tpu-inference>=0.28"),
+        when=_head_contradicted,
+        differs=_head_unread,
     ),
     KnownIssue(
         id="orientation-guessed",
@@ -195,10 +226,12 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason="routed_experts.load_weights tells a fused tensor's orientation from its shape; "
         "with 2F = D it takes the published layout for the other one",
-        threads=(),
-        stacks=("0.26",),
-        scenarios=("vl-square",),
-        causes=(Cause.TRANSPOSED,),
+        releases=("vllm>=0.26,<0.32",),
+        when=lambda load: (
+            load.storage.get(Part.DECODER) is Storage.FUSED_TRANSPOSED
+            and 2 * load.intermediate == load.hidden
+        ),
+        differs=_gate_and_up,
         targets=("emulated", "tpu", "torch-xla"),
     ),
     KnownIssue(
@@ -207,10 +240,9 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason="_narrow_expert_data_for_padding cuts an expert of the wrong layout to the smaller "
         "of the two sizes and copies that corner, without a word",
-        threads=(),
-        stacks=("0.22",),
-        scenarios=("vl-axes-swapped",),
-        causes=(Cause.WRONG_CORNER,),
+        releases=("vllm<0.26",),
+        when=lambda load: load.axes_swapped,
+        differs=corners,
         targets=("emulated", "tpu", "torch-xla"),
     ),
     KnownIssue(
@@ -219,12 +251,14 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason="without NEW_MODEL_DESIGN=1 the mesh has the axes data and model only: an expert "
         "axis of four is dropped without a word, one device is used of four",
-        threads=(),
-        stacks=("0.21", "0.22", "0.26", "0.32"),
-        scenarios=("vl-expert-axis-dropped",),
-        causes=(Cause.UNEXPLAINED,),
-        error="RuntimeError",
-        message=r"the worker's mesh is \[\('(cpu|tpu)', \d+\)\], not expert=4,2d",
+        releases=("tpu-inference",),
+        when=lambda load: {"2d", "expert"} <= set(load.axes),
+        raised=Raised(
+            error="RuntimeError",
+            message=lambda load: rf"the worker's mesh is \[\('(cpu|tpu)', \d+\)\], not {load.mesh}",
+            at="",
+            stage=Stage.DEVICES,
+        ),
     ),
     KnownIssue(
         id="fp8-experts-on-explicit-axes",
@@ -233,13 +267,18 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="with device_indexes the mesh of two axes is made by jax.make_mesh, whose axes are "
         "Explicit; the FP8 path then calls with_sharding_constraint, which takes Auto axes only. "
         "It loads with NEW_MODEL_DESIGN=1",
-        threads=(),
-        stacks=("0.26",),
-        scenarios=("vl-fp8", "mtp-fp8"),
-        causes=(Cause.UNEXPLAINED,),
-        error="ValueError",
-        message="with_sharding_constraint can only refer to Auto axes of the mesh",
+        releases=("tpu-inference>=0.26,<0.32",),
+        when=lambda load: load.fp8 and not load.mesh,
+        raised=Raised(
+            error="ValueError",
+            message="The spec of NamedSharding passed to with_sharding_constraint can only refer "
+            r"to Auto axes of the mesh\. Got spec=P\(.*\) and mesh=AbstractMesh\(.*Explicit.*\)\. "
+            r"You probably meant to use `reshard` API\?",
+            at=r"tpu_inference/layers/common/process_weights/moe_weights\.py in "
+            r"_process_quantized_moe_weights_impl: .*with_sharding_constraint\(.*",
+            stage=Stage.PROCESSING,
+        ),
     ),
 )
 
-KNOWN_ISSUES = table((*_ISSUES, *REFUSALS, *ON_TORCH_XLA), {scenario.id for scenario in SCENARIOS})
+KNOWN_ISSUES = table((*_ISSUES, *REFUSALS, *ON_TORCH_XLA))

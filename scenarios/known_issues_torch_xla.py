@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from harness.causes import Cause
-from harness.known import KnownIssue, Nature, Owner
+from harness.difference import Kind
+from harness.family import Part
+from harness.known import KnownIssue, Load, Nature, Owner, Raised, Sign, Stage
+from harness.target import Parallelism
+
+#: Where vLLM chooses the kernel of a linear layer.
+_KERNELS = r"vllm/model_executor/kernels/linear/__init__\.py in choose_scaled_mm_linear_kernel: "
+
+
+def _head_lost(load: Load) -> Iterator[Sign]:
+    yield Sign(Cause.TIED, Kind.UNACCOUNTED, Part.DECODER, parameter="lm_head.weight")
+
+
+def _uneven(load: Load) -> bool:
+    """Whether the axis of the experts' arrays that is cut is one that the devices do not divide."""
+    cut = {Parallelism.TENSOR: load.intermediate, Parallelism.EXPERT: load.experts}
+    return not load.mesh and cut.get(load.parallelism, 0) % load.devices != 0
+
 
 ON_TORCH_XLA: tuple[KnownIssue, ...] = (
-    KnownIssue(
-        id="narrowed-to-fit-beside-the-canary",
-        owner=Owner.VLLM,
-        nature=Nature.BUG,
-        reason="_narrow_expert_data_for_padding cuts an expert of the wrong layout to the smaller "
-        "of the two sizes on 0.21 too, seen where no hook ends the load before",
-        threads=(),
-        stacks=("0.21",),
-        scenarios=("vl-axes-swapped",),
-        causes=(Cause.WRONG_CORNER,),
-        targets=("torch-xla",),
-    ),
     KnownIssue(
         id="tied-head-lost",
         owner=Owner.VLLM,
@@ -25,10 +32,9 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         reason="what text_config ties is tied, whatever the files hold: a checkpoint's own lm_head "
         "reaches no parameter",
         threads=("vllm#51063", "vllm#51665"),
-        stacks=("0.21", "0.22", "0.26"),
-        scenarios=("decoder-ties-contradict",),
-        causes=(Cause.TIED,),
-        at="no parameter holds lm_head.weight",
+        releases=("vllm<0.32",),
+        when=lambda load: load.family == "qwen3.5-moe" and load.ties_contradict,
+        differs=_head_lost,
         targets=("torch-xla",),
     ),
     KnownIssue(
@@ -37,12 +43,15 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         nature=Nature.MISSING,
         reason="a model of an FP8 release cannot be built on a CPU, where torch-xla has it "
         "streamed to: there is no kernel for its linear layers",
-        threads=(),
-        stacks=("0.26",),
-        scenarios=("vl-fp8", "mtp-fp8"),
-        causes=(Cause.UNEXPLAINED,),
-        error="ValueError",
-        message="Failed to find a kernel that can implement the ScaledMM linear layer",
+        releases=("vllm>=0.26",),
+        when=lambda load: load.fp8 and not load.mesh,
+        raised=Raised(
+            error="ValueError",
+            message=r"Failed to find a kernel that can implement the ScaledMM linear layer\. "
+            r"Reasons: \n.*",
+            at=rf"{_KERNELS}raise ValueError\(",
+            stage=Stage.MODEL,
+        ),
         targets=("torch-xla",),
     ),
     KnownIssue(
@@ -51,12 +60,14 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         nature=Nature.MISSING,
         reason="a model of an FP8 release cannot be built on torch-xla's host: the table of "
         "kernels for its linear layers has no row for a platform out of the tree",
-        threads=(),
-        stacks=("0.21", "0.22"),
-        scenarios=("vl-fp8", "mtp-fp8"),
-        causes=(Cause.UNEXPLAINED,),
-        error="KeyError",
-        message="PlatformEnum.OOT",
+        releases=("vllm<0.26",),
+        when=lambda load: load.fp8 and not load.mesh,
+        raised=Raised(
+            error="KeyError",
+            message=r"<PlatformEnum\.OOT: \d+>",
+            at=rf"{_KERNELS}.*ossible_kernels\[current_platform\._enum\].*",
+            stage=Stage.MODEL,
+        ),
         targets=("torch-xla",),
     ),
     KnownIssue(
@@ -64,12 +75,14 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         owner=Owner.HARNESS,
         nature=Nature.MISSING,
         reason="the torch-xla target cuts an axis only where the devices divide it",
-        threads=(),
-        stacks=("0.21", "0.22", "0.26"),
-        scenarios=("vl-6-experts-whole", "vl-uneven-width"),
-        causes=(Cause.UNEXPLAINED,),
-        error="ValueError",
-        message="4 devices do not divide axis",
+        releases=("vllm",),
+        when=_uneven,
+        raised=Raised(
+            error="ValueError",
+            message=lambda load: rf"{load.devices} devices do not divide axis .*",
+            at="",
+            stage=Stage.PROCESSING,
+        ),
         targets=("torch-xla",),
     ),
 )

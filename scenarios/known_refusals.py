@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from harness.causes import Cause
-from harness.known import KnownIssue, Nature, Owner
+from harness.known import KnownIssue, Load, Nature, Owner, Raised, Stage
+from harness.target import Parallelism
+
+_CONFIG = r"vllm/engine/arg_utils\.py in create_engine_config: config = VllmConfig\("
+_CONFIG_ERROR = "pydantic_core._pydantic_core.ValidationError"
+#: What pydantic adds: the arguments, cut short, and a page that explains.
+_ADDED = r"\[type=\w+, input_value=.*\]\n    For further information visit \S+"
+#: The call that completes a layer of experts, in which it is then processed.
+_LAST_CALL = r"vllm/model_executor/\S+\.py:\d+ called weight_loader\(.*\) of a \w+"
+
+
+def _whole_experts(load: Load) -> bool:
+    """Whether each device is to hold some experts whole."""
+    return load.parallelism is not Parallelism.TENSOR
+
 
 REFUSALS: tuple[KnownIssue, ...] = (
     KnownIssue(
@@ -12,12 +25,19 @@ REFUSALS: tuple[KnownIssue, ...] = (
         nature=Nature.BY_DESIGN,
         reason="an expert of the wrong layout is refused, by an error of sizes that names no "
         "tensor",
-        threads=(),
-        stacks=("0.32",),
-        scenarios=("vl-axes-swapped",),
-        causes=(Cause.UNEXPLAINED,),
-        error="RuntimeError",
-        message="must match the size of tensor",
+        releases=("vllm>=0.32",),
+        when=lambda load: load.axes_swapped,
+        raised=Raised(
+            error="RuntimeError",
+            message=lambda load: (
+                rf"The size of tensor a \({load.intermediate}\) must match the size of tensor b "
+                rf"\({load.hidden // 2}\) at non-singleton dimension 0"
+            ),
+            at=r"vllm/model_executor/layers/fused_moe/routed_experts\.py in _load_w13: "
+            r"expert_data\.copy_\(loaded_weight\)",
+            stage=Stage.STREAM,
+            evidence=_LAST_CALL,
+        ),
     ),
     KnownIssue(
         id="heads-over-three-devices",
@@ -25,12 +45,18 @@ REFUSALS: tuple[KnownIssue, ...] = (
         nature=Nature.BY_DESIGN,
         reason="a tensor parallel size that does not divide the attention heads is refused, as "
         "documented",
-        threads=(),
-        stacks=("0.21", "0.22", "0.26", "0.32"),
-        scenarios=("vl-3-devices",),
-        causes=(Cause.UNEXPLAINED,),
-        error="pydantic_core._pydantic_core.ValidationError",
-        message=r"attention heads \(8\) must be divisible by tensor parallel size \(3\)",
+        releases=("vllm",),
+        when=lambda load: not load.mesh and load.heads % load.devices != 0,
+        raised=Raised(
+            error=_CONFIG_ERROR,
+            message=lambda load: (
+                r"1 validation error for VllmConfig\n  Value error, Total number of attention "
+                rf"heads \({load.heads}\) must be divisible by tensor parallel size "
+                rf"\({load.devices}\)\. {_ADDED}"
+            ),
+            at=_CONFIG,
+            stage=Stage.CONFIGURATION,
+        ),
     ),
     KnownIssue(
         id="prefill-context-parallelism-asserts",
@@ -38,13 +64,14 @@ REFUSALS: tuple[KnownIssue, ...] = (
         nature=Nature.MISSING,
         reason="prefill context parallelism is refused by an assertion without words; "
         "tpu-inference has an axis for it from 0.26 on",
-        threads=(),
-        stacks=("0.21", "0.22"),
-        scenarios=("vl-pcp-2-model-2",),
-        causes=(Cause.UNEXPLAINED,),
-        error="pydantic_core._pydantic_core.ValidationError",
-        message=r"^1 validation error for VllmConfig\n  Assertion failed,  \[type=assertion_error",
-        at="in create_engine_config: config = VllmConfig(",
+        releases=("vllm<0.26",),
+        when=lambda load: "pcp" in load.axes,
+        raised=Raised(
+            error=_CONFIG_ERROR,
+            message=rf"1 validation error for VllmConfig\n  Assertion failed,  {_ADDED}",
+            at=_CONFIG,
+            stage=Stage.CONFIGURATION,
+        ),
     ),
     KnownIssue(
         id="prefill-context-parallelism-refused",
@@ -52,24 +79,36 @@ REFUSALS: tuple[KnownIssue, ...] = (
         nature=Nature.MISSING,
         reason="prefill context parallelism needs vLLM's second model runner from 0.32 on, and "
         "tpu-inference has an axis for it but no such runner",
-        threads=(),
-        stacks=("0.32",),
-        scenarios=("vl-pcp-2-model-2",),
-        causes=(Cause.UNEXPLAINED,),
-        error="pydantic_core._pydantic_core.ValidationError",
-        message="Model Runner V1 does not support: prefill context parallel",
+        releases=("vllm>=0.32",),
+        when=lambda load: "pcp" in load.axes,
+        raised=Raised(
+            error=_CONFIG_ERROR,
+            message=r"1 validation error for VllmConfig\n.*Model Runner V1 does not support: "
+            rf"prefill context parallel.*{_ADDED}",
+            at=_CONFIG,
+            stage=Stage.CONFIGURATION,
+        ),
     ),
     KnownIssue(
         id="experts-not-divisible",
         owner=Owner.TPU_INFERENCE,
         nature=Nature.MISSING,
         reason="experts that the devices do not divide are refused by JAX; nothing pads them",
-        threads=(),
-        stacks=("0.22", "0.26", "0.32"),
-        scenarios=("vl-6-experts-whole", "vl-6-experts-kernel"),
-        causes=(Cause.UNEXPLAINED,),
-        error="jax._src.sharding.IndivisibleError",
-        message="partitioned 4 times, but the dimension size is 6",
+        releases=("tpu-inference",),
+        when=lambda load: _whole_experts(load) and load.experts % load.devices != 0,
+        raised=Raised(
+            error="jax._src.sharding.IndivisibleError",
+            message=lambda load: (
+                r"(Sharding|One of pjit outputs with pytree key path \w+ was given the sharding) "
+                r"NamedSharding\(.*\) implies that array axis 0 is partitioned "
+                rf"{load.devices} times, but the dimension size is {load.experts} \(full shape: .* "
+                r"should evenly divide the shape\)(\. This error occurs at source: .*)?"
+            ),
+            at=r"jax/_src/(sharding\.py in _common_shard_shape: raise IndivisibleError\("
+            r"|dispatch\.py in _device_put_impl: return api\.jit\()",
+            stage=Stage.PROCESSING,
+            evidence=_LAST_CALL,
+        ),
     ),
     KnownIssue(
         id="width-not-divisible",
@@ -77,12 +116,15 @@ REFUSALS: tuple[KnownIssue, ...] = (
         nature=Nature.MISSING,
         reason="an intermediate size of the experts that the devices do not divide is refused by "
         "an assertion without words in process_moe_weights",
-        threads=(),
-        stacks=("0.22", "0.26", "0.32"),
-        scenarios=("vl-uneven-width",),
-        causes=(Cause.UNEXPLAINED,),
-        error="AssertionError",
-        message="^$",
-        at="in process_moe_weights: assert intermediate_size % w13_reorder_size == 0",
+        releases=("tpu-inference",),
+        when=lambda load: not _whole_experts(load) and load.intermediate % load.devices != 0,
+        raised=Raised(
+            error="AssertionError",
+            message="",
+            at=r"tpu_inference/layers/common/process_weights/moe_weights\.py in "
+            r"process_moe_weights: assert intermediate_size % w13_reorder_size == 0",
+            stage=Stage.PROCESSING,
+            evidence=_LAST_CALL,
+        ),
     ),
 )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
-from harness.family import Part
+from harness.family import Part, Storage
+from harness.known import Load
+from harness.meshes import mesh_sizes
 from harness.nan import Nan
+from harness.synthetic.recipes import RECIPES
+from harness.synthetic.shapes import resolve_shape
 from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
@@ -98,6 +103,41 @@ class Scenario:
         if self.numbered:
             number_files(path)
         return path, swap_axes(path) if self.axes_swapped else None
+
+    def load(self, target: Target | None = None, layers: int | None = None) -> Load:
+        """What is loaded, as known issues ask: sizes and storage as the recipe has them written.
+
+        Args:
+            target: where it is loaded to; the mesh of the scenario's own, or of four devices, where
+                none is given.
+            layers: the decoder's first ones that are loaded; all where None.
+        """
+        recipe = RECIPES[self.recipe]
+        shape = resolve_shape(recipe.family.name, self.shapes)
+        storage = {Part.DECODER: recipe.family.namings[0].storage}
+        storage |= {Part.MTP: recipe.mtp} if recipe.mtp else {}
+        sizes = mesh_sizes(self.mesh)[0].values() if self.mesh else [self.devices or 4]
+        return Load(
+            family=recipe.family.name,
+            layers={p: range(min(shape.layers, layers or shape.layers) if p is Part.DECODER else 1)
+                    for p in storage if p in self.parts},
+            experts=shape.experts,
+            storage={p: Storage.PER_EXPERT if self.fp8 else s for p, s in storage.items()},
+            hidden=shape.hidden,
+            intermediate=shape.intermediate,
+            heads=shape.heads,
+            vocabulary=shape.vocabulary,
+            parallelism=target.parallelism if target else self.parallelism or Parallelism.TENSOR,
+            devices=target.devices if target else math.prod(sizes),
+            mesh=self.mesh or (target.mesh if target else ""),
+            hosts=target.hosts if target else self.hosts or 1,
+            tied=self.tied,
+            ties_contradict=self.ties_contradict,
+            fp8=self.fp8,
+            axes_swapped=self.axes_swapped,
+            vision_first=self.order is Order.VISION_FIRST,
+            store=str(self.store),
+        )  # fmt: skip
 
     def nan(self, target: Target) -> Nan:
         """How NaNs count: as the target's way to the device leaves them, where some are planted."""

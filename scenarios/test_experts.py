@@ -21,6 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_experts(
     scenario: Scenario,
+    pytestconfig: pytest.Config,
     tmp_path: Path,
     target_of: TargetOf,
     stored: Stored,
@@ -40,4 +41,6 @@ def test_experts(
         nan=scenario.nan(target),
         stream_options=scenario.stream_options,
     )
-    expected(scenario.id if scenario in SCENARIOS else None, report, KNOWN_ISSUES)
+    layers = pytestconfig.getoption("--num-layers")
+    load = scenario.load(target, layers) if scenario in SCENARIOS else None
+    expected(load, report, KNOWN_ISSUES)

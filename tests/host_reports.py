@@ -48,7 +48,10 @@ def different(number: int, *differences: Difference, **given: Any) -> Report:
         cause=Cause.ZEROS, summary="zeros", evidence=f"on host {number}", next_step="n",
         covers=len(differences), members=f"0-{len(differences) - 1}",
     )  # fmt: skip
+    maps = [
+        map_of(Part.DECODER, [0], 4, lambda layer: range(2 * number, 2 * number + 2), differences)
+    ]
     return host(
         number, status=Status.DIFFERENT, differences=list(differences), diagnoses=[diagnosis],
-        **given,
+        **({"maps": maps} | given),
     )  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.difference import Tally
+from harness.family import Part
 from harness.report import Environment, Report, Status
 
 
@@ -23,5 +25,6 @@ def a_report(**given: Any) -> Report:
     fields: dict[str, Any] = {
         "checkpoint": "/c", "reference": "/c", "family": "qwen3-vl-moe", "status": Status.EQUAL,
         "environment": an_environment(),
+        "tallies": [Tally(part=Part.DECODER, layers=1, experts=8, experts_compared=8)],
     }  # fmt: skip
     return Report(**fields | given)

@@ -11,9 +11,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness.cli import main
+from harness.difference import Difference, Kind
+from harness.family import Part
 from harness.renderings import json_schema
 from harness.report import Broken, Report, Row, Session, Status, report_from_json
 from tests.host_reports import host
+
+UNREAD = Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="t")
 
 
 def ran(*arguments: object) -> Result:
@@ -23,7 +27,7 @@ def ran(*arguments: object) -> Result:
 @pytest.fixture
 def session_file(tiny_report: Path) -> Path:
     report = report_from_json(tiny_report.read_bytes())
-    report.status = Status.DIFFERENT
+    report.status, report.differences = Status.DIFFERENT, [UNREAD]
     path = tiny_report.with_name("session.json")
     Session(complete=True, rows=[Row(scenario="vl-fused", report=report, failed=True)]).write(path)
     return path
@@ -47,7 +51,7 @@ def test_renderings_are_written(session_file: Path, tmp_path: Path) -> None:
 def test_one_report_is_a_session_of_one(tiny_report: Path) -> None:
     assert "every scenario as expected" in ran("report", tiny_report).output
     report = report_from_json(tiny_report.read_bytes())
-    report.status = Status.DIFFERENT
+    report.status, report.differences = Status.DIFFERENT, [UNREAD]
     report.write(tiny_report)
     assert "1 of 1 scenarios failed" in ran("report", tiny_report).output
 

@@ -12,7 +12,9 @@ from rich.console import Console
 
 from harness.causes import Cause, Diagnosis
 from harness.cli import main
+from harness.difference import Difference, Kind
 from harness.errors import BadInput
+from harness.family import Part
 from harness.history import Course, courses, print_courses
 from harness.report import Report, Row, Session, Status
 from tests.pages import CANARY
@@ -27,6 +29,7 @@ def report(cause: Cause | None = None, *, vllm: str = "0.26.0", overlay: str = "
     return a_report(
         status=Status.DIFFERENT if cause else Status.EQUAL,
         diagnoses=found,
+        differences=[Difference(kind=Kind.UNREAD, part=Part.DECODER)] * len(found),
         environment=an_environment(versions=versions, overlay=overlay),
     )
 

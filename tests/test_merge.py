@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from harness.causes import Cause
-from harness.difference import Difference, Kind, Tally
+from harness.causes import Cause, Diagnosis
+from harness.difference import Difference, Kind, ParameterTally, Tally
 from harness.errors import BadInput, InternalError
-from harness.family import Part
-from harness.maps import State, map_of
+from harness.family import Part, Projection
+from harness.history import courses
+from harness.known import Verdict, judge
+from harness.maps import PartMap, State, map_of
 from harness.merge import merged, merged_session
-from harness.report import Failure, Report, Row, Session, Status
+from harness.message import known_text
+from harness.renderings import session_from
+from harness.report import Delivery, Failure, Report, Row, Session, Status, report_from_json
 from tests.host_reports import bits, different, host
+from tests.reports import a_report
 
 
 @pytest.mark.parametrize("divided", [False, True])
@@ -39,8 +45,9 @@ def test_a_host_of_copies_alone_takes_no_expert_away() -> None:
 
 def test_experts_that_no_host_compared_are_not_equal() -> None:
     idle = Tally(part=Part.DECODER, layers=1, experts=4)
+    none = [map_of(Part.DECODER, [0], 4)]
     with pytest.raises(InternalError, match="not all was compared: decoder 2 of 4"):
-        merged([host(0), host(1, tallies=[idle])])
+        merged([host(0), host(1, tallies=[idle], maps=none)])
 
 
 def test_differences_of_hosts_stand_together_and_what_both_say_stands_once() -> None:
@@ -142,3 +149,168 @@ def test_sessions_are_merged_row_by_row() -> None:
     ]
     assert (whole.complete, whole.began) == (True, "2026-01-01")
     assert merged_session([session(0), session(1, unfinished=["c"])]).unfinished == ["c"]
+
+
+def equal(**given: Any) -> Report:
+    """A report of one host that compared two layers of four experts, and found them equal."""
+    tally = Tally(part=Part.DECODER, layers=2, experts=8, experts_compared=8, bytes_compared=9)
+    other = ParameterTally(part=Part.DECODER, parameters=5, compared=5, bytes_compared=7)
+    own = map_of(Part.DECODER, [0, 1], 4, lambda layer: range(4))
+    return a_report(**{"tallies": [tally], "parameters": [other], "maps": [own]} | given)
+
+
+def unequal(**given: Any) -> Report:
+    """The same with an expert that differs, as the harness reports it."""
+    found = bits(1, "cpu:1")
+    own = map_of(Part.DECODER, [0, 1], 4, lambda layer: range(4), [found])
+    diagnosis = Diagnosis(
+        cause=Cause.ZEROS, summary="s", evidence="e", next_step="n", covers=1, members="0"
+    )
+    fields = {"status": Status.DIFFERENT, "differences": [found], "maps": [own]}
+    return equal(**fields | {"diagnoses": [diagnosis]} | given)
+
+
+def short(**given: Any) -> list[Tally]:
+    return [replace(tally, **given) for tally in equal().tallies]
+
+
+def odd_map(row: str, **given: Any) -> list[PartMap]:
+    """The map of :func:`equal`, with this for the first layer of up_proj."""
+    (whole,) = equal().maps
+    states = whole.states | {Projection.UP: [row, "4e"]}
+    return [replace(whole, **{"states": states} | given)]
+
+
+UNREAD = Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="t")
+BROKEN = Failure(error="E", message="m")
+#: Reports that were changed, or written by a fault: what they say of themselves is not so.
+CONTRADICTIONS: dict[str, Report] = {
+    "equal with a difference": equal(differences=[UNREAD]),
+    "equal with a failure": equal(failure=BROKEN),
+    "equal with both": equal(failure=BROKEN, differences=[UNREAD]),
+    "equal with a cause": equal(diagnoses=unequal().diagnoses),
+    "equal and known to fail": equal(known_issue="an-issue"),
+    "equal with a host that differs": equal(
+        hosts=[replace(host(0).hosts[0], of=1, status=Status.DIFFERENT)]
+    ),
+    "equal with a host's differences": equal(
+        hosts=[replace(host(0).hosts[0], of=1, differences=1)]
+    ),
+    "equal and tensors not read": equal(
+        deliveries=[
+            Delivery(
+                part=Part.DECODER, calls=1, sites={}, streamed=2, delivered=1, unused=0, unread=1
+            )
+        ]
+    ),
+    "equal and nothing compared": equal(tallies=[], parameters=[], maps=[]),
+    "equal and no expert compared": equal(tallies=short(experts_compared=0)),
+    "equal and all left out": equal(
+        tallies=short(experts_compared=0, left_out=8),
+        parameters=[ParameterTally(part=Part.DECODER, parameters=5, left_out=5)],
+        maps=[map_of(Part.DECODER, [0, 1], 4)],
+    ),
+    "equal and an expert short": equal(tallies=short(experts_compared=7), maps=[]),
+    "equal and a parameter short": equal(
+        parameters=[ParameterTally(part=Part.DECODER, parameters=5, compared=4)]
+    ),
+    "equal and a map that differs": equal(maps=odd_map("3e1d")),
+    "equal and a map of what never came": equal(maps=odd_map("3e1m")),
+    "equal and a map of less": equal(maps=odd_map("3e1n")),
+    "more experts than there are": equal(tallies=short(experts_compared=9)),
+    "fewer than none": equal(tallies=short(experts_compared=-8)),
+    "more parameters than there are": equal(
+        parameters=[ParameterTally(part=Part.DECODER, parameters=5, compared=6)]
+    ),
+    "a part counted twice": equal(tallies=[*short(), *short()]),
+    "a map of more experts": equal(maps=odd_map("5e")),
+    "a map of no letters": equal(maps=odd_map("eeee")),
+    "a map of a billion": equal(maps=odd_map("1000000000e", experts=1_000_000_000)),
+    "a map of other layers": equal(maps=odd_map("4e", layers=[0, 1, 2])),
+    "a map of another part": equal(maps=odd_map("4e", part=Part.MTP)),
+    "different without a difference": equal(status=Status.DIFFERENT),
+    "different with a failure": unequal(failure=BROKEN),
+    "different and a map that is equal": unequal(maps=equal().maps),
+    "different and a map of another expert": unequal(maps=odd_map("3e1d")),
+    "different and fewer in the map": unequal(differences=[*unequal().differences, bits(2, "c")]),
+    "different and mended": unequal(mended_issue="an-issue"),
+    "a cause of a difference that is not there": unequal(
+        diagnoses=[replace(unequal().diagnoses[0], members="0-1")]
+    ),
+    "a cause that begins at none": unequal(diagnoses=[replace(unequal().diagnoses[0], first=7)]),
+    "a cause of a billion": unequal(
+        diagnoses=[replace(unequal().diagnoses[0], members="0-9999999999999")]
+    ),
+    "failed without a failure": equal(status=Status.LOAD_FAILED),
+}
+
+
+@pytest.fixture(params=list(CONTRADICTIONS.values()), ids=list(CONTRADICTIONS))
+def contradiction(request: pytest.FixtureRequest) -> Report:
+    given: Report = request.param
+    return given
+
+
+@pytest.mark.parametrize("report", [equal(), unequal(), host(0), host(1, divided=True)])
+def test_a_report_that_agrees_with_itself_is_read(report: Report) -> None:
+    assert report_from_json(report.to_json()) == report
+
+
+def test_a_report_that_contradicts_itself_is_not_read(contradiction: Report) -> None:
+    with pytest.raises(BadInput, match="contradicts itself"):
+        report_from_json(contradiction.to_json())
+
+
+def test_nor_rendered(contradiction: Report, tmp_path: Path) -> None:
+    contradiction.write(tmp_path / "report.json")
+    with pytest.raises(BadInput, match=r"contradicts itself: .*report\.json"):
+        session_from(tmp_path / "report.json")
+
+
+def test_nor_counted_as_a_night(contradiction: Report, tmp_path: Path) -> None:
+    rows = [Row(scenario="good", report=equal()), Row(scenario="vl", report=contradiction)]
+    Session(complete=True, rows=rows).write(tmp_path / "session.json")
+    with pytest.raises(BadInput, match=r"contradicts itself: .*, vl\)"):
+        courses(tmp_path)
+
+
+def test_nor_judged_as_anything_but_unexpected(contradiction: Report) -> None:
+    judgement = judge(contradiction, None, ())
+    assert (judgement.verdict, judgement.issues) == (Verdict.UNEXPECTED, ())
+    assert "contradicts itself" in known_text(judgement)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"differences": [UNREAD]},
+        {"failure": BROKEN},
+        {"tallies": [Tally(part=Part.DECODER, layers=1, experts=4, experts_compared=4)]},
+    ],
+    ids=["a difference", "a failure", "a count that its map does not have"],
+)
+def test_a_host_that_contradicts_itself_is_not_merged(given: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="contradicts itself"):
+        merged([host(0), host(1, **given)])
+
+
+def known(report: Report) -> Report:
+    return replace(report, known_issue="an-issue", issue_owner="vllm")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "issue", "fails"),
+    [
+        ([known(different(0, UNREAD)), known(different(1, UNREAD))], "an-issue", False),
+        ([known(different(0, UNREAD)), host(1)], "", True),
+        ([known(different(0, UNREAD)), different(1, UNREAD)], "", True),
+        ([known(different(0, UNREAD))], "", True),
+        ([host(0), host(1)], "", False),
+    ],
+    ids=["on both", "on one", "another's surprise", "a host is missing", "equal"],
+)
+def test_a_slice_is_known_where_every_host_is(hosts: list[Report], issue: str, fails: bool) -> None:
+    """No test failed on any host: what each saw was expected of it."""
+    sessions = [Session(complete=True, rows=[Row(scenario="vl", report=one)]) for one in hosts]
+    (row,) = merged_session(sessions).rows
+    assert (row.report.known_issue, row.failed) == (issue, fails)

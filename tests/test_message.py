@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.known import Nature, Verdict
+from harness.known import Judgement, Nature, Verdict
 from harness.markdown import markdown
 from harness.message import failure_text, known_text
 from harness.report import Row, Session
@@ -38,7 +38,7 @@ def test_what_is_cut_short_says_how_to_get_the_rest() -> None:
 
 
 def test_a_known_issue_says_what_kind_it_is() -> None:
-    assert known_text(Verdict.KNOWN, ISSUE) == (
+    assert known_text(Judgement(Verdict.KNOWN, (ISSUE,))) == (
         "known issue an-issue, a bug, owner vllm, vllm#1: it crashes\n\n"
     )
     row = replace(ISSUE, nature=Nature.BY_DESIGN)

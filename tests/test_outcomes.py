@@ -15,11 +15,14 @@ from tests.given_reports import CONFTEST, report
 TEST = """
 import pytest
 from harness.causes import Cause
-from harness.known import KnownIssue, Nature, Owner
+from harness.difference import Kind
+from harness.family import Part
+from harness.known import KnownIssue, Load, Nature, Owner, Sign
 
 KNOWN = KnownIssue(
-    id="an-issue", owner=Owner.VLLM, nature=Nature.BUG, reason="it fails", threads=(),
-    stacks=("0.26",), scenarios=("known",), causes=(Cause.BIT_FLIP,),
+    id="an-issue", owner=Owner.VLLM, nature=Nature.BUG, reason="it fails", releases=("vllm",),
+    when=lambda load: load.tied,
+    differs=lambda load: [Sign(Cause.BIT_FLIP, Kind.BITS, Part.DECODER, parameter="t")],
 )
 
 @pytest.fixture
@@ -28,7 +31,8 @@ def a_store():
 
 @pytest.mark.parametrize("row", ["plain", "known"])
 def test_row(row, verified, expected):
-    expected(row, verified("anywhere"), [KNOWN])
+    load = Load(family="f", layers={Part.DECODER: [0]}, experts=8, tied=row == "known")
+    expected(load, verified("anywhere"), [KNOWN])
 
 def test_without(a_store):
     pass
