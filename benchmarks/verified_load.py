@@ -26,6 +26,7 @@ import msgspec
 import numpy as np
 from loads import JOBS, Figures
 
+from harness import child
 from harness.checkpoint import Checkpoint
 from harness.experts import reference_parts
 from harness.load import LoadProcess
@@ -76,6 +77,7 @@ def measure(path: Path, target: Target, repeats: int) -> dict[str, list[Figures]
     parts = tuple(part.part for part in reference_parts(Checkpoint(path)))
     argument = msgspec.json.encode((str(path), target, parts))
     seen: dict[str, list[Figures]] = {name: [] for name in _NAMES}
+    child.JOBS.update({f"loads:{name}": f"loads:{name}" for name in _NAMES})
     with LoadProcess(target) as process:
         for turn in range(repeats + 1):
             first = turn % len(_NAMES)

@@ -122,7 +122,7 @@ def figures(result: StackResult) -> dict[str, Any]:
         "what": result.what,
         "seconds": result.seconds,
         "scenarios": len(rows),
-        "equal": sum(row["report"]["status"] == "equal" for row in rows),
+        "equal": sum(map(is_equal, rows)),
         "known": sum(bool(row["report"]["known_issue"]) for row in rows),
         "skipped": len(session.get("skipped", ())),
         "experts_compared": total(rows, "experts_compared"),
@@ -130,6 +130,12 @@ def figures(result: StackResult) -> dict[str, Any]:
         "audit_findings": result.findings,
         "failures": failures(session),
     }
+
+
+def is_equal(row: dict[str, Any]) -> bool:
+    """Whether a report says that it is equal, and carries nothing that says otherwise."""
+    report = row["report"]
+    return report["status"] == "equal" and not (report.get("differences") or report.get("failure"))
 
 
 def total(rows: Sequence[dict[str, Any]], name: str) -> int:

@@ -16,6 +16,7 @@ from harness.errors import BadInput, HarnessError
 from harness.known import judge, note
 from harness.renderings import session_from
 from harness.report import Report, Session, Status
+from harness.writing import write
 from scenarios.catalogue import SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
 
@@ -93,7 +94,7 @@ def put(page: Path, table: str) -> None:
     """Replace what stands between the marks of a page."""
     before, rest = page.read_text().split(BEGIN)
     _, after = rest.split(END)
-    page.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+    write(page, f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
 
 
 def detail(runs: Mapping[str, Mapping[str, Report]]) -> str:

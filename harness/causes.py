@@ -38,6 +38,7 @@ class Cause(StrEnum):
     TRANSPOSED = "transposed"
     ROLLED = "rolled"
     MIXED = "mixed"
+    OTHER_DTYPE = "other-dtype"
     DTYPE_ROUND_TRIP = "dtype-round-trip"
     SUBNORMALS_FLUSHED = "subnormals-flushed"
     DAMAGED = "damaged"
@@ -99,6 +100,8 @@ NEXT_STEP: dict[Cause, str] = {
     Cause.ROLLED: "look at the offset a shard of this tensor starts from",
     Cause.MIXED: "look at how the fused tensor is split: halves, or interleaved rows; per shard, "
     "or as a whole",
+    Cause.OTHER_DTYPE: "compare the dtypes that the headers of reference and checkpoint give this "
+    "tensor; look for a view() on the way",
     Cause.DTYPE_ROUND_TRIP: "look for a cast on the way: set_default_torch_dtype, .to()",
     Cause.SUBNORMALS_FLUSHED: "look for arithmetic or a conversion by a unit that takes subnormals "
     "for zero (VCVTNEPS2BF16 on CPUs does): a copy keeps them",
@@ -107,7 +110,7 @@ NEXT_STEP: dict[Cause, str] = {
     Cause.BIT_FLIP: "read the file and the device again: storage, memory or link corruption",
     Cause.SIGN_OF_ZERO: "look for arithmetic on the weights (x + 0, casts): a copy keeps -0.0",
     Cause.NAN_CANONICALISED: "expected where tpu-inference casts bf16 to f32 and back (t2j); "
-    "compare with nan=canonical",
+    "compare with nan=canonical; torch's conversions from other types have no rule for NaNs",
     Cause.SCALE: "look at the scales on their way: the slot each is loaded into, the orientation "
     "of their grid, the block size they are taken for",
     Cause.REPLICATED: "look at the partition spec: every device holds the whole array; an expert "

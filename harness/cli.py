@@ -1,18 +1,18 @@
 """The ``harness`` command. It parses, calls the library, prints, and maps outcomes to exit codes.
 
 0 equal, 1 differences, 2 bad input, 3 the load under test failed, 4 target not available,
-5 the harness itself failed, 130 interrupted.
+5 the harness itself failed or could not write the report, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import platform
 import signal
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TextIO
 
 import click
 
@@ -22,7 +22,7 @@ from harness.audit.run_table import run_exit_code, run_json, run_text
 from harness.cli_reports import COMMANDS
 from harness.digests import Method
 from harness.environment import cache_directory
-from harness.errors import BadInput, HarnessError
+from harness.errors import HarnessError, InternalError
 from harness.family import Part
 from harness.hosts import target_on
 from harness.load_processes import LoadProcesses
@@ -45,38 +45,77 @@ from harness.target import (
 )
 from harness.terminal import closing_table
 from harness.verification import verify
-from harness.writing import write
-
-P = ParamSpec("P")
-R = TypeVar("R")
+from harness.writing import deliver, keep, not_written, require_writable
 
 
-def _exits(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn a :class:`HarnessError` into its message and its exit code."""
+class _Commands(click.Group):
+    """Commands that end with the exit code that says how: never 1, a difference, by accident."""
 
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except HarnessError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
-
-    return wrapped
-
-
-class _Interruptible(click.Group):
-    """Commands that end on Ctrl-C as a shell expects: 1 would be a difference."""
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, with streams that cannot break a verdict where they are the process's own."""
+        if sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__:
+            sys.stdout, sys.stderr = _lasting(sys.stdout, 1), _lasting(sys.stderr, 2)
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(128 + signal.SIGINT)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except HarnessError as error:
+            _tell(error)
+            ctx.exit(error.exit_code)
+        except Exception as error:
+            _tell(InternalError.of(error))
+            ctx.exit(InternalError.exit_code)
 
 
-@click.group(cls=_Interruptible)
+def _tell(error: HarnessError) -> None:
+    """Print the error's paragraph, and where its details lie, if it has some."""
+    click.echo(f"error: {error.paragraph}", err=True)
+    if error.details:
+        kept = keep({"details.txt": error.details.encode() + b"\n"})
+        click.echo(f"details: {kept}" if kept else error.details, err=True)
+
+
+class _Lasting(io.FileIO):
+    """A stream of the process: once nobody reads it, what is written to it is let go.
+
+    Another error, such as a full disk, is raised once.
+    """
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if isinstance(error, BrokenPipeError):
+                return len(content)
+            raise  # once: what is left in buffers would break the exit code of the process
+
+
+def _lasting(stream: TextIO | None, number: int) -> TextIO:
+    """``stream``, or nowhere for one that was closed; its encoding refuses no character."""
+    if stream is None:  # a file that is opened must not become the output of all processes
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, number)
+    raw = _Lasting(number, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="backslashreplace",
+        line_buffering=number == 2 or raw.isatty(),
+    )
+
+
+@click.group(cls=_Commands)
 @click.version_option(package_name="moe-load-harness")
 def main() -> None:
     """Decides, expert by expert and bit for bit, whether a MoE checkpoint reached the device."""
@@ -130,7 +169,6 @@ for _command in COMMANDS:
 @click.option("--checksums", is_flag=True, help="First compare whole files with their store's.")
 @click.option("--timeout", default=3600.0, show_default=True, help="Seconds the load may take.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
-@_exits
 def verify_command(
     checkpoint: str,
     target: str,
@@ -146,7 +184,7 @@ def verify_command(
     CHECKPOINT is a directory, s3://bucket/prefix, gs://bucket/prefix or a hub id with an optional
     @revision.
     """
-    _require_parent(json_path)
+    require_writable(json_path)
     spread = Parallelism(parallelism)
     where = (
         target_on(target, devices, spread, hosts)
@@ -154,9 +192,11 @@ def verify_command(
         else meshed(target, mesh, spread, hosts)
     )
     report = _verified(checkpoint, where, **options)
-    if json_path:
-        report.write(json_path)
-    _print(report)
+    try:
+        if json_path:
+            deliver(json_path, report.to_json())
+    finally:
+        _print(report)
     sys.exit(report.exit_code)
 
 
@@ -191,20 +231,14 @@ def _verified(
         )
 
 
-def _require_parent(path: Path | None) -> None:
-    if path and not path.parent.is_dir():
-        raise BadInput(
-            "no directory for the report",
-            where=str(path),
-            expected="a path in a directory that exists",
-            hint=f"mkdir -p {path.parent}",
-        )
-
-
 def _print(report: Report) -> None:
-    if text := failure_text(report):
-        click.echo(text + "\n")
-    closing_table([(Path(report.checkpoint).name, report)])
+    try:
+        if text := failure_text(report):
+            click.echo(text + "\n")
+        closing_table([(Path(report.checkpoint).name, report)])
+        sys.stdout.flush()
+    except OSError as error:
+        raise not_written("standard output", error, {"report.json": report.to_json()}) from error
 
 
 @main.command("checkpoint")
@@ -214,7 +248,6 @@ def _print(report: Report) -> None:
 @click.option("--layers", type=int, help="Decoder layers, instead of the shape's own.")
 @click.option("--experts", type=int, help="Experts a layer, instead of the shape's own.")
 @click.option("--seed", default=0, show_default=True, help="All values follow from it.")
-@_exits
 def checkpoint_command(family: str, out: Path, **options: Any) -> None:
     """Write a synthetic checkpoint of FAMILY, in its published layout, to OUT.
 
@@ -240,7 +273,6 @@ def checkpoint_command(family: str, out: Path, **options: Any) -> None:
 )
 @click.option("--all", "everything", is_flag=True, help="List the calls that are in order too.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write here instead of printing.")
-@_exits
 def audit_command(
     vllm: Path | None, tpu_inference: Path | None, form: str, everything: bool, output: Path | None
 ) -> None:
@@ -248,7 +280,7 @@ def audit_command(
 
     Reads sources and imports none of them; the installed ones by default. 1 on findings.
     """
-    _require_parent(output)
+    require_writable(output)
     report = audit(vllm, tpu_inference)
     shown = rendered(report if everything else report.without_others(), Format(form))
     _put(shown, output)
@@ -260,7 +292,6 @@ def audit_command(
 @click.option("--timeout", default=600.0, show_default=True, help="Seconds one model may take.")
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
 @click.option("--output", type=click.Path(path_type=Path), help="Write here instead of printing.")
-@_exits
 def audit_run_command(
     models: tuple[str, ...], timeout: float, form: str, output: Path | None
 ) -> None:
@@ -268,7 +299,7 @@ def audit_run_command(
 
     MODELS are parts of architecture names; without any, every model there is a row for.
     """
-    _require_parent(output)
+    require_writable(output)
     require_stack()
     rows = []
     for row in run_audit(emulated_target(2), models, timeout=timeout):
@@ -280,14 +311,13 @@ def audit_run_command(
 
 def _put(content: bytes, output: Path | None) -> None:
     if output:
-        write(output, content)
+        deliver(output, content)
     else:
         click.echo(content, nl=False)
 
 
 @main.command("doctor")
 @click.option("--target", "wanted", help="End with an error unless this target would run.")
-@_exits
 def doctor_command(wanted: str | None) -> None:
     """Say what is here, what would run, and what would not and why."""
     versions = installed_versions()

@@ -6,22 +6,23 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
 
 import click
 import msgspec
 from rich.console import Console
 
 from harness.bounds import require_seconds
-from harness.errors import BadInput, HarnessError
+from harness.errors import BadInput
+from harness.foreign import one_line, several_lines
 from harness.history import courses, print_courses
 from harness.merge import merged_session
 from harness.message import failure_text
 from harness.renderings import json_schema, rendered, session_from
 from harness.report import Session
 from harness.terminal import closing_table
-from harness.writing import write
+from harness.writing import deliver, require_writable
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -38,14 +39,14 @@ def report_command(
 
     Without an option the Markdown summary is printed.
     """
-    try:
-        session = session_from(file)
-    except HarnessError as error:
-        _exit(error)
     wanted = {"summary.md": markdown, "junit.xml": junit, "report.html": html}
-    for name, path in wanted.items():
-        if path:
-            write(path, rendered(session, name))
+    for path in wanted.values():
+        require_writable(path)
+    session = session_from(file)
+    with ExitStack() as rest:  # what can't be written keeps nothing else from being
+        for name, path in wanted.items():
+            if path:
+                rest.callback(deliver, path, rendered(session, name))
     if not any(wanted.values()):
         click.echo(rendered(session, "summary.md"), nl=False)
 
@@ -60,21 +61,27 @@ def merge_command(files: tuple[Path, ...], wait: float, output: Path) -> None:
     A host whose file is not there has failed. 0 all as expected; 1 differences, or a test that
     broke off, did not end or never ran; 3 a host failed.
     """
+    if wait:
+        require_seconds(wait, "--wait")
+    require_writable(output)
+    session = merged_session([session_from(file) for file in _there(files, wait)])
     try:
-        wait = require_seconds(wait, "--wait") if wait else 0.0
-        session = merged_session([session_from(file) for file in _there(files, wait)])
-    except HarnessError as error:
-        _exit(error)
-    session.write(output)
+        deliver(output, session.to_json())
+    finally:
+        _print(session)
+    codes = [max(1, row.report.exit_code) for row in session.rows if row.failed]
+    sys.exit(max(codes, default=int(any(_beside_reports(session)))))
+
+
+def _print(session: Session) -> None:
     if session.rows:
         closing_table([(row.scenario, row.report) for row in session.rows])
     for row in session.rows:
         if row.failed:
-            click.echo(failure_text(row.report) or f"{row.scenario}: {row.why}")
+            told = f"{one_line(row.scenario)}: {several_lines(row.why)}"
+            click.echo(failure_text(row.report) or told)
     for text in _beside_reports(session):
         click.echo(text)
-    codes = [max(1, row.report.exit_code) for row in session.rows if row.failed]
-    sys.exit(max(codes, default=int(any(_beside_reports(session)))))
 
 
 def _beside_reports(session: Session) -> list[str]:
@@ -84,7 +91,8 @@ def _beside_reports(session: Session) -> list[str]:
     texts += [f"{test} did not end" for test in session.unfinished]
     if not (session.complete or session.unfinished):
         texts.append("a session did not end")
-    return texts if session.rows else [*texts, "no scenario was verified"]
+    texts += [] if session.rows else ["no scenario was verified"]
+    return [one_line(text) for text in texts]
 
 
 def _there(files: Sequence[Path], seconds: float) -> list[Path]:
@@ -110,10 +118,7 @@ def history_command(directory: Path, as_json: bool) -> None:
 
     DIRECTORY holds a folder for each night, as pytest scenarios --reports writes one.
     """
-    try:
-        found = courses(directory)
-    except HarnessError as error:
-        _exit(error)
+    found = courses(directory)
     if as_json:
         nights = [msgspec.to_builtins(c) | _derived(c) for c in found]
         click.echo(json.dumps(nights, indent=2))
@@ -133,11 +138,6 @@ _DERIVED = ("failing_since", "changes")
 def schema_command() -> None:
     """Print the JSON schema of the reports."""
     click.echo(json.dumps(json_schema(), indent=2))
-
-
-def _exit(error: HarnessError) -> NoReturn:
-    click.echo(f"error: {error}", err=True)
-    sys.exit(error.exit_code)
 
 
 COMMANDS = (report_command, merge_command, history_command, schema_command)

@@ -6,7 +6,7 @@ order in which workers finished, so that the same scenarios give the same file.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 
 from harness.junit import first_line
-from harness.renderings import write_renderings
+from harness.renderings import FILES, rendered
 from harness.report import Broken, Report, Row, Session, Skipped, Status, report_from_json
+from harness.secrets import redact, redacted_within
+from harness.writing import not_written, write
 
 #: On an item: the reports of its verifications.
 REPORTS = pytest.StashKey[list[Report]]()
+#: On an item: its reports failed it, against the table of known issues.
+JUDGED = pytest.StashKey[bool]()
 
 SESSION_FILE = "session.json"
 _Order = tuple[Any, ...]
@@ -30,6 +34,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Hang an item's reports on its test report, and the scenario's name on one of a skip."""
     outcome = yield
+    if _verifies(item):
+        outcome.longrepr = redacted_within(outcome.longrepr)
+        outcome.sections = redacted_within(outcome.sections)
     callspec = getattr(item, "callspec", None)
     name = callspec.id if callspec else item.name
     if outcome.skipped and not hasattr(outcome, "wasxfail"):
@@ -40,6 +47,7 @@ def pytest_runtest_makereport(
         texts = [[name, order, r.to_json().decode()] for r in item.stash.get(REPORTS, [])]
         vars(outcome)["harness_reports"] = texts
         vars(outcome)["harness_purpose"] = purpose_of(item)
+        vars(outcome)["harness_judged"] = item.stash.get(JUDGED, False)
     return outcome
 
 
@@ -65,7 +73,7 @@ def options_of(config: pytest.Config) -> list[str]:
         values = value if isinstance(value, list) else [value]
         name = option.names()[-1]
         found += [name] if value is True else [f"{name}={one}" for one in values]
-    return found
+    return [redact(option) for option in found]
 
 
 class Collector:
@@ -107,13 +115,27 @@ class Collector:
         )
 
     def write(self, directory: Path) -> None:
-        """Write a file for each scenario, one for the session, and the session's renderings."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Write a file for each scenario, one for the session, and the session's renderings.
+
+        Raises:
+            NotWritten: ``directory`` does not take them; they are kept elsewhere.
+        """
         session = self.session()
-        for row in session.rows:
-            row.report.write(directory / f"{row.scenario}.json")
-        session.write(directory / SESSION_FILE)
-        write_renderings(session, directory)
+        files = {f"{row.scenario}.json": row.report.to_json() for row in session.rows}
+        files[SESSION_FILE] = session.to_json()
+        try:
+            files |= {name: rendered(session, name) for name in FILES}
+        finally:  # a rendering that fails takes nothing else with it
+            _put(directory, files)
+
+
+def _put(directory: Path, files: Mapping[str, bytes]) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write(directory / name, content)
+    except OSError as error:
+        raise not_written(str(directory), error, files) from error
 
 
 def _reason(outcome: pytest.TestReport) -> str:
@@ -130,10 +152,15 @@ def _broken(outcome: pytest.TestReport) -> Broken:
 
 
 def _rows(outcome: pytest.TestReport) -> Iterator[tuple[_Order, Row]]:
-    """The rows a test report carries; of a failed test's, those that failed it."""
+    """The rows a test report carries; of a failed test's, those that failed it.
+
+    Reports that are equal fail a test where a known issue should have happened. What else fails
+    after them is an error of the test, or of the harness.
+    """
     carried = getattr(outcome, "harness_reports", [])
     reports = [report_from_json(encoded.encode()) for _, _, encoded in carried]
-    all_equal = all(report.status is Status.EQUAL for report in reports)
+    judged = getattr(outcome, "harness_judged", False)
+    all_equal = judged and all(report.status is Status.EQUAL for report in reports)
     for (name, order, _), report in zip(carried, reports, strict=True):
         failed = outcome.failed and (all_equal or report.status is not Status.EQUAL)
         why = str(outcome.longrepr) if failed else ""

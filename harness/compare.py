@@ -104,8 +104,13 @@ class PartComparison:
         """What the devices of this process are to hold for ``key``, [output, input]."""
         return self.expected(self.held.of(key.projection, self.reference[key]))
 
+    def stored_bits(self, key: ExpertKey) -> tuple[Bits, str]:
+        """The same elements as the checkpoint has them, and their dtype."""
+        bits, dtype = self.reference.stored(key)
+        return self.held.of(key.projection, bits), dtype
+
     def expected(self, bits: Bits) -> Bits:
-        """What becomes of reference bits on the way to the device."""
+        """What becomes of reference bits, of the model's dtype, on the way to the device."""
         if self._nan is Nan.CANONICAL and self.reference.shape.dtype == "BF16":
             return canonical_nans(bits)
         return bits

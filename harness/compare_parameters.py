@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
 
 from harness.compare_fp8_parameters import unequal_values
-from harness.coverage import unused_reason
+from harness.coverage import left_alone, model_parts
 from harness.device import DeviceTensor, is_of_experts
 from harness.difference import Difference, Kind, ParameterTally
-from harness.dtypes import Bits, as_hex
+from harness.dtypes import Bits, as_hex, converted
 from harness.equal import on_all_cores
 from harness.experts import ReferencePart
 from harness.fp8 import SCALE_SUFFIX
@@ -73,6 +74,21 @@ class ParameterComparison:
         """See :attr:`harness.placements.Placements.placed`."""
         return self.placements.placed
 
+    @cached_property
+    def sources(self) -> Mapping[str, bool]:
+        """Every tensor that a parameter is made of, and whether that was to be compared.
+
+        Scales count with what they scale, which is FP8: beside any other tensor nobody reads them.
+        """
+        found: dict[str, bool] = {}
+        for name, placed in self.placed.items():
+            for source in placed.sources if isinstance(placed, Placed) else ():
+                chosen = self._chosen(layer_of(name))
+                found[source] = chosen
+                if self.checkpoint.entries[source].dtype == "F8_E4M3":
+                    found[f"{source}{SCALE_SUFFIX}"] = chosen
+        return found
+
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: parameter by parameter, then what no parameter holds."""
         judged = self._judged()
@@ -101,13 +117,12 @@ class ParameterComparison:
     def _judge(self, piece: Piece) -> Judged:
         return judge_piece(piece, self.checkpoint, self.expected)
 
-    def expected(self, bits: Bits, layout: ParameterLayout) -> Bits:
-        """What becomes of reference bits on the way to the device.
+    def expected(self, bits: Bits, dtype: str, layout: ParameterLayout) -> Bits:
+        """What becomes of reference bits, of this dtype, on the way to the device.
 
-        bf16 that the device holds as f32 has the same bits, and sixteen zeros below them.
+        The type counts, not its width: the device is to hold the conversion of the value.
         """
-        if layout.dtype == "F32" and bits.dtype.itemsize == 2:
-            return bits.astype("<u4") << np.uint32(16)
+        bits = converted(bits, dtype, layout.dtype)
         if layout.dtype == "BF16" and layout.casts and self._nan is Nan.CANONICAL:
             return canonical_nans(bits)
         return bits
@@ -252,18 +267,12 @@ class ParameterComparison:
 
     def _uncovered(self) -> Iterator[Difference]:
         """Tensors that no parameter on the device holds."""
-        held = {s for p in self.placed.values() if isinstance(p, Placed) for s in p.sources}
-        part, layers = self.reference.part, self.reference.layers
+        held, present = self.sources, model_parts(self.checkpoint)
         for name, entry in self.checkpoint.entries.items():
-            if name.removesuffix(SCALE_SUFFIX) in held or ".experts." in name:
+            if name in held or ".experts." in name or left_alone(self.reference, name, present):
                 continue
-            if unused_reason(part, name, self.placements.tied):
-                continue
-            layer = layer_of(name)
-            if layer is not None and layer not in layers:
-                continue  # a load cut to its first layers
             yield Difference(
-                kind=Kind.UNACCOUNTED, part=part, layer=layer,
+                kind=Kind.UNACCOUNTED, part=self.reference.part, layer=layer_of(name),
                 source=f"{entry.file.name} {name}", reference="a tensor of the checkpoint",
                 device="no parameter holds it",
             )  # fmt: skip

@@ -7,6 +7,7 @@ knows what became of it. What was written is told by its bytes. "Unexplained" is
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from harness.causes import Cause, Diagnosis, Finding, fix_of
 from harness.checkpoint import Checkpoint
@@ -75,6 +76,8 @@ class Explainer:
             self._index,
             self._comparison.device_bits,
             self._checkpoint,
+            partial(self._comparison.stored_bits, key),
+            self._comparison.reference.shape.dtype,
             self._comparison.reference.naming.storage is Storage.FUSED_TRANSPOSED,
         )
         if (slice_.device == POISON.get(slice_.device.itemsize)).all():

@@ -101,6 +101,32 @@ class Tally(msgspec.Struct, kw_only=True):
     divided: bool = False
 
 
+class Side(StrEnum):
+    """Whose tensors are meant: the checkpoint under test's, or those it is compared with."""
+
+    REFERENCE = "reference"
+    CHECKPOINT = "checkpoint"
+
+
+class Account(msgspec.Struct, kw_only=True):
+    """What became of every tensor of one side: each is counted once.
+
+    Attributes:
+        side: the reference, or a checkpoint that is not its own reference.
+        tensors: how many it has.
+        compared: those the devices were compared with, or, on the checkpoint's side, their
+            namesakes.
+        left_alone: by the reason, those that nothing was to be compared with.
+        unaccounted: the others; each is a difference.
+    """
+
+    side: Side
+    tensors: int
+    compared: int = 0
+    left_alone: dict[str, int] = {}
+    unaccounted: int = 0
+
+
 class ParameterTally(msgspec.Struct, kw_only=True):
     """How much besides experts was compared of one part.
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from harness import emulated_slice, tpu_engine, xla_engine
 from harness.equal import warm_up
-from harness.errors import TargetUnavailable
+from harness.errors import InternalError, TargetUnavailable
 from harness.family import Part
 from harness.hook import Hook
 from harness.loaded import Adapt, Ledgers, Loaded
@@ -27,11 +27,14 @@ def preload(target: str) -> None:
 
     Raises:
         TargetUnavailable: an import touched a device: the loads forked from here would inherit it.
+        InternalError: what compares does not compile.
+        Exception: whatever the stack raises when it is imported.
     """
     modules = xla_engine.MODULES if target == "torch-xla" else tpu_engine.MODULES
     for module in (*modules, *_MODELS):
         importlib.import_module(module)
-    warm_up()
+    with InternalError.instead():
+        warm_up()
     if tpu_engine.alive() or xla_engine.alive():
         raise TargetUnavailable(
             "importing the stack touched a device",

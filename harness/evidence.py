@@ -24,6 +24,8 @@ class Evidence(NamedTuple):
         others: all reference slices.
         bits_of: what the device holds for any key.
         checkpoint: the files, to look for bytes in.
+        stored: the bits and the dtype it has in the files, [output, input], before any conversion.
+        dtype: of what the device holds.
         stored_transposed: the files hold it as [input, output].
     """
 
@@ -33,6 +35,8 @@ class Evidence(NamedTuple):
     others: ReferenceIndex
     bits_of: Callable[[ExpertKey], Bits]
     checkpoint: Checkpoint
+    stored: Callable[[], tuple[Bits, str]]
+    dtype: str = "BF16"
     stored_transposed: bool = False
 
     @property

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from harness.bounds import MOST_EXPERTS, shown, size
 from harness.checkpoint import Checkpoint
-from harness.dtypes import Bits
+from harness.dtypes import Bits, converted, model_dtype
 from harness.errors import BadInput
 from harness.family import ExpertNaming, Part, Projection, Storage
-from harness.fp8 import SCALE_SUFFIX
+from harness.fp8 import CODES, SCALE_SUFFIX
 
 
 class ExpertKey(NamedTuple):
@@ -33,7 +33,10 @@ class ExpertKey(NamedTuple):
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """Sizes of a part's experts: E ``experts``, D ``hidden``, F ``intermediate``."""
+    """Sizes of a part's experts: E ``experts``, D ``hidden``, F ``intermediate``.
+
+    ``dtype`` is what the device is to hold: the model's, or F8_E4M3 in an FP8 release.
+    """
 
     experts: int
     hidden: int
@@ -56,8 +59,10 @@ class ExpertSource:
 class ReferencePart(Mapping[ExpertKey, Bits]):
     """The experts of one part of a checkpoint: a lazy mapping of keys to bits.
 
-    Values are read when they are asked for, by one range of the file or of a store's object: uint
-    of the dtype's width, shape [F, D] for gate and up, [D, F] for down.
+    Values are read when they are asked for, by one range of the file or of a store's object, and
+    converted where a tensor's type is not the one the device is to hold
+    (:func:`harness.dtypes.converted`): uint of the width of ``shape.dtype``, [F, D] for gate and
+    up, [D, F] for down.
 
     Args:
         checkpoint: where the tensors are.
@@ -65,8 +70,9 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         num_layers: of the decoder, this many layers from the first on.
 
     Raises:
-        BadInput: a tensor of a layer is absent, or shapes or dtypes contradict the layout that
-            the family publishes.
+        BadInput: a tensor of a layer is absent, shapes contradict the layout that the family
+            publishes, an FP8 release has codes of another type, or config.json states a dtype
+            that no model is made in.
     """
 
     def __init__(
@@ -79,6 +85,9 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
             self.layers = self.layers[:num_layers]
         self.checkpoint = checkpoint
         self._last = threading.local()
+        stored = {entry.dtype for entry in checkpoint.entries.values()}
+        where = checkpoint.place.where("config.json")
+        self.model_dtype = model_dtype(checkpoint.config, stored, where)
         self.shape = self._shape()
         for layer in self.layers:
             self._require_layout(layer)
@@ -97,11 +106,16 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
                 yield ExpertKey(self.part, layer, expert, projection)
 
     def __getitem__(self, key: ExpertKey) -> Bits:
+        return converted(*self.stored(key), self.shape.dtype)
+
+    def stored(self, key: ExpertKey) -> tuple[Bits, str]:
+        """The bits of ``key`` as the checkpoint has them, [output, input], and their dtype."""
         name, index = self._locate(key)
+        dtype = self.checkpoint.entries[name].dtype
         if self.naming.storage is Storage.PER_EXPERT:
-            return self.checkpoint.bits(name, index)
+            return self.checkpoint.bits(name, index), dtype
         matrix = self._block(name, key.expert)[index[1:]]
-        return matrix.T if self.naming.storage is Storage.FUSED_TRANSPOSED else matrix
+        return (matrix.T if self.naming.storage is Storage.FUSED_TRANSPOSED else matrix), dtype
 
     def _block(self, name: str, expert: int) -> Bits:
         """One expert's part of a fused tensor; gate and up are asked for one after the other.
@@ -137,12 +151,13 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
     def _shape(self) -> ExpertShape:
         """The sizes, from config.json: the orientation of a fused tensor must not be guessed."""
         text, where = self.checkpoint.text, self.checkpoint.place.where("config.json")
-        experts = size(text, "num_experts", where, most=MOST_EXPERTS)
-        hidden = size(text, "hidden_size", where)
-        intermediate = size(text, "moe_intermediate_size", where)
-        name = next(iter(self._expected(self.layers[0], experts, hidden, intermediate)))
-        entry = self.checkpoint.entries.get(name)
-        return ExpertShape(experts, hidden, intermediate, entry.dtype if entry else "BF16")
+        dtype = CODES if self.checkpoint.fp8 else self.model_dtype
+        return ExpertShape(
+            experts=size(text, "num_experts", where, most=MOST_EXPERTS),
+            hidden=size(text, "hidden_size", where),
+            intermediate=size(text, "moe_intermediate_size", where),
+            dtype=dtype,
+        )
 
     def names_of(self, layer: int) -> Collection[str]:
         """The names of a layer's expert tensors."""
@@ -182,11 +197,12 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
                     expected=f"{len(wanted)} expert tensors in {self.part} layer {layer}",
                     hint="finish the download, or correct num_experts in config.json",
                 )
-            if (entry.shape, entry.dtype) != (sizes, shape.dtype):
+            dtype = CODES if self.checkpoint.fp8 else entry.dtype
+            if (entry.shape, entry.dtype) != (sizes, dtype):
                 raise BadInput(
                     f"expert tensor {name!r} is {entry.dtype} {list(entry.shape)}",
                     where=str(entry.file),
-                    expected=f"{shape.dtype} {list(sizes)}, the layout "
+                    expected=f"{dtype} {list(sizes)}, the layout "
                     f"{self.checkpoint.family.name} is published in ({self.naming.storage})",
                     hint="the published files; transformers saves other layouts than these",
                 )
@@ -249,12 +265,19 @@ def _require_cut(parts: list[ReferencePart], num_layers: int) -> None:
 _LAYER_COUNT = {Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers"}
 
 
+def announced_layers(checkpoint: Checkpoint, part: Part) -> int:
+    """How many layers of ``part`` config.json announces; 0 where it has none.
+
+    Raises:
+        BadInput: it announces no number.
+    """
+    where, most = checkpoint.place.where("config.json"), len(checkpoint.entries)
+    return size(checkpoint.text, _LAYER_COUNT[part], where, least=0, most=most, default=0)
+
+
 def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) -> None:
     """The layers in the files must be those config.json announces: the loader builds the latter."""
-    where = checkpoint.place.where("config.json")
-    most = len(checkpoint.entries)
-    count = size(checkpoint.text, _LAYER_COUNT[part], where, least=0, most=most, default=0)
-    announced = tuple(range(count))
+    announced = tuple(range(announced_layers(checkpoint, part)))
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {shown(list(found)) if found else 'none'}",

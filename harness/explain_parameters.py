@@ -23,6 +23,7 @@ from harness.nan import canonical_nans
 from harness.parameters import Pieces
 from harness.placed import Fault, Placed, held, recovered
 from harness.replicas import REPLICAS_DIFFER
+from harness.rules import nans_of_a_conversion, taken_for, went_through
 from harness.ties import EMBEDDING, HEAD, contradict, ties_text
 
 _SHOWN = 3
@@ -72,7 +73,20 @@ class ParameterEvidence:
 
     def expected(self, source: str) -> Bits:
         """A tensor as the device is to hold it."""
-        return self.comparison.expected(self.comparison.checkpoint.bits(source), self.placed.layout)
+        checkpoint = self.comparison.checkpoint
+        dtype = checkpoint.entries[source].dtype
+        return self.comparison.expected(checkpoint.bits(source), dtype, self.placed.layout)
+
+    @property
+    def dtype(self) -> str:
+        """Of what the device holds."""
+        return self.placed.layout.dtype
+
+    @property
+    def stored(self) -> tuple[Bits, str]:
+        """The tensor and its dtype, as the checkpoint has them."""
+        checkpoint = self.comparison.checkpoint
+        return checkpoint.bits(self.fault.source), checkpoint.entries[self.fault.source].dtype
 
     @cached_property
     def reference(self) -> Bits:
@@ -94,7 +108,7 @@ class ParameterEvidence:
     def holds(self, source: str) -> bool:
         """Whether it is another tensor of the checkpoint that the devices hold, of like shape."""
         own, other = (self.comparison.checkpoint.entries[n] for n in (self.fault.source, source))
-        return (own.shape, own.dtype) == (other.shape, other.dtype) and np.array_equal(
+        return own.shape == other.shape and np.array_equal(
             self.expected(source)[self.held], self.device[self.held]
         )
 
@@ -123,7 +137,7 @@ _Found = tuple[Cause, str, str] | None
 
 def _unexplained(e: ParameterEvidence, difference: Difference) -> tuple[Cause, str, str]:
     """The raw facts, and how far off the values are."""
-    far = farthest(e.reference, np.where(e.held, e.device, e.reference))
+    far = farthest(e.reference, np.where(e.held, e.device, e.reference), e.dtype)
     detail = f"{difference.count} of {difference.total} elements are unequal"
     return Cause.UNEXPLAINED, f"{e.name} differs", detail + (f"; {far}" if far else "")
 
@@ -229,11 +243,29 @@ def _transposed(e: ParameterEvidence) -> _Found:
 
 
 def _nans(e: ParameterEvidence) -> _Found:
-    if e.device.itemsize != 2 or not np.array_equal(canonical_nans(e.reference), e.device):
+    _, stored = e.stored
+    if nans_of_a_conversion(e.device[e.held], e.reference[e.held], stored, e.dtype):
+        summary = f"NaNs stored as {stored} are others as {e.dtype}, all else is equal"
+        return Cause.NAN_CANONICALISED, summary, f"{e.name} is equal but for NaNs, which stay NaNs"
+    if e.dtype != "BF16" or not np.array_equal(canonical_nans(e.reference), e.device):
         return None
     summary = "NaNs of parameters lost their payloads, all else is equal"
     detail = f"{e.name} is equal with every NaN as the quiet NaN of its sign"
     return Cause.NAN_CANONICALISED, summary, detail
+
+
+def _other_dtype(e: ParameterEvidence) -> _Found:
+    """Its bytes were taken for another type's, or its values went through another type."""
+    stored, dtype = e.stored
+    device, stored = e.device[e.held], stored[e.held]
+    if other := taken_for(device, stored, dtype, e.dtype):
+        summary = f"{e.name} is {dtype} in the reference, and came as {other}"
+        detail = f"{e.name} is what becomes of its bytes where they are taken for {other}"
+        return Cause.OTHER_DTYPE, summary, detail
+    if other := went_through(device, stored, dtype, e.dtype):
+        detail = f"{e.name} is the reference cast to {other} and back"
+        return Cause.DTYPE_ROUND_TRIP, f"{e.name} went through {other}", detail
+    return None
 
 
 def _one_bit(e: ParameterEvidence) -> _Found:
@@ -251,6 +283,7 @@ _RULES = (
     _replicas_differ,
     _nans,
     _one_bit,
+    _other_dtype,
     _tied,
     _another_tensor,
     _granules_exchanged,

@@ -31,11 +31,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from harness.dtypes import Bits
+from harness.dtypes import E4M3, Bits, converted
 
 Values = npt.NDArray[np.float32]
 
 BLOCK = 128
+CODES = "F8_E4M3"  # what quantised weights are stored as, and held as
 SCALE_SUFFIX = "_scale_inv"  # what a tensor's scales are called, after its own name
 LARGEST = 448.0
 _SLACK = np.float32(1 + 2**-19)
@@ -53,24 +54,9 @@ EXPERTS = Arithmetic(0.0, 0.0)
 LINEAR = Arithmetic((1 + _BF16) ** 3 - 1, (1 + _BF16) ** 2 - 1)
 
 
-def _table() -> Values:
-    codes = np.arange(256)
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
-    normal = np.ldexp(1 + mantissa / 8, exponent - 7)
-    value = np.where(exponent == 0, np.ldexp(mantissa / 8, -6), normal)
-    value[(codes & 0x7F) == 0x7F] = np.nan
-    return np.where(codes & 0x80, -value, value).astype(np.float32)
-
-
-#: The value of every e4m3 code.
-E4M3: Values = _table()
-
-
 def scales_as_f32(bits: Bits, dtype: str) -> Values:
-    """Scales stored as BF16 or F32 bits, as f32."""
-    if dtype == "BF16":
-        bits = bits.astype("<u4") << np.uint32(16)
-    return np.ascontiguousarray(bits).view(np.float32)
+    """Scales of whatever type, as f32: vLLM makes their parameter in it."""
+    return np.ascontiguousarray(converted(bits, dtype, "F32")).view(np.float32)
 
 
 def block_values(codes: Bits, scales: Values) -> Values:

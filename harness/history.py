@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.errors import BadInput
+from harness.foreign import one_line, presentable
 from harness.report import Report, Session, Status, believed
 
 
@@ -96,13 +97,13 @@ def _sessions(directory: Path) -> Iterable[tuple[str, Session]]:
             expected="session.json files, one folder for each night",
             hint="pytest scenarios --reports DIR/NIGHT",
         )
-    return [(str(file.parent.relative_to(directory)), _read(file)) for file in files]
+    return [(one_line(str(file.parent.relative_to(directory))), _read(file)) for file in files]
 
 
 def _read(file: Path) -> Session:
     try:
-        session = msgspec.json.decode(file.read_bytes(), type=Session)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        session = presentable(msgspec.json.decode(file.read_bytes(), type=Session))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(
             f"not a session: {error}",
             where=str(file),

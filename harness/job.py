@@ -16,13 +16,20 @@ from harness.checkpoint import Checkpoint
 from harness.compare_fp8 import part_comparison
 from harness.coverage import (
     Counts,
+    Scope,
+    account_of_checkpoint,
+    account_of_reference,
     coverage,
+    diagnosed,
+    expert_sources,
+    named,
     require_covered,
     require_recorded,
     require_streamed,
 )
 from harness.deliveries import calls_of
 from harness.diagnosis import Explainer
+from harness.difference import Difference
 from harness.digests import Method
 from harness.errors import HarnessError, InternalError
 from harness.experts import ReferencePart, reference_parts
@@ -33,30 +40,32 @@ from harness.load_failure import diagnose_failure, never_arrived
 from harness.loaded import Adapt, Ledgers, Loaded
 from harness.maps import map_of, with_missing
 from harness.nan import Nan
+from harness.progress import COMPARE, STREAM
 from harness.report import Delivery, HostPart, Report, Status, Timings
 from harness.selection import Chosen, Selection, choose, expert_bytes
 from harness.target import Target
 from harness.upstream import failure_of, name_sites
 from harness.verify_parameters import add_copies, add_parameters, expert_copies
 
-#: The phase in which nothing of the stack under test runs any more.
-COMPARE = "compare"
-
 
 class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a loading process is asked to verify."""
+    """What a loading process is asked to verify.
+
+    ``parts`` are those that were asked for and that both sides have, ``asked`` all that were, there
+    or not; ``parts`` where it says none.
+    """
 
     checkpoint: str
     reference: str
     target: Target
     parts: tuple[Part, ...]
+    asked: tuple[Part, ...] = ()
     nan: Nan = Nan.PAYLOAD
     method: Method = Method.AUTO
     hook: Hook = Hook.UPSTREAM
     stream_options: dict[str, str] = {}
     selection: Selection = Selection()
     num_layers: int | None = None
-    progress: str = ""
 
 
 def verify_job(argument: bytes) -> bytes:
@@ -86,17 +95,16 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
     """
     reference = Checkpoint(request.reference)
     same = request.checkpoint == request.reference
-    nbytes = (reference if same else Checkpoint(request.checkpoint)).nbytes
+    checkpoint = reference if same else Checkpoint(request.checkpoint)
     parts = reference_parts(reference, request.num_layers)
     parts = tuple(part for part in parts if part.part in request.parts)
     ledgers: Ledgers = {}
-    progress.count_into(request.progress)
-    progress.begin("stream", len(parts) * nbytes)
+    progress.begin(STREAM, len(parts) * checkpoint.nbytes)
     loaded = _load(request, report, parts, ledgers, adapt)
     if loaded is None:
         return report
     started = time.perf_counter()
-    _compare(request, report, parts, ledgers, loaded)
+    _compare(request, report, parts, ledgers, loaded, checkpoint)
     _leave(request, report)
     report.timings = _timings(loaded, ledgers, time.perf_counter() - started)
     return report
@@ -138,19 +146,42 @@ def _compare(
     parts: Sequence[ReferencePart],
     ledgers: Ledgers,
     loaded: Loaded,
+    checkpoint: Checkpoint,
 ) -> None:
     """Compare all parts and say whether they are equal."""
+    reference = parts[0].checkpoint
+    asked = request.asked or request.parts
+    present = Scope(reference, parts, asked, {}).present(checkpoint)
+    others = checkpoint.entries.keys() - reference.entries.keys()
+    sources: dict[str, bool] = {}
     experts = choose(parts, request.selection)
     progress.begin(COMPARE, sum(experts[p.part].count * expert_bytes(p) for p in parts))
     for part in parts:
         ledger = ledgers.get(part.part, Ledger())
         require_recorded(part.part, ledger)
         before = len(report.differences)
-        compare_part(report, part, parts, loaded, ledger, request, experts[part.part])
+        covered = coverage(part, ledger, present, others)
+        found = compare_part(
+            report, part, parts, loaded, ledger, request, experts[part.part], covered
+        )
+        sources |= {name: found[name] or sources.get(name, False) for name in found}
         require_streamed(part.part, ledger, report.differences[before:])
+    _account(report, Scope(reference, parts, asked, sources), checkpoint)
     report.status = Status.DIFFERENT if report.differences else Status.EQUAL
     if report.status is Status.EQUAL and request.target.hosts == 1:
         require_covered(report.tallies, request.parts)  # of several hosts the merged report's
+
+
+def _account(report: Report, scope: Scope, checkpoint: Checkpoint) -> None:
+    """Account for every tensor of the reference, and of a checkpoint that is not its own."""
+    accounts = [account_of_reference(scope, named(report.differences))]
+    if checkpoint is not scope.reference:
+        told = named([*report.differences, *accounts[0][1]])
+        accounts.append(account_of_checkpoint(checkpoint, scope, told))
+    for account, differences in accounts:
+        report.accounts.append(account)
+        report.diagnoses += diagnosed(differences, len(report.differences))
+        report.differences += differences
 
 
 def _leave(request: VerifyRequest, report: Report) -> None:
@@ -188,8 +219,15 @@ def compare_part(
     ledger: Ledger,
     request: VerifyRequest,
     chosen: Chosen,
-) -> None:
-    """Compare one part and add its tally, differences and diagnoses to ``report``."""
+    covered: tuple[Counts, list[Difference]],
+) -> dict[str, bool]:
+    """Compare one part and add its tally, differences and diagnoses to ``report``.
+
+    ``covered`` is what :func:`harness.coverage.coverage` found of its load.
+
+    Returns:
+        The tensors its arrays are made of, and whether they were to be compared.
+    """
     name_sites(ledger)
     device, *copies = expert_copies(loaded, part.part)
     options: dict[str, Any] = {
@@ -197,7 +235,7 @@ def compare_part(
         "method": request.method,
     }  # fmt: skip
     comparison = part_comparison(part, device, **options)
-    counts, uncovered = coverage(part, ledger)
+    counts, uncovered = covered
     differences = [*comparison.differences(), *uncovered]
     offset = len(report.differences)
     report.tallies = [t for t in report.tallies if t.part is not part.part]
@@ -216,7 +254,10 @@ def compare_part(
             report.differences[offset:], report.diagnoses[explained:], offset,
         )
     )  # fmt: skip
-    add_parameters(report, part, loaded, request.target, request.nan, request.selection, chosen)
+    held = add_parameters(
+        report, part, loaded, request.target, request.nan, request.selection, chosen
+    )
+    return {**held, **expert_sources(part, chosen)}
 
 
 def _delivery(part: Part, ledger: Ledger, counts: Counts) -> Delivery:

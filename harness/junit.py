@@ -7,18 +7,18 @@ the dialect GitHub's reporters and Buildkite's test collector read: ``testsuites
 
 from __future__ import annotations
 
-import re
 from xml.etree import ElementTree as ET
 
+from harness.foreign import presentable, several_lines
 from harness.message import failure_text
 from harness.report import Report, Row, Session, Status
 
-#: Characters XML 1.0 cannot hold, escaped or not.
-_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_MOST = 100_000  # characters: more than the longest text of a failure
 
 
 def junit_xml(session: Session) -> bytes:
     """The session as JUnit XML, UTF-8."""
+    session = presentable(session)
     root = ET.Element("testsuites", name="MoE load verification")
     suite = ET.SubElement(root, "testsuite", _counts(session))
     for row in session.rows:
@@ -129,4 +129,5 @@ def _seconds(seconds: float) -> str:
 
 
 def _text(text: str) -> str:
-    return _NOT_XML.sub("\ufffd", text)
+    """``text`` without the characters that XML 1.0 cannot hold, escaped or not."""
+    return several_lines(text, _MOST)

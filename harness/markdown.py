@@ -9,12 +9,14 @@ import re
 from collections.abc import Iterator
 
 from harness.figures import figures, issue_lines, skipped_lines, sums
+from harness.foreign import one_line, presentable
 from harness.junit import summary_line, verdict_line
 from harness.message import WHOLE_REPORT, failure_text
 from harness.report import Report, Row, Session, Status
 
 #: GitHub takes 1 MiB a step, Buildkite an annotation of 1 MiB; a failure's text is cut long before.
 _FAILURE_CHARACTERS = 6000
+_CELL_CHARACTERS = 1000
 _SHOWN_FAILURES = 30
 
 _RESULT = {
@@ -26,6 +28,7 @@ _RESULT = {
 
 def markdown(session: Session) -> str:
     """The session as Markdown: the verdict, a table, and what failed, folded."""
+    session = presentable(session)
     parts = [*_head(session), *_table(session), "", *_below(session), *_failures(session)]
     return "\n".join(parts) + "\n"
 
@@ -34,7 +37,7 @@ def _head(session: Session) -> Iterator[str]:
     yield f"### MoE load verification: {verdict_line(session)}"
     yield ""
     for broken in session.broken:
-        yield f"- ❌ {cell(broken.test)}, {broken.phase}: {cell(broken.message)}"
+        yield f"- ❌ {cell(broken.test)}, {cell(broken.phase)}: {cell(broken.message)}"
     for name in session.unfinished:
         yield f"- ⚠️ begun and not ended: {cell(name)}"
     reports = [row.report for row in session.rows]
@@ -94,5 +97,5 @@ def _failure(row: Row, report: Report) -> Iterator[str]:
 
 def cell(text: str) -> str:
     """Text for a table's cell or a summary: no markup, one line."""
-    text = " ".join(text.split())
-    return re.sub(r"[&<>|`*_\[\]\\@]", lambda found: f"&#{ord(found[0])};", text)
+    text = one_line(" ".join(text.split()), _CELL_CHARACTERS)
+    return re.sub(r"[&<>|`*_\[\]\\@~$]", lambda found: f"&#{ord(found[0])};", text)

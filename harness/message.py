@@ -6,12 +6,15 @@ from collections.abc import Iterator
 
 from harness.difference import Difference, Kind
 from harness.figures import counted
+from harness.foreign import one_line, several_lines
 from harness.known import Judgement, Verdict
 from harness.report import Report, Status
 
 _LABEL = 11
 _SHOWN_DIAGNOSES = 20
 _SHOWN_FRAMES = 12
+#: Characters of a line or of a failure's message, and of the whole text.
+_PART, _TEXT = 8000, 60_000
 
 #: Where all of a report is that a text cut short.
 WHOLE_REPORT = "the JSON report (pytest --reports DIR, or harness verify --json FILE)"
@@ -34,7 +37,7 @@ def failure_text(report: Report, purpose: str = "") -> str:
         lines += _field("reference", report.reference)
     lines += _field("stack", _stack(report))
     lines += _field("repeat", report.repeat)
-    return "\n".join(lines)
+    return several_lines("\n".join(one_line(line, _PART) for line in lines), _TEXT)
 
 
 def known_text(judgement: Judgement) -> str:
@@ -77,7 +80,8 @@ def _differences(report: Report) -> Iterator[str]:
             yield from _field("affects", f"{diagnosis.covers} differences, the first is shown")
     hidden = len(report.diagnoses) - _SHOWN_DIAGNOSES
     if hidden > 0:
-        yield f"\n{counted(hidden, 'more cause')}: {WHOLE_REPORT} has all"
+        yield ""
+        yield f"{counted(hidden, 'more cause')}: {WHOLE_REPORT} has all"
 
 
 def _headline(report: Report) -> str:
@@ -134,7 +138,7 @@ def _load_failure(report: Report) -> Iterator[str]:
     on = "" if failure.host is None else f" on host {failure.host}"
     yield f"{report.family}: the load under test failed{on}, nothing was compared"
     yield from _field("error", failure.error)
-    for line in failure.message.splitlines():
+    for line in several_lines(failure.message, _PART).splitlines():
         yield from _field("", line)
     for diagnosis in report.diagnoses:
         yield from _field("cause", f"{diagnosis.summary} [{diagnosis.cause}]")
@@ -145,6 +149,8 @@ def _load_failure(report: Report) -> Iterator[str]:
     ):
         yield from _field(label, f"{frame.file}:{frame.line} in {frame.function}: {frame.text}")
     for label, line in zip(
-        ["log", *[""] * 30], failure.log_tail.strip().splitlines()[-30:], strict=False
+        ["log", *[""] * 30],
+        several_lines(failure.log_tail).strip().splitlines()[-30:],
+        strict=False,
     ):
         yield from _field(label, line)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from pathlib import Path
 from threading import Event
 
 import msgspec
 
-from harness import job, progress
 from harness.errors import InternalError
 from harness.job import VerifyRequest
-from harness.load import LoadProcess, LoadProcessError
+from harness.load import IMPORT, LoadProcess, LoadProcessError
 from harness.load_processes import LoadProcesses
+from harness.progress import COMPARE, STREAM, Watch
 from harness.report import Failure, HostPart, Report
 from harness.target import Target
 
-_JOB = f"{job.__name__}:{job.verify_job.__name__}"
+_JOB = "verify"
+#: The phases in which the stack under test runs.
+_UNDER_TEST = (IMPORT, STREAM)
 #: For the other hosts, once one failed: most fail alike, one that waits for it would wait long.
 _GRACE_SECONDS = 15.0
 
@@ -29,33 +30,31 @@ def outcomes(
     hosts: Sequence[Target],
     processes: LoadProcesses,
     timeout: float,
+    watch: Watch | None = None,
 ) -> list[Report]:
     """The report of every host, in their order.
 
     Args:
-        request: what to verify; each host gets it with its own target, the first shows progress.
+        request: what to verify; each host gets it with its own target.
         unfinished: the report to complete.
         hosts: the target as each host sees it.
         processes: where they run.
         timeout: seconds.
+        watch: gets the first host's progress.
 
     Raises:
         HarnessError: a host refused, or, :class:`harness.errors.InternalError`, what compares
             and explains raised an error there.
     """
-    requests = [
-        msgspec.structs.replace(
-            request, target=host, progress="" if host.host else request.progress
-        )
-        for host in hosts
-    ]
+    requests = [msgspec.structs.replace(request, target=host) for host in hosts]
     if len(requests) == 1:
-        return [_outcome(requests[0], unfinished, processes.of(hosts[0]), timeout)]
+        return [_outcome(requests[0], unfinished, processes.of(hosts[0]), timeout, watch=watch)]
     running, cancelled = [processes.of(host) for host in hosts], Event()
+    watchers = [watch, *[None] * (len(hosts) - 1)]
     with ThreadPoolExecutor(len(hosts)) as pool:
         futures = [
-            pool.submit(_outcome, each, unfinished, process, timeout, cancelled)
-            for each, process in zip(requests, running, strict=True)
+            pool.submit(_outcome, each, unfinished, process, timeout, cancelled, first)
+            for each, process, first in zip(requests, running, watchers, strict=True)
         ]
         _end_all_when_one_fails(futures, running, cancelled)
         return [future.result() for future in futures]
@@ -83,23 +82,25 @@ def _outcome(
     process: LoadProcess,
     timeout: float,
     cancelled: Event | None = None,
+    watch: Watch | None = None,
 ) -> Report:
     """One host's report; a load that raised, crashed or hung is one, too.
 
     Raises:
-        InternalError: the load had ended, and what compares crashed. Of several hosts each may be
-            ended by another's failure, at any time, so there it counts as the load's.
+        InternalError: what broke off was not the stack under test: it had not begun, or had ended,
+            and what compares crashed, or what watches over the load ended. Of several hosts each
+            may be ended by another's failure, at any time, so there it counts as the load's.
     """
     started = time.perf_counter()
-    figures = Path(request.progress or process.scratch / "figures")
-    figures.unlink(missing_ok=True)  # those of the job before
-    request = msgspec.structs.replace(request, progress=str(figures))
     argument = msgspec.json.encode((request, unfinished))
     try:
-        answer = process.run(_JOB, argument, request.target, timeout=timeout, cancelled=cancelled)
-        report = msgspec.json.decode(answer, type=Report)
+        answer = process.run(
+            _JOB, argument, request.target, timeout=timeout, cancelled=cancelled, watch=watch
+        )
+        with InternalError.instead():
+            report = msgspec.json.decode(answer, type=Report)
     except LoadProcessError as error:
-        if request.target.hosts == 1 and not error.late and _was_comparing(figures):
+        if request.target.hosts == 1 and not error.late and error.phase not in _UNDER_TEST:
             raise _broke_off(error, request.reference) from error
         failure = Failure(error=error.what, message="", log_tail=error.details)
         report = msgspec.structs.replace(unfinished, failure=failure)
@@ -111,17 +112,20 @@ def _outcome(
     return report
 
 
-def _was_comparing(figures: Path) -> bool:
-    found = progress.read(figures)
-    return found is not None and found.phase == job.COMPARE
-
-
 def _broke_off(error: LoadProcessError, reference: str) -> InternalError:
+    if error.phase == COMPARE:
+        return InternalError(
+            f"the load ended well, the comparison did not: {error.what}",
+            where=reference,
+            expected="files that can be read, and stay as they are, until all is compared",
+            hint="look at the disk the files are on; if they are whole, report this\n"
+            + error.details,
+        )
     return InternalError(
-        f"the load ended well, the comparison did not: {error.what}",
-        where=reference,
-        expected="files that can be read, and stay as they are, until all is compared",
-        hint="look at the disk the files are on; if they are whole, report this\n" + error.details,
+        f"the harness failed, not the load under test: {error.what}",
+        where="the loading process",
+        expected="a process that ends with its load",
+        hint="if nobody ended it, and the machine has memory left, report this\n" + error.details,
     )
 
 

@@ -17,6 +17,7 @@ import jinja2
 import msgspec
 
 from harness.figures import figures, issue_lines, skipped_lines
+from harness.foreign import presentable
 from harness.junit import summary_line, verdict_line
 from harness.maps import PartMap, State, decoded, places
 from harness.message import failure_text
@@ -30,6 +31,7 @@ _STATES = (State.DIFFERS, State.MISSING, State.MISPLACED)
 
 def page(session: Session) -> bytes:
     """The session as one self-contained HTML file, UTF-8."""
+    session = presentable(session)
     rows = [_shown(row) for row in session.rows]
     text = _template().render(
         title="MoE load verification",

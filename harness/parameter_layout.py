@@ -5,9 +5,11 @@ several tensors one after the other, transposes it to [inputs, outputs], and, wh
 divided among n devices, orders them anew so that device i holds the i-th n-th of each tensor
 (``layers/common/utils.py``, ``reorder_concatenated_tensor_for_sharding``). k and v heads are
 repeated, each r times in a row, when n is r times their number (``layers/vllm/custom_ops/
-linear.py``, ``_tile_kv``). The vocabulary is padded with zero rows to a multiple of 64 (vLLM
-``vocab_parallel_embedding.py``, ``pad_vocab_size``). Up to 0.21 nothing is transposed and no head
-repeated.
+linear.py``, ``_tile_kv``). The vocabulary is padded with zero rows to a multiple of 64, whatever
+the number of devices (vLLM ``vocab_parallel_embedding.py``, ``pad_vocab_size``), and divided with
+its padding: 500 rows on eight devices are seven parts of 64 and one of 52 and 12 rows of zeros
+(``layers/vllm/quantization/unquantized.py``, ``VllmUnquantizedEmbeddingMethod``). Up to 0.21
+nothing is transposed and no head repeated.
 
 Here that is a table of blocks over integers: which rows of which tensor lie where on the
 parameter's output axis. The code that moves bytes reads the table and nothing else.
@@ -22,6 +24,7 @@ from functools import partial
 from typing import Any
 
 from harness.bounds import MOST_HEADS, section, size
+from harness.fp8 import CODES
 from harness.layout import Span
 from harness.mesh import Mesh
 from harness.parameters import Cut, Pieces, Rule
@@ -161,7 +164,7 @@ class UnknownParameterLayout(ValueError):
 
 
 def parameter_layout(
-    rule: Rule, sources: Sequence[Source], mesh: Mesh, sizes: Sizes, packing: Packing
+    rule: Rule, sources: Sequence[Source], mesh: Mesh, sizes: Sizes, packing: Packing, dtype: str
 ) -> ParameterLayout:
     """Where the rows of ``sources`` lie.
 
@@ -171,6 +174,7 @@ def parameter_layout(
         mesh: the devices.
         sizes: of the model.
         packing: what the release does.
+        dtype: what the device is to hold, see :func:`parameter_dtype`.
 
     Raises:
         UnknownParameterLayout: the tensors have different inputs, or a piece does not divide.
@@ -183,7 +187,8 @@ def parameter_layout(
     cut = rule.cut if packing.divides and (is_matrix or rule.cut is Cut.OUTPUTS) else Cut.NONE
     shards = 1 if cut is Cut.NONE else mesh.count(rule.axes)
     pieces = list(_pieces(rule, sources, sizes, shards if packing.repeats else 1))
-    blocks = tuple(_blocks(pieces, shards if cut is Cut.OUTPUTS else 1))
+    in_turn = cut is Cut.OUTPUTS and rule.pieces is not Pieces.ROWS  # those are cut with padding
+    blocks = tuple(_blocks(pieces, shards if in_turn else 1))
     rows = sum(len(block.at) for block in blocks)
     padded = -(-rows // _VOCABULARY) * _VOCABULARY if rule.pieces is Pieces.ROWS else rows
     output_axis = 1 if transposed else 0
@@ -193,7 +198,7 @@ def parameter_layout(
         raise UnknownParameterLayout(f"{shape[cut_axis]} rows over {shards} devices")
     return ParameterLayout(
         shape=shape,
-        dtype="F32" if rule.widened else sources[0].dtype,
+        dtype=dtype,
         transposed=transposed,
         output_axis=output_axis,
         cut_axis=cut_axis,
@@ -203,6 +208,28 @@ def parameter_layout(
         padding=Span(rows, padded) if padded > rows else None,
         casts=rule.casts,
     )
+
+
+def parameter_dtype(rule: Rule, sources: Sequence[Source], model: str, *, fp8: bool) -> str:
+    """The type upstream makes a parameter in, whatever its tensors are stored as.
+
+    Args:
+        rule: the parameter's kind.
+        sources: its tensors.
+        model: the model's type, see :func:`harness.dtypes.model_dtype`.
+        fp8: whether the checkpoint is an FP8 release, whose codes stay codes.
+
+    Raises:
+        UnknownParameterLayout: some of the tensors are codes, and some are not.
+    """
+    if rule.widened:
+        return "F32"
+    dtypes = {source.dtype for source in sources}
+    if not fp8 or CODES not in dtypes:
+        return model
+    if dtypes != {CODES}:
+        raise UnknownParameterLayout(f"tensors of {', '.join(sorted(dtypes))}")
+    return CODES
 
 
 @dataclass(frozen=True)

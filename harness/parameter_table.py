@@ -67,7 +67,7 @@ def _transform(rule: Rule) -> str:
     if rule.cut is Cut.OUTPUTS and (len(rule.sources) > 1 or rule.pieces in _INTERLEAVED):
         words.append("part i of each piece side by side for device i")
     words += [text] if (text := _PIECES[rule.pieces]) else []
-    words += ["bf16 widened to f32"] if rule.widened else []
+    words += ["made as f32"] if rule.widened else []
     return "; ".join(words) or "none"
 
 

@@ -78,7 +78,7 @@ class Rule:
         transposed: whether the device holds [inputs, outputs] instead of [outputs, inputs].
         pieces: what the rows are.
         axes: the mesh axes it is divided over.
-        widened: whether the device holds f32 where the checkpoint holds bf16.
+        widened: whether the device holds f32, whatever the model's dtype is.
         families: the families it is of; all where empty.
         casts: whether bf16 goes to the device by way of f32
             (:class:`harness.parameter_layout.ParameterLayout`).

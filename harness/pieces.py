@@ -70,17 +70,18 @@ def pieces_of(placed: Placed, checkpoint: Checkpoint) -> Iterator[Piece]:
 
 
 def judge_piece(
-    piece: Piece, checkpoint: Checkpoint, expected: Callable[[Bits, ParameterLayout], Bits]
+    piece: Piece, checkpoint: Checkpoint, expected: Callable[[Bits, str, ParameterLayout], Bits]
 ) -> Judged:
     """Read a piece and compare it with every shard and copy.
 
     Args:
         piece: which.
         checkpoint: the reference.
-        expected: what becomes of reference bits on the way to the device.
+        expected: what becomes of reference bits, of a dtype, on the way to the device.
     """
     placed, name, rows = piece.placed, piece.source, piece.rows
-    reference = expected(checkpoint.bits(name, (rows.as_slice(),)), placed.layout)
+    bits = checkpoint.bits(name, (rows.as_slice(),))
+    reference = expected(bits, checkpoint.entries[name].dtype, placed.layout)
     judged = Judged(piece, Counter(), [])
     shards = placed.tensor.shards
     if is_in_host_memory(placed):

@@ -13,6 +13,7 @@ from harness.parameter_layout import (
     Sizes,
     Source,
     UnknownParameterLayout,
+    parameter_dtype,
     parameter_layout,
     sizes_of,
 )
@@ -98,7 +99,10 @@ class Placements:
             return f"no tensor {', '.join(absent)} in the checkpoint"
         sources = [Source(n, tuple(entries[n].shape), entries[n].dtype) for n in names]
         try:
-            layout = parameter_layout(rule, sources, self._mesh, self.sizes, self._packing)
+            dtype = parameter_dtype(
+                rule, sources, self._reference.model_dtype, fp8=self._checkpoint.fp8
+            )
+            layout = parameter_layout(rule, sources, self._mesh, self.sizes, self._packing, dtype)
         except UnknownParameterLayout as error:
             return f"no layout: {error}"
         return Placed(tensor, rule, layout, names)

@@ -7,6 +7,7 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,9 +16,9 @@ import pytest
 
 from harness import collector
 from harness.bounds import require_seconds
-from harness.collector import REPORTS, Collector, options_of, purpose_of
+from harness.collector import JUDGED, REPORTS, SESSION_FILE, Collector, options_of, purpose_of
 from harness.digests import Method
-from harness.errors import HarnessError, TargetUnavailable
+from harness.errors import HarnessError, InternalError, TargetUnavailable
 from harness.hosts import target_on
 from harness.known import KnownIssue, Load, Verdict, judge, note
 from harness.load import LoadProcess
@@ -25,13 +26,14 @@ from harness.load_processes import LoadProcesses
 from harness.meshes import mesh_sizes, meshed
 from harness.message import failure_text, known_text
 from harness.overlay import Overlay, overlay_from
-from harness.renderings import add_to_step_summary
-from harness.report import Report
+from harness.renderings import FILES, add_to_step_summary
+from harness.report import Report, Session
 from harness.selection import Selection
 from harness.stack import installed_versions
 from harness.target import Parallelism, Target
 from harness.terminal import closing_table
 from harness.verification import verify
+from harness.writing import require_writable, require_writable_directory
 
 Verified = Callable[..., Report]
 Expected = Callable[[Load | None, Report, Sequence[KnownIssue]], None]
@@ -40,6 +42,8 @@ TargetOf = Callable[..., Target]
 _OVERLAY = pytest.StashKey[Overlay]()
 _COLLECTOR = pytest.StashKey[Collector]()
 _USED = pytest.StashKey[bool]()
+#: Where the reports are, or why they are not there, in words.
+_PLACE = pytest.StashKey[str]()
 
 
 #: The options, and what pytest is told of each.
@@ -101,6 +105,8 @@ def pytest_configure(config: pytest.Config) -> None:
         _target(config)
         require_seconds(config.getoption("--load-timeout"), "--load-timeout")
         config.stash[_OVERLAY] = overlay_from(config.getoption("--stack"))
+        if not hasattr(config, "workerinput"):
+            _require_place(config.getoption("--reports"))
     except HarnessError as error:
         raise pytest.UsageError(str(error)) from error
     config.pluginmanager.register(collector, "harness-collector-hook")
@@ -108,6 +114,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_COLLECTOR] = Collector(options_of(config))
         config.pluginmanager.register(config.stash[_COLLECTOR], "harness-collector")
         config.pluginmanager.register(_Ending(), "harness-ending")
+
+
+def _require_place(reports: Path | None) -> None:
+    """Try the place for reports, and those of their files whose names are known."""
+    if reports is not None:
+        require_writable_directory(reports)
+        for name in (SESSION_FILE, *FILES) if reports.exists() else ():
+            require_writable(reports / name)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -262,6 +276,7 @@ def expected(request: pytest.FixtureRequest) -> Expected:
         note(report, judgement)
         if judgement.verdict is Verdict.KNOWN and known_wanted:
             pytest.xfail("; ".join(issue.summary for issue in judgement.issues))
+        request.node.stash[JUDGED] = judgement.verdict is Verdict.OUT_OF_DATE
         if text := known_text(judgement) + failure_text(report, purpose_of(request.node)):
             pytest.fail(text, pytrace=False)
 
@@ -271,19 +286,40 @@ def expected(request: pytest.FixtureRequest) -> Expected:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the reports before anything else ends: an interrupted session has some too."""
-    directory = session.config.getoption("--reports")
-    if directory and _COLLECTOR in session.config.stash:
-        session.config.stash[_COLLECTOR].write(directory)
+    directory, config = session.config.getoption("--reports"), session.config
+    if directory and _COLLECTOR in config.stash:
+        config.stash[_PLACE] = f"reports: {directory}"
+        with _told(session):
+            config.stash[_COLLECTOR].write(directory)
+
+
+@contextmanager
+def _told(session: pytest.Session | None) -> Iterator[None]:
+    """Tell of an error of ours at the end of a session, that pytest would end on as on a failure.
+
+    The session ends as on an internal error then, and the other plugins have their turn.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = error if isinstance(error, HarnessError) else InternalError.of(error)
+        assert session is not None  # it has begun, so it can end
+        session.config.stash[_PLACE] = f"INTERNALERROR> {told}"
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     config = terminalreporter.config
-    session = config.stash[_COLLECTOR].session()
+    with _told(terminalreporter._session):
+        _summarise(config.stash[_COLLECTOR].session(), terminalreporter)
+    if place := config.stash.get(_PLACE, ""):
+        terminalreporter.line(place)
+
+
+def _summarise(session: Session, terminalreporter: pytest.TerminalReporter) -> None:
     if not (session.rows or session.skipped):
         return
-    add_to_step_summary(session)
     terminalreporter.section("MoE load verification")
     rows = [(row.scenario, row.report) for row in session.rows]
     closing_table(rows, terminalreporter._tw._file, session.skipped)
-    if directory := config.getoption("--reports"):
-        terminalreporter.line(f"reports: {directory}")
+    add_to_step_summary(session)

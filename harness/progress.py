@@ -1,17 +1,16 @@
-"""Progress of a load: how many bytes came and how many were compared, while it runs.
+"""Progress of a load: which phase it is in, how many bytes came and were compared, while it runs.
 
-The process that holds the tensors counts and leaves the figures in a small file; the one the user
-watches reads it. Without a terminal nobody reads, and nothing is printed.
+The process that holds the tensors counts in memory it shares with the one that watches over it,
+which passes the figures on and, when the load has ended however it did, the phase it ended in.
+Without a terminal nobody looks on, and nothing is printed.
 """
 
 from __future__ import annotations
 
-import tempfile
+import struct
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TextIO
 
 import msgspec
@@ -25,10 +24,14 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-_EVERY_SECONDS = 0.2
+#: The phase in which the stack under test runs, and the one in which nothing of it does any more.
+STREAM, COMPARE = "stream", "compare"
+#: How often figures are passed on.
+EVERY_SECONDS = 0.2
+_MEMORY = struct.Struct("=16sqq")  # phase, done, total
 
 
-class Figures(msgspec.Struct, frozen=True):
+class Figures(msgspec.Struct, frozen=True, tag=True):
     """What is being done, and how many of its bytes are done; ``total`` 0 where unknown."""
 
     phase: str
@@ -36,43 +39,46 @@ class Figures(msgspec.Struct, frozen=True):
     total: int
 
 
-class Meter:
-    """Counts in the loading process; leaves figures at ``path``, five times a second at most."""
+Watch = Callable[[Figures], None]
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._figures = Figures("", 0, 0)
-        self._written = 0.0
+
+class Meter:
+    """Counts in ``memory``, which another process may share; in its own where none is given."""
+
+    SIZE = _MEMORY.size
+
+    def __init__(self, memory: memoryview | None = None) -> None:
+        self._memory = memory or memoryview(bytearray(self.SIZE))
+        self._phase, self._done, self._total = b"", 0, 0
 
     def begin(self, phase: str, total: int) -> None:
         """Start a phase of ``total`` bytes."""
-        self._figures = Figures(phase, 0, total)
+        self._phase, self._done, self._total = phase.encode(), 0, total
         self._write()
 
     def advance(self, nbytes: int) -> None:
         """Count ``nbytes`` more."""
-        figures = self._figures
-        self._figures = Figures(figures.phase, figures.done + nbytes, figures.total)
-        if time.monotonic() - self._written >= _EVERY_SECONDS:
-            self._write()
+        self._done += nbytes
+        self._write()
+
+    @property
+    def figures(self) -> Figures:
+        """What is in the memory, whichever process counted it."""
+        phase, done, total = _MEMORY.unpack_from(self._memory)
+        return Figures(phase.rstrip(b"\0").decode(errors="replace"), done, total)
 
     def _write(self) -> None:
-        if self._path is None or not self._path.parent.is_dir():
-            return
-        self._written = time.monotonic()
-        partial = self._path.with_suffix(".partial")
-        partial.write_bytes(msgspec.json.encode(self._figures))
-        partial.replace(self._path)
+        _MEMORY.pack_into(self._memory, 0, self._phase, self._done, self._total)
 
 
-#: This process's meter; a loading process gets one with a path.
+#: This process's meter; a load gets one that the loading process looks at.
 _meter = Meter()
 
 
-def count_into(path: str) -> None:
-    """Leave this process's figures at ``path``; nowhere when it is empty."""
+def count_in(meter: Meter) -> None:
+    """Count in ``meter`` what this process does."""
     global _meter
-    _meter = Meter(Path(path) if path else None)
+    _meter = meter
 
 
 def begin(phase: str, total: int) -> None:
@@ -92,45 +98,28 @@ def is_shown(file: TextIO | None) -> bool:
 
 
 @contextmanager
-def shown(file: TextIO | None) -> Iterator[str]:
+def shown(file: TextIO | None) -> Iterator[Watch | None]:
     """Show progress on ``file`` while the body runs; gone when it ends.
 
     Yields:
-        Where the loading process is to leave its figures; empty when nobody would look.
+        What takes new figures, from any thread; None when nobody would look.
     """
     if not is_shown(file):
-        yield ""
+        yield None
         return
-    with tempfile.TemporaryDirectory(prefix="harness-progress-") as directory:
-        path, ended = Path(directory, "figures"), threading.Event()
-        watcher = threading.Thread(target=_watch, args=(path, ended, file), daemon=True)
-        watcher.start()
-        try:
-            yield str(path)
-        finally:
-            ended.set()
-            watcher.join()
-
-
-def _watch(path: Path, ended: threading.Event, file: TextIO) -> None:
     with Progress(
         TextColumn("{task.description:<8}"), BarColumn(), DownloadColumn(),
         TransferSpeedColumn(), TimeRemainingColumn(),
         console=Console(file=file), transient=True,
     ) as progress:  # fmt: skip
-        tasks = {"start": progress.add_task("start", total=None)}
-        while not ended.wait(_EVERY_SECONDS):
-            if figures := read(path):
+        tasks, one_at_a_time = {"start": progress.add_task("start", total=None)}, threading.Lock()
+
+        def watch(figures: Figures) -> None:
+            with one_at_a_time:
                 if figures.phase not in tasks:
                     progress.remove_task(tasks.popitem()[1])
                     tasks[figures.phase] = progress.add_task(figures.phase)
                 task = tasks[figures.phase]
                 progress.update(task, completed=figures.done, total=figures.total or None)
 
-
-def read(path: Path) -> Figures | None:
-    """The figures at ``path``, if any are there yet."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Figures)
-    except (OSError, msgspec.DecodeError):
-        return None
+        yield watch

@@ -23,6 +23,7 @@ from functools import update_wrapper
 from typing import Any
 
 from harness import progress
+from harness.errors import InternalError
 from harness.family import Part
 from harness.ledger import POISON, Ledger, LoaderCall
 
@@ -79,6 +80,7 @@ class Recorder:
         self._clean: set[int] = set()  # ids of parameters that hold no poison yet
         self._places: dict[str, tuple[Any, str, weakref.ref[Any]]] = {}
 
+    @InternalError.instead()
     def attach(self) -> None:
         """Wrap the ``weight_loader`` of every parameter.
 
@@ -104,6 +106,7 @@ class Recorder:
         self._source = name
         self._ledger.streamed.append(name)
 
+    @InternalError.instead()
     def note_processed(self) -> None:
         """Name the parameters that are in their modules no more: processing replaced them."""
         self._ledger.processed += [
@@ -122,6 +125,7 @@ class Recorder:
             yield name, tensor
             started = time.perf_counter()
 
+    @InternalError.instead()
     def finish(self) -> None:
         """Poison what was never written, and name it; name what was written by no loader."""
         self._ledger.finished = True

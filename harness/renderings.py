@@ -1,4 +1,4 @@
-"""Writes a session as every rendering there is; credentials are taken out of all of them."""
+"""Every rendering of a session, and the way back from JSON to a session."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 
 from harness.errors import BadInput
+from harness.foreign import presentable
 from harness.junit import junit_xml
 from harness.markdown import markdown
 from harness.page import page
 from harness.report import Report, Row, Session, Status, believed
-from harness.secrets import redacted
-from harness.writing import write
+from harness.writing import append
 
 #: By file name: what a session directory holds beside the JSON.
 FILES: Mapping[str, Callable[[Session], bytes]] = {
@@ -25,28 +25,19 @@ FILES: Mapping[str, Callable[[Session], bytes]] = {
 }
 
 
-def redacted_session(session: Session) -> Session:
-    """``session`` with every credential that is known here replaced by its name."""
-    return msgspec.convert(redacted(msgspec.to_builtins(session)), Session)
-
-
 def rendered(session: Session, name: str) -> bytes:
-    """One of :data:`FILES`."""
-    return FILES[name](redacted_session(session))
-
-
-def write_renderings(session: Session, directory: Path) -> None:
-    """Write all of :data:`FILES`; each appears when it is complete."""
-    redacted = redacted_session(session)
-    for name, rendering in FILES.items():
-        write(directory / name, rendering(redacted))
+    """One of :data:`FILES`; each makes its session presentable first."""
+    return FILES[name](session)
 
 
 def add_to_step_summary(session: Session) -> None:
-    """Append the Markdown summary to GitHub's step summary, where a step has one."""
+    """Append the Markdown summary to GitHub's step summary, where a step has one.
+
+    Raises:
+        OSError: it is not to be written to.
+    """
     if path := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(path).open("ab") as file:
-            file.write(rendered(session, "summary.md"))
+        append(Path(path), rendered(session, "summary.md"))
 
 
 def session_from(path: Path) -> Session:
@@ -64,7 +55,8 @@ def session_from(path: Path) -> Session:
             report = msgspec.convert(given, Report)
             row = Row(scenario=path.stem, report=report, failed=report.status is not Status.EQUAL)
             session = Session(complete=True, rows=[row])
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        session = presentable(session)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(
             f"not a report: {error}",
             where=str(path),

@@ -6,6 +6,7 @@ for other programs. ``schema`` is raised when a field is added or changes its me
 3 added the hosts of a slice.
 4 added what a scenario is there to catch, scenarios that were skipped, the session's options, and
 the owner of a known issue and the issue that a checkout mends.
+5 added the accounts of tensors.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import msgspec
 
 from harness.causes import Diagnosis
 from harness.deliveries import Calls
-from harness.difference import Difference, ParameterTally, Tally
+from harness.difference import Account, Difference, Kind, ParameterTally, Tally
 from harness.errors import BadInput
 from harness.family import Part, Projection
+from harness.foreign import presentable
 from harness.maps import PartMap, State, map_of
 from harness.secrets import redacted
 from harness.writing import indented, write
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 class Status(StrEnum):
@@ -138,6 +140,8 @@ class Report(msgspec.Struct, kw_only=True):
     ``known_issue`` is the id of the row that describes the failure, where one does, and
     ``mended_issue`` that of the row whose failure does not happen with the overlay;
     ``issue_owner`` is who has to mend it.
+    ``accounts`` have what became of every tensor: of the reference, and of the checkpoint where it
+    is another.
     ``files_checked`` are the files whose store's checksum was compared, where that was asked for;
     ``maps`` have the state of every expert's matrices and ``calls`` what their loaders were called
     with. ``hosts`` are there where the mesh is one of several hosts: all of them in a merged
@@ -151,6 +155,7 @@ class Report(msgspec.Struct, kw_only=True):
     environment: Environment
     tallies: list[Tally] = []
     parameters: list[ParameterTally] = []
+    accounts: list[Account] = []
     differences: list[Difference] = []
     diagnoses: list[Diagnosis] = []
     deliveries: list[Delivery] = []
@@ -192,12 +197,12 @@ class Report(msgspec.Struct, kw_only=True):
         return {Status.EQUAL: 0, Status.DIFFERENT: 1, Status.LOAD_FAILED: 3}[self.status]
 
     def to_json(self) -> bytes:
-        """The report as indented JSON."""
-        return indented(self)
+        """The report as indented JSON, as :func:`harness.foreign.presentable` has it."""
+        return indented(presentable(self))
 
     def write(self, path: Path) -> None:
         """Write the report as JSON; ``path`` appears when it is complete."""
-        write(path, indented(self))
+        write(path, self.to_json())
 
 
 class Row(msgspec.Struct, kw_only=True):
@@ -251,14 +256,19 @@ class Session(msgspec.Struct, kw_only=True):
     options: list[str] = []
     schema: int = SCHEMA
 
+    def to_json(self) -> bytes:
+        """The session as indented JSON, as :func:`harness.foreign.presentable` has it."""
+        return indented(presentable(self))
+
     def write(self, path: Path) -> None:
         """Write the session as JSON; ``path`` appears when it is complete."""
-        write(path, indented(self))
+        write(path, self.to_json())
 
 
 def redacted_report(report: Report) -> Report:
     """``report`` with every credential that is known here replaced by its name."""
-    return msgspec.convert(redacted(msgspec.to_builtins(report)), Report)
+    whole: Report = redacted(report)
+    return whole
 
 
 def report_from_json(encoded: bytes) -> Report:
@@ -324,6 +334,10 @@ def _beyond_their_totals(report: Report) -> Iterator[str]:
             other.compared + other.left_out > other.parameters
         ):
             yield f"{other.compared} parameters of {other.parameters} compared in {other.part}"
+    for account in report.accounts:
+        counts = [account.compared, account.unaccounted, *account.left_alone.values()]
+        if min(counts) < 0 or sum(counts) != account.tensors:
+            yield f"{sum(counts)} of {account.tensors} tensors of the {account.side} are counted"
     for name, tallies in (("experts", report.tallies), ("parameters", report.parameters)):
         parts = [tally.part for tally in tallies]
         if len(parts) != len(set(parts)):
@@ -400,8 +414,9 @@ def _bad(part_map: PartMap) -> set[tuple[Projection, int, int]]:
 
 
 def _differing(report: Report, part_map: PartMap) -> set[tuple[Projection, int, int]]:
-    """The matrices that the differences of a part are about."""
-    own = [d for d in report.differences if d.part is part_map.part and d.layer is not None]
+    """The matrices that the differences of a part are about; no parameter that is unaccounted."""
+    of_part = [d for d in report.differences if d.part is part_map.part]
+    own = [d for d in of_part if d.layer is not None and d.kind is not Kind.UNACCOUNTED]
     if not own:
         return set()
     numbers = range(part_map.experts)
@@ -420,6 +435,8 @@ def _not_equal(report: Report) -> Iterator[str]:
         yield "it is equal, and one of its hosts is not"
     if any(delivery.unread for delivery in report.deliveries):
         yield "it is equal, and tensors were not read"
+    if any(account.unaccounted for account in report.accounts):
+        yield "it is equal, and tensors are unaccounted for"
     compared = report.experts_compared + report.parameters_compared
     if not compared:
         yield "it is equal, and nothing was compared"

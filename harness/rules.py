@@ -12,11 +12,13 @@ import numpy as np
 
 from harness.causes import Cause, Finding
 from harness.distance import farthest
+from harness.dtypes import ITEMSIZE, Bits, converted, is_nan
 from harness.evidence import Evidence, extent
 from harness.ledger import POISON
 from harness.origin import another_slice, other_bytes, reordered, transposed, wrong_corner
 
-_BF16 = 2  # bytes
+#: Types that weights are converted to, as safetensors and as numpy name them.
+_WAYS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 _DAMAGED = 2048  # elements; a longer run is more than a broken sector
 _SEARCHED = "no other slice, row or run of bytes of the reference fits"
 _NOT_SEARCHED = (
@@ -54,7 +56,7 @@ def sign_of_zero(slice_: Evidence) -> Finding | None:
 
 def subnormals_flushed(slice_: Evidence) -> Finding | None:
     """Only subnormals differ: they are signed zeros. One alone, others kept, is a flipped bit."""
-    if slice_.reference.itemsize != _BF16:
+    if slice_.dtype != "BF16":
         return None
     before, after = slice_.reference[slice_.unequal], slice_.device[slice_.unequal]
     if ((before & 0x7F80) != 0).any() or (after != (before & 0x8000)).any():
@@ -109,8 +111,16 @@ def bit_flip(slice_: Evidence) -> Finding | None:
 
 
 def nan_canonicalised(slice_: Evidence) -> Finding | None:
-    """Only NaNs differ, each now the quiet NaN of its sign."""
-    if slice_.reference.itemsize != _BF16:
+    """Only NaNs differ: each is the quiet NaN of its sign, or what a conversion made of it."""
+    stored = slice_.stored()[1]
+    if nans_of_a_conversion(slice_.device, slice_.reference, stored, slice_.dtype):
+        return slice_.finding(
+            Cause.NAN_CANONICALISED,
+            stored,
+            f"NaNs stored as {stored} are others as {slice_.dtype}, all else is equal",
+            f"{slice_.key}: {int(slice_.unequal.sum())} NaNs",
+        )
+    if slice_.dtype != "BF16":
         return None
     before, after = slice_.reference[slice_.unequal], slice_.device[slice_.unequal]
     if not (((before & 0x7FFF) > 0x7F80) & (after == ((before & 0x8000) | 0x7FC0))).all():
@@ -139,30 +149,94 @@ def narrowed(slice_: Evidence) -> Finding | None:
     return None
 
 
-def dtype_round_trip(slice_: Evidence) -> Finding | None:
-    """It went through float16 and back."""
-    if slice_.reference.itemsize != _BF16:
+def other_dtype(slice_: Evidence) -> Finding | None:
+    """Its bytes were taken for those of another type."""
+    stored, dtype = slice_.stored()
+    if (other := taken_for(slice_.device, stored, dtype, slice_.dtype)) is None:
         return None
-    wide = (slice_.reference.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        back = wide.astype(np.float16).astype(np.float32).view(np.uint32)
-    rounded = ((back + 0x7FFF + ((back >> 16) & 1)) >> 16).astype(np.uint16)
-    nan = np.isnan(wide)
-    if not np.array_equal(rounded[~nan], slice_.device[~nan]):
+    return slice_.finding(
+        Cause.OTHER_DTYPE,
+        f"{slice_.key.layer} {other}",
+        f"{{experts}} of {slice_.where} are {dtype} in the reference, and came as {other}",
+        f"{slice_.key} is what becomes of its bytes where they are taken for {other}",
+    )
+
+
+def dtype_round_trip(slice_: Evidence) -> Finding | None:
+    """It went through another type and back."""
+    if (other := went_through(slice_.device, *slice_.stored(), slice_.dtype)) is None:
         return None
     return slice_.finding(
         Cause.DTYPE_ROUND_TRIP,
         slice_.key.layer,
-        f"slices of {slice_.where} went through float16, {{experts}}",
-        f"{slice_.key} is the reference cast to float16 and back",
+        f"slices of {slice_.where} went through {other}, {{experts}}",
+        f"{slice_.key} is the reference cast to {other} and back",
     )
+
+
+def taken_for(device: Bits, stored: Bits, dtype: str, target: str) -> str | None:
+    """The type that bytes were taken for, where that explains what a device holds.
+
+    Args:
+        device: what it holds, of ``target``.
+        stored: the checkpoint's bits, of ``dtype``.
+        dtype: their safetensors dtype.
+        target: the device's.
+    """
+    for other in _WAYS if _are_numbers(device, stored, dtype, target) else ():
+        if other == dtype or ITEMSIZE[other] != ITEMSIZE[dtype]:
+            continue
+        if _are_alike(device, converted(stored, other, target), target):
+            return other
+    return None
+
+
+def went_through(device: Bits, stored: Bits, dtype: str, target: str) -> str | None:
+    """The type that values went through, where that explains what a device holds.
+
+    Args and result as those of :func:`taken_for`.
+    """
+    for other in _WAYS if _are_numbers(device, stored, dtype, target) else ():
+        if other in (dtype, target):
+            continue
+        there = converted(stored, dtype, other)
+        if _are_alike(device, converted(there, other, target), target):
+            return _WAYS[other]
+    return None
+
+
+def nans_of_a_conversion(device: Bits, reference: Bits, dtype: str, target: str) -> bool:
+    """Whether a tensor was converted and only NaNs differ, which stay NaNs: torch's are no rule.
+
+    Args:
+        device: what it holds, of ``target``.
+        reference: what it should hold, of ``target``.
+        dtype: what the checkpoint stores.
+        target: the device's type.
+    """
+    if dtype == target or target not in _WAYS:
+        return False
+    unequal = reference != device
+    pair = (is_nan(bits[unequal], target) for bits in (reference, device))
+    return all(nan.all() for nan in pair)
+
+
+def _are_numbers(device: Bits, stored: Bits, dtype: str, target: str) -> bool:
+    """Whether numbers differ, and not NaNs alone or FP8 codes."""
+    return target in _WAYS and not _are_alike(device, converted(stored, dtype, target), target)
+
+
+def _are_alike(device: Bits, made: Bits, dtype: str) -> bool:
+    """Whether all is equal that is a number; and some is."""
+    number = ~is_nan(made, dtype)
+    return bool(number.any()) and np.array_equal(made[number], device[number])
 
 
 def unexplained(slice_: Evidence) -> Finding:
     """The raw facts, and how far off the values are."""
     share = np.count_nonzero(slice_.unequal) / slice_.reference.size
     rows, columns = extent(slice_.unequal)
-    far = farthest(slice_.reference, slice_.device)
+    far = farthest(slice_.reference, slice_.device, slice_.dtype)
     return slice_.finding(
         Cause.UNEXPLAINED,
         slice_.key.layer,
@@ -175,5 +249,6 @@ def unexplained(slice_: Evidence) -> Finding:
 
 RULES: tuple[Rule, ...] = (
     zeros, another_slice, transposed, sign_of_zero, subnormals_flushed, bit_flip,
-    nan_canonicalised, narrowed, wrong_corner, dtype_round_trip, reordered, other_bytes, damaged,
+    nan_canonicalised, narrowed, wrong_corner, other_dtype, dtype_round_trip, reordered,
+    other_bytes, damaged,
 )  # fmt: skip

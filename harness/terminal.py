@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.figures import counted, figures, issue, issue_lines, skipped_lines, sums
+from harness.foreign import one_line
 from harness.report import Report, Skipped, Status
 
 _WIDTH_OF_LOGS = 250  # columns: the longest scenario, target and known issue do not wrap
@@ -41,13 +42,13 @@ def closing_table(
     if rows:
         console.print(_table(rows))
     for line in [*issue_lines(report for _, report in rows), *skipped_lines(skipped)]:
-        console.print(escape(line), soft_wrap=True)
+        console.print(escape(one_line(line)), soft_wrap=True)
 
 
 def _table(rows: Sequence[tuple[str, Report]]) -> Table:
     reports = [report for _, report in rows]
     table = Table(
-        title=escape("; ".join(sorted({_stack(report) for report in reports}))),
+        title=escape(one_line("; ".join(sorted({_stack(report) for report in reports})))),
         title_justify="left",
         title_style="bold",
         show_footer=True,
@@ -62,9 +63,13 @@ def _table(rows: Sequence[tuple[str, Report]]) -> Table:
         table.add_column("known issue", no_wrap=True)
     for name, report in rows:
         cells = [name, report.environment.target, *figures(report).values()]
-        cells = [*map(escape, cells), _result(report)]
-        table.add_row(*cells, *([escape(issue(report))] if with_issues else []))
+        cells = [*map(_cell, cells), _result(report)]
+        table.add_row(*cells, *([_cell(issue(report))] if with_issues else []))
     return table
+
+
+def _cell(text: str) -> str:
+    return escape(one_line(text, _WIDTH_OF_LOGS))
 
 
 def _result(report: Report) -> str:

@@ -23,7 +23,7 @@ from packaging.version import Version
 from harness.arrays import from_jax
 from harness.cut import cut, overrides
 from harness.emulated_slice import join
-from harness.errors import TargetUnavailable
+from harness.errors import InternalError, TargetUnavailable
 from harness.family import Part
 from harness.hook import Hook, hooked_loader
 from harness.loaded import Adapt, Ledgers, Loaded
@@ -80,7 +80,9 @@ def load(
     worker = _ready_worker(config(draft=by_worker), target)
     ready = time.perf_counter()
     entry, states = _states(worker, target, parts, by_worker, config)
-    return _loaded(worker, target, entry, states, (started, ready, time.perf_counter()))
+    ended = time.perf_counter()
+    with InternalError.instead():  # the stack has done its part
+        return _loaded(worker, target, entry, states, (started, ready, ended))
 
 
 def _ready_worker(config: Any, target: Target) -> Any:

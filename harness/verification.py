@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TextIO
-
-import msgspec
 
 from harness import progress
 from harness.bounds import require_seconds
 from harness.checkpoint import Checkpoint
 from harness.compare import tally_of
+from harness.coverage import model_parts
 from harness.digests import Method
 from harness.errors import BadInput
 from harness.experts import ReferencePart, reference_parts
@@ -85,7 +84,8 @@ def verify(
         for :func:`harness.merge.merged`.
 
     Raises:
-        BadInput: a checkpoint cannot be used, not on several hosts, or has none of ``parts``.
+        BadInput: a checkpoint cannot be used, not on several hosts, or has none of ``parts``;
+            or a file of it changed meanwhile.
         TargetUnavailable: the stack is not installed, or the target's chips are not free.
         InternalError: not the load under test failed, but what judges it.
     """
@@ -93,6 +93,8 @@ def verify(
     target = target or emulated_target()
     opened = Checkpoint(checkpoint)
     against = Checkpoint(reference) if reference is not None else opened
+    for place in (opened.model, against.model):
+        _require_text(place)
     _require_one_host_for_fp8(against, target)
     there = reference_parts(against, num_layers)
     sizes_of(against.config, against.place.where("config.json"))  # refused before the load
@@ -100,7 +102,7 @@ def verify(
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
-        parts=tuple(part.part for part in chosen), nan=nan, method=method, hook=hook,
+        parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method, hook=hook,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
     )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
@@ -108,7 +110,27 @@ def verify(
         report.files_checked = files_checked
         some = len(chosen) < len(there)
         report.repeat = _repeat(request, running.overlay, some=some, timeout=timeout)
-        return _completed(request, report, running, timeout, terminal)
+        with _undisturbed(opened, against):
+            return _completed(request, report, running, timeout, terminal)
+
+
+@contextmanager
+def _undisturbed(*checkpoints: Checkpoint) -> Iterator[None]:
+    """Have a checkpoint that changes while the body runs refused, however the body ends.
+
+    No verdict holds then: whichever side read the file sooner read another one.
+    """
+    try:
+        yield
+    except Exception:
+        _require_unchanged(checkpoints)
+        raise
+    _require_unchanged(checkpoints)
+
+
+def _require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        checkpoint.place.require_unchanged()
 
 
 def _chosen(
@@ -129,6 +151,26 @@ def _chosen(
     )
 
 
+def _loaded(checkpoint: Checkpoint, chosen: Sequence[ReferencePart]) -> tuple[Part, ...]:
+    """Those of the chosen parts that the checkpoint under test announces, too.
+
+    A draft model that it has no word of is not loaded: the stack would only fail to build it. All
+    of the reference's tensors for it are differences.
+
+    Raises:
+        BadInput: none is left.
+    """
+    there = model_parts(checkpoint) | {Part.DECODER}
+    if found := tuple(part.part for part in chosen if part.part in there):
+        return found
+    raise BadInput(
+        "nothing to compare: config.json announces no draft model, the reference's does",
+        where=checkpoint.path,
+        expected="a checkpoint that has what --only asks for",
+        hint="without --only the decoder is compared, and the draft model is a difference",
+    )
+
+
 def _completed(
     request: VerifyRequest,
     report: Report,
@@ -137,9 +179,9 @@ def _completed(
     terminal: TextIO | None,
 ) -> Report:
     """Have every host that this machine plays load and compare; one report of theirs."""
-    with progress.shown(terminal) as figures:
-        request = msgspec.structs.replace(request, progress=figures)
-        reports = outcomes(request, report, played_here(request.target), processes, timeout)
+    with progress.shown(terminal) as watch:
+        hosts = played_here(request.target)
+        reports = outcomes(request, report, hosts, processes, timeout, watch)
     return redacted_report(merged(reports) if len(reports) > 1 else reports[0])
 
 
@@ -168,6 +210,19 @@ def _unfinished(
         tallies=[tally_of(part, experts[part.part]) for part in chosen],
         maps=[map_of(part.part, part.layers, part.shape.experts) for part in chosen],
     )
+
+
+def _require_text(place: str) -> None:
+    """Refuse a path that is no text: neither JSON nor the stack under test could name it."""
+    try:
+        place.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            "a path that is not UTF-8",
+            where=place,
+            expected="a path of characters: it goes into requests and reports",
+            hint="another name for the directory, or a link to it",
+        ) from error
 
 
 def _require_one_host_for_fp8(checkpoint: Checkpoint, target: Target) -> None:

@@ -6,7 +6,7 @@ of the experts that a mesh with data-parallel axes holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,11 +54,14 @@ def add_parameters(
     nan: Nan,
     selection: Selection,
     chosen: Chosen,
-) -> None:
+) -> Mapping[str, bool]:
     """Compare a part's parameters besides experts and add tally, differences and diagnoses.
 
     A selection of experts selects the layers it names something of; what belongs to no layer is
     left out where ``max_bytes`` limits what is read.
+
+    Returns:
+        The tensors that the parameters are made of, and whether they were to be compared.
     """
 
     def wanted(layer: int | None) -> bool:
@@ -79,6 +82,7 @@ def add_parameters(
     )
     report.differences += differences
     report.parameters.append(comparison.tally)
+    return comparison.sources
 
 
 def expert_copies(loaded: Loaded, part: Part) -> list[DevicePart]:

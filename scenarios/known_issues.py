@@ -139,7 +139,8 @@ _ISSUES: tuple[KnownIssue, ...] = (
         raised=Raised(
             error="AssertionError",
             message="Expecting shard_id as the only argument",
-            at=r"tpu_inference/layers/vllm/quantization/\w+\.py in maybe_process_weights: .*",
+            at=r"tpu_inference/layers/vllm/quantization/\w+\.py in maybe_process_weights: "
+            r'assert len\(args\) == 1, "Expecting shard_id as the only argument"',
             stage=Stage.STREAM,
             cause=Cause.FUSED_WITHOUT_SHARD,
             evidence=r"vllm/model_executor/models/qwen3_vl\.py:\d+ called "
@@ -176,8 +177,12 @@ _ISSUES: tuple[KnownIssue, ...] = (
         when=lambda load: bool(load.store),
         raised=Raised(
             error="huggingface_hub.errors.HFValidationError",
-            message=lambda load: r"Repo id must be in the form .*: '" + load.store + "://.*",
-            at=".*",
+            message=lambda load: (
+                r"Repo id must be in the form 'repo_name' or 'namespace/repo_name': "
+                rf"'{load.store}://[^']+'\. Use `repo_type` argument if needed\."
+            ),
+            at=r"vllm/transformers_utils/repo_utils\.py in get_model_path: "
+            r"return snapshot_download\(.*",
             stage=Stage.CONFIGURATION,
         ),
         targets=("emulated", "tpu", "torch-xla"),

@@ -10,6 +10,9 @@ from harness.family import Part
 from harness.known import KnownIssue, Load, Nature, Owner, Raised, Sign, Stage
 from harness.target import Parallelism
 
+#: Where vLLM chooses the kernel of a linear layer.
+_KERNELS = r"vllm/model_executor/kernels/linear/__init__\.py in choose_scaled_mm_linear_kernel: "
+
 
 def _head_lost(load: Load) -> Iterator[Sign]:
     yield Sign(Cause.TIED, Kind.UNACCOUNTED, Part.DECODER, parameter="lm_head.weight")
@@ -17,8 +20,8 @@ def _head_lost(load: Load) -> Iterator[Sign]:
 
 def _uneven(load: Load) -> bool:
     """Whether the axis of the experts' arrays that is cut is one that the devices do not divide."""
-    size = load.intermediate if load.parallelism is Parallelism.TENSOR else load.experts
-    return size % load.devices != 0
+    cut = {Parallelism.TENSOR: load.intermediate, Parallelism.EXPERT: load.experts}
+    return not load.mesh and cut.get(load.parallelism, 0) % load.devices != 0
 
 
 ON_TORCH_XLA: tuple[KnownIssue, ...] = (
@@ -41,11 +44,12 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         reason="a model of an FP8 release cannot be built on a CPU, where torch-xla has it "
         "streamed to: there is no kernel for its linear layers",
         releases=("vllm>=0.26",),
-        when=lambda load: load.fp8,
+        when=lambda load: load.fp8 and not load.mesh,
         raised=Raised(
             error="ValueError",
-            message="Failed to find a kernel that can implement the ScaledMM linear layer.*",
-            at=r"vllm/model_executor/\S+\.py in \w+: .*",
+            message=r"Failed to find a kernel that can implement the ScaledMM linear layer\. "
+            r"Reasons: \n.*",
+            at=rf"{_KERNELS}raise ValueError\(",
             stage=Stage.MODEL,
         ),
         targets=("torch-xla",),
@@ -57,11 +61,11 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         reason="a model of an FP8 release cannot be built on torch-xla's host: the table of "
         "kernels for its linear layers has no row for a platform out of the tree",
         releases=("vllm<0.26",),
-        when=lambda load: load.fp8,
+        when=lambda load: load.fp8 and not load.mesh,
         raised=Raised(
             error="KeyError",
             message=r"<PlatformEnum\.OOT: \d+>",
-            at=r"vllm/model_executor/\S+\.py in \w+: .*",
+            at=rf"{_KERNELS}.*ossible_kernels\[current_platform\._enum\].*",
             stage=Stage.MODEL,
         ),
         targets=("torch-xla",),

@@ -29,9 +29,12 @@ REFUSALS: tuple[KnownIssue, ...] = (
         when=lambda load: load.axes_swapped,
         raised=Raised(
             error="RuntimeError",
-            message=r"The size of tensor a \(\d+\) must match the size of tensor b \(\d+\) at "
-            r"non-singleton dimension \d",
-            at=".*",
+            message=lambda load: (
+                rf"The size of tensor a \({load.intermediate}\) must match the size of tensor b "
+                rf"\({load.hidden // 2}\) at non-singleton dimension 0"
+            ),
+            at=r"vllm/model_executor/layers/fused_moe/routed_experts\.py in _load_w13: "
+            r"expert_data\.copy_\(loaded_weight\)",
             stage=Stage.STREAM,
             evidence=_LAST_CALL,
         ),

@@ -13,6 +13,7 @@ from harness.checkpoint import Checkpoint
 from harness.experts import ReferencePart, reference_parts
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.writer import write_checkpoint
+from tests import registered as registered  # its jobs, for every loading process
 from tests.reports import a_report
 
 pytest_plugins = ["pytester", "scenarios.urls", "tests.s3"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.report import Status
+from harness.writing import write
 from tests.fault_catalogue import FAULTS
 from tests.fault_classes import ELSEWHERE
 from tests.faults import Fault
@@ -42,7 +43,7 @@ def write_table(path: Path, seen: Mapping[tuple[str, str], str], families: Seque
         lines.append(_row(fault.catalogued, fault.name, *cells))
     lines += ["", _row("class", "not planted here, because"), _row("---", "---")]
     lines += [_row(name, why) for name, why in ELSEWHERE.items()]
-    path.write_text("\n".join([before.rstrip(), "", _BEGIN, *lines, _END]) + after)
+    write(path, ("\n".join([before.rstrip(), "", _BEGIN, *lines, _END]) + after).encode())
 
 
 def read_table(path: Path) -> dict[tuple[str, str], str]:

@@ -61,7 +61,10 @@ def verify_with_fault(argument: bytes) -> bytes:
     """Verify a checkpoint with a fault of the table planted; the report."""
     request, fault = msgspec.json.decode(argument, type=tuple[VerifyRequest, str])
     report = a_report(
-        checkpoint=request.checkpoint, reference=request.reference, status=Status.LOAD_FAILED
+        checkpoint=request.checkpoint,
+        reference=request.reference,
+        status=Status.LOAD_FAILED,
+        tallies=[],
     )
     adapt = next(row.inject for row in FAULTS if row.name == fault)
     return msgspec.json.encode(run(request, report, adapt))

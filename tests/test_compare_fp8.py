@@ -25,6 +25,7 @@ from harness.ledger import POISON
 from harness.synthetic.writer import write_checkpoint
 from tests.packing import replicated, sharded
 from tests.quantising import matrix, quantised_anew
+from tests.retyping import cast, relabelled
 
 MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
 
@@ -299,3 +300,31 @@ def test_a_wrong_scale_on_the_first_device_is_named_by_its_values_too(
     assert {d.device_name for d in differences if d.key is None} == {"cpu:2", "cpu:3", "cpu:4"}
     (of_values,) = [d for d in differences if d.key]
     assert of_values.key == ExpertKey(Part.DECODER, 1, 3, Projection.DOWN)
+
+
+@pytest.mark.parametrize("dtype", ["U8", "I8", "F8_E5M2", "BOOL"])
+def test_codes_of_another_type_are_refused(path: Path, tmp_path: Path, dtype: str) -> None:
+    pattern = r".*layers\.0\.mlp\.experts\.3\.up_proj\.weight"
+    spoiled = Checkpoint(relabelled(path, tmp_path / "r", {pattern: dtype}))
+    with pytest.raises(BadInput, match=rf"experts\.3\.up_proj\.weight' is {dtype}"):
+        reference_parts(spoiled)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "I16"])
+def test_scales_of_another_type_with_the_same_bytes_differ(
+    reference: ReferencePart, path: Path, tmp_path: Path, dtype: str
+) -> None:
+    pattern = r".*layers\.0\.mlp\.experts\.3\.up_proj\.weight_scale_inv"
+    spoiled = reference_parts(Checkpoint(relabelled(path, tmp_path / "r", {pattern: dtype})))[0]
+    found = list(part_comparison(spoiled, device(reference), backend=Backend.GMM_EP).differences())
+    assert {(d.kind, d.expert, d.projection) for d in found} == {(Kind.VALUES, 3, Projection.UP)}
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+def test_scales_of_a_wider_type_are_equal(
+    reference: ReferencePart, path: Path, tmp_path: Path, dtype: str
+) -> None:
+    wider = cast(path, tmp_path / "r", {r".*experts.*_scale_inv": dtype}, exact=True)
+    part = reference_parts(Checkpoint(wider))[0]
+    comparison = part_comparison(part, device(reference), backend=Backend.GMM_EP)
+    assert list(comparison.differences()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from harness.parameter_layout import Packing
 from harness.synthetic.writer import write_checkpoint
 from tests.parameter_packing import LANGUAGE, Array, Packed, PackedParameters, line
 from tests.quantising import quantised_anew
+from tests.retyping import cast, relabelled
 
 QKV = f"{LANGUAGE}layers.1.self_attn.qkv_proj.weight"
 O_PROJ = f"{LANGUAGE}layers.1.self_attn.o_proj.weight"
@@ -182,3 +184,38 @@ def test_an_odd_replica_is_counted_and_told(checkpoints: dict[str, Checkpoint]) 
     assert diagnosis.evidence.startswith("at [0] cpu:3 holds 0x")
     lines = list(message._difference(difference))
     assert lines[-1].endswith(f"{scales.size} of {scales.size} elements (100.00%)")
+
+
+@pytest.mark.parametrize("dtype", ["U8", "F8_E5M2"])
+@pytest.mark.parametrize("leaf", "qkv")
+def test_codes_of_another_type_differ(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path, leaf: str, dtype: str
+) -> None:
+    """Of three tensors in a parameter each counts, not the first alone."""
+    checkpoint = checkpoints["qwen3-vl-moe"]
+    pattern = rf".*layers\.1\.self_attn\.{leaf}_proj\.weight"
+    spoiled = Checkpoint(relabelled(Path(checkpoint.path), tmp_path / "r", {pattern: dtype}))
+    differences, _ = compared(spoiled, Part.DECODER, quantised(checkpoint, Part.DECODER))
+    assert (differences[0].kind, differences[0].parameter) == (Kind.UNACCOUNTED, QKV)
+    assert f"tensors of F8_E4M3, {dtype}" in differences[0].reference
+
+
+@pytest.mark.parametrize("dtype", ["F16", "I16"])
+def test_scales_of_another_type_with_the_same_bytes_differ(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path, dtype: str
+) -> None:
+    checkpoint = checkpoints["qwen3-vl-moe"]
+    pattern = r".*layers\.1\.self_attn\.o_proj\.weight_scale_inv"
+    spoiled = Checkpoint(relabelled(Path(checkpoint.path), tmp_path / "r", {pattern: dtype}))
+    (difference,), _ = compared(spoiled, Part.DECODER, quantised(checkpoint, Part.DECODER))
+    assert (difference.kind, difference.parameter) == (Kind.VALUES, O_PROJ)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+def test_scales_of_a_wider_type_are_equal(
+    checkpoints: dict[str, Checkpoint], tmp_path: Path, dtype: str
+) -> None:
+    checkpoint = checkpoints["qwen3-vl-moe"]
+    path = cast(Path(checkpoint.path), tmp_path / "r", {".*_scale_inv": dtype}, exact=True)
+    device = quantised(checkpoint, Part.DECODER)
+    assert compared(Checkpoint(path), Part.DECODER, device)[0] == []

@@ -14,7 +14,7 @@ from harness.causes import Cause
 from harness.checkpoint import Checkpoint
 from harness.compare_parameters import ParameterComparison
 from harness.device import DeviceTensor
-from harness.difference import Kind
+from harness.difference import Difference, Kind
 from harness.experts import reference_parts
 from harness.family import Part
 from harness.layout import Span
@@ -115,6 +115,29 @@ def test_dirty_vocabulary_padding(tmp_path: Path) -> None:
     assert diagnosis.cause is Cause.PADDING
     poison_the_head(device)
     assert each.causes() == {Cause.PARAMETER_UNWRITTEN}
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8, 16, 32, 64])
+def test_a_vocabulary_is_cut_with_its_padding(tmp_path: Path, devices: int) -> None:
+    """500 rows are no multiple of most counts; 512 are, and some devices hold zeros alone."""
+    uneven = Checkpoint(write_checkpoint(VL, tmp_path / "c", shapes="tiny:vocabulary").path)
+    device = PackedParameters(uneven, Part.DECODER)
+    device.devices = tuple(f"cpu:{number + 1}" for number in range(devices))
+    device.n = devices
+    head = device.packed[HEAD]
+    device.packed = {HEAD: head}
+    each = Case(uneven, Part.DECODER, device, line(device.devices))
+
+    def found() -> list[Difference]:
+        differences, _, comparison = each.compared()
+        assert comparison.tally.padding_bytes == 12 * 128 * 2
+        return [d for d in differences if d.parameter]
+
+    assert found() == []
+    for row, kind in ((0, Kind.BITS), (499, Kind.BITS), (500, Kind.PADDING), (511, Kind.PADDING)):
+        head.array[row, 77] ^= 2
+        assert [(d.kind, d.index) for d in found()] == [(kind, (row, 77))]
+        head.array[row, 77] ^= 2
 
 
 def _on(tensor: DeviceTensor, devices: dict[str, str]) -> DeviceTensor:
@@ -252,7 +275,7 @@ def test_nans_count_as_the_target_leaves_them(vl: Case) -> None:
     comparison._nan = Nan.CANONICAL
     (placed,) = [p for n, p in comparison.placed.items() if n == HEAD and not isinstance(p, str)]
     bits = np.array([0x7F81, 0xFF81, 0x3F80], dtype="<u2")
-    assert comparison.expected(bits, placed.layout).tolist() == [0x7FC0, 0xFFC0, 0x3F80]
+    assert comparison.expected(bits, "BF16", placed.layout).tolist() == [0x7FC0, 0xFFC0, 0x3F80]
 
 
 def test_nans_that_lost_their_payloads_are_named(tmp_path: Path) -> None:

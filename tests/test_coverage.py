@@ -10,8 +10,16 @@ from typing import Any
 import pytest
 
 from harness.checkpoint import Checkpoint
+from harness.compare_parameters import ParameterComparison
 from harness.coverage import (
+    CUT,
+    NOT_ASKED,
+    NOT_SELECTED,
+    Scope,
+    account_of_reference,
     coverage,
+    expert_sources,
+    left_alone,
     require_covered,
     require_recorded,
     require_streamed,
@@ -22,7 +30,12 @@ from harness.errors import InternalError
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
 from harness.ledger import Ledger, LoaderCall
+from harness.parameter_layout import Packing
+from harness.selection import Chosen
+from harness.synthetic.writer import write_checkpoint
 from tests.ledgers import call, whole
+from tests.parameter_packing import PackedParameters, line
+from tests.silent_worlds import change_tensors, some
 
 HEAD = "lm_head.weight"
 
@@ -90,6 +103,53 @@ def test_a_tied_head_is_counted_as_unused(
     (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     counts, differences = coverage(reference_parts(Checkpoint(path))[0], Ledger(streamed=[HEAD]))
     assert (counts.unused, counts.unread, differences) == (1, 0, [])
+
+
+def test_scales_count_beside_codes_alone(tmp_path: Path) -> None:
+    """Of an FP8 release every tensor is some array's source, but for a scale of a BF16 norm."""
+    path = write_checkpoint("qwen3.5-mtp", tmp_path / "c", shapes="tiny:blocks", fp8=True).path
+    stray = "mtp.layers.0.input_layernorm.weight_scale_inv"
+    change_tensors(path, lambda tensors: tensors.update({stray: some()}))
+    checkpoint = Checkpoint(path)
+    sources: set[str] = set()
+    for part in reference_parts(checkpoint):
+        device = PackedParameters(checkpoint, part.part)
+        mesh = line(device.devices)
+        comparison = ParameterComparison(part, device.tensors(), mesh, packing=Packing())
+        sources |= comparison.sources.keys() | expert_sources(part, Chosen(part)).keys()
+    assert checkpoint.entries.keys() - sources == {stray}
+
+
+@pytest.mark.parametrize(("layer", "reason"), [(0, ""), (1, CUT), (2, ""), ("01", "")], ids=str)
+def test_a_layer_is_left_out_if_config_json_has_it(
+    tiny_checkpoints: dict[str, Path], layer: object, reason: str
+) -> None:
+    part, *_ = reference_parts(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), 1)
+    name = f"model.language_model.layers.{layer}.input_layernorm.weight"
+    assert left_alone(part, name, [Part.DECODER]) == reason
+
+
+@pytest.mark.parametrize(("present", "unused"), [((), False), (tuple(Part), True)])
+def test_the_draft_models_own_needs_a_draft_model(present: tuple[Part, ...], unused: bool) -> None:
+    assert bool(unused_reason(Part.DECODER, "mtp.foo", False, present)) is unused
+
+
+def test_what_is_left_alone_is_counted_by_its_reason(tiny_checkpoints: dict[str, Path]) -> None:
+    checkpoint = Checkpoint(tiny_checkpoints["qwen3.6-mtp"])
+    (decoder, _) = reference_parts(checkpoint, 1)
+    sources = dict.fromkeys((n for n in checkpoint.entries if ".layers.1." not in n), True)
+    sources |= {name: False for name in sources if ".visual." in name}
+    drafts = {name for name in sources if name.startswith("mtp.")}
+    here = {name: chosen for name, chosen in sources.items() if name not in drafts}
+    scope = Scope(checkpoint, [decoder], [Part.DECODER], here)
+    account, differences = account_of_reference(scope, ())
+    assert differences == []
+    assert account.left_alone == {
+        CUT: len(checkpoint.entries) - len(sources),
+        NOT_SELECTED: sum(".visual." in name for name in sources),
+        NOT_ASKED.format(part="mtp"): len(drafts),
+    }
+    assert account.compared == sum(here.values())
 
 
 PAST = "load of mtp went past the recorder, which did not see "

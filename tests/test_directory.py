@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from harness.dtypes import Bits
 from harness.errors import BadInput
-from harness.places.directory import LocalFile
+from harness.places.directory import Directory, LocalFile
 
 SIZE = 1 << 16
 
@@ -75,3 +77,76 @@ def test_a_file_that_is_gone_is_named(file: LocalFile) -> None:
     file.path.unlink()
     with pytest.raises(BadInput, match="No such file"):
         held(file, 0, 8)
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, SIZE // 2)
+
+
+def replaced(path: Path) -> None:
+    """By its like, of the same size and time."""
+    other = path.with_suffix(".other")
+    shutil.copy2(path, other)
+    other.replace(path)
+
+
+def written_to(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"x")
+
+
+def written_to_in_secret(path: Path) -> None:
+    """The time of its last change is set back."""
+    written_to(path)
+    os.utime(path, ns=(0, 0))
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def given_another_target(path: Path) -> None:
+    """As in the hub's cache, where files are links."""
+    target = path.with_name("blob")
+    shutil.copy2(path, target)
+    path.unlink()
+    path.symlink_to(target)
+
+
+CHANGES: dict[Callable[[Path], None], str] = {
+    deleted: "No such file", cut_short: f"had {SIZE} bytes and has {SIZE // 2}",
+    written_to_in_secret: "it was written to",
+    replaced: "another file has its name", written_to: "it was written to",
+    a_folder: "it is no file any more", given_another_target: "another file has its name",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["model-1.safetensors", "config.json"])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_file_that_changed_is_named(
+    change: Callable[[Path], None], name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(bytes(SIZE))
+    os.utime(tmp_path / name, ns=(0, 0))
+    place = Directory(tmp_path)
+    place.require_unchanged()
+    change(tmp_path / name)
+    with pytest.raises(BadInput, match=CHANGES[change]) as raised:
+        place.require_unchanged()
+    assert raised.value.where == str(tmp_path / name)
+
+
+def test_what_is_no_part_of_a_checkpoint_may_change(tmp_path: Path) -> None:
+    (tmp_path / "load.log").touch()
+    place = Directory(tmp_path)
+    (tmp_path / "load.log").write_text("a line")
+    (tmp_path / "report.json").touch()
+    place.require_unchanged()
+    (tmp_path / "new.safetensors").touch()
+    with pytest.raises(BadInput, match="it was not there before"):
+        place.require_unchanged()

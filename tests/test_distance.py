@@ -13,6 +13,7 @@ import pytest
 from harness import distance
 from harness.difference import Difference, Kind
 from harness.distance import farthest
+from harness.dtypes import ITEMSIZE, bits_dtype
 from harness.evidence import Evidence
 from harness.experts import ExpertKey
 from harness.explain_parameters import _unexplained
@@ -20,27 +21,27 @@ from harness.family import Part, Projection
 from harness.provenance import ReferenceIndex
 from harness.rules import unexplained
 
-DTYPES = {1: ml_dtypes.float8_e4m3fn, 2: ml_dtypes.bfloat16, 4: np.float32}
+DTYPES = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
 
 
 def bits(*values: int, dtype: npt.DTypeLike = np.uint16) -> npt.NDArray[np.unsignedinteger]:
     return np.array(values, dtype)
 
 
-@pytest.mark.parametrize("width", [1, 2])
-def test_every_value_is_decoded_as_the_format_says(width: int) -> None:
-    every = np.arange(1 << (8 * width), dtype=f"u{width}")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_value_is_decoded_as_the_format_says(dtype: str) -> None:
+    every = np.arange(1 << (8 * ITEMSIZE[dtype]), dtype=bits_dtype(dtype))
     with np.errstate(invalid="ignore"):  # signalling NaNs are among them
-        values = every.view(DTYPES[width]).astype(np.float64)
+        values = every.view(DTYPES[dtype]).astype(np.float64)
     finite = np.isfinite(values)
-    assert np.array_equal(distance._is_finite(every), finite)
-    decoded = [distance._value(int(code), width) for code in every[finite]]
+    assert np.array_equal(distance._is_finite(every, dtype), finite)
+    decoded = [distance._value(int(code), dtype) for code in every[finite]]
     assert np.array_equal(decoded, values[finite])
 
 
 def test_neighbours_are_one_apart() -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
-    every = every[distance._is_finite(every)]
+    every = every[distance._is_finite(every, "BF16")]
     ranks = distance._ordered(every)
     values = every.view(ml_dtypes.bfloat16).astype(np.float64)
     order = np.argsort(ranks, kind="stable")
@@ -51,7 +52,7 @@ def test_neighbours_are_one_apart() -> None:
 def test_the_farthest_is_told_with_both_values() -> None:
     reference = bits(0x3F80, 0x3F80, 0xBF80, 0x0001).reshape(2, 2)
     device = bits(0x3F81, 0x3F80, 0xBF7D, 0x8001).reshape(2, 2)
-    assert farthest(reference, device) == (
+    assert farthest(reference, device, "BF16") == (
         "farthest off at [1, 0]: 3 units in the last place, -1 in the reference, "
         "-0.98828125 on the device"
     )
@@ -60,23 +61,24 @@ def test_the_farthest_is_told_with_both_values() -> None:
 def test_float32_too() -> None:
     one = np.array([1.0], np.float32)
     next_to_it = np.nextafter(one, np.float32(2))
-    text = farthest(one.view(np.uint32), next_to_it.view(np.uint32))
+    text = farthest(one.view(np.uint32), next_to_it.view(np.uint32), "F32")
     assert text.startswith("farthest off at [0]: 1 unit in the last place, 1 in the reference")
     assert "1.00000012 on the device" in text
 
 
 @pytest.mark.parametrize("device", [0x7FC0, 0x7F80, 0x3F80])
 def test_no_number_no_distance(device: int) -> None:
-    assert farthest(bits(0x3F80), bits(device)) == ""
-    assert farthest(bits(0x8000), bits(0x0000)) == ""
-    assert farthest(bits(1, dtype=np.uint64), bits(2, dtype=np.uint64)) == ""
+    assert farthest(bits(0x3F80), bits(device), "BF16") == ""
+    assert farthest(bits(0x8000), bits(0x0000), "BF16") == ""
+    assert farthest(bits(1, dtype=np.uint64), bits(2, dtype=np.uint64), "F64") == ""
 
 
 def test_an_unexplained_slice_says_how_far_off_it_is() -> None:
     key = ExpertKey(Part.DECODER, 0, 1, Projection.GATE)
     reference, device = bits(0x3F80, 0x4000).reshape(1, 2), bits(0x3F81, 0x4100).reshape(1, 2)
     nothing: Any = None
-    evidence = Evidence(key, reference, device, ReferenceIndex([], nothing), nothing, nothing)
+    index = ReferenceIndex([], nothing)
+    evidence = Evidence(key, reference, device, index, nothing, nothing, nothing)
     assert unexplained(evidence).evidence.endswith(
         "; farthest off at [0, 1]: 256 units in the last place, 2 in the reference, 8 on the device"
     )
@@ -85,7 +87,9 @@ def test_an_unexplained_slice_says_how_far_off_it_is() -> None:
 def test_an_unexplained_parameter_does_too_of_what_is_held_here() -> None:
     reference, device = bits(0x3F80, 0x4000), bits(0x3F81, 0x0000)
     held = np.array([True, False])
-    evidence: Any = SimpleNamespace(name="norm", reference=reference, device=device, held=held)
+    evidence: Any = SimpleNamespace(
+        name="norm", reference=reference, device=device, held=held, dtype="BF16"
+    )
     difference = Difference(kind=Kind.BITS, part=Part.DECODER, count=1, total=2)
     assert _unexplained(evidence, difference)[2] == (
         "1 of 2 elements are unequal; farthest off at [0]: 1 unit in the last place, "

@@ -16,7 +16,7 @@ from harness.report import SCHEMA
 from tests.pipelines import ROOT
 
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *(ROOT / name for name in ("ci/README.md", "ci/tpu-vm.md", "docker/README.md")),
 ]

@@ -8,9 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from harness.load import LoadProcess, LoadProcessError
+from harness import engine
+from harness.child import JOBS
+from harness.errors import InternalError, TargetUnavailable
+from harness.job import VerifyRequest
+from harness.load import LoadProcess
+from harness.load_processes import LoadProcesses
+from harness.outcomes import outcomes
 from harness.overlay import Overlay
+from harness.report import Status
 from harness.target import Target
+from tests.reports import a_report
 
 
 @pytest.fixture
@@ -33,10 +41,82 @@ def overlay(tmp_path: Path) -> Overlay:
 def test_an_import_that_touches_a_device_is_refused(target: Target, overlay: Overlay) -> None:
     with (
         LoadProcess(target, overlay) as process,
-        pytest.raises(LoadProcessError, match="the loading process ended") as raised,
+        pytest.raises(TargetUnavailable, match="importing the stack touched a device") as raised,
     ):
         process.run("tests.idle_jobs:echo", b"", target, timeout=60)
-    assert "importing the stack touched a device" in raised.value.details
+    assert raised.value.where == "the loading process of emulated"
+
+
+def test_what_compares_and_does_not_compile_is_the_harnesss_own_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise TypeError("as planted")
+
+    monkeypatch.setattr("harness.tpu_engine.MODULES", ())
+    monkeypatch.setattr(engine, "_MODELS", ())
+    monkeypatch.setattr(engine, "warm_up", fail)
+    with pytest.raises(InternalError, match="not the load under test: TypeError: as planted"):
+        engine.preload("emulated")
+
+
+STUBS = (
+    "torch", "jax", "vllm.engine.arg_utils", "tpu_inference.models.vllm.vllm_model_wrapper",
+    "tpu_inference.worker.tpu_worker", "jax._src.xla_bridge",
+    "vllm.model_executor.models.qwen3_vl_moe", "vllm.model_executor.models.qwen3_5",
+    "vllm.model_executor.models.qwen3_5_mtp",
+)  # fmt: skip
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> Overlay:
+    """A stack of empty modules, which is imported at once."""
+    for name in STUBS:
+        path = tmp_path
+        for part in name.split("."):
+            path /= part
+            path.mkdir(exist_ok=True)
+            (path / "__init__.py").touch()
+    (tmp_path / "jax/_src/xla_bridge/__init__.py").write_text(
+        "backends_are_initialized = lambda: False"
+    )
+    packages = ("torch", "jax", "vllm", "tpu_inference")
+    return Overlay({name: tmp_path / name for name in packages})
+
+
+def test_a_job_that_cannot_be_imported_is_the_harnesss_own_failure(
+    stubs: Overlay, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the load's, not a difference; and it is not tried again."""
+    monkeypatch.setitem(JOBS, "verify", "tests.absent:verify")
+    with LoadProcess(target, stubs) as process:
+        for _ in range(2):
+            with pytest.raises(InternalError, match=r"No module named 'tests\.absent'") as raised:
+                process.run("verify", b"", target, timeout=60)
+            monkeypatch.setattr("subprocess.Popen", None)
+    assert raised.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("raise ImportError('as planted')", "ImportError: as planted"),
+        ("import os; os._exit(3)", ""),
+        ("import sys; sys.exit('as planted')", "as planted"),
+    ],
+)
+def test_a_stack_that_cannot_be_imported_is_a_load_that_failed(
+    code: str, outcome: str, stubs: Overlay, target: Target
+) -> None:
+    (stubs.packages["vllm"] / "__init__.py").write_text(code)
+    request = VerifyRequest(checkpoint="", reference="", target=target, parts=())
+    unfinished = a_report(status=Status.LOAD_FAILED)
+    with LoadProcesses(stubs) as processes:
+        (report,) = outcomes(request, unfinished, [target], processes, 60)
+    assert report.failure is not None
+    assert report.failure.error == "the loading process ended"
+    assert outcome in report.failure.log_tail
+    assert report.exit_code == 3
 
 
 def test_the_installed_stack_touches_none(load_process: LoadProcess, target: Target) -> None:

@@ -15,7 +15,7 @@ from harness.causes import Cause
 from harness.family import Part
 from harness.job import VerifyRequest
 from harness.load import LoadProcess
-from harness.report import Report, Status
+from harness.report import Report, Status, believed
 from harness.synthetic.writer import write_checkpoint
 from harness.target import Target
 from tests.fault_catalogue import FAULTS
@@ -50,7 +50,7 @@ def verified(fault: Fault, path: Path, part: Part, process: LoadProcess, target:
     )
     argument = msgspec.json.encode((request, fault.name))
     answer = process.run("tests.jobs:verify_with_fault", argument, target, timeout=300)
-    return msgspec.json.decode(answer, type=Report)
+    return believed(msgspec.json.decode(answer, type=Report), fault.name)
 
 
 def cases() -> list[tuple[Fault, str]]:

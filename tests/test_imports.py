@@ -13,8 +13,9 @@ ROOT = Path(harness.__file__).parent
 
 #: The order of the flow; a module may import those before it.
 FLOW = [
-    "secrets", "writing", "runs", "errors", "bounds", "dtypes", "nan", "places", "safetensors_file",
-    "fp8", "family", "checkpoint",
+    "secrets", "foreign", "errors", "writing", "bounds",
+    "runs", "dtypes", "nan", "places", "safetensors_file", "fp8",
+    "family", "checkpoint",
     "experts", "selection", "synthetic",
     "equal_numba", "equal", "fingerprint_numba", "fingerprint", "fingerprint_triton",
     "layout", "fingerprint_xla",
@@ -30,7 +31,8 @@ FLOW = [
     "terminal", "hosts", "meshes", "stack",
     "overlay", "hook", "cut",
     "recording", "loaded", "emulated_slice",
-    "tpu_engine", "xla_engine", "engine", "twin", "child", "chips", "load", "load_processes",
+    "tpu_engine", "xla_engine", "engine", "connection", "twin", "guard", "child", "chips", "load",
+    "load_processes",
     "verify_parameters", "job", "outcomes", "verification",
     "junit", "markdown", "page", "history", "renderings", "collector",
     "audit", "cli_reports", "cli", "plugin",
@@ -105,6 +107,39 @@ def test_imports_run_down_the_flow(path: Path) -> None:
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_only_the_load_imports_the_stack_and_not_at_its_top(path: Path) -> None:
     assert under_test(path, noun(path)) == []
+
+
+#: What reads a file or a message and may run what is written there.
+RUNS_WHAT_IT_READS = {
+    "pickle", "_pickle", "cPickle", "marshal", "shelve", "dbm", "copyreg", "multiprocessing",
+    "concurrent.futures.process", "joblib", "dill", "cloudpickle",
+}  # fmt: skip
+
+
+def runs_what_it_reads(path: Path) -> list[str]:
+    """What a file imports or calls that would run the content of what it reads."""
+    found = [name for name, _ in imports(path)]
+    text = path.read_text()
+    return [
+        *(name for name in found if {name, name.split(".")[0]} & RUNS_WHAT_IT_READS),
+        *(call for call in ("allow_pickle", "torch.load(", "ProcessPool") if call in text),
+    ]
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_is_run_that_was_read(path: Path) -> None:
+    assert runs_what_it_reads(path) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import pickle", "def f():\n    from multiprocessing import Queue",
+     "from marshal import loads", "numpy.load(path, allow_pickle=True)", "torch.load(path)",
+     "from concurrent.futures import ProcessPoolExecutor"],
+)  # fmt: skip
+def test_what_would_run_is_seen(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.py").write_text(text)
+    assert runs_what_it_reads(tmp_path / "x.py")
 
 
 def test_who_may_import_the_stack_does() -> None:

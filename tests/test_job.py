@@ -14,6 +14,7 @@ import pytest
 from harness import engine, job
 from harness.checkpoint import Checkpoint
 from harness.compare import PartComparison, tally_of
+from harness.coverage import NOT_ASKED
 from harness.errors import HarnessError, InternalError
 from harness.experts import ReferencePart, reference_parts
 from harness.family import Part
@@ -29,6 +30,7 @@ from tests.ledgers import call
 from tests.packing import PackedDevice
 from tests.parameter_packing import PackedParameters
 from tests.reports import a_report, an_environment
+from tests.silent_worlds import world
 
 MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
 Given = Callable[..., tuple[VerifyRequest, Report]]
@@ -164,6 +166,36 @@ def test_another_host_that_is_gone_is_a_load_that_failed(
     report = run(request, report)
     assert report.failure is not None
     assert (report.status, report.failure.message) == (Status.LOAD_FAILED, "barrier timed out")
+
+
+@pytest.mark.parametrize(("part", "other"), [tuple(Part), tuple(Part)[::-1]])
+def test_a_request_for_one_part_leaves_the_other_alone(
+    tiny_checkpoints: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: Part,
+    other: Part,
+) -> None:
+    """A request that does not say what was asked for asks for what it loads."""
+    whole = world(tiny_checkpoints["qwen3.6-mtp"], tmp_path)
+    left = whole.loaded()
+    names = list(Checkpoint(whole.checkpoint).entries)
+    calls = [call("some.weight", source=name) for name in names]
+
+    def load(*_: Any, ledgers: dict[Part, Ledger], **__: Any) -> Loaded:
+        ledgers[part] = Ledger(finished=True, streamed=names, calls=calls)
+        return left
+
+    monkeypatch.setattr(engine, "load", load)
+    monkeypatch.setattr(engine, "leave", lambda target: None)
+    path = str(whole.checkpoint)
+    request = VerifyRequest(
+        checkpoint=path, reference=path, target=emulated_target(), parts=(part,)
+    )
+    report = run(request, a_report(tallies=[]))
+    assert report.status is Status.EQUAL
+    (account,) = report.accounts
+    assert list(account.left_alone) == [NOT_ASKED.format(part=other)]
 
 
 def test_one_checkpoint_is_opened_once(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:

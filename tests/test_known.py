@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def copied(row: Row) -> Row:
 # What runs left, and the same with one thing changed.
 
 
-def recorded(rows: Sequence[Row] = RECORDED) -> Any:
+def recorded(rows: Sequence[Row] = RECORDED) -> pytest.MarkDecorator:
     ids = [f"{row.report.known_issue} {row.report.environment.stack}" for row in rows]
     return pytest.mark.parametrize("row", rows, ids=ids)
 
@@ -88,11 +89,15 @@ def put(report: Report, differences: Sequence[Difference], causes: Sequence[Caus
     ]  # fmt: skip
     report.maps = [
         map_of(
-            m.part, m.layers, m.experts, lambda layer, e=m.experts: range(e),
-            [d for d in differences if d.part is m.part],
+            old.part, old.layers, old.experts, partial(_every, old.experts),
+            [d for d in differences if d.part is old.part],
         )
-        for m in report.maps
-    ]  # type: ignore[misc] # fmt: skip
+        for old in report.maps
+    ]  # fmt: skip
+
+
+def _every(experts: int, layer: int) -> range:
+    return range(experts)
 
 
 def causes_of(report: Report) -> list[Cause]:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from harness import outcomes
+from harness.connection import Connection
 from harness.errors import InternalError
 from harness.job import VerifyRequest
 from harness.load import LoadProcess, LoadProcessError
@@ -34,9 +35,9 @@ PYTHON = [
 
 #: A parent that starts a load which never ends, and says where its files are.
 PARENT = """
-import sys
 from harness.load import LoadProcess
 from harness.target import emulated_target
+from tests import registered
 with LoadProcess(emulated_target(), preload=False) as process:
     print(process.scratch, flush=True)
     process.run("tests.idle_jobs:hang_with_a_child", b"", process.target, timeout=600)
@@ -45,6 +46,7 @@ with LoadProcess(emulated_target(), preload=False) as process:
 #: A session: one test that passes with a report, then one whose load never ends.
 SESSION = """
 import pytest
+from tests import registered
 from harness.load import LoadProcess
 from harness.plugin import REPORTS
 from harness.report import report_from_json
@@ -92,6 +94,7 @@ def alive(pid: int) -> bool:
     [
         ("crash", "stream", 1, "SIGSEGV"),
         ("crash", "compare", 2, "SIGSEGV"),
+        ("leave", "stream", 1, "raised an error"),
         ("hang", "compare", 1, "did not end within 2 s"),
     ],
 )
@@ -105,12 +108,43 @@ def test_a_load_that_is_ended_failed(
     assert error in report.failure.error
 
 
-def test_a_crash_while_comparing_is_not_the_loads(
+@pytest.mark.parametrize(
+    ("how", "phase", "what", "detail"),
+    [
+        ("crash", "compare", "the comparison did not: .*SIGSEGV", "about to crash"),
+        ("crash", "", "not the load under test: .*SIGSEGV", "about to crash"),
+        ("leave", "compare", "the comparison did not: the load raised an error", "SystemExit"),
+        ("leave", "", "not the load under test: the load raised an error", "SystemExit"),
+        ("kill_what_watches", "stream", "not the load under test: the loading process ended", ""),
+        ("answer_nonsense", "compare", "not the load under test: .*Error", "json"),
+    ],
+)
+def test_what_breaks_off_outside_the_stack_is_not_the_loads(
+    how: str, phase: str, what: str, detail: str, load_process: LoadProcess,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The harness failed: not the load, and nothing is different."""
+    with pytest.raises(InternalError, match=what) as raised:
+        broken_off(how, phase, 1, load_process, monkeypatch)
+    assert detail in raised.value.hint
+    assert raised.value.exit_code == 5
+
+
+def test_a_line_that_makes_no_sense_is_the_harnesss_own_failure(
     load_process: LoadProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InternalError, match=r"the comparison did not: .*SIGSEGV") as raised:
-        broken_off("crash", "compare", 1, load_process, monkeypatch)
-    assert "about to crash" in raised.value.hint
+    monkeypatch.setattr(Connection, "receive", lambda *_: b"Traceback (most recent call last):\n")
+    with pytest.raises(InternalError, match="not the load under test"):
+        load_process.run("tests.idle_jobs:echo", b"", load_process.target, timeout=60)
+    monkeypatch.undo()
+    answer = load_process.run("tests.idle_jobs:echo", b"on", load_process.target, timeout=60)
+    assert answer == b"on"
+
+
+def test_another_target_is_not_loaded_here(load_process: LoadProcess) -> None:
+    other = replace(load_process.target, name="torch-xla")
+    with pytest.raises(InternalError, match="a load onto torch-xla"):
+        load_process.run("tests.idle_jobs:echo", b"", other, timeout=60)
 
 
 def broken_off(
@@ -178,11 +212,13 @@ def test_a_killed_worker_leaves_nothing_and_is_named(
         processes = hanging_children(scratch)
         load_process = processes[0].parent()
         assert load_process is not None
-        worker = load_process.parent()
+        guard = load_process.parent()
+        assert guard is not None
+        worker = guard.parent()
         assert worker is not None
         worker.kill()
         output, _ = session.communicate(timeout=240)
-    wait_for(lambda: gone([*processes, load_process]))
+    wait_for(lambda: gone([*processes, load_process, guard]))
     wait_for(lambda: not scratch.exists())
     assert "crashed while running" in output
     written = json.loads((pytester.path / "out" / "session.json").read_text())
@@ -212,8 +248,7 @@ def test_a_load_that_ignores_a_request_to_end_is_killed(
 def test_a_loading_process_that_is_killed_is_replaced(target: Target) -> None:
     with LoadProcess(target, preload=False) as process:
         assert process.run("tests.idle_jobs:echo", b"1", target, timeout=60) == b"1"
-        assert process._process is not None
-        process._process.kill()
+        psutil.Process(process.pid).kill()
         with pytest.raises(LoadProcessError, match="the loading process ended"):
             process.run("tests.idle_jobs:echo", b"2", target, timeout=60)
         assert process.run("tests.idle_jobs:echo", b"3", target, timeout=60) == b"3"
@@ -231,8 +266,7 @@ def test_soak(target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     chips = [(), (0,), (0, 1, 2, 3)]
     with LoadProcess(target, preload=False) as process:
         process.run("tests.idle_jobs:echo", b"", target, timeout=60)
-        assert process._process is not None
-        loading = psutil.Process(process._process.pid)
+        loading = psutil.Process(process.pid)
         gc.collect()
         before = descriptors(psutil.Process()), descriptors(loading)
         for number in range(200):

@@ -245,7 +245,7 @@ CONTRADICTIONS: dict[str, Report] = {
 }
 
 
-@pytest.fixture(params=CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
+@pytest.fixture(params=list(CONTRADICTIONS.values()), ids=list(CONTRADICTIONS))
 def contradiction(request: pytest.FixtureRequest) -> Report:
     given: Report = request.param
     return given

@@ -135,7 +135,7 @@ def test_what_one_device_gave_back_is_dropped_before_the_next_is_asked(vl: Case)
 
     tensor = replace(placed.tensor, shards=tuple(map(apart, placed.tensor.shards)))
     for piece in pieces.pieces_of(replace(placed, tensor=tensor), vl.checkpoint):
-        judged = pieces.judge_piece(piece, vl.checkpoint, lambda bits, layout: bits)
+        judged = pieces.judge_piece(piece, vl.checkpoint, lambda bits, dtype, layout: bits)
         assert not judged.unequal
     assert len(alive) == len(tensor.shards)
     assert max(alive) == 0

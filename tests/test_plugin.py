@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from harness.report import Status, report_from_json
+from harness.report import Session, Status, report_from_json
 from tests.given_reports import CONFTEST, report
 
 TEST = """
+import msgspec
 import pytest
 @pytest.mark.parametrize("row", ["first", "second"])
 def test_row(row, verified, expected):
@@ -104,3 +106,133 @@ def test_sigterm_is_taken_where_the_harness_is_used(
         f"    assert (signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL) is {ours}\n"
     )
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("given.json", "Not a directory"),
+        ("/proc/self/out", "No such file"),
+        ("in-the-way", "session.json"),
+    ],
+    ids=["a file", "read-only", "a directory in a file's place"],
+)
+def test_a_place_for_reports_is_tried_first(
+    session: pytest.Pytester, place: str, told: str
+) -> None:
+    report(Status.EQUAL).write(session.path / "given.json")
+    (session.path / "in-the-way" / "session.json").mkdir(parents=True)
+    result = session.runpytest_subprocess("--reports", place)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *{told}*"])
+    assert "passed" not in result.stdout.str()
+
+
+def test_trying_makes_nothing(session: pytest.Pytester) -> None:
+    session.runpytest_subprocess("--reports", "out/deep", "--help")
+    assert not (session.path / "out").exists()
+
+
+@pytest.mark.parametrize("status", [Status.EQUAL, Status.DIFFERENT])
+def test_reports_that_cannot_be_written_are_kept(session: pytest.Pytester, status: Status) -> None:
+    report(status).write(session.path / "given.json")
+    temporary = session.mkdir("tmp")
+    conftest = session.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + f"\nimport tempfile\ntempfile.tempdir = {str(temporary)!r}\n"
+        + "def pytest_runtest_teardown():\n"
+        + "    import shutil; shutil.rmtree('out', ignore_errors=True); open('out', 'w').close()\n"
+    )
+    result = session.runpytest_subprocess("--reports", "out")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["INTERNALERROR> the output could not be written: *"])
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+    (kept,) = temporary.glob("harness-kept-*")
+    assert str(kept) in result.stdout.str()
+    assert {path.name for path in kept.iterdir()} == {
+        "first.json", "second.json", "session.json", "junit.xml", "summary.md", "report.html",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", ["harness.collector.rendered", "harness.plugin.closing_table"])
+def test_what_nobody_foresaw_at_the_end_is_an_internal_error(
+    session: pytest.Pytester, broken: str
+) -> None:
+    report(Status.EQUAL).write(session.path / "given.json")
+    module, name = broken.rsplit(".", 1)
+    conftest = session.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text() + f"\nimport {module}\n"
+        f"def broken(*_): raise KeyError('as planted')\n{module}.{name} = broken\n"
+    )
+    result = session.runpytest_subprocess("--reports", "out")
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["INTERNALERROR> *KeyError: 'as planted'*", "*2 passed*"])
+    assert (session.path / "out" / "session.json").exists()
+
+
+def test_a_step_summary_that_cannot_be_written(
+    session: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(session.path))
+    report(Status.EQUAL).write(session.path / "given.json")
+    result = session.runpytest_subprocess()
+    assert result.ret == pytest.ExitCode.INTERNAL_ERROR
+    result.stdout.fnmatch_lines(["*equal*", "INTERNALERROR> *IsADirectoryError*", "*2 passed*"])
+
+
+BREAKING = """
+import msgspec
+import pytest
+from harness.errors import InternalError
+
+@pytest.mark.parametrize("row", ["first"])
+def test_row(row, verified, expected):
+    expected(row, verified("anywhere"), ())
+    {statement}
+"""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "raise KeyError('as planted')",
+        "raise InternalError('as planted', where='w', expected='e', hint='h')",
+        "assert not 'as planted'",
+    ],
+)
+def test_a_test_that_breaks_is_no_difference(session: pytest.Pytester, statement: str) -> None:
+    report(Status.EQUAL).write(session.path / "given.json")
+    (file,) = session.path.glob("test_*.py")
+    file.write_text(BREAKING.format(statement=statement))
+    session.runpytest_subprocess("--reports", "out").assert_outcomes(failed=1)
+    written = msgspec.json.decode((session.path / "out/session.json").read_bytes(), type=Session)
+    assert [row.failed for row in written.rows] == [False]
+    assert [broken.phase for broken in written.broken] == ["call"]
+    assert "as planted" in written.broken[0].message
+    assert "did not happen" not in (session.path / "out/summary.md").read_text()
+
+
+def test_a_known_issue_that_did_not_happen_is_a_failure(session: pytest.Pytester) -> None:
+    report(Status.EQUAL).write(session.path / "given.json")
+    (file,) = session.path.glob("test_*.py")
+    file.write_text(OUT_OF_DATE)
+    session.runpytest_subprocess("--reports", "out").assert_outcomes(failed=1)
+    written = msgspec.json.decode((session.path / "out/session.json").read_bytes(), type=Session)
+    assert [row.failed for row in written.rows] == [True]
+    assert written.broken == []
+    assert "its known issue did not happen" in (session.path / "out/summary.md").read_text()
+
+
+OUT_OF_DATE = """
+import harness.plugin
+from types import SimpleNamespace
+from harness.known import Verdict
+
+issue = SimpleNamespace(id="an-issue", summary="an-issue", owner="vllm")
+harness.plugin.judge = lambda *_: (Verdict.OUT_OF_DATE, issue)
+
+def test_row(verified, expected):
+    expected("first", verified("anywhere"), ())
+"""

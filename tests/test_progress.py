@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
 import pty
+import signal
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from harness import progress
-from harness.progress import Figures, Meter, count_into, is_shown, read, shown
+from harness.load import LoadProcess
+from harness.progress import Figures, Meter, count_in, is_shown, shown
+from harness.target import Target
 
 
 class Terminal(io.StringIO):
@@ -28,53 +31,54 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return Terminal()
 
 
-def test_figures_are_left_and_read(tmp_path: Path) -> None:
-    meter = Meter(tmp_path / "figures")
+def test_figures_are_counted_and_seen() -> None:
+    memory = memoryview(bytearray(Meter.SIZE))
+    meter, watcher = Meter(memory), Meter(memory)
+    assert watcher.figures == Figures("", 0, 0)
     meter.begin("stream", 100)
-    assert read(tmp_path / "figures") == Figures("stream", 0, 100)
-    meter._written -= 1  # the last look was a second ago
     meter.advance(30)
-    assert read(tmp_path / "figures") == Figures("stream", 30, 100)
+    meter.advance(12)
+    assert watcher.figures == Figures("stream", 42, 100)
+    meter.begin("compare", 1 << 50)
+    assert watcher.figures == Figures("compare", 0, 1 << 50)
 
 
-def test_figures_are_not_written_with_every_tensor(tmp_path: Path) -> None:
-    meter = Meter(tmp_path / "figures")
-    meter.begin("stream", 100)
-    for _ in range(50):
-        meter.advance(1)
-    left = read(tmp_path / "figures")
-    assert left is not None
-    assert left.done < 50
+def test_another_process_sees_them() -> None:
+    """Also those of one that is killed at once."""
+    memory = memoryview(mmap.mmap(-1, Meter.SIZE))
+    if (pid := os.fork()) == 0:
+        Meter(memory).begin("compare", 8)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert Meter(memory).figures == Figures("compare", 0, 8)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b'{"phase": 1}'])
-def test_no_figures_yet(tmp_path: Path, content: bytes | None) -> None:
-    if content is not None:
-        (tmp_path / "figures").write_bytes(content)
-    assert read(tmp_path / "figures") is None
-
-
-def test_nobody_looks_any_more(tmp_path: Path) -> None:
-    """The directory is gone with the process that looked; the load goes on."""
-    Meter(tmp_path / "gone" / "figures").begin("stream", 1)
-    Meter(None).begin("stream", 1)
-
-
-def test_this_process_counts_where_it_is_told(tmp_path: Path) -> None:
-    count_into(str(tmp_path / "figures"))
+def test_this_process_counts_where_it_is_told() -> None:
+    meter = Meter()
+    count_in(meter)
     try:
         progress.begin("compare", 8)
-        assert read(tmp_path / "figures") == Figures("compare", 0, 8)
+        progress.advance(3)
+        assert meter.figures == Figures("compare", 3, 8)
     finally:
-        count_into("")
+        count_in(Meter())
     progress.begin("stream", 9)
-    assert read(tmp_path / "figures") == Figures("compare", 0, 8)
+    assert meter.figures == Figures("compare", 3, 8)
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_load_that_is_watched_tells_how_far_it_is(target: Target, watched: bool) -> None:
+    seen: list[Figures] = []
+    with LoadProcess(target, preload=False) as process:
+        job, watch = "tests.idle_jobs:count", seen.append if watched else None
+        assert process.run(job, b"1", target, timeout=60, watch=watch) == b"1"
+    assert seen == ([Figures("stream", 1, 3)] if watched else [])
 
 
 def test_quiet_without_a_terminal() -> None:
     log = io.StringIO()
-    with shown(log) as path:
-        assert path == ""
+    with shown(log) as watch:
+        assert watch is None
     assert log.getvalue() == ""
     assert not is_shown(None)
 
@@ -96,18 +100,16 @@ def drawn_by(terminal: Terminal, *texts: str) -> None:
 
 
 def test_a_terminal_shows_each_phase(terminal: Terminal) -> None:
-    with shown(terminal) as path:
-        meter = Meter(Path(path))
+    with shown(terminal) as watch:
+        assert watch is not None
         for phase in ("stream", "compare"):
-            meter.begin(phase, 2_000_000)
-            meter._written = 0.0
-            meter.advance(1_000_000)
+            watch(Figures(phase, 0, 2_000_000))
+            watch(Figures(phase, 1_000_000, 2_000_000))
             drawn_by(terminal, phase, "1.0/2.0 MB")
-    assert not Path(path).parent.exists()
 
 
 def test_a_terminal_is_left_as_it_was(terminal: Terminal) -> None:
-    """An error inside goes on, and the watching thread has ended."""
+    """An error inside goes on, and the thread that draws ends."""
 
     def fails() -> None:
         with shown(terminal):
@@ -117,7 +119,10 @@ def test_a_terminal_is_left_as_it_was(terminal: Terminal) -> None:
         fails()
     shown_again, hidden = (terminal.getvalue().rfind(f"\x1b[?25{end}") for end in "hl")
     assert shown_again > hidden >= 0
-    assert not any("_watch" in thread.name for thread in threading.enumerate())
+    drawing = [thread for thread in threading.enumerate() if "_RefreshThread" in str(thread)]
+    for thread in drawing:  # it has been told, and is not waited for
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_a_real_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

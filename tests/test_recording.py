@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.ledger import POISON
+from harness.errors import InternalError
+from harness.ledger import POISON, Ledger
 from harness.load import LoadProcess
+from harness.recording import Recorder
 from harness.target import Target
 
 
@@ -51,3 +53,12 @@ def test_what_was_written_by_no_loader_is_named_and_left_alone(facts: dict[str, 
 
 def test_integers_are_left_alone(facts: dict[str, Any]) -> None:
     assert facts["counter"] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("method", ["note_processed", "finish"])
+def test_a_record_that_breaks_off_is_not_the_loads_failure(method: str) -> None:
+    """It is called from within upstream's load, whose errors are taken for upstream's."""
+    recorder = Recorder(None, Ledger())
+    recorder._places["a.weight"] = (None, "weight", lambda: None)  # type: ignore[assignment]
+    with pytest.raises(InternalError, match="not the load under test"):
+        getattr(recorder, method)()

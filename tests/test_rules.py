@@ -9,7 +9,7 @@ import pytest
 
 from harness import provenance
 from harness.causes import Cause, Finding
-from harness.dtypes import Bits
+from harness.dtypes import Bits, converted
 from harness.evidence import Evidence
 from harness.experts import ExpertKey, ReferencePart
 from harness.family import Part, Projection
@@ -30,7 +30,7 @@ def evidence(reference: ReferencePart, change: Change, key: ExpertKey = KEY) -> 
 
     return Evidence(
         key, reference[key], held(key), ReferenceIndex([reference], reference.__getitem__), held,
-        reference.checkpoint, stored_transposed=True,
+        reference.checkpoint, lambda: reference.stored(key), stored_transposed=True,
     )  # fmt: skip
 
 
@@ -113,6 +113,7 @@ CASES: dict[str, tuple[Change, Cause]] = {
     "last rows never written": (filled(POISON[2], ROWS), Cause.NARROWED),
     "last rows zero": (filled(0, ROWS), Cause.NARROWED),
     "a corner of the transpose": (corner, Cause.WRONG_CORNER),
+    "taken for float16": (lambda b, _: converted(b, "F16", "BF16"), Cause.OTHER_DTYPE),
     "through float16": (through_float16, Cause.DTYPE_ROUND_TRIP),
     "rows rolled": (lambda b, _: np.roll(b, 12, 0), Cause.ROLLED),
     "columns rolled": (lambda b, _: np.roll(b, -3, 1), Cause.ROLLED),
@@ -175,7 +176,8 @@ def garbage(index: ReferenceIndex, reference: ReferencePart, key: ExpertKey) -> 
         0, 1 << 16, reference[key].shape, dtype=np.uint16
     )
     slice_ = Evidence(
-        key, reference[key], bits, index, reference.__getitem__, reference.checkpoint
+        key, reference[key], bits, index, reference.__getitem__, reference.checkpoint,
+        lambda: reference.stored(key),
     )  # fmt: skip
     return next((f for rule in RULES if (f := rule(slice_))), None) or unexplained(slice_)
 

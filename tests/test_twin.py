@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from harness import twin
 from harness.load import LoadProcess, LoadProcessError
 from harness.target import Target
 from tests.waiting import gone, wait_for
@@ -23,9 +23,10 @@ PARENT = """
 import time
 from harness.load import LoadProcess
 from harness.target import emulated_target
+from tests import registered
 one, other = (LoadProcess(emulated_target(), preload=False) for _ in range(2))
 other.start_from(one)
-print(one._process.pid, other._process.pid, one.scratch, other.scratch, flush=True)
+print(one.pid, other.pid, one.scratch, other.scratch, flush=True)
 time.sleep(600)
 """
 
@@ -43,8 +44,8 @@ def echo(process: LoadProcess) -> bytes:
 
 
 def process_of(load_process: LoadProcess) -> psutil.Process:
-    assert load_process._process is not None
-    return psutil.Process(load_process._process.pid)
+    assert load_process.pid is not None
+    return psutil.Process(load_process.pid)
 
 
 def wait_until_gone(*processes: psutil.Process) -> None:
@@ -104,18 +105,38 @@ def test_a_cancelled_twin_is_forked_anew(pair: Pair) -> None:
     assert echo(other) == b"on"
 
 
-def test_where_the_two_cannot_meet_a_process_is_started(
+def test_a_deep_directory_is_no_hindrance(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A socket's path has a hundred characters, a directory may have more."""
+    """A socket's path would have a hundred characters at most; the two need none."""
     deep = tmp_path / ("d" * 120)
     deep.mkdir()
-    with LoadProcess(target, preload=False) as one:
-        monkeypatch.setattr("tempfile.tempdir", str(deep))
-        with LoadProcess(target, preload=False) as other:
-            other.start_from(one)
-            assert echo(other) == b"on"
-            assert process_of(other).parent() == psutil.Process()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with LoadProcess(target, preload=False) as one, LoadProcess(target, preload=False) as other:
+        other.start_from(one)
+        assert process_of(other).parent() == process_of(one)
+        assert echo(other) == b"on"
+
+
+def test_a_twins_directory_is_its_own_and_nobody_elses(pair: Pair) -> None:
+    one, other = pair
+    assert stat.S_IMODE(other.scratch.stat().st_mode) == 0o700
+    assert other.scratch.parent == one.scratch
+    assert not [path for path in one.scratch.rglob("*") if path.is_socket()]
+
+
+def test_where_a_twin_finds_its_directory_made_a_process_is_started(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = pair
+    other.close()
+    with monkeypatch.context() as planted:
+        planted.setattr("secrets.token_hex", lambda _: "known")
+        (one.scratch / "twin-known").mkdir()
+        other.start_from(one)
+    assert echo(other) == b"on"
+    assert process_of(other).parent() != process_of(one)
+    assert echo(one) == b"on"
 
 
 def test_a_twin_whose_parents_parent_is_killed_ends() -> None:
@@ -153,7 +174,7 @@ def test_a_twin_of_a_process_that_is_gone_is_replaced(pair: Pair) -> None:
     assert echo(other) == b"on"
 
 
-@pytest.mark.parametrize("at", ["_pipe", "Twin"])
+@pytest.mark.parametrize("at", ["harness.load.Connection", "os.pidfd_open"])
 def test_a_meeting_that_is_broken_off(pair: Pair, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody comes of it: the one it was asked of serves on, alone; the other is started."""
     one, other = pair
@@ -163,12 +184,12 @@ def test_a_meeting_that_is_broken_off(pair: Pair, at: str, monkeypatch: pytest.M
         raise OSError("too many open files")
 
     with monkeypatch.context() as planted:
-        planted.setattr(twin, at, broken_off)
+        planted.setattr(at, broken_off)
         other.start_from(one)
     assert [echo(one) for _ in range(3)] == [b"on"] * 3
     wait_until_gone(*process_of(one).children(recursive=True))
     assert echo(other) == b"on"
-    assert process_of(other).parent() == psutil.Process()
+    assert process_of(other).parent() != process_of(one)
 
 
 def test_an_interrupt_while_a_twin_is_asked_for(
@@ -179,11 +200,11 @@ def test_an_interrupt_while_a_twin_is_asked_for(
     other.close()
     before = process_of(one)
 
-    def interrupted(_: float) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as planted:
-        planted.setattr(one, "_answer", interrupted)
+        planted.setattr(one, "_expect", interrupted)
         with pytest.raises(KeyboardInterrupt):
             other.start_from(one)
     wait_until_gone(before)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from harness import verification
 from harness.causes import Cause
 from harness.cli import main
-from harness.errors import BadInput
+from harness.errors import BadInput, InternalError
 from harness.family import Part
+from harness.job import VerifyRequest
 from harness.load_processes import LoadProcesses
 from harness.message import failure_text
 from harness.nan import Nan
 from harness.overlay import Overlay
+from harness.progress import Figures
 from harness.report import Report, Status, report_from_json
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
@@ -70,6 +77,72 @@ def test_what_compares_nothing_is_refused(
 ) -> None:
     with pytest.raises(BadInput, match="nothing to compare"):
         verify(tiny_checkpoints["qwen3-vl-moe"], parts=parts)
+
+
+ENDS: dict[str, Callable[[Report], Report]] = {
+    "equal": lambda report: msgspec.structs.replace(report, status=Status.EQUAL),
+    "different": lambda report: msgspec.structs.replace(report, status=Status.DIFFERENT),
+    "a failed load": lambda report: report,
+    "a broken comparison": lambda _: broken(),
+}
+
+
+def broken() -> Report:
+    raise InternalError("SIGBUS", where="", expected="", hint="")
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("side", ["checkpoint", "reference"])
+def test_whatever_was_found_in_files_that_changed_is_no_verdict(
+    end: str, side: str, tiny_checkpoints: dict[str, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    paths = {name: tmp_path / name for name in ("checkpoint", "reference")}
+    for path in paths.values():
+        shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], path)
+
+    def disturbed(_: VerifyRequest, report: Report, *__: object) -> list[Report]:
+        next(paths[side].glob("*.safetensors")).touch()
+        return [ENDS[end](report)]
+
+    monkeypatch.setattr(verification, "outcomes", disturbed)
+    with pytest.raises(BadInput, match="changed while it was loaded: it was written to") as raised:
+        verify(paths["checkpoint"], reference=paths["reference"])
+    assert raised.value.where.startswith(str(paths[side]))
+
+
+def rewritten(path: Path) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-2] + b"xx")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [Path.unlink, lambda path: os.truncate(path, path.stat().st_size // 2), rewritten],
+    ids=["deleted", "cut short", "replaced"],
+)
+def test_a_file_that_changes_while_the_load_streams(
+    change: Callable[[Path], object], tiny_checkpoints: dict[str, Path], tmp_path: Path,
+    target: Target, load_processes: LoadProcesses, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A real load; the figures of its progress say when it is at it."""
+    path = shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "c")
+    phases: list[str] = []
+
+    @contextmanager
+    def watching(_: object) -> Iterator[Callable[[Figures], None]]:
+        def watch(figures: Figures) -> None:
+            if not phases:
+                change(max(path.glob("*.safetensors")))
+            phases.append(figures.phase)
+
+        yield watch
+
+    monkeypatch.setattr("harness.progress.shown", watching)
+    with pytest.raises(BadInput, match="the file changed while it was loaded"):
+        verify(path, target, processes=load_processes, timeout=120)
+    assert phases[0] == "stream"
 
 
 def repeated(path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> str:

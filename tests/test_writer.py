@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from harness.checkpoint import INDEX, Checkpoint
-from harness.errors import BadInput
+from harness.errors import BadInput, NotWritten
 from harness.experts import reference_parts
 from harness.synthetic import writer
 from harness.synthetic.recipes import RECIPES
@@ -106,6 +106,6 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError("disk full")
 
     monkeypatch.setattr(writer, "model_config", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(NotWritten, match="disk full"):
         write_checkpoint("qwen3.5-moe", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -24,6 +24,7 @@ from harness.audit.signature import LOADER, expert_signature
 from harness.audit.sites import loader_calls
 from harness.audit.source import Package, installed_package, package_at
 from harness.audit.text import audit_text
+from harness.foreign import presentable
 
 _WRONG = (Verdict.POSITIONAL, Verdict.UNDECIDED)
 
@@ -70,6 +71,7 @@ class Format(StrEnum):
 
 def rendered(report: AuditReport, form: Format) -> bytes:
     """The report as it is written; SARIF holds the findings alone."""
+    report = presentable(report)
     if form is Format.JSON:
         return report.to_json()
     return audit_sarif(report) if form is Format.SARIF else f"{audit_text(report)}\n".encode()

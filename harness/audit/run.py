@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import msgspec
 
-from harness.audit.feeding import ModelSource, Recording, record_job
+from harness.audit.feeding import ModelSource, Recording
 from harness.audit.models import MODELS
 from harness.bounds import require_seconds
 from harness.errors import BadInput
@@ -24,6 +24,7 @@ from harness.synthetic.shapes import resolve_shape
 from harness.synthetic.tensors import checkpoint_tensors
 from harness.target import Target
 
+_JOB = "record"
 _IDS = 2
 
 
@@ -125,10 +126,9 @@ def _chosen(names: list[str]) -> dict[str, ModelSource]:
 
 
 def _recorded(process: LoadProcess, source: ModelSource, timeout: float) -> Recording:
-    job = f"{record_job.__module__}:{record_job.__name__}"
     argument = msgspec.json.encode((source, process.target))
     try:
-        answer = process.run(job, argument, process.target, timeout=timeout)
+        answer = process.run(_JOB, argument, process.target, timeout=timeout)
         return msgspec.json.decode(answer, type=Recording)
     except LoadProcessError as error:
         last = [line for line in error.details.splitlines() if line.strip()][-1:]

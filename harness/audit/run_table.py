@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.audit.run import BROKEN, Outcome, RunRow
+from harness.foreign import presentable
 from harness.writing import indented
 
 _WIDTH_OF_LOGS = 160
@@ -16,6 +17,7 @@ _COLUMNS = ("calls", "expert calls", "by keyword", "positional", "layers complet
 
 def run_text(rows: Sequence[RunRow]) -> str:
     """One line a model: architecture, calls, verdict; then where or why, where there is a why."""
+    rows = [presentable(row) for row in rows]
     console = Console(width=_WIDTH_OF_LOGS, highlight=False, force_terminal=False)
     with console.capture() as capture:
         console.print(_table(rows))
@@ -25,7 +27,7 @@ def run_text(rows: Sequence[RunRow]) -> str:
 
 def run_json(rows: Sequence[RunRow]) -> bytes:
     """The rows as indented JSON."""
-    return indented(rows)
+    return indented([presentable(row) for row in rows])
 
 
 def run_exit_code(rows: Sequence[RunRow]) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from harness.dtypes import Bits, bits_dtype
 from harness.errors import BadInput
 from harness.places.place import File, Place
 
+_WEIGHTS = ".safetensors"
 #: What vLLM and the streamer open by its name's end, whatever stands there: weights, and the JSON
 #: and text of configuration and tokenizer. An opened pipe hangs the load.
 _OPENED = (
@@ -100,6 +102,8 @@ class Directory(Place):
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the path
             raise _unreadable(path, error) from error
         self.files = {name: LocalFile(path / name) for name in names if _is_file(path / name)}
+        with _readable(path):
+            self._found = {name: _identity(path / name) for name in self.files if _counts(name)}
 
     def __str__(self) -> str:
         return self._shown
@@ -107,6 +111,63 @@ class Directory(Place):
     def where(self, name: str) -> str:
         """The file's path."""
         return str(self.path / name)
+
+    def require_unchanged(self) -> None:
+        """See :meth:`Place.require_unchanged`."""
+        for name, found in self._found.items():
+            try:
+                now = _identity(self.path / name)
+            except OSError as error:
+                raise _changed(self.where(name), error.strerror or str(error)) from error
+            if now != found:
+                raise _changed(self.where(name), _difference(found, now))
+        came = {entry.name for entry in self.path.iterdir()} - set(self.files)
+        for name in sorted(came):
+            if name.endswith(_WEIGHTS):  # which the streamer may have taken, too
+                raise _changed(self.where(name), "it was not there before")
+
+
+class _Identity(NamedTuple):
+    """What tells a file from another one, and from itself before it was written to."""
+
+    kind: int
+    device: int
+    inode: int  # a new file may get that of one that was deleted
+    size: int
+    modified: int  # nanoseconds; a copy may be given those of another file
+    changed: int  # nanoseconds; nobody sets these
+
+
+def _identity(path: Path) -> _Identity:
+    found = path.stat()  # of what a link leads to
+    return _Identity(
+        stat.S_IFMT(found.st_mode), found.st_dev, found.st_ino, found.st_size,
+        found.st_mtime_ns, found.st_ctime_ns,
+    )  # fmt: skip
+
+
+def _counts(name: str) -> bool:
+    """Whether it is weights or a description of them; a log may lie and grow beside them."""
+    return name.endswith((_WEIGHTS, ".json"))
+
+
+def _difference(found: _Identity, now: _Identity) -> str:
+    if now.kind != found.kind:
+        return "it is no file any more"
+    if (now.device, now.inode) != (found.device, found.inode):
+        return "another file has its name"
+    if now.size != found.size:
+        return f"it had {found.size} bytes and has {now.size}"
+    return "it was written to"
+
+
+def _changed(path: str, how: str) -> BadInput:
+    return BadInput(
+        f"the file changed while it was loaded: {how}",
+        where=path,
+        expected="files that stay as they are until all is compared",
+        hint="load again when whatever writes there has ended",
+    )
 
 
 def _names_in(path: Path) -> list[str]:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
 from harness.errors import BadInput
 from harness.places.directory import Directory
+from harness.places.trouble import Trouble, of_status, words
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 HUB_ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(@(?P<revision>[A-Za-z0-9][A-Za-z0-9._/-]*))?")
@@ -32,18 +34,78 @@ def hub_snapshot(name: str) -> Directory:
 
 def _snapshot(repo: str, revision: str | None, name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise BadInput(
-            f"neither in the hub's cache nor to be downloaded: {_first_line(error)}",
-            where=name,
-            expected="a hub id org/name, with @revision if not main, or a directory",
-            hint="hf download where there is a network, or ./ before a directory's name",
-        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        told = explain(error)
+        # No cause: an error of the client's holds its request, with the token.
+        raise BadInput(told.what, where=name, expected=told.expected, hint=told.hint) from None
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+_ABSENT = "neither in the hub's cache nor to be downloaded"
+_TOKEN = "hf auth login, or HF_TOKEN"
+_NAMED = "a hub id org/name, with @revision if not main, or a directory"
+_CACHE = "hf cache rm, or an empty HF_HUB_CACHE, and download it again"
+#: By class of huggingface_hub's errors, most particular first; not every release has them all.
+_OF_CLASS = {
+    "GatedRepoError": Trouble(
+        "the repository is gated",
+        "a token of someone who was granted access to it",
+        f"ask for access on its page, then {_TOKEN}",
+    ),
+    "DisabledRepoError": Trouble("the hub disabled the repository", "another one", "its page"),
+    "RepositoryNotFoundError": Trouble(
+        f"{_ABSENT}: the hub shows no such repository",
+        f"{_NAMED}; for a private repository, a token that may read it",
+        f"look at the name; {_TOKEN}",
+    ),
+    "RevisionNotFoundError": Trouble(
+        f"{_ABSENT}: the repository has no such revision",
+        "a branch, a tag or a commit of it after the @",
+        "look at its page, under Files and versions",
+    ),
+    "CorruptedCacheException": Trouble("the hub's cache is damaged", "a cache", _CACHE),
+}
+_OF_ERRNO = {
+    errno.ENOSPC: ("the disk of the hub's cache is full", "HF_HUB_CACHE on a larger disk"),
+    errno.EDQUOT: ("the disk of the hub's cache is full", "HF_HUB_CACHE on a larger disk"),
+    errno.EACCES: ("the hub's cache cannot be written or read", "HF_HUB_CACHE in a place of yours"),
+    errno.EPERM: ("the hub's cache cannot be written or read", "HF_HUB_CACHE in a place of yours"),
+    errno.EROFS: ("the hub's cache cannot be written or read", "HF_HUB_CACHE in a place of yours"),
+    errno.ENOTDIR: ("the hub's cache is damaged: a file is where a folder should be", _CACHE),
+    errno.EISDIR: ("the hub's cache is damaged: a folder is where a file should be", _CACHE),
+}
+
+
+def explain(error: Exception) -> Trouble:
+    """What an error of huggingface_hub's means, or of what it is built on."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) and isinstance(cause, Exception) and len(chain) < _DEEPEST:
+        chain.append(cause)  # what could not be downloaded names the reason below
+    for one in chain:
+        if trouble := _known(one):
+            return trouble
+    offline = "where there is a network, without HF_HUB_OFFLINE"
+    hint = f"hf download {offline}, or ./ before a directory's name"
+    return Trouble(f"{_ABSENT}: {words(error)}", _NAMED, hint)
+
+
+_DEEPEST = 10
+
+
+def _known(error: Exception) -> Trouble | None:
+    for kind in type(error).__mro__:
+        if kind.__name__ in _OF_CLASS and kind.__module__.startswith("huggingface_hub"):
+            return _OF_CLASS[kind.__name__]
+    if isinstance(error, UnicodeDecodeError):
+        return Trouble(
+            "the hub's cache is damaged: a name of a revision is no text", "text", _CACHE
+        )
+    if isinstance(error, OSError) and error.errno in _OF_ERRNO:
+        what, hint = _OF_ERRNO[error.errno]
+        return Trouble(f"{what}: {words(error)}", "a cache that can be used", hint)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return of_status(status, _TOKEN) if isinstance(status, int) and status != 404 else None

@@ -16,7 +16,9 @@ from harness.places.place import Place
 from harness.places.s3 import S3Bucket
 from harness.places.store import Bucket, Store
 
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)")
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.S)
+#: No bucket's name has a colon, an at-sign or a percent sign (S3 and GCS, "Bucket naming rules").
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BUCKETS: dict[str, Callable[[str], Bucket]] = {"s3": S3Bucket, "gs": GcsBucket}
 
 #: Variables by which the stores, the hub and the streamer find their way: a load has them as
@@ -68,13 +70,21 @@ def store_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(_PREFIXES)}
 
 
+def _shown(scheme: str, rest: str) -> str:
+    """A URL without what may be a credential: its query, and all before an at-sign or colon."""
+    path = re.split(r"[?#]", rest)[0]
+    if re.search(r"[@:%]", path):
+        path = "…"
+    return f"{scheme}://{path}" + ("?…" if "?" in rest else "")
+
+
 def _store(text: str, scheme: str, rest: str) -> Store:
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
-    if scheme not in _BUCKETS or not bucket or "@" in bucket or "?" in rest:
+    if scheme not in _BUCKETS or not _BUCKET.fullmatch(bucket) or "?" in rest:
         raise BadInput(
             "not the URL of a store",
-            where=f"{scheme}://" if "@" in rest else text,  # no user:password into messages
+            where=_shown(scheme, rest),
             expected="s3://bucket/prefix or gs://bucket/prefix",
             hint="credentials belong into the environment, never into the URL",
         )

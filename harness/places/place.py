@@ -79,3 +79,13 @@ class Place(ABC):
     def where(self, name: str) -> str:
         """The full path or URL that a file ``name`` has, or would have."""
         return f"{self}/{name}"
+
+    def require_unchanged(self) -> None:
+        """Look whether what was loaded is what was found here first.
+
+        A store has nothing to look at: it is asked for the versions that were listed, and refuses.
+
+        Raises:
+            BadInput: a file is gone, was replaced or was written to since the place was opened.
+        """
+        return

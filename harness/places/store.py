@@ -1,7 +1,9 @@
 """An object store: ranges of objects, read when they are asked for, through a bounded cache.
 
 What S3 and GCS have in common. A bucket's client lists objects and reads ranges; everything else
-is here: names, arrays, the cache, and the checksums the store keeps.
+is here: names, arrays, the cache, and the checksums the store keeps. No store is trusted: whatever
+its client raises becomes :class:`BadInput` (:mod:`harness.places.trouble`), whatever it lists is
+looked at, and no answer takes longer or more memory than what was asked for.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import hashlib
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +26,8 @@ from harness.places.place import File, Place
 #: What one request takes of a tensor that is read whole, in pieces: a piece alone is a few MiB.
 _BLOCK = 32 * 2**20
 _CHUNK = 8 * 2**20
+#: A checkpoint of a trillion parameters has some hundred files.
+_MOST_OBJECTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,48 @@ class Bucket(ABC):
     @abstractmethod
     def checksums(self, key: str) -> Mapping[str, str]:
         """The checksums of a whole object, by algorithm, in base64."""
+
+
+def listed(
+    url: str, prefix: str, objects: Iterable[tuple[object, object, object]]
+) -> dict[str, StoredObject]:
+    """What a store lists, by name: those right under ``prefix``, however many it gave.
+
+    Args:
+        url: of the prefix, for messages.
+        prefix: empty, or ending in a slash.
+        objects: key, size and version of each.
+
+    Raises:
+        BadInput: one lacks its name, size or version, without which nothing tells that it changed
+            while it was read; it is none of what was asked for; or there is no end to them.
+    """
+    found: dict[str, StoredObject] = {}
+    for number, (key, size, version) in enumerate(objects):
+        if number >= _MOST_OBJECTS:
+            raise _no_listing(url, f"the store lists more than {_MOST_OBJECTS} objects")
+        if not (isinstance(key, str) and key):
+            raise _no_listing(url, "the store lists an object without a name")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise _no_listing(url, f"the store lists {key!r:.200} without a size")
+        if not (isinstance(version, str) and version):
+            raise _no_listing(url, f"the store lists {key!r:.200} without a version")
+        if not key.startswith(prefix):
+            raise _no_listing(url, f"the store lists {key!r:.200}, which is not under the prefix")
+        name = key.removeprefix(prefix)
+        if name and "/" not in name:
+            found[name] = StoredObject(size, version)
+    return found
+
+
+def _no_listing(url: str, what: str) -> BadInput:
+    return BadInput(
+        what,
+        where=url,
+        expected="a listing with the name, the size, and the ETag or generation of each object",
+        hint="another endpoint: this one does not list as S3 and GCS do; or copy the checkpoint "
+        "to a directory and verify that",
+    )
 
 
 class StoreFile(File):

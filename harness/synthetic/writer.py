@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.dtypes import ITEMSIZE
-from harness.errors import BadInput
+from harness.errors import BadInput, NotWritten
 from harness.synthetic.config import model_config
 from harness.synthetic.fp8 import fp8_config, fp8_specs, stored
 from harness.synthetic.recipes import recipe_named
 from harness.synthetic.shapes import resolve_shape
 from harness.synthetic.tensors import Order, TensorSpec, checkpoint_tensors
 from harness.synthetic.values import SliceValues, Values
+from harness.writing import require_writable_directory
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def write_checkpoint(
         fp8: the layout of the family's FP8 releases; matrices have whole blocks of even size.
 
     Raises:
-        BadInput: an unknown family or shape, unusable counts, or ``out`` exists.
+        BadInput: an unknown family or shape, unusable counts, or ``out`` exists or cannot be made.
+        NotWritten: there is no room for it; nothing of it stays.
     """
     recipe = recipe_named(family)
     shape = resolve_shape(recipe.family.name, shapes, layers=layers, experts=experts)
@@ -75,8 +77,9 @@ def write_checkpoint(
     specs = list(fp8_specs(specs)) if fp8 else specs
     groups = _split(specs, files)
     target = _require_absent(Path(out))
+    require_writable_directory(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+    partial = Path(tempfile.mkdtemp(prefix=".harness-", dir=target.parent))
     try:
         _write_files(partial, groups, maker)
         config = model_config(recipe, shape, tied)
@@ -84,14 +87,25 @@ def write_checkpoint(
         _write_json(partial / "config.json", config)
         partial.chmod(0o755)
         partial.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _no_room(target, error) from error
         raise
     return Written(target, len(groups), len(specs), sum(_nbytes(spec) for spec in specs))
 
 
+def _no_room(target: Path, error: OSError) -> NotWritten:
+    return NotWritten(
+        f"the checkpoint could not be written: {error.strerror or error}",
+        where=str(target),
+        expected="room for all of it",
+        hint="a directory with more room, or a smaller shape",
+    )
+
+
 def _require_absent(out: Path) -> Path:
-    if out.exists():
+    if os.path.lexists(out):
         raise BadInput(
             "the output path exists already",
             where=str(out),
