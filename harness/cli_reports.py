@@ -61,7 +61,8 @@ def merge_command(files: tuple[Path, ...], wait: float, output: Path) -> None:
     A host whose file is not there has failed. 0 all as expected; 1 differences, or a test that
     broke off, did not end or never ran; 3 a host failed.
     """
-    wait = require_seconds(wait, "--wait") if wait else 0.0
+    if wait:
+        require_seconds(wait, "--wait")
     require_writable(output)
     session = merged_session([session_from(file) for file in _there(files, wait)])
     try:

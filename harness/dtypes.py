@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from harness.bounds import shown
 from harness.errors import BadInput
 
 Bits = npt.NDArray[np.unsignedinteger]
@@ -186,7 +187,7 @@ def model_dtype(config: Mapping[str, Any], stored: Iterable[str], where: str) ->
         if isinstance(stated, str) and (found := _STATED.get(stated)):
             return found
         raise BadInput(
-            f"dtype is {stated!r:.80}",
+            f"dtype is {shown(stated)}",
             where=where,
             expected="one of " + ", ".join(_STATED),
             hint="the config.json of the published model",

@@ -151,11 +151,13 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
     def _shape(self) -> ExpertShape:
         """The sizes, from config.json: the orientation of a fused tensor must not be guessed."""
         text, where = self.checkpoint.text, self.checkpoint.place.where("config.json")
-        experts = size(text, "num_experts", where, most=MOST_EXPERTS)
-        hidden = size(text, "hidden_size", where)
-        intermediate = size(text, "moe_intermediate_size", where)
         dtype = CODES if self.checkpoint.fp8 else self.model_dtype
-        return ExpertShape(experts, hidden, intermediate, dtype)
+        return ExpertShape(
+            experts=size(text, "num_experts", where, most=MOST_EXPERTS),
+            hidden=size(text, "hidden_size", where),
+            intermediate=size(text, "moe_intermediate_size", where),
+            dtype=dtype,
+        )
 
     def names_of(self, layer: int) -> Collection[str]:
         """The names of a layer's expert tensors."""

@@ -102,7 +102,8 @@ class Directory(Place):
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the path
             raise _unreadable(path, error) from error
         self.files = {name: LocalFile(path / name) for name in names if _is_file(path / name)}
-        self._found = {name: _identity(path / name) for name in self.files if _counts(name)}
+        with _readable(path):
+            self._found = {name: _identity(path / name) for name in self.files if _counts(name)}
 
     def __str__(self) -> str:
         return self._shown
