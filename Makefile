@@ -29,7 +29,7 @@ verify: ## the scenarios of STACK on TARGET
 # then everything on the default stack.
 test: canary fixed full ## every test: the three verbs below
 
-UPSTREAM := tests/test_contract.py tests/test_audit_installed.py tests/test_audit_run.py
+UPSTREAM := tests/on_stack/test_contract.py tests/on_stack/test_audit_installed.py tests/on_stack/test_audit_run.py
 
 canary: ## the scenarios, and the tests of upstream's calls, on vLLM 0.21
 	@bin=$$($(SETUP) 0.21)/bin && $$bin/pytest scenarios $(UPSTREAM) --expect=known

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from harness.fingerprint import digest
-from harness.fingerprint_xla import Rectangle, shares
-from harness.layout import Span
+from harness.devices.digest import digest
+from harness.devices.digest_xla import Rectangle, shares
+from harness.devices.expert_layout import Span
 
 
 def filled(experts: int, rows: int, columns: int) -> Any:

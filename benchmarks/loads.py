@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from harness import engine, job, recording, tpu_engine
-from harness.digests import Method
-from harness.family import Part
-from harness.job import VerifyRequest
-from harness.report import Environment, Report, Status
-from harness.target import Target
+from harness.compare.digest_comparison import Method
+from harness.families.family import Part
+from harness.load import engine, recording, tpu_engine
+from harness.load.target import Target
+from harness.report.report import Environment, Report, Status
+from harness.verification import job
+from harness.verification.job import VerifyRequest
 
 
 class Figures(msgspec.Struct):
@@ -71,7 +72,7 @@ def _loaded(argument: bytes) -> bytes:
 
 
 def verified(argument: bytes) -> bytes:
-    """Load with ledger and poison, and compare, as :func:`harness.job.run` does."""
+    """Load with ledger and poison, and compare, as :func:`harness.verification.job.run` does."""
     return _verified(argument, Method.AUTO)
 
 

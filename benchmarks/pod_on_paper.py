@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from harness.family import Projection
+from harness.families.family import Projection
 from harness.synthetic.shapes import resolve_shape
 
 _WORD, _DIGEST = 2, 16  # bytes of bf16 and of a digest

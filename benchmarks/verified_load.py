@@ -26,12 +26,12 @@ import msgspec
 import numpy as np
 from loads import JOBS, Figures
 
-from harness import child
-from harness.checkpoint import Checkpoint
-from harness.experts import reference_parts
-from harness.load import LoadProcess
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.families.experts import reference_parts
+from harness.load import child
+from harness.load.process import LoadProcess
+from harness.load.target import Parallelism, Target, emulated_target
 from harness.synthetic.writer import write_checkpoint
-from harness.target import Parallelism, Target, emulated_target
 
 _MIB = 1 << 20
 _NAMES = [job.__name__ for job in JOBS]

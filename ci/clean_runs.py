@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.load_processes import LoadProcesses
-from harness.message import failure_text
-from harness.report import Status
+from harness.load.process import LoadProcesses
+from harness.report.message import failure_text
+from harness.report.report import Status
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.writer import write_checkpoint
-from harness.verification import verify
+from harness.verification.verify import verify
 
 FILES = (1, 2, 4, 7)
 CONCURRENCY = ("1", "4", "16")

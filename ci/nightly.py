@@ -27,7 +27,7 @@ import setup
 from nightly_summary import Outcome, StackResult
 
 INSTALLED = "installed"
-PROPERTIES = ("tests/test_properties.py", "tests/test_safetensors_file.py")
+PROPERTIES = ("tests/repository/test_properties.py", "tests/checkpoint/test_safetensors_file.py")
 SECONDS_TO_END = 60.0
 SECONDS_BETWEEN_LOOKS = 0.2
 

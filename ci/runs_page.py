@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from harness.errors import BadInput, HarnessError
-from harness.known import judge, note
-from harness.renderings import session_from
-from harness.report import Report, Session, Status
-from harness.writing import write
+from harness.base.errors import BadInput, HarnessError
+from harness.base.writing import write
+from harness.report.known_issue import judge, note
+from harness.report.renderings import session_from
+from harness.report.report import Report, Session, Status
 from scenarios.catalogue import SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
 

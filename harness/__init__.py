@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.report import Report
-    from harness.target import Target, target_named
-    from harness.verification import verify
+    from harness.load.target import Target, target_named
+    from harness.report.report import Report
+    from harness.verification.verify import verify
 
 __all__ = ["Report", "Target", "target_named", "verify"]
 

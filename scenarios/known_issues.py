@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.causes import Cause
-from harness.difference import Kind
-from harness.family import Part, Projection, Storage
-from harness.known import KnownIssue, Load, Nature, Owner, Raised, Sign, Stage, table
+from harness.compare.difference import Kind
+from harness.explain.causes import Cause
+from harness.families.family import Part, Projection, Storage
+from harness.report.known_issue import KnownIssue, Load, Nature, Owner, Raised, Sign, Stage, table
 from scenarios.known_issues_torch_xla import ON_TORCH_XLA
 from scenarios.known_refusals import REFUSALS
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.causes import Cause
-from harness.difference import Kind
-from harness.family import Part
-from harness.known import KnownIssue, Load, Nature, Owner, Raised, Sign, Stage
-from harness.target import Parallelism
+from harness.compare.difference import Kind
+from harness.explain.causes import Cause
+from harness.families.family import Part
+from harness.load.target import Parallelism
+from harness.report.known_issue import KnownIssue, Load, Nature, Owner, Raised, Sign, Stage
 
 #: Where vLLM chooses the kernel of a linear layer.
 _KERNELS = r"vllm/model_executor/kernels/linear/__init__\.py in choose_scaled_mm_linear_kernel: "

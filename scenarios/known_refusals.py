@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from harness.known import KnownIssue, Load, Nature, Owner, Raised, Stage
-from harness.target import Parallelism
+from harness.load.target import Parallelism
+from harness.report.known_issue import KnownIssue, Load, Nature, Owner, Raised, Stage
 
 _CONFIG = r"vllm/engine/arg_utils\.py in create_engine_config: config = VllmConfig\("
 _CONFIG_ERROR = "pydantic_core._pydantic_core.ValidationError"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.target import Parallelism
+from harness.load.target import Parallelism
 from scenarios.scenario import Scenario
 
 ON_MESHES: tuple[Scenario, ...] = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.checkpoint import INDEX
+from harness.checkpoint.checkpoint import INDEX
 
 _FUSED = re.compile(r".*\.experts\.(gate_up_proj|down_proj)")
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
-from harness.family import Part, Storage
-from harness.known import Load
-from harness.meshes import mesh_sizes
-from harness.nan import Nan
+from harness.base.bits import Nan
+from harness.families.family import Part, Storage
+from harness.load.meshes import mesh_sizes
+from harness.load.target import Parallelism, Target
+from harness.report.known_issue import Load
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.shapes import resolve_shape
 from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
-from harness.target import Parallelism, Target
 from scenarios.rewriting import contradict_ties, number_files, swap_axes
 
 
@@ -49,7 +49,7 @@ class Scenario:
         devices: size of the mesh, where the session's will not do.
         parallelism: how experts are spread, alike.
         hosts: processes the mesh is over, alike.
-        mesh: axes of the mesh, where it has several (:mod:`harness.meshes`).
+        mesh: axes of the mesh, where it has several (:mod:`harness.load.meshes`).
         shapes: sizes of the checkpoint to write.
         tied: its head is the embedding.
         ties_contradict: config.json says another thing of that in ``text_config`` than at its top.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.plugin import Expected, TargetOf, Verified
+from harness.app.plugin import Expected, TargetOf, Verified
 from scenarios.catalogue import SCENARIOS
 from scenarios.conftest import Stored
 from scenarios.known_issues import KNOWN_ISSUES

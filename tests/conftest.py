@@ -9,14 +9,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from harness.checkpoint import Checkpoint
-from harness.experts import ReferencePart, reference_parts
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.families.experts import ReferencePart, reference_parts
 from harness.synthetic.recipes import RECIPES
 from harness.synthetic.writer import write_checkpoint
-from tests import registered as registered  # its jobs, for every loading process
-from tests.reports import a_report
+from tests.support import registered as registered  # its jobs, for every loading process
+from tests.support.reports import a_report
 
-pytest_plugins = ["pytester", "scenarios.urls", "tests.s3"]
+pytest_plugins = ["pytester", "scenarios.urls", "tests.support.s3"]
 
 # The same examples every time; a slow machine is no fault of what is tested. The nightly run takes
 # more of them: --hypothesis-profile=nightly.

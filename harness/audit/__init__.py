@@ -24,7 +24,7 @@ from harness.audit.signature import LOADER, expert_signature
 from harness.audit.sites import loader_calls
 from harness.audit.source import Package, installed_package, package_at
 from harness.audit.text import audit_text
-from harness.foreign import presentable
+from harness.base.foreign import presentable
 
 _WRONG = (Verdict.POSITIONAL, Verdict.UNDECIDED)
 

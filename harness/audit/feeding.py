@@ -19,10 +19,10 @@ from typing import Any
 
 import msgspec
 
-from harness import engine
-from harness.family import Part
-from harness.loaded import Adapt
-from harness.target import Target
+from harness.families.family import Part
+from harness.load import engine
+from harness.load.loaded import Adapt
+from harness.load.target import Target
 
 _IDS = ("shard_id", "expert_id")
 _SHARDS = 3

@@ -10,7 +10,7 @@ import msgspec
 from harness.audit.call import LoaderCall, Verdict
 from harness.audit.hooks import HookCode
 from harness.audit.signature import Signature
-from harness.writing import indented
+from harness.base.writing import indented
 
 SCHEMA = 1
 

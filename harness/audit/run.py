@@ -14,15 +14,15 @@ import msgspec
 
 from harness.audit.feeding import ModelSource, Recording
 from harness.audit.models import MODELS
-from harness.bounds import require_seconds
-from harness.errors import BadInput
-from harness.family import Part
-from harness.load import LoadProcess, LoadProcessError
+from harness.base.bounds import require_seconds
+from harness.base.errors import BadInput
+from harness.families.family import Part
+from harness.load.process import LoadProcess, LoadProcessError
+from harness.load.target import Target
 from harness.synthetic.config import model_config
 from harness.synthetic.recipes import RECIPES, Recipe
 from harness.synthetic.shapes import resolve_shape
 from harness.synthetic.tensors import checkpoint_tensors
-from harness.target import Target
 
 _JOB = "record"
 _IDS = 2

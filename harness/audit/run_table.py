@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness.audit.run import BROKEN, Outcome, RunRow
-from harness.foreign import presentable
-from harness.writing import indented
+from harness.base.foreign import presentable
+from harness.base.writing import indented
 
 _WIDTH_OF_LOGS = 160
 _COLUMNS = ("calls", "expert calls", "by keyword", "positional", "layers complete")

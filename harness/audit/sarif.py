@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.audit.call import LoaderCall, Verdict
 from harness.audit.report import AuditReport
-from harness.writing import indented
+from harness.base.writing import indented
 
 RULE = "expert-ids-by-position"
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import msgspec
 
 from harness.audit.source import Module, Package
-from harness.errors import BadInput
+from harness.base.errors import BadInput
 
 LOADER = "weight_loader"
 IDS = ("shard_id", "expert_id")

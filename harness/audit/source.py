@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from harness.errors import BadInput
+from harness.base.errors import BadInput
 
 _RELEASE = re.compile(r"version = '([^']+)'")
 

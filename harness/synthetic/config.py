@@ -1,14 +1,14 @@
 """The ``config.json`` of a synthetic checkpoint, with the keys vLLM and transformers read.
 
 Both ``tie_word_embeddings`` keys are written, to the same value; what becomes of a contradiction is
-for scenarios to show (:mod:`harness.ties`).
+for scenarios to show (:mod:`harness.families.ties`).
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from harness.family import QWEN3_VL_MOE
+from harness.families.family import QWEN3_VL_MOE
 from harness.synthetic.recipes import Recipe
 from harness.synthetic.shapes import ModelShape
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.fp8 import BLOCK, SCALE_SUFFIX
+from harness.checkpoint.fp8 import BLOCK, SCALE_SUFFIX
 from harness.synthetic.tensors import TensorSpec
 from harness.synthetic.values import Bf16Bits
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.errors import BadInput
-from harness.family import QWEN3_5_MOE, QWEN3_VL_MOE, Family, Storage
+from harness.base.errors import BadInput
+from harness.families.family import QWEN3_5_MOE, QWEN3_VL_MOE, Family, Storage
 
 
 @dataclass(frozen=True)

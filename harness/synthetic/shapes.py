@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from harness.errors import BadInput
+from harness.base.errors import BadInput
 
 
 @dataclass(frozen=True)

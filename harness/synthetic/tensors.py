@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import NamedTuple
 
-from harness.family import ExpertNaming, Part, Projection, Storage
+from harness.families.family import ExpertNaming, Part, Projection, Storage
 from harness.synthetic.recipes import Recipe
 from harness.synthetic.shapes import LinearAttentionShape, ModelShape, VisionShape
 

@@ -15,7 +15,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from harness.errors import BadInput
+from harness.base.errors import BadInput
 
 Bf16Bits = npt.NDArray[np.uint16]
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from harness.dtypes import ITEMSIZE
-from harness.errors import BadInput, NotWritten
+from harness.base.bits import ITEMSIZE
+from harness.base.errors import BadInput, NotWritten
+from harness.base.writing import require_writable_directory
 from harness.synthetic.config import model_config
 from harness.synthetic.fp8 import fp8_config, fp8_specs, stored
 from harness.synthetic.recipes import recipe_named
 from harness.synthetic.shapes import resolve_shape
 from harness.synthetic.tensors import Order, TensorSpec, checkpoint_tensors
 from harness.synthetic.values import SliceValues, Values
-from harness.writing import require_writable_directory
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,341 @@
+"""The ``harness`` command. It parses, calls the library, prints, and maps outcomes to exit codes.
+
+0 equal, 1 differences, 2 bad input, 3 the load under test failed, 4 target not available,
+5 the harness itself failed or could not write the report, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import platform
+import signal
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from harness.app.report_commands import COMMANDS
+from harness.audit import Format, audit, rendered
+from harness.audit.run import run_audit
+from harness.audit.run_table import run_exit_code, run_json, run_text
+from harness.base.bits import Nan
+from harness.base.errors import HarnessError, InternalError
+from harness.base.secrets import credentials_found
+from harness.base.writing import deliver, keep, not_written, require_writable
+from harness.compare.digest_comparison import Method
+from harness.compare.selection import Selection
+from harness.families.family import Part
+from harness.load.environment import cache_directory
+from harness.load.hosts import target_on
+from harness.load.meshes import meshed
+from harness.load.overlay import overlay_from
+from harness.load.process import LoadProcesses
+from harness.load.stack import PACKAGES, installed_versions, require_stack, stack_name
+from harness.load.target import (
+    TARGETS,
+    Parallelism,
+    Target,
+    emulated_target,
+    target_named,
+)
+from harness.report.message import failure_text
+from harness.report.report import Report
+from harness.report.terminal import closing_table
+from harness.synthetic.recipes import RECIPES
+from harness.synthetic.writer import write_checkpoint
+from harness.verification.verify import verify
+
+
+class _Commands(click.Group):
+    """Commands that end with the exit code that says how: never 1, a difference, by accident."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run, with streams that cannot break a verdict where they are the process's own."""
+        if sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__:
+            sys.stdout, sys.stderr = _lasting(sys.stdout, 1), _lasting(sys.stderr, 2)
+        return super().main(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(128 + signal.SIGINT)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except HarnessError as error:
+            _tell(error)
+            ctx.exit(error.exit_code)
+        except Exception as error:
+            _tell(InternalError.of(error))
+            ctx.exit(InternalError.exit_code)
+
+
+def _tell(error: HarnessError) -> None:
+    """Print the error's paragraph, and where its details lie, if it has some."""
+    click.echo(f"error: {error.paragraph}", err=True)
+    if error.details:
+        kept = keep({"details.txt": error.details.encode() + b"\n"})
+        click.echo(f"details: {kept}" if kept else error.details, err=True)
+
+
+class _Lasting(io.FileIO):
+    """A stream of the process: once nobody reads it, what is written to it is let go.
+
+    Another error, such as a full disk, is raised once.
+    """
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if isinstance(error, BrokenPipeError):
+                return len(content)
+            raise  # once: what is left in buffers would break the exit code of the process
+
+
+def _lasting(stream: TextIO | None, number: int) -> TextIO:
+    """``stream``, or nowhere for one that was closed; its encoding refuses no character."""
+    if stream is None:  # a file that is opened must not become the output of all processes
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, number)
+    raw = _Lasting(number, "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="backslashreplace",
+        line_buffering=number == 2 or raw.isatty(),
+    )
+
+
+@click.group(cls=_Commands)
+@click.version_option(package_name="moe-load-harness")
+def main() -> None:
+    """Decides, expert by expert and bit for bit, whether a MoE checkpoint reached the device."""
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
+
+
+@main.command("verify")
+@click.argument("checkpoint")
+@click.option("--target", default="emulated", show_default=True, help="Where to load to.")
+@click.option("--devices", type=int, help="Size of the mesh.  [default: 4; on a TPU, all]")
+@click.option(
+    "--parallelism",
+    type=click.Choice([p.value for p in Parallelism]),
+    default=Parallelism.TENSOR.value,
+    show_default=True,
+    help="How experts are spread over the mesh.",
+)
+@click.option("--hosts", default=1, show_default=True, help="Hosts the mesh is over.")
+@click.option("--mesh", help="Axes of the mesh, instead of --devices: data=2,model=2.")
+@click.option("--reference", help="Compare with this checkpoint instead of CHECKPOINT itself.")
+@click.option(
+    "--nan",
+    type=click.Choice([n.value for n in Nan]),
+    default=Nan.PAYLOAD.value,
+    show_default=True,
+    help="canonical: NaNs of the reference count as the quiet NaN of their sign.",
+)
+@click.option(
+    "--compare",
+    type=click.Choice([m.value for m in Method]),
+    default=Method.AUTO.value,
+    show_default=True,
+    help="auto: by digests made on the device, where that does not share the host's memory.",
+)
+@click.option(
+    "--only",
+    type=click.Choice([p.value for p in Part]),
+    multiple=True,
+    help="Load and compare this part only; repeatable. Default: all parts.",
+)
+@click.option("--stack", default="", help="Import from checkouts: path:VLLM[,TPU_INFERENCE].")
+@click.option("--layers", default="", help="Compare these layers only: 0,12,-1 or 0-3.")
+@click.option("--experts", default="", help="Compare these experts of each layer: 0-3,7,-1.")
+@click.option("--sample", type=int, help="Compare so many experts, drawn by --seed.")
+@click.option("--max-bytes", type=int, help="Compare so many bytes of experts at most.")
+@click.option("--seed", default=0, show_default=True, help="The draw follows from it.")
+@click.option("--num-layers", type=int, help="Load the first decoder layers only.")
+@click.option("--checksums", is_flag=True, help="First compare whole files with their store's.")
+@click.option("--timeout", default=3600.0, show_default=True, help="Seconds the load may take.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
+def verify_command(
+    checkpoint: str,
+    target: str,
+    devices: int | None,
+    parallelism: str,
+    hosts: int,
+    mesh: str | None,
+    json_path: Path | None,
+    **options: Any,
+) -> None:
+    """Stream CHECKPOINT onto a target and compare all of it.
+
+    CHECKPOINT is a directory, s3://bucket/prefix, gs://bucket/prefix or a hub id with an optional
+    @revision.
+    """
+    require_writable(json_path)
+    spread = Parallelism(parallelism)
+    where = (
+        target_on(target, devices, spread, hosts)
+        if mesh is None
+        else meshed(target, mesh, spread, hosts)
+    )
+    report = _verified(checkpoint, where, **options)
+    try:
+        if json_path:
+            deliver(json_path, report.to_json())
+    finally:
+        _print(report)
+    sys.exit(report.exit_code)
+
+
+def _verified(
+    checkpoint: str,
+    target: Target,
+    *,
+    reference: str | None,
+    nan: str,
+    compare: str,
+    only: tuple[str, ...],
+    stack: str,
+    num_layers: int | None,
+    checksums: bool,
+    timeout: float,
+    **selection: Any,
+) -> Report:
+    with LoadProcesses(overlay_from(stack)) as processes:
+        return verify(
+            checkpoint,
+            target,
+            reference=reference,
+            nan=Nan(nan),
+            method=Method(compare),
+            parts=[Part(part) for part in only] or tuple(Part),
+            selection=Selection(**selection),
+            num_layers=num_layers,
+            checksums=checksums,
+            timeout=timeout,
+            processes=processes,
+            terminal=sys.stderr,
+        )
+
+
+def _print(report: Report) -> None:
+    try:
+        if text := failure_text(report):
+            click.echo(text + "\n")
+        closing_table([(Path(report.checkpoint).name, report)])
+        sys.stdout.flush()
+    except OSError as error:
+        raise not_written("standard output", error, {"report.json": report.to_json()}) from error
+
+
+@main.command("checkpoint")
+@click.argument("family", metavar="FAMILY")
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--shapes", default="tiny", show_default=True, help="tiny or published:<model>.")
+@click.option("--layers", type=int, help="Decoder layers, instead of the shape's own.")
+@click.option("--experts", type=int, help="Experts a layer, instead of the shape's own.")
+@click.option("--seed", default=0, show_default=True, help="All values follow from it.")
+def checkpoint_command(family: str, out: Path, **options: Any) -> None:
+    """Write a synthetic checkpoint of FAMILY, in its published layout, to OUT.
+
+    FAMILY is one of qwen3-vl-moe, qwen3.5-moe, qwen3.5-mtp, qwen3.6-mtp.
+    """
+    written = write_checkpoint(family, out, **options)
+    click.echo(
+        f"{RECIPES[family].summary}: {written.tensors} tensors, {written.nbytes} bytes "
+        f"in {written.files} files under {written.path}"
+    )
+
+
+@main.command("audit")
+@click.option("--vllm", type=click.Path(path_type=Path), help="A checkout, or a package directory.")
+@click.option("--tpu-inference", type=click.Path(path_type=Path), help="Alike, for its hooks.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([f.value for f in Format]),
+    default=Format.TEXT.value,
+    show_default=True,
+    help="sarif: for code scanning, findings alone.",
+)
+@click.option("--all", "everything", is_flag=True, help="List the calls that are in order too.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of printing.")
+def audit_command(
+    vllm: Path | None, tpu_inference: Path | None, form: str, everything: bool, output: Path | None
+) -> None:
+    """Find the calls of weight loaders that hide an expert's ids from a loader hook.
+
+    Reads sources and imports none of them; the installed ones by default. 1 on findings.
+    """
+    require_writable(output)
+    report = audit(vllm, tpu_inference)
+    shown = rendered(report if everything else report.without_others(), Format(form))
+    _put(shown, output)
+    sys.exit(report.exit_code)
+
+
+@main.command("audit-run")
+@click.argument("models", nargs=-1)
+@click.option("--timeout", default=600.0, show_default=True, help="Seconds one model may take.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
+@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of printing.")
+def audit_run_command(
+    models: tuple[str, ...], timeout: float, form: str, output: Path | None
+) -> None:
+    """Build tiny models of the installed vLLM, feed them, and judge how they call their loaders.
+
+    MODELS are parts of architecture names; without any, every model there is a row for.
+    """
+    require_writable(output)
+    require_stack()
+    rows = []
+    for row in run_audit(emulated_target(2), models, timeout=timeout):
+        click.echo(f"{row.model}: {row.outcome}", err=True)
+        rows.append(row)
+    _put(run_json(rows) if form == "json" else run_text(rows).encode(), output)
+    sys.exit(run_exit_code(rows))
+
+
+def _put(content: bytes, output: Path | None) -> None:
+    if output:
+        deliver(output, content)
+    else:
+        click.echo(content, nl=False)
+
+
+@main.command("doctor")
+@click.option("--target", "wanted", help="End with an error unless this target would run.")
+def doctor_command(wanted: str | None) -> None:
+    """Say what is here, what would run, and what would not and why."""
+    versions = installed_versions()
+    click.echo(f"python    {platform.python_version()} ({sys.executable})")
+    click.echo(f"stack     {stack_name(versions)}")
+    for package in PACKAGES:
+        click.echo(f"          {package} {versions.get(package, 'not installed')}")
+    click.echo(f"caches    {cache_directory()}")
+    click.echo(f"found     credentials: {', '.join(credentials_found()) or 'none'}")
+    for name in TARGETS:
+        click.echo(f"target    {name}: {_availability(name)}")
+    require_stack()
+    if wanted:
+        target_named(wanted)
+
+
+def _availability(target: str) -> str:
+    try:
+        return f"would run: {target_named(target)}"
+    except HarnessError as error:
+        return f"would not run: {error}"

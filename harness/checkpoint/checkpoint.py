@@ -1,0 +1,312 @@
+"""The truth: a checkpoint's files, index, headers and bytes, read without the stack under test.
+
+This is the reference CPU load. It imports neither vllm nor tpu_inference nor transformers. Files
+of a directory and objects of a store are read by ranges, so that a slice costs its own bytes and
+no more.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any
+
+from harness.base.bits import Bits
+from harness.base.bounds import MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS, flag, section, shown, size
+from harness.base.errors import BadInput
+from harness.checkpoint.fp8 import BLOCK
+from harness.checkpoint.safetensors_file import (
+    MAX_JSON,
+    Index,
+    TensorEntry,
+    parsed_json,
+    read_entries,
+)
+from harness.checkpoint.stores.location import File, Place
+from harness.checkpoint.stores.opening import open_place
+from harness.families.family import FAMILIES, ExpertNaming, Family, family_of_architecture
+
+INDEX = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+_WEIGHTS = ".safetensors"  # what the streamer takes for weights, whatever the index says
+#: Tensors of a checkpoint; the largest published, a trillion parameters in FP8, has 140 000.
+_MOST_TENSORS = 200_000
+_EMBEDDING = "model.language_model.embed_tokens.weight"
+_TIED = "tie_word_embeddings"
+
+
+class Checkpoint:
+    """A checkpoint: ``config.json``, an index and safetensors files, wherever they lie.
+
+    Args:
+        path: a directory, ``s3://bucket/prefix``, ``gs://bucket/prefix``, or a hub id with an
+            optional ``@revision``.
+
+    Raises:
+        BadInput: anything of it is absent, contradicts itself, or is of no known family.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.place = open_place(path)
+        self.config = _read_json(self.place, "config.json")
+        self.family = _family(self.place, self.config)
+        where = self.place.where("config.json")
+        text = section(self.config, "text_config", where)
+        #: What config.json says of the language model: its ``text_config``, or all of it.
+        self.text: dict[str, Any] = self.config if text is None else text
+        self.fp8 = _is_fp8(self.place, self.config, self.text)
+        with _uncollected():
+            self.entries = _read_all(self.place)
+        _require_sizes(self.config, self.text, self.entries, where)
+
+    @property
+    def path(self) -> str:
+        """The place as the user named it."""
+        return str(self.place)
+
+    @property
+    def model(self) -> str:
+        """What vLLM is given as the model's path."""
+        return self.place.model
+
+    def bits(self, name: str, index: Index = ()) -> Bits:
+        """The raw bits of tensor ``name``, in its stored shape, or those at ``index`` of it.
+
+        One range of a file, or of a store's object.
+        """
+        return self.entries[name].bits(index)
+
+    @property
+    def namings(self) -> tuple[ExpertNaming, ...]:
+        """How this release may name and store its experts."""
+        return self.family.fp8_namings if self.fp8 else self.family.namings
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    def require_checksums(self) -> int:
+        """Read every file whole and compare it with the checksums its place keeps.
+
+        Returns:
+            How many files had any; a directory keeps none.
+
+        Raises:
+            BadInput: a checksum differs.
+        """
+        return sum(file.require_checksum() for file in self.place.files.values())
+
+
+def _read_json(place: Place, name: str) -> dict[str, Any]:
+    file = place.files.get(name)
+    if file is None:
+        raise BadInput(
+            f"no {name}",
+            where=str(place),
+            expected=f"a file {name}",
+            hint="the directory that holds it; a partial download lacks it",
+        )
+    try:
+        if file.size > MAX_JSON:
+            raise ValueError(f"has {file.size} bytes, more than {MAX_JSON}")
+        return parsed_json(file.read(0, file.size))
+    except ValueError as error:
+        raise BadInput(
+            f"{name} {error}",
+            where=str(file),
+            expected="a JSON object",
+            hint="download the file again",
+        ) from error
+
+
+def _family(place: Place, config: dict[str, Any]) -> Family:
+    architectures = config.get("architectures") or []
+    architectures = architectures if isinstance(architectures, list) else [architectures]
+    for architecture in architectures:
+        if isinstance(architecture, str) and (family := family_of_architecture(architecture)):
+            return family
+    named = ", ".join(a if isinstance(a, str) else shown(a) for a in architectures[:4])
+    raise BadInput(
+        f"unknown architecture {named[:200] or '(none)'}",
+        where=place.where("config.json"),
+        expected="architectures: one of " + ", ".join(f.architecture for f in FAMILIES),
+        hint="a checkpoint of a supported family, or add a row to harness/families/family.py",
+    )
+
+
+def _is_fp8(place: Place, config: dict[str, Any], text: dict[str, Any]) -> bool:
+    """Whether it is an FP8 release with block scales; any other quantisation is refused."""
+    quantization = config.get("quantization_config") or text.get("quantization_config")
+    if not quantization:
+        return False
+    known = isinstance(quantization, dict) and quantization.get("quant_method")
+    if known == "fp8" and quantization.get("weight_block_size") == [BLOCK, BLOCK]:
+        return True
+    raise BadInput(
+        f"a quantised checkpoint ({shown(known) if known else 'unknown method'})",
+        where=place.where("config.json"),
+        expected=f"no quantization_config, or fp8 with a weight_block_size of [{BLOCK}, {BLOCK}]",
+        hint="the bf16 or the FP8 release of the model; other quantised layouts are not covered",
+    )
+
+
+def _require_sizes(
+    config: dict[str, Any], text: dict[str, Any], entries: dict[str, TensorEntry], where: str
+) -> None:
+    """What the load builds a model by is no larger than the tensors that are there for it.
+
+    Whether the numbers are right is for the reader of each; here they are only kept from making a
+    model that no memory holds, in the load under test or in this process.
+    """
+    vision = section(config, "vision_config", where) or {}
+    there = {"most": len(entries), "why": "the tensors that are there"}
+    layers = size(text, "num_hidden_layers", where, least=0, default=0, **there)
+    size(text, "mtp_num_hidden_layers", where, least=0, default=0, **there)
+    size(vision, "depth", where, least=0, default=0, **there)
+    most = min(MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS // max(layers, 1))
+    size(text, "num_experts", where, least=0, default=0, most=most,
+         why=f"with {layers} layers")  # fmt: skip
+    if _EMBEDDING in entries and (shape := entries[_EMBEDDING].shape):
+        size(text, "vocab_size", where, default=1, most=max(shape[0], 1),
+             why=f"the rows of {_EMBEDDING}")  # fmt: skip
+    for each in (config, text):
+        flag(each, _TIED, where)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for cycles: all that is made here stays, and to look at it doubles the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _read_all(place: Place) -> dict[str, TensorEntry]:
+    if INDEX not in place.files:
+        return _read_single(place)
+    weight_map = _read_json(place, INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput(
+            "the index has no weight_map",
+            where=place.where(INDEX),
+            expected="an object weight_map of tensor names and file names",
+            hint="download the index again",
+        )
+    _require_no_more(len(weight_map), place.where(INDEX))
+    chosen = {
+        name: _file_in(place, name) for name in dict.fromkeys(map(_text, weight_map.values()))
+    }
+    files: dict[str, dict[str, TensorEntry]] = {}
+    for name in sorted(chosen):
+        files[name] = read_entries(chosen[name])
+        _require_no_more(sum(map(len, files.values())), place.where(name))
+    for tensor, name in weight_map.items():
+        if tensor not in files[name]:
+            raise BadInput(
+                f"the index names tensor {shown(tensor)}, its file does not hold it",
+                where=place.where(name),
+                expected=f"the tensor that {INDEX} promises",
+                hint="download index and files from the same revision",
+            )
+    _require_each_once(place, weight_map, files)
+    _require_no_other_weights(place, set(files))
+    return {tensor: files[name][tensor] for tensor, name in weight_map.items()}
+
+
+def _read_single(place: Place) -> dict[str, TensorEntry]:
+    if SINGLE_FILE in place.files:
+        _require_no_other_weights(place, {SINGLE_FILE})
+        entries = read_entries(place.files[SINGLE_FILE])
+        _require_no_more(len(entries), place.where(SINGLE_FILE))
+        return entries
+    pickles = [name for name in place.files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    raise BadInput(
+        "no index and no single weight file"
+        + (f", only pickles such as {pickles[0]!r}" if pickles else ""),
+        where=str(place),
+        expected=f"{INDEX} or {SINGLE_FILE}",
+        hint="finish the download; pickles are neither streamed by the loader under test nor "
+        "opened here",
+    )
+
+
+def _require_no_more(tensors: int, where: str) -> None:
+    if tensors > _MOST_TENSORS:
+        raise BadInput(
+            f"{tensors} tensors",
+            where=where,
+            expected=f"at most {_MOST_TENSORS} in a checkpoint",
+            hint="the published files; none has so many",
+        )
+
+
+def _require_each_once(
+    place: Place, weight_map: dict[str, str], files: dict[str, dict[str, TensorEntry]]
+) -> None:
+    """The loader streams every tensor of every file, whatever the index says: the last one wins."""
+    for name, entries in files.items():
+        for tensor in entries:
+            placed = weight_map.get(tensor)
+            if placed != name:
+                raise BadInput(
+                    f"tensor {tensor!r} stands in this file, "
+                    + (f"the index places it in {placed!r}" if placed else "not in the index"),
+                    where=place.where(name),
+                    expected="every tensor in one file, and that in the index: the loader under "
+                    "test streams all that the files hold",
+                    hint="download index and files from the same revision",
+                )
+
+
+def _require_no_other_weights(place: Place, used: set[str]) -> None:
+    """The loader streams each ``*.safetensors`` beside ``config.json``, in the index or not."""
+    other = sorted(n for n in place.files if n.endswith(_WEIGHTS) and n not in used)
+    if other:
+        raise BadInput(
+            f"weight files that the index does not name: {', '.join(map(repr, other[:3]))}"
+            + (f" and {len(other) - 3} more" if len(other) > 3 else ""),
+            where=str(place),
+            expected="only files of the index: the loader under test streams all of them, and of "
+            "a tensor that stands twice it keeps the last",
+            hint="move consolidated or old files elsewhere",
+        )
+
+
+def _text(name: Any) -> str:
+    return name if isinstance(name, str) else shown(name)
+
+
+def _file_in(place: Place, name: str) -> File:
+    """The file ``name`` of the index; right in the place, though the hub's cache links out."""
+    plain = name != "" and "\\" not in name and "\0" not in name
+    if not plain or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise BadInput(
+            f"the index names a file outside the directory: {shown(name)}",
+            where=place.where(INDEX),
+            expected="file names relative to the index, without '..'",
+            hint="do not trust this index; download the checkpoint again",
+        )
+    if "/" in name or not name.endswith(_WEIGHTS):
+        raise BadInput(
+            f"the index names a file that would not be streamed: {shown(name)}",
+            where=place.where(INDEX),
+            expected="*.safetensors beside the index: pickles are refused, folders not searched",
+            hint="convert the weights to safetensors, all in one directory",
+        )
+    if name not in place.files:
+        raise BadInput(
+            f"the index names an absent file: {shown(name)}",
+            where=place.where(INDEX),
+            expected="every file of weight_map in the directory",
+            hint="finish the download",
+        )
+    return place.files[name]

@@ -1,0 +1,91 @@
+"""What every place offers: names of files, and bits of them by ranges."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from harness.base.bits import Bits
+
+
+class File(ABC):
+    """One file of a checkpoint.
+
+    Attributes:
+        name: relative to the place, as an index names it.
+        size: bytes.
+    """
+
+    name: str
+    size: int
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The full path or URL."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop``, fewer where the file ends before.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+
+    @abstractmethod
+    def bits(
+        self, offset: int, dtype: str, shape: tuple[int, ...], within: tuple[int, int] | None = None
+    ) -> Bits:
+        """An array's raw bits, from byte ``offset`` on; nothing else of the file need be read.
+
+        Args:
+            offset: bytes from the file's start.
+            dtype: the safetensors name of the element type.
+            shape: the array's.
+            within: where in the file the tensor begins and ends, if the array is a piece of one
+                that is read whole: what lies around it may be read along.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+
+    @abstractmethod
+    def require_checksum(self) -> bool:
+        """Read the whole file and compare it with the checksums its place keeps.
+
+        Returns:
+            Whether there was any to compare with.
+
+        Raises:
+            BadInput: one differs.
+        """
+
+
+class Place(ABC):
+    """Where a checkpoint's files lie.
+
+    Attributes:
+        model: what vLLM is given as the model's path.
+        files: the files by name, those beside ``config.json`` only: the streamer, too, looks at
+            no folder below.
+    """
+
+    model: str
+    files: Mapping[str, File]
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The place as the user named it."""
+
+    def where(self, name: str) -> str:
+        """The full path or URL that a file ``name`` has, or would have."""
+        return f"{self}/{name}"
+
+    def require_unchanged(self) -> None:
+        """Look whether what was loaded is what was found here first.
+
+        A store has nothing to look at: it is asked for the versions that were listed, and refuses.
+
+        Raises:
+            BadInput: a file is gone, was replaced or was written to since the place was opened.
+        """
+        return

@@ -1,0 +1,47 @@
+"""What is compared of one expert, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from harness.base.bits import Bits
+from harness.devices.digest import Words
+from harness.devices.expert_layout import Padding, Parameter
+from harness.families.experts import ExpertKey
+from harness.families.family import Projection
+
+
+class Digests(NamedTuple):
+    """What devices say of arrays that are not read back.
+
+    ``words`` has the experts' digests by projection, ``dirty`` which padding is not zero, by
+    expert and its number.
+    """
+
+    words: dict[Projection, Words]
+    dirty: dict[Parameter, set[tuple[int, int]]]
+
+
+class Gap(NamedTuple):
+    """Padding of one expert."""
+
+    expert: int
+    padding: Padding
+
+
+class Check(NamedTuple):
+    """One thing to compare: arrays side by side, or what is known of it without."""
+
+    what: ExpertKey | Gap
+    nbytes: int
+    pairs: Sequence[tuple[Bits, Bits]] = ()
+    equal: bool = True
+
+
+class Verdict(NamedTuple):
+    """What became of it."""
+
+    what: ExpertKey | Gap
+    nbytes: int
+    equal: bool

@@ -1,0 +1,282 @@
+"""Compares everything besides experts with the checkpoint, bit for bit, device by device.
+
+Each device's shard is held against what its partition says it holds: first which part of the
+whole, then every bit of it; replicas are not taken on trust. A parameter without a rule and
+without a derivation is a difference, and so is a tensor of the checkpoint that no parameter holds.
+Tensors are read a piece at a time, as they are judged.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+
+from harness.base.bits import Bits, Nan, as_hex, canonical_nans, converted
+from harness.checkpoint.fp8 import SCALE_SUFFIX
+from harness.compare.difference import Difference, Kind, ParameterTally
+from harness.compare.equality import on_all_cores
+from harness.compare.fp8_experts import unequal_values
+from harness.compare.parameter_view import Fault, ParameterView, ParameterViews, is_fp8, padding_of
+from harness.compare.pieces import Judged, Piece, judge_piece, note_fault, pieces_of
+from harness.devices.mesh import Mesh
+from harness.devices.parameter_layout import Packing, ParameterLayout
+from harness.devices.sharding import misplaced
+from harness.devices.tensors import DeviceTensor, is_of_experts
+from harness.families.experts import ReferencePart
+from harness.families.parameters import derived_for, in_checkpoint, layer_of
+from harness.verification.coverage import left_alone, model_parts
+
+
+class ParameterComparison:
+    """The comparison of one part's parameters besides experts: yields differences, keeps a tally.
+
+    Args:
+        reference: the part's experts, and through them the checkpoint.
+        tensors: all of the part's arrays on the devices; experts' are passed over.
+        mesh: the devices.
+        packing: what the release under test does to parameters.
+        nan: how NaNs count, see :class:`harness.base.bits.Nan`.
+        chosen: whether a tensor or parameter of this layer (None: of no layer) is compared.
+        local: of the devices, those this process addresses; None for all.
+    """
+
+    def __init__(
+        self,
+        reference: ReferencePart,
+        tensors: Iterable[DeviceTensor],
+        mesh: Mesh,
+        *,
+        packing: Packing,
+        nan: Nan = Nan.PAYLOAD,
+        chosen: Callable[[int | None], bool] = lambda _: True,
+        local: frozenset[str] | None = None,
+    ) -> None:
+        self.reference = reference
+        self.checkpoint = reference.checkpoint
+        self.mesh = mesh
+        self.local = frozenset(mesh.devices) if local is None else local
+        self.tally = ParameterTally(part=reference.part)
+        self.faults: dict[Difference, Fault] = {}
+        self._tensors = [t for t in tensors if not is_of_experts(t.name)]
+        self.placements = ParameterViews(reference, self._tensors, mesh, packing)
+        self._nan = nan
+        self._chosen = chosen
+
+    @property
+    def placed(self) -> Mapping[str, ParameterView | str]:
+        """See :attr:`harness.compare.parameter_view.ParameterViews.placed`."""
+        return self.placements.placed
+
+    @cached_property
+    def sources(self) -> Mapping[str, bool]:
+        """Every tensor that a parameter is made of, and whether that was to be compared.
+
+        Scales count with what they scale, which is FP8: beside any other tensor nobody reads them.
+        """
+        found: dict[str, bool] = {}
+        for name, placed in self.placed.items():
+            for source in placed.sources if isinstance(placed, ParameterView) else ():
+                chosen = self._chosen(layer_of(name))
+                found[source] = chosen
+                if self.checkpoint.entries[source].dtype == "F8_E4M3":
+                    found[f"{source}{SCALE_SUFFIX}"] = chosen
+        return found
+
+    def differences(self) -> Iterator[Difference]:
+        """Yield every difference: parameter by parameter, then what no parameter holds."""
+        judged = self._judged()
+        for tensor in self._tensors:
+            yield from self._parameter(tensor, judged)
+        yield from self._uncovered()
+
+    def _judged(self) -> Iterator[Judged]:
+        """What the pieces show, in order; one at a time where each is a tensor read back whole."""
+        shards = chain.from_iterable(tensor.shards for tensor in self._tensors)
+        if all(shard.in_host_memory for shard in shards):
+            return on_all_cores(self._judge, self._pieces())
+        return map(self._judge, self._pieces())
+
+    def _pieces(self) -> Iterator[Piece]:
+        """The pieces of all parameters whose bits can be compared, in order."""
+        for placed in map(self.placements.of, self._tensors):
+            if isinstance(placed, ParameterView) and self._is_comparable(placed):
+                yield from pieces_of(placed, self.checkpoint)
+
+    def _is_comparable(self, placed: ParameterView) -> bool:
+        tensor, layout = placed.tensor, placed.layout
+        alike = (tensor.shape, tensor.dtype) == (layout.shape, layout.dtype)
+        return alike and self._chosen(layer_of(tensor.name)) and not is_fp8(placed)
+
+    def _judge(self, piece: Piece) -> Judged:
+        return judge_piece(piece, self.checkpoint, self.expected)
+
+    def expected(self, bits: Bits, dtype: str, layout: ParameterLayout) -> Bits:
+        """What becomes of reference bits, of this dtype, on the way to the device.
+
+        The type counts, not its width: the device is to hold the conversion of the value.
+        """
+        bits = converted(bits, dtype, layout.dtype)
+        if layout.dtype == "BF16" and layout.casts and self._nan is Nan.CANONICAL:
+            return canonical_nans(bits)
+        return bits
+
+    def _parameter(self, tensor: DeviceTensor, judged: Iterator[Judged]) -> Iterator[Difference]:
+        placed = self.placements.of(tensor)
+        if placed is None:
+            if tensor.name not in self.placements.scales:
+                yield from self._derived(tensor)
+            return
+        self.tally.parameters += 1
+        if not self._chosen(layer_of(tensor.name)):
+            self.tally.left_out += 1
+            return
+        if isinstance(placed, str):
+            yield self._difference(Kind.UNACCOUNTED, tensor, reference=placed, device="an array")
+            return
+        found = list(self._metadata(placed))
+        yield from found
+        if not any(d.kind in (Kind.SHAPE, Kind.DTYPE) for d in found):
+            if is_fp8(placed):
+                yield from self._quantised(placed)
+            else:
+                self.tally.compared += 1
+                yield from self._values(placed, judged)
+            yield from self._padding(placed)
+
+    def _quantised(self, placed: ParameterView) -> Iterator[Difference]:
+        tensor = self.placements.scales.get(f"{placed.tensor.name}_scale")
+        if tensor is None:
+            yield self._difference(
+                Kind.MISSING, placed.tensor, reference="an array of scales", device="nothing"
+            )
+            return
+        scales = replace(placed, tensor=tensor, layout=placed.layout.of_scales())
+        if found := list(self._metadata(scales)):
+            yield from found
+            return
+        self.tally.compared += 1
+        for name in placed.sources:
+            self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
+        for unequal, fields in unequal_values(self.checkpoint, placed, scales):
+            yield self._difference(Kind.VALUES, unequal, **fields)
+
+    def _derived(self, tensor: DeviceTensor) -> Iterator[Difference]:
+        """A buffer of no tensor: known, and as it must be where that is known, or unaccounted."""
+        row = derived_for(in_checkpoint(self.reference.part, tensor.name))
+        if row is None:
+            yield self._difference(
+                Kind.UNACCOUNTED, tensor, device="an array",
+                reference="no rule and no derivation for a parameter of this name",
+            )  # fmt: skip
+            return
+        self.tally.derived[row.kind] = self.tally.derived.get(row.kind, 0) + 1
+        if row.constant is None:
+            return
+        if tensor.dtype != "F32":
+            yield self._difference(Kind.DTYPE, tensor, reference="F32", device=tensor.dtype)
+            return
+        wanted = int(np.float32(row.constant).view("<u4"))
+        yield from self._constant(tensor, wanted)
+
+    def _constant(self, tensor: DeviceTensor, wanted: int) -> Iterator[Difference]:
+        """A buffer that is not ``wanted`` everywhere: the first such element, all counted."""
+        held = [(shard, np.asarray(shard.fetch(...))) for shard in tensor.shards]
+        odd = [(shard, bits, np.argwhere(bits != wanted)) for shard, bits in held]
+        if not (count := sum(len(places) for *_, places in odd)):
+            return
+        shard, bits, places = next(each for each in odd if len(each[2]))
+        first = tuple(int(i) for i in places[0])
+        yield self._difference(
+            Kind.BITS, tensor, reference=as_hex(wanted, "F32"),
+            device=as_hex(int(bits[first]), "F32"),
+            count=count, total=sum(bits.size for _, bits in held),
+            index=tuple(i + s.start for i, s in zip(first, shard.index, strict=True)),
+            device_name=shard.device,
+        )  # fmt: skip
+
+    def _metadata(self, placed: ParameterView) -> Iterator[Difference]:
+        tensor, layout = placed.tensor, placed.layout
+        if tensor.shape != layout.shape:
+            yield self._difference(
+                Kind.SHAPE,
+                tensor,
+                reference=str(list(layout.shape)),
+                device=str(list(tensor.shape)),
+            )
+            return
+        if tensor.dtype != layout.dtype:
+            yield self._difference(Kind.DTYPE, tensor, reference=layout.dtype, device=tensor.dtype)
+        shares = {
+            device: (number, layout.share(number))
+            for device, number in self.mesh.shards(layout.axes).items()
+            if device in self.local
+        }
+        for fact in misplaced(tensor, shares):
+            yield self._difference(Kind.SHARDING, tensor, **fact)
+
+    def _values(self, placed: ParameterView, judged: Iterator[Judged]) -> Iterator[Difference]:
+        """Sum up what the parameter's pieces showed; they come next."""
+        faults: dict[tuple[str, int], Fault] = {}
+        totals: Counter[tuple[str, int]] = Counter()
+        for _ in pieces_of(placed, self.checkpoint):
+            piece, of_copies, unequal = next(judged)
+            assert piece.placed is placed
+            for copy, count in of_copies.items():
+                totals[piece.source, copy] += count
+            for run in unequal:
+                note_fault(faults, piece, run)
+        for name in dict.fromkeys(placed.sources):
+            self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
+        for key, fault in faults.items():
+            yield self._bits(fault, totals[key])
+
+    def _bits(self, fault: Fault, total: int) -> Difference:
+        layout, copy = fault.placed.layout, fault.copy
+        file = self.checkpoint.entries[fault.source].file.name
+        difference = self._difference(
+            Kind.BITS, fault.placed.tensor, index=fault.at,
+            source=f"{file} {fault.source}" + (f" (copy {copy})" if copy else ""),
+            reference=as_hex(fault.reference, layout.dtype),
+            device=as_hex(fault.device, layout.dtype), count=fault.count, total=total,
+            shard=self.mesh.shards(layout.axes).get(fault.device_name),
+            device_name=fault.device_name,
+        )  # fmt: skip
+        self.faults[difference] = fault
+        return difference
+
+    def _padding(self, placed: ParameterView) -> Iterator[Difference]:
+        for shard, bits, where in padding_of(placed):
+            self.tally.padding_bytes += bits.nbytes
+            if bits.any():
+                first = tuple(int(i) for i in np.argwhere(bits)[0])
+                yield self._difference(
+                    Kind.PADDING, placed.tensor, device_name=shard.device,
+                    index=tuple(i + o for i, o in zip(first, where, strict=True)),
+                    reference=as_hex(0, placed.tensor.dtype),
+                    device=as_hex(int(bits[first]), placed.tensor.dtype),
+                    count=int(np.count_nonzero(bits)), total=bits.size,
+                    shard=self.mesh.shards(placed.layout.axes).get(shard.device),
+                )  # fmt: skip
+
+    def _uncovered(self) -> Iterator[Difference]:
+        """Tensors that no parameter on the device holds."""
+        held, present = self.sources, model_parts(self.checkpoint)
+        for name, entry in self.checkpoint.entries.items():
+            if name in held or ".experts." in name or left_alone(self.reference, name, present):
+                continue
+            yield Difference(
+                kind=Kind.UNACCOUNTED, part=self.reference.part, layer=layer_of(name),
+                source=f"{entry.file.name} {name}", reference="a tensor of the checkpoint",
+                device="no parameter holds it",
+            )  # fmt: skip
+
+    def _difference(self, kind: Kind, tensor: DeviceTensor, **fields: object) -> Difference:
+        return Difference(
+            kind=kind, part=self.reference.part, layer=layer_of(tensor.name),
+            parameter=tensor.name, **fields,  # type: ignore[arg-type]
+        )  # fmt: skip

@@ -1,0 +1,228 @@
+"""A parameter on the device beside its layout, read run by run, and put back together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from harness.base.bits import Bits
+from harness.devices.expert_layout import Span
+from harness.devices.mesh import Mesh
+from harness.devices.parameter_layout import (
+    Packing,
+    ParameterLayout,
+    RowBlock,
+    Sizes,
+    Source,
+    UnknownParameterLayout,
+    parameter_dtype,
+    parameter_layout,
+    sizes_of,
+)
+from harness.devices.tensors import DeviceShard, DeviceTensor
+from harness.families.experts import ReferencePart
+from harness.families.parameters import Rule, in_checkpoint, rule_for
+from harness.families.ties import EMBEDDING, HEAD, is_tied
+
+
+@dataclass(frozen=True)
+class ParameterView:
+    """A parameter of the device with its rule, its layout and its tensors."""
+
+    tensor: DeviceTensor
+    rule: Rule
+    layout: ParameterLayout
+    sources: tuple[str, ...]
+
+
+@dataclass
+class Fault:
+    """What departs of one tensor, or of one copy of it, over all devices.
+
+    ``at`` is the first unequal element in the tensor, ``device_name`` where it was found.
+    """
+
+    placed: ParameterView
+    source: str
+    copy: int
+    at: tuple[int, ...]
+    reference: int
+    device: int
+    device_name: str
+    count: int = 0
+    devices: set[str] = field(default_factory=set)
+
+
+_Where = tuple[slice, ...]
+
+
+def pairs(
+    layout: ParameterLayout, shard: DeviceShard, source: str, reference: Bits, first_row: int = 0
+) -> Iterator[tuple[RowBlock, Bits, _Where, _Where]]:
+    """For each run of ``source``'s rows in a shard: its block, what it must be, and two indexes.
+
+    Args:
+        layout: of the parameter.
+        shard: a part of it, whichever it is.
+        source: the tensor.
+        reference: rows of it as the device is to hold them, [outputs, …].
+        first_row: the first of them.
+
+    Yields:
+        The block; what the run must be, in the device's orientation; where it is in the shard;
+        where it is in the tensor.
+    """
+    own = shard.index[layout.output_axis]
+    others = [s.as_slice() for a, s in enumerate(shard.index) if a != layout.output_axis]
+    for block in layout.blocks:
+        if block.source != source or not (here := block.at.overlap(own)):
+            continue
+        ahead = block.at.start - block.rows.start
+        given = Span(first_row + ahead, first_row + ahead + len(reference))
+        if not (outputs := here.overlap(given)):
+            continue
+        origin = (slice(outputs.start - ahead, outputs.stop - ahead), *others)
+        wanted = reference[(outputs.within(given), *others)]
+        there = at_outputs(layout, outputs.within(own), slice(None))
+        yield block, wanted.T if layout.transposed else wanted, there, origin
+
+
+def recovered(placed: ParameterView, source: str, copy: int, prefer: str, like: Bits) -> Bits:
+    """Tensor ``source`` as the device holds it, in the checkpoint's orientation.
+
+    Args:
+        placed: the parameter.
+        source: the tensor.
+        copy: which of its copies.
+        prefer: of replicas, the one on this device.
+        like: the reference; gives shape and dtype, and the rows that no shard holds.
+    """
+    out = like.copy()
+    layout = placed.layout
+    for shard in sorted(placed.tensor.shards, key=lambda shard: shard.device == prefer):
+        held = shard.fetch(...)
+        for block, _, there, origin in pairs(layout, shard, source, like):
+            if block.copy == copy:
+                out[origin] = held[there].T if layout.transposed else held[there]
+    return out
+
+
+def held(placed: ParameterView, source: str, copy: int, like: Bits) -> Bits:
+    """Which elements of :func:`recovered` are from the devices; of several hosts each has some."""
+    mask = np.zeros(like.shape, dtype=bool)
+    for shard in placed.tensor.shards:
+        for block, _, _, origin in pairs(placed.layout, shard, source, like):
+            if block.copy == copy:
+                mask[origin] = True
+    return mask
+
+
+def padding_of(placed: ParameterView) -> Iterator[tuple[DeviceShard, Bits, tuple[int, ...]]]:
+    """Each shard's part of the padding, and where in the whole array it begins."""
+    layout = placed.layout
+    for shard in placed.tensor.shards if layout.padding else ():
+        assert layout.padding is not None
+        own = shard.index[layout.output_axis]
+        if here := layout.padding.overlap(own):
+            bits = shard.fetch(...)[at_outputs(layout, here.within(own), slice(None))]
+            where = [span.start for span in shard.index]
+            where[layout.output_axis] = here.start
+            yield shard, bits, tuple(where)
+
+
+def at_outputs(layout: ParameterLayout, outputs: slice, others: slice) -> _Where:
+    """An index that takes ``outputs`` of the output axis and ``others`` of all others."""
+    where = [others] * len(layout.shape)
+    where[layout.output_axis] = outputs
+    return tuple(where)
+
+
+def is_fp8(placed: ParameterView | str) -> bool:
+    """Whether a parameter is quantised, so that its values are compared and not its bits."""
+    return isinstance(placed, ParameterView) and placed.layout.dtype == "F8_E4M3"
+
+
+class ParameterViews:
+    """Which parameter holds which tensors, and how.
+
+    Args:
+        reference: the part's experts, and through them the checkpoint.
+        tensors: the part's arrays on the devices besides experts'.
+        mesh: the devices.
+        packing: what the release under test does to parameters.
+    """
+
+    def __init__(
+        self,
+        reference: ReferencePart,
+        tensors: Iterable[DeviceTensor],
+        mesh: Mesh,
+        packing: Packing,
+    ) -> None:
+        self._reference = reference
+        self._checkpoint = reference.checkpoint
+        self._tensors = tuple(tensors)
+        self._mesh = mesh
+        self._packing = packing
+        self._found: dict[str, ParameterView | str | None] = {}
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """What of config.json decides layouts.
+
+        Raises:
+            BadInput: it lacks some of that.
+        """
+        return sizes_of(self._checkpoint.config, self._checkpoint.place.where("config.json"))
+
+    @cached_property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return is_tied(self._checkpoint.config)
+
+    @cached_property
+    def placed(self) -> Mapping[str, ParameterView | str]:
+        """By device name, each parameter that has a rule; the reason where that does not fit."""
+        found = {tensor.name: self.of(tensor) for tensor in self._tensors}
+        return {name: placed for name, placed in found.items() if placed is not None}
+
+    def of(self, tensor: DeviceTensor) -> ParameterView | str | None:
+        """One parameter beside its rule; the reason where that does not fit, None without one."""
+        if tensor.name not in self._found:
+            rule = self._rule(tensor)
+            self._found[tensor.name] = None if rule is None else self._place(tensor, *rule)
+        return self._found[tensor.name]
+
+    @cached_property
+    def scales(self) -> Mapping[str, DeviceTensor]:
+        """By name, the scales of FP8 parameters; they are compared with those."""
+        if not self._checkpoint.fp8:
+            return {}
+        fp8 = {f"{name}_scale" for name, placed in self.placed.items() if is_fp8(placed)}
+        return {tensor.name: tensor for tensor in self._tensors if tensor.name in fp8}
+
+    def _rule(self, tensor: DeviceTensor) -> tuple[Rule, tuple[str, ...]] | None:
+        name = in_checkpoint(self._reference.part, tensor.name)
+        found = rule_for(name, self._checkpoint.family.name)
+        if found and name == HEAD and self.tied:
+            return found[0], (EMBEDDING,)
+        return found
+
+    def _place(
+        self, tensor: DeviceTensor, rule: Rule, names: tuple[str, ...]
+    ) -> ParameterView | str:
+        entries = self._checkpoint.entries
+        if absent := [name for name in names if name not in entries]:
+            return f"no tensor {', '.join(absent)} in the checkpoint"
+        sources = [Source(n, tuple(entries[n].shape), entries[n].dtype) for n in names]
+        try:
+            dtype = parameter_dtype(
+                rule, sources, self._reference.model_dtype, fp8=self._checkpoint.fp8
+            )
+            layout = parameter_layout(rule, sources, self._mesh, self.sizes, self._packing, dtype)
+        except UnknownParameterLayout as error:
+            return f"no layout: {error}"
+        return ParameterView(tensor, rule, layout, names)

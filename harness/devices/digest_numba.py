@@ -1,0 +1,72 @@
+"""The first level of :mod:`harness.devices.digest`, compiled: it must keep pace with memory.
+
+numba is in every stack, since vLLM needs it. Compiled once a machine and kept in numba's cache;
+the loops carry no dependency but the sums, so that LLVM turns them into vector instructions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+SPREAD = 0x9E3779B1  # as in harness.devices.digest, which imports this file
+_COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False}
+
+
+@numba.njit(inline="always")
+def _turned(word: Any) -> Any:
+    word = np.uint32(np.uint32(word) * np.uint32(SPREAD))  # numba's product has 64 bits
+    return np.uint32(word << np.uint32(16)) | np.uint32(word >> np.uint32(16))
+
+
+@numba.njit(inline="always")
+def _pair(lower: Any, upper: Any) -> Any:
+    return _turned(np.uint32(lower) | np.uint32(np.uint32(upper) << np.uint32(16)))
+
+
+@numba.njit(**_COMPILE)
+def along(words: Any, count: int, weights: Any, sums: Any) -> None:
+    """Add up the first ``count`` words of each row of [F, any] into ``sums``, uint32 [4, F]."""
+    w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
+    for f in range(words.shape[0]):
+        row = words[f]
+        a, b, c, e = np.uint32(0), np.uint32(0), np.uint32(0), np.uint32(0)
+        for j in range(count):
+            z = _turned(row[j])
+            a += z * w0[j]
+            b += z * w1[j]
+            c += z * w2[j]
+            e += z * w3[j]
+        sums[0, f] += a
+        sums[1, f] += b
+        sums[2, f] += c
+        sums[3, f] += e
+
+
+@numba.njit(**_COMPILE)
+def across(matrix: Any, features: int, weights: Any, sums: Any) -> None:
+    """Add up the first ``features`` columns of [D, any], D even, into ``sums``, uint32 [4, F]."""
+    pairs = matrix.shape[0] // 2
+    whole = pairs - pairs % 4
+    s0, s1, s2, s3 = sums[0], sums[1], sums[2], sums[3]
+    for j in range(0, whole, 4):
+        r0, r1, r2, r3 = matrix[2 * j], matrix[2 * j + 1], matrix[2 * j + 2], matrix[2 * j + 3]
+        r4, r5, r6, r7 = matrix[2 * j + 4], matrix[2 * j + 5], matrix[2 * j + 6], matrix[2 * j + 7]
+        for f in range(features):
+            z0, z1, z2, z3 = (
+                _pair(r0[f], r1[f]), _pair(r2[f], r3[f]), _pair(r4[f], r5[f]), _pair(r6[f], r7[f])
+            )  # fmt: skip
+            w = weights[0]
+            s0[f] += z0 * w[j] + z1 * w[j + 1] + z2 * w[j + 2] + z3 * w[j + 3]
+            w = weights[1]
+            s1[f] += z0 * w[j] + z1 * w[j + 1] + z2 * w[j + 2] + z3 * w[j + 3]
+            w = weights[2]
+            s2[f] += z0 * w[j] + z1 * w[j + 1] + z2 * w[j + 2] + z3 * w[j + 3]
+            w = weights[3]
+            s3[f] += z0 * w[j] + z1 * w[j + 1] + z2 * w[j + 2] + z3 * w[j + 3]
+    for j in range(whole, pairs):
+        for lane in range(4):
+            for f in range(features):
+                sums[lane, f] += _pair(matrix[2 * j, f], matrix[2 * j + 1, f]) * weights[lane, j]

@@ -1,0 +1,295 @@
+"""The inverse of the device packings: where each element of an expert lies on the mesh.
+
+tpu-inference packs a layer's experts into two arrays, ``w13_weight`` (gate and up) and
+``w2_weight`` (down), and shards them over the mesh
+(``layers/common/process_weights/moe_weights.py``, ``process_moe_weights`` and
+``shard_moe_weights``; the same from 0.21 to 0.32). Here a packing is a table of blocks: which
+rectangle of an expert's matrix lies in which rectangle of which array, and which rectangles are
+padding. Pure data over integers; the code that moves bytes reads the table and nothing else.
+
+The torch-xla target has no packing: vLLM's own host layout, w13 [E, 2F, D] and w2 [E, D, F], cut
+over the mesh along one axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from harness.base.bits import Bits
+from harness.families.experts import ExpertShape
+from harness.families.family import Projection
+
+_LANE = 128  # tpu-inference pads each piece of w1 and w3 to this, get_w13_padding_config(align=128)
+_TILE = 256  # and both axes for the fused kernel to this, process_moe_weights
+
+
+class Backend(StrEnum):
+    """How experts are packed.
+
+    ``gmm_tp``, ``gmm_ep`` and ``fused_moe`` are tpu-inference's (``layers/common/moe.py``,
+    ``MoEBackend``); ``xla_tp`` and ``xla_ep`` are vLLM's host layout as the torch-xla target cuts
+    it, along the intermediate axis and along the expert axis.
+    """
+
+    GMM_TP = "gmm_tp"
+    GMM_EP = "gmm_ep"
+    FUSED_MOE = "fused_moe"
+    XLA_TP = "xla_tp"
+    XLA_EP = "xla_ep"
+
+
+class Parameter(StrEnum):
+    """The two device arrays of a layer's experts."""
+
+    W13 = "w13_weight"
+    W2 = "w2_weight"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A half-open range of indexes on one axis."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __contains__(self, index: int) -> bool:
+        return self.start <= index < self.stop
+
+    def as_slice(self) -> slice:
+        """The range as Python's slice."""
+        return slice(self.start, self.stop)
+
+    def overlap(self, other: Span) -> Span | None:
+        """What two ranges have in common, if anything."""
+        # no max() and min(): a comparison asks this some ten thousand times
+        start = self.start if self.start > other.start else other.start
+        stop = self.stop if self.stop < other.stop else other.stop
+        return Span(start, stop) if start < stop else None
+
+    def within(self, origin: Span) -> slice:
+        """The range counted from the start of ``origin``."""
+        return slice(self.start - origin.start, self.stop - origin.start)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A rectangle of an expert's matrix and where it lies on the device.
+
+    ``rows`` and ``columns`` index the last two axes of ``parameter``; ``outputs`` and ``inputs``
+    index the expert's matrix [output features, input features]. Where the device holds the matrix
+    ``transposed``, its rows are input features and its columns output features.
+    """
+
+    projection: Projection
+    parameter: Parameter
+    rows: Span
+    columns: Span
+    outputs: Span
+    inputs: Span
+    transposed: bool = True
+
+    def of(self, matrix: Bits) -> Bits:
+        """The block's share of an expert's matrix, [rows, columns]; a view."""
+        share = matrix[self.outputs.as_slice(), self.inputs.as_slice()]
+        return share.T if self.transposed else share
+
+    def part(self, by_row: bool, span: Span) -> Block:
+        """The rows, or the columns, of ``span`` alone."""
+        offset = span.start - (self.rows if by_row else self.columns).start
+        along_inputs = by_row == self.transposed
+        first = (self.inputs if along_inputs else self.outputs).start + offset
+        there = Span(first, first + len(span))
+        cut = replace(self, rows=span) if by_row else replace(self, columns=span)
+        return replace(cut, inputs=there) if along_inputs else replace(cut, outputs=there)
+
+    def holds(self, output: int, input_: int) -> bool:
+        """Whether element [output, input] of the matrix lies in this block."""
+        return output in self.outputs and input_ in self.inputs
+
+    def place(self, output: int, input_: int) -> tuple[int, int]:
+        """Row and column of element [output, input] on the device."""
+        along, across = input_ - self.inputs.start, output - self.outputs.start
+        if not self.transposed:
+            along, across = across, along
+        return self.rows.start + along, self.columns.start + across
+
+
+@dataclass(frozen=True)
+class Padding:
+    """A rectangle of a parameter that must be zero, for every expert."""
+
+    parameter: Parameter
+    rows: Span
+    columns: Span
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One packing of a layer's experts.
+
+    Attributes:
+        backend: the MoE backend it belongs to.
+        shapes: the global shape of each parameter, [E, rows, columns]; axes between the first
+            and the last count as one, rows.
+        sharded_axis: which axis of each parameter is cut into ``shards`` equal parts.
+        shards: number of parts, in mesh order.
+        blocks: every element of the experts' matrices, each exactly once.
+        padding: every element of the parameters that no block covers.
+    """
+
+    backend: Backend
+    shapes: dict[Parameter, tuple[int, int, int]]
+    sharded_axis: dict[Parameter, int]
+    shards: int
+    blocks: tuple[Block, ...]
+    padding: tuple[Padding, ...]
+
+    def blocks_of(self, projection: Projection) -> tuple[Block, ...]:
+        """The blocks that make up one projection."""
+        return tuple(block for block in self.blocks if block.projection is projection)
+
+    def shard_span(self, parameter: Parameter, shard: int) -> Span:
+        """The part of the sharded axis that shard number ``shard`` must hold."""
+        part = self.shapes[parameter][self.sharded_axis[parameter]] // self.shards
+        return Span(shard * part, (shard + 1) * part)
+
+
+class UnknownLayout(ValueError):
+    """The sizes do not fit the packing."""
+
+
+def expert_layout(backend: Backend, shape: ExpertShape, shards: int) -> Layout:
+    """The packing of experts of ``shape`` by ``backend`` over ``shards`` devices.
+
+    Args:
+        backend: the packing.
+        shape: the experts' sizes, E, D and F.
+        shards: size of the mesh axes the experts are sharded over.
+
+    Raises:
+        UnknownLayout: the axis that is cut is no multiple of ``shards``.
+    """
+    by_expert = backend in (Backend.GMM_EP, Backend.FUSED_MOE, Backend.XLA_EP)
+    size = shape.experts if by_expert else shape.intermediate
+    if size % shards:
+        axis = "num_experts" if by_expert else "moe_intermediate_size"
+        raise UnknownLayout(f"{axis} {size} is no multiple of {shards} devices")
+    match backend:
+        case Backend.GMM_TP:
+            return _cut(_gmm(backend, shape, shards, pieces=shards, axes=(2, 1)))
+        case Backend.GMM_EP:
+            return _gmm(backend, shape, shards, pieces=1, axes=(0, 0))
+        case Backend.FUSED_MOE:
+            return _fused(shape, shards)
+        case Backend.XLA_TP:
+            return _cut(_host(backend, shape, shards, axes=(1, 2)))
+        case Backend.XLA_EP:
+            return _host(backend, shape, shards, axes=(0, 0))
+
+
+def _cut(layout: Layout) -> Layout:
+    """The layout with blocks that lie in one shard each."""
+    blocks = (part for block in layout.blocks for part in _parts(layout, block))
+    return replace(layout, blocks=tuple(blocks))
+
+
+def _parts(layout: Layout, block: Block) -> Iterator[Block]:
+    by_row = layout.sharded_axis[block.parameter] == 1
+    along = block.rows if by_row else block.columns
+    for shard in range(layout.shards):
+        if span := along.overlap(layout.shard_span(block.parameter, shard)):
+            yield block.part(by_row, span)
+
+
+def _gmm(
+    backend: Backend, shape: ExpertShape, shards: int, *, pieces: int, axes: tuple[int, int]
+) -> Layout:
+    """F is cut into pieces, each padded to 128; w13 is [w1 piece 0, w3 piece 0, w1 piece 1 …]."""
+    experts, hidden, width = shape.experts, shape.hidden, shape.intermediate
+    piece = width // pieces
+    padded = _padded(piece, _LANE)
+    rows = Span(0, hidden)
+    blocks, padding = [], []
+    for number in range(pieces):
+        outputs = Span(number * piece, (number + 1) * piece)
+        for half, projection in enumerate((Projection.GATE, Projection.UP)):
+            start = (2 * number + half) * padded
+            columns = Span(start, start + piece)
+            blocks.append(Block(projection, Parameter.W13, rows, columns, outputs, rows))
+            padding += _gaps(Parameter.W13, rows, Span(start + piece, start + padded))
+    whole = Span(0, width)
+    blocks.append(Block(Projection.DOWN, Parameter.W2, whole, rows, rows, whole))
+    return Layout(
+        backend=backend,
+        shapes={
+            Parameter.W13: (experts, hidden, 2 * padded * pieces),
+            Parameter.W2: (experts, width, hidden),
+        },
+        sharded_axis=dict(zip(Parameter, axes, strict=True)),
+        shards=shards,
+        blocks=tuple(blocks),
+        padding=tuple(padding),
+    )
+
+
+def _fused(shape: ExpertShape, shards: int) -> Layout:
+    """w13 is [E, 2, D, F] and w2 [E, F, D], with D and F padded to 256."""
+    hidden, width = Span(0, shape.hidden), Span(0, shape.intermediate)
+    rows, columns = _padded(shape.hidden, _TILE), _padded(shape.intermediate, _TILE)
+    blocks, padding = [], []
+    for half, projection in enumerate((Projection.GATE, Projection.UP)):
+        first = half * rows
+        here = Span(first, first + shape.hidden)
+        blocks.append(Block(projection, Parameter.W13, here, width, width, hidden))
+        padding += _gaps(Parameter.W13, Span(here.stop, first + rows), Span(0, columns))
+        padding += _gaps(Parameter.W13, here, Span(width.stop, columns))
+    blocks.append(Block(Projection.DOWN, Parameter.W2, width, hidden, hidden, width))
+    padding += _gaps(Parameter.W2, Span(width.stop, columns), Span(0, rows))
+    padding += _gaps(Parameter.W2, width, Span(hidden.stop, rows))
+    return Layout(
+        backend=Backend.FUSED_MOE,
+        shapes={
+            Parameter.W13: (shape.experts, 2 * rows, columns),
+            Parameter.W2: (shape.experts, columns, rows),
+        },
+        sharded_axis=dict.fromkeys(Parameter, 0),
+        shards=shards,
+        blocks=tuple(blocks),
+        padding=tuple(padding),
+    )
+
+
+def _host(backend: Backend, shape: ExpertShape, shards: int, *, axes: tuple[int, int]) -> Layout:
+    """w13 is [E, 2F, D], gate rows first; w2 is [E, D, F]; nothing is transposed or padded."""
+    hidden, width = Span(0, shape.hidden), Span(0, shape.intermediate)
+    up = Span(len(width), 2 * len(width))
+    blocks = (
+        Block(Projection.GATE, Parameter.W13, width, hidden, width, hidden, transposed=False),
+        Block(Projection.UP, Parameter.W13, up, hidden, width, hidden, transposed=False),
+        Block(Projection.DOWN, Parameter.W2, hidden, width, hidden, width, transposed=False),
+    )
+    return Layout(
+        backend=backend,
+        shapes={
+            Parameter.W13: (shape.experts, 2 * len(width), len(hidden)),
+            Parameter.W2: (shape.experts, len(hidden), len(width)),
+        },
+        sharded_axis=dict(zip(Parameter, axes, strict=True)),
+        shards=shards,
+        blocks=blocks,
+        padding=(),
+    )
+
+
+def _padded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _gaps(parameter: Parameter, rows: Span, columns: Span) -> list[Padding]:
+    """A padding rectangle, unless it is empty."""
+    return [Padding(parameter, rows, columns)] if len(rows) and len(columns) else []

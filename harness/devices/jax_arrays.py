@@ -1,0 +1,65 @@
+"""Sees JAX's arrays as :class:`DeviceTensor`; JAX is not imported, only attributes are read."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from harness.base.bits import FROM_ARRAY_NAME, Bits, bits_dtype
+from harness.devices.digest_xla import any_set, shares
+from harness.devices.expert_layout import Span
+from harness.devices.tensors import DeviceShard, DeviceTensor
+
+
+def from_jax(name: str, array: Any) -> DeviceTensor:
+    """See a ``jax.Array`` as a :class:`DeviceTensor`; shards in order of device id.
+
+    Only the shards this process can address are seen.
+    """
+    dtype = FROM_ARRAY_NAME.get(str(array.dtype), str(array.dtype))
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.device.id)
+    return DeviceTensor(
+        name=name,
+        dtype=dtype,
+        shape=tuple(array.shape),
+        shards=tuple(_shard_from_jax(shard, array.shape, dtype) for shard in shards),
+    )
+
+
+def _shard_from_jax(shard: Any, shape: tuple[int, ...], dtype: str) -> DeviceShard:
+    in_host_memory = shard.device.platform == "cpu"
+
+    @cache
+    def view() -> Bits:
+        """The whole part where it lies: CPU devices share the host's memory."""
+        whole: Bits = np.asarray(shard.data).view(bits_dtype(dtype))
+        return whole
+
+    def read_back(index: Any) -> Bits:
+        """A part, sliced on the device, so that only it travels.
+
+        JAX arrays keep what was read back of them, hence another array of the same memory.
+        """
+        bits: Bits = np.asarray(shard.data.addressable_data(0)[index]).view(bits_dtype(dtype))
+        return bits
+
+    def fetch(index: Any) -> Bits:
+        return view()[index] if in_host_memory else read_back(index)
+
+    device = f"{shard.device.platform}:{shard.device.id}"
+    return DeviceShard(
+        device,
+        spans(shard.index, shape),
+        fetch,
+        shares=lambda rectangles: shares(shard.data, tuple(rectangles)),
+        any_set=lambda places: any_set(shard.data, tuple(places)),
+        in_host_memory=in_host_memory,
+    )
+
+
+def spans(index: Any, shape: tuple[int, ...]) -> tuple[Span, ...]:
+    """An index of slices as spans; axes it leaves out are whole."""
+    parts = [*index, *[slice(None)] * (len(shape) - len(index))]
+    return tuple(Span(*part.indices(size)[:2]) for part, size in zip(parts, shape, strict=True))

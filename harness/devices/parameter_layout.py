@@ -1,0 +1,308 @@
+"""The inverse of what upstream does to parameters besides experts: where each row of a tensor lies.
+
+tpu-inference (0.22 to 0.32) takes a linear layer's host weight [outputs, inputs], whose rows are
+several tensors one after the other, transposes it to [inputs, outputs], and, where the outputs are
+divided among n devices, orders them anew so that device i holds the i-th n-th of each tensor
+(``layers/common/utils.py``, ``reorder_concatenated_tensor_for_sharding``). k and v heads are
+repeated, each r times in a row, when n is r times their number (``layers/vllm/custom_ops/
+linear.py``, ``_tile_kv``). The vocabulary is padded with zero rows to a multiple of 64, whatever
+the number of devices (vLLM ``vocab_parallel_embedding.py``, ``pad_vocab_size``), and divided with
+its padding: 500 rows on eight devices are seven parts of 64 and one of 52 and 12 rows of zeros
+(``layers/vllm/quantization/unquantized.py``, ``VllmUnquantizedEmbeddingMethod``). Up to 0.21
+nothing is transposed and no head repeated.
+
+Here that is a table of blocks over integers: which rows of which tensor lie where on the
+parameter's output axis. The code that moves bytes reads the table and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from harness.base.bounds import MOST_HEADS, section, size
+from harness.checkpoint.fp8 import CODES
+from harness.devices.expert_layout import Span
+from harness.devices.mesh import Mesh
+from harness.families.parameters import Cut, Pieces, Rule
+
+_VOCABULARY = 64  # vLLM, DEFAULT_VOCAB_PADDING_SIZE
+_QKV = ("q", "k", "v")
+_KEYS = ("linear_num_key_heads", "linear_key_head_dim")  # linear attention's, where it is
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What of config.json decides a layout.
+
+    Attributes:
+        heads: number of the language model's attention heads.
+        head_dim: width of each.
+        kv_heads: number of its key and value heads.
+        vision_heads: number of the vision tower's heads.
+        linear_keys: width of all key heads of linear attention together.
+    """
+
+    heads: int
+    head_dim: int
+    kv_heads: int
+    vision_heads: int
+    linear_keys: int = 0
+
+
+def sizes_of(config: Mapping[str, Any], where: str = "config.json") -> Sizes:
+    """The sizes that ``config.json`` states.
+
+    Args:
+        config: its content.
+        where: it is, for the error.
+
+    Raises:
+        BadInput: one is absent or no positive integer.
+    """
+    text = section(config, "text_config", where)
+    text = config if text is None else text
+    vision = section(config, "vision_config", where) or {}
+    read = partial(size, where=where, most=MOST_HEADS)
+    linear = any(key in text for key in _KEYS)
+    return Sizes(
+        heads=read(text, "num_attention_heads"),
+        head_dim=read(text, "head_dim"),
+        kv_heads=read(text, "num_key_value_heads"),
+        vision_heads=read(vision, "num_heads", default=1),
+        linear_keys=math.prod(read(text, key) for key in _KEYS) if linear else 0,
+    )
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a release holds parameters: transposed or not, divided or not, k and v repeated or not.
+
+    vLLM's own host layout, which the torch-xla target carries to every device whole, is none of
+    them.
+    """
+
+    transposes: bool = True
+    divides: bool = True
+    repeats: bool = True
+
+
+HOST = Packing(transposes=False, divides=False, repeats=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor of the checkpoint: its name, shape and safetensors dtype."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Rows ``rows`` of tensor ``source``, at ``at`` of the output axis; the ``copy``-th of them."""
+
+    source: str
+    rows: Span
+    at: Span
+    copy: int = 0
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """One parameter on the device.
+
+    Attributes:
+        shape: its global shape.
+        dtype: its safetensors dtype.
+        transposed: whether it holds a matrix as [inputs, outputs].
+        output_axis: the axis of the device array that output features run along.
+        cut_axis: the axis that is divided; None where every device holds all.
+        axes: the mesh axes it is divided over.
+        shards: the number of parts.
+        blocks: every row of every tensor, at least once.
+        padding: what no block covers, on the output axis: zeros.
+        casts: whether bf16 goes to the device by way of f32, which rewrites NaNs. What stays on
+            the host until all is replicated goes as it is (``utils.py``, ``t2j``: a bit cast).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    transposed: bool
+    output_axis: int
+    cut_axis: int | None
+    axes: tuple[str, ...]
+    shards: int
+    blocks: tuple[RowBlock, ...]
+    padding: Span | None
+    casts: bool = True
+
+    def share(self, number: int) -> tuple[Span, ...]:
+        """What shard ``number`` holds, a span an axis."""
+        spans = [Span(0, size) for size in self.shape]
+        if self.cut_axis is not None:
+            part = self.shape[self.cut_axis] // self.shards
+            spans[self.cut_axis] = Span(number * part, (number + 1) * part)
+        return tuple(spans)
+
+    def of_scales(self) -> ParameterLayout:
+        """The layout of a matrix's scales, one for each output: placed as a bias would be."""
+        by_output = self.cut_axis == self.output_axis
+        return replace(
+            self, shape=(self.shape[self.output_axis],), dtype="F32", transposed=False,
+            output_axis=0, cut_axis=0 if by_output else None,
+            axes=self.axes if by_output else (), shards=self.shards if by_output else 1,
+        )  # fmt: skip
+
+
+class UnknownParameterLayout(ValueError):
+    """The tensors do not fit what upstream makes of them."""
+
+
+def parameter_layout(
+    rule: Rule, sources: Sequence[Source], mesh: Mesh, sizes: Sizes, packing: Packing, dtype: str
+) -> ParameterLayout:
+    """Where the rows of ``sources`` lie.
+
+    Args:
+        rule: the parameter's kind.
+        sources: its tensors, [outputs, inputs] or [outputs], in the order of its rows.
+        mesh: the devices.
+        sizes: of the model.
+        packing: what the release does.
+        dtype: what the device is to hold, see :func:`parameter_dtype`.
+
+    Raises:
+        UnknownParameterLayout: the tensors have different inputs, or a piece does not divide.
+    """
+    first = sources[0].shape
+    if any(source.shape[1:] != first[1:] for source in sources):
+        raise UnknownParameterLayout(f"tensors of shapes {[s.shape for s in sources]}")
+    is_matrix = len(first) == 2
+    transposed = rule.transposed and packing.transposes and is_matrix
+    cut = rule.cut if packing.divides and (is_matrix or rule.cut is Cut.OUTPUTS) else Cut.NONE
+    shards = 1 if cut is Cut.NONE else mesh.count(rule.axes)
+    pieces = list(_pieces(rule, sources, sizes, shards if packing.repeats else 1))
+    in_turn = cut is Cut.OUTPUTS and rule.pieces is not Pieces.ROWS  # those are cut with padding
+    blocks = tuple(_blocks(pieces, shards if in_turn else 1))
+    rows = sum(len(block.at) for block in blocks)
+    padded = -(-rows // _VOCABULARY) * _VOCABULARY if rule.pieces is Pieces.ROWS else rows
+    output_axis = 1 if transposed else 0
+    shape = (first[1], padded) if transposed else (padded, *first[1:])
+    cut_axis = {Cut.NONE: None, Cut.OUTPUTS: output_axis, Cut.INPUTS: 1 - output_axis}[cut]
+    if cut_axis is not None and shape[cut_axis] % shards:
+        raise UnknownParameterLayout(f"{shape[cut_axis]} rows over {shards} devices")
+    return ParameterLayout(
+        shape=shape,
+        dtype=dtype,
+        transposed=transposed,
+        output_axis=output_axis,
+        cut_axis=cut_axis,
+        axes=rule.axes if cut_axis is not None else (),
+        shards=shards,
+        blocks=blocks,
+        padding=Span(rows, padded) if padded > rows else None,
+        casts=rule.casts,
+    )
+
+
+def parameter_dtype(rule: Rule, sources: Sequence[Source], model: str, *, fp8: bool) -> str:
+    """The type upstream makes a parameter in, whatever its tensors are stored as.
+
+    Args:
+        rule: the parameter's kind.
+        sources: its tensors.
+        model: the model's type, see :func:`harness.base.bits.model_dtype`.
+        fp8: whether the checkpoint is an FP8 release, whose codes stay codes.
+
+    Raises:
+        UnknownParameterLayout: some of the tensors are codes, and some are not.
+    """
+    if rule.widened:
+        return "F32"
+    dtypes = {source.dtype for source in sources}
+    if not fp8 or CODES not in dtypes:
+        return model
+    if dtypes != {CODES}:
+        raise UnknownParameterLayout(f"tensors of {', '.join(sorted(dtypes))}")
+    return CODES
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows that are divided together: of one tensor, heads of ``head`` rows, each ``copies``."""
+
+    source: str
+    rows: Span
+    copies: int = 1
+    head: int = 1
+
+
+def _pieces(rule: Rule, sources: Sequence[Source], sizes: Sizes, shards: int) -> Iterator[_Piece]:
+    match rule.pieces:
+        case Pieces.QKV:
+            for source, letter in zip(sources, _QKV, strict=True):
+                heads = shards if letter == "q" else sizes.kv_heads
+                rows = Span(0, source.shape[0])
+                yield _Piece(source.name, rows, _copies(shards, heads), sizes.head_dim)
+        case Pieces.QKV_FUSED:
+            third = sources[0].shape[0] // 3
+            for number, letter in enumerate(_QKV):
+                heads = shards if letter == "q" else sizes.vision_heads
+                rows = Span(number * third, (number + 1) * third)
+                head = third // sizes.vision_heads
+                yield _Piece(sources[0].name, rows, _copies(shards, heads), head)
+        case Pieces.QKVZ:
+            mixed, z = sources
+            keys = sizes.linear_keys
+            for start, stop in ((0, keys), (keys, 2 * keys), (2 * keys, mixed.shape[0])):
+                yield _Piece(mixed.name, Span(start, stop))
+            yield _Piece(z.name, Span(0, z.shape[0]))
+        case Pieces.WHOLE | Pieces.ROWS:
+            for source in sources:
+                yield _Piece(source.name, Span(0, source.shape[0]))
+
+
+def _copies(shards: int, heads: int) -> int:
+    """How often each of ``heads`` is held so that every shard has one."""
+    if shards <= heads:
+        return 1
+    if shards % heads:
+        raise UnknownParameterLayout(f"{heads} heads over {shards} devices")
+    return shards // heads
+
+
+def _blocks(pieces: Sequence[_Piece], shards: int) -> Iterator[RowBlock]:
+    """For each shard, its part of each piece."""
+    start = 0
+    for shard in range(shards):
+        for piece in pieces:
+            total = len(piece.rows) * piece.copies
+            if total % shards:
+                raise UnknownParameterLayout(f"{total} rows of {piece.source} over {shards}")
+            part = total // shards
+            for block in _runs(piece, Span(shard * part, (shard + 1) * part)):
+                yield RowBlock(
+                    block.source, block.rows, Span(start, start + len(block.rows)), block.copy
+                )
+                start += len(block.rows)
+
+
+def _runs(piece: _Piece, part: Span) -> Iterator[RowBlock]:
+    """The rows of a piece that ``part`` of its repeated rows are."""
+    if piece.copies == 1:
+        rows = Span(piece.rows.start + part.start, piece.rows.start + part.stop)
+        yield RowBlock(piece.source, rows, rows)
+        return
+    at = part.start
+    while at < part.stop:
+        repeat, offset = divmod(at, piece.head)
+        head, copy = divmod(repeat, piece.copies)
+        length = min(piece.head - offset, part.stop - at)
+        first = piece.rows.start + head * piece.head + offset
+        yield RowBlock(piece.source, Span(first, first + length), part, copy)
+        at += length

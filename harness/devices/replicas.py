@@ -1,0 +1,67 @@
+"""Whether devices that hold the same part of an array hold the same bits of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypedDict
+
+import numpy as np
+
+from harness.base.bits import Bits, as_hex
+from harness.devices.expert_layout import Span
+from harness.devices.tensors import DeviceShard, DeviceTensor
+
+#: The note of a difference between replicas; by it its cause is told from that of wrong values.
+REPLICAS_DIFFER = "replicas differ"
+
+
+class OddReplica(TypedDict):
+    """One device that holds a part otherwise than the first that holds it, as fields."""
+
+    reference: str
+    device: str
+    index: tuple[int, ...]
+    count: int
+    total: int
+    device_name: str
+    note: str
+
+
+def odd_replicas(tensor: DeviceTensor) -> Iterator[OddReplica]:
+    """Every device whose bits are not those of the first device with the same part.
+
+    Args:
+        tensor: of any shape; its shards are read whole where they have replicas.
+
+    Yields:
+        Fields of a difference; ``index`` is the first unequal element in the whole array.
+    """
+    for alike in _by_part(tensor).values():
+        if len(alike) < 2:
+            continue
+        first = np.asarray(alike[0].fetch(...))
+        for shard in alike[1:]:
+            bits = np.asarray(shard.fetch(...))
+            if not np.array_equal(bits, first):
+                yield _odd(tensor, alike[0], first, shard, bits)
+
+
+def _by_part(tensor: DeviceTensor) -> dict[tuple[Span, ...], list[DeviceShard]]:
+    parts: dict[tuple[Span, ...], list[DeviceShard]] = {}
+    for shard in tensor.shards:
+        parts.setdefault(shard.index, []).append(shard)
+    return parts
+
+
+def _odd(
+    tensor: DeviceTensor, first: DeviceShard, wanted: Bits, shard: DeviceShard, found: Bits
+) -> OddReplica:
+    unequal = found != wanted
+    at = tuple(int(i) for i in np.argwhere(unequal)[0])
+    return OddReplica(
+        reference=f"{as_hex(int(wanted[at]), tensor.dtype)} on {first.device}",
+        device=as_hex(int(found[at]), tensor.dtype),
+        index=tuple(i + span.start for i, span in zip(at, shard.index, strict=True)),
+        count=int(np.count_nonzero(unequal)), total=unequal.size,
+        device_name=shard.device, note=REPLICAS_DIFFER,
+    )  # fmt: skip

@@ -1,0 +1,207 @@
+"""What the device holds, as arrays of raw bits with their place on the mesh.
+
+A tensor is seen through its shards: which device, which part of the whole, which bits. The bits of
+one expert are fetched at a time, so host memory stays at an expert slice; on emulated devices
+they are a view of the device's own memory. This file knows arrays only: jax is not imported.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.base.bits import Bits, bits_dtype
+from harness.devices.digest_xla import Rectangle
+from harness.devices.expert_layout import Parameter, Span
+
+_EXPERT_PARAMETER = re.compile(
+    r"(?:^|\.)layers\.(?P<layer>\d+)\.mlp\.experts\.(?:routed_experts\.)?(?P<parameter>\w+)$"
+)
+
+
+def is_of_experts(name: str) -> bool:
+    """Whether a parameter of this name counts as an expert array, known or not.
+
+    Experts' comparison looks at those and no others, that of all other parameters at the rest.
+    """
+    return _EXPERT_PARAMETER.search(name) is not None
+
+
+@dataclass(frozen=True)
+class DeviceShard:
+    """One device's part of a tensor.
+
+    Attributes:
+        device: the device's name, ``cpu:3``.
+        index: the part, as one span per axis of the whole tensor.
+        fetch: gives the bits of an index into this part's first axis, counted from the part's
+            first; of the whole part for ``...``.
+        shares: by XLA on the device, what rectangles of this part add to their experts' digests
+            (:func:`harness.devices.digest_xla.shares`); None where it cannot.
+        any_set: alike, whether any bit is set in ``(rows, columns)`` of each expert.
+        in_host_memory: whether ``fetch`` gives a view of memory the device shares with the host.
+    """
+
+    device: str
+    index: tuple[Span, ...]
+    fetch: Callable[[Any], Bits]
+    shares: Callable[[Sequence[Rectangle]], Any] | None = None
+    any_set: Callable[[Sequence[tuple[Span, Span]]], Any] | None = None
+    in_host_memory: bool = field(kw_only=True)
+
+    def folded(self) -> DeviceShard:
+        """The shard with its middle axes as one."""
+        middle = self.index[1:-1]
+        rows = math.prod(map(len, middle))
+
+        def fetch(index: Any) -> Bits:
+            bits = self.fetch(index)
+            return bits.reshape(*bits.shape[: -len(middle) - 1], rows, bits.shape[-1])
+
+        return replace(self, index=(self.index[0], Span(0, rows), self.index[-1]), fetch=fetch)
+
+
+class _Holding(NamedTuple):
+    """A shard that holds some of a rectangle: where in the shard, where in it; None for all."""
+
+    shard: DeviceShard
+    within: tuple[slice, slice]
+    there: tuple[slice, slice] | None
+
+
+@dataclass(frozen=True)
+class DeviceTensor:
+    """A tensor on the mesh: name, safetensors dtype, global shape, shards."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shards: tuple[DeviceShard, ...]
+
+    def rectangle(self, expert: int, rows: Span, columns: Span) -> Bits:
+        """The bits of one expert's rectangle of a [E, rows, columns] tensor, from its shards.
+
+        A view of the one shard that holds it all, where there is one. Replicas are read once.
+        """
+        out: Bits | None = None
+        for shard, within, there in self._holding(rows, columns):
+            experts = shard.index[0]
+            if not experts.start <= expert < experts.stop:
+                continue
+            part = shard.fetch(expert - experts.start)[within]
+            if there is None:
+                return part
+            if out is None:
+                out = self._zeros(rows, columns)
+            out[there] = part
+        return self._zeros(rows, columns) if out is None else out
+
+    def _holding(self, rows: Span, columns: Span) -> list[_Holding]:
+        """The shards that hold some of a rectangle, found once for all experts."""
+        if (found := self._found.get((rows, columns))) is None:
+            found = self._found[rows, columns] = list(self._search(rows, columns))
+        return found
+
+    def _search(self, rows: Span, columns: Span) -> Iterator[_Holding]:
+        for shard in self.distinct_shards:
+            _, own_rows, own_columns = shard.index
+            down, across = rows.overlap(own_rows), columns.overlap(own_columns)
+            if down and across:
+                whole = (down, across) == (rows, columns)
+                there = None if whole else (down.within(rows), across.within(columns))
+                yield _Holding(shard, (down.within(own_rows), across.within(own_columns)), there)
+
+    @cached_property
+    def _found(self) -> dict[tuple[Span, Span], list[_Holding]]:
+        return {}
+
+    def _zeros(self, rows: Span, columns: Span) -> Bits:
+        return np.zeros((len(rows), len(columns)), dtype=bits_dtype(self.dtype))
+
+    def folded(self) -> DeviceTensor:
+        """The tensor as [E, rows, columns]: axes between the first and the last count as one.
+
+        Itself where a shard cuts one of those axes: no packing does that, and the shape tells.
+        """
+        middle = self.shape[1:-1]
+        whole = all(tuple(map(len, shard.index[1:-1])) == middle for shard in self.shards)
+        if len(middle) < 2 or not whole:
+            return self
+        shape = (self.shape[0], math.prod(middle), self.shape[-1])
+        return replace(self, shape=shape, shards=tuple(s.folded() for s in self.shards))
+
+    def holder(self, expert: int, row: int, column: int) -> DeviceShard | None:
+        """The first shard that holds one element."""
+        return next(
+            (s for s in self.shards if _contains(s.index, (expert, row, column))),
+            None,
+        )
+
+    @cached_property
+    def distinct_shards(self) -> tuple[DeviceShard, ...]:
+        """Every part of the tensor once, as the first device holds it."""
+        first: dict[tuple[Span, ...], DeviceShard] = {}
+        for shard in self.shards:
+            first.setdefault(shard.index, shard)
+        return tuple(first.values())
+
+
+def _contains(index: tuple[Span, ...], at: tuple[int, ...]) -> bool:
+    return all(i in span for span, i in zip(index, at, strict=True))
+
+
+@dataclass(frozen=True)
+class DevicePart:
+    """The expert arrays of one part of the stack, and those nobody asked for.
+
+    Attributes:
+        layers: layer number to its arrays.
+        unknown: names of expert arrays that are neither ``w13_weight`` nor ``w2_weight``.
+        mesh: device names in the order of the mesh axis that experts are sharded over.
+        scales: layer number to the scales of its arrays; those count as unknown, too, where
+            nothing is quantised.
+        local: of ``mesh``, the devices this process addresses; None for all.
+    """
+
+    layers: Mapping[int, Mapping[Parameter, DeviceTensor]]
+    unknown: tuple[str, ...]
+    mesh: tuple[str, ...]
+    scales: Mapping[int, Mapping[Parameter, DeviceTensor]] = field(default_factory=dict)
+    local: frozenset[str] | None = None
+
+
+def device_part(
+    tensors: Iterable[DeviceTensor], mesh: tuple[str, ...], local: frozenset[str] | None = None
+) -> DevicePart:
+    """Pick the expert arrays out of a model's parameters, by upstream's names.
+
+    Up to 0.25 they are called ``…mlp.experts.w13_weight``, from 0.26 on
+    ``…mlp.experts.routed_experts.w13_weight``. What else lies there is not an expert array
+    (:func:`is_of_experts`) and left to the comparison of parameters.
+
+    Args:
+        tensors: the model's parameters.
+        mesh: device names in mesh order.
+        local: of those, the ones this process addresses; None for all.
+    """
+    layers: dict[int, dict[Parameter, DeviceTensor]] = {}
+    scales: dict[int, dict[Parameter, DeviceTensor]] = {}
+    unknown = []
+    for tensor in tensors:
+        if not (match := _EXPERT_PARAMETER.search(tensor.name)):
+            continue
+        if match["parameter"] in set(Parameter):
+            parameters = layers.setdefault(int(match["layer"]), {})
+            parameters[Parameter(match["parameter"])] = tensor.folded()
+            continue
+        unknown.append(tensor.name)
+        weight = match["parameter"].removesuffix("_inv").removesuffix("_scale")
+        if weight in set(Parameter):
+            scales.setdefault(int(match["layer"]), {})[Parameter(weight)] = tensor
+    return DevicePart(layers, tuple(unknown), mesh, scales, local)

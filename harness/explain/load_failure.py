@@ -1,0 +1,121 @@
+"""Why a load failed, from its ledger: what had come by then, and the call it ended in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.explain.causes import NEXT_STEP, Cause, Diagnosis, experts_text, fix_of
+from harness.load.ledger import Ledger, LoaderCall
+
+_LAYERS_LISTED = 4
+
+
+def diagnose_failure(ledger: Ledger, layers: Sequence[int], experts: int) -> list[Diagnosis]:
+    """The cause of a failed load, if its ledger explains it; else "unexplained".
+
+    Args:
+        ledger: of the part whose load raised.
+        layers: the part's layers of experts.
+        experts: how many each has.
+    """
+    call = ledger.calls[-1] if ledger.failed else None
+    known = (
+        (_contract(call, ledger.undelivered(layers, experts)) if call else None)
+        or _streamed_twice(ledger)
+        or _processed_early(ledger, layers, experts)
+    )
+    if known:
+        return [known]
+    if call:
+        return [_failed(Cause.UNEXPLAINED, "a weight_loader raised an error", _called(call))]
+    return [_failed(Cause.UNEXPLAINED, "the stack under test raised an error", "see above")]
+
+
+def never_arrived(
+    diagnosis: Diagnosis, ledger: Ledger, layers: Sequence[int], experts: int
+) -> dict[int, tuple[int, ...]]:
+    """By layer, the experts that ``diagnosis`` says never arrived; what else did not come is open.
+
+    Args:
+        diagnosis: of :func:`diagnose_failure`, with the same ledger, layers and experts.
+        ledger: of the part whose load raised.
+        layers: the part's layers of experts.
+        experts: how many each has.
+    """
+    if diagnosis.cause is Cause.ARGUMENT_CONTRACT:
+        return ledger.undelivered(layers, experts)
+    if diagnosis.cause is Cause.DELIVERED_LATE:
+        return _early(ledger, layers, experts)
+    return {}
+
+
+def _contract(call: LoaderCall, undelivered: dict[int, tuple[int, ...]]) -> Diagnosis | None:
+    """The hook did not find the ids where it looks for them."""
+    if call.ids_are_positional:
+        summary = (
+            "the hook received shard_id and expert_id positionally and reads them from the "
+            f"keyword arguments; {_lost(undelivered)}"
+        )
+        return _failed(Cause.ARGUMENT_CONTRACT, summary, _called(call), fix_of(call.site))
+    if call.layer_type == "QKVParallelLinear" and not call.arguments:
+        summary = "the hook wants a shard_id for a tensor that is stored fused and has none"
+        return _failed(Cause.FUSED_WITHOUT_SHARD, summary, _called(call))
+    return None
+
+
+def _streamed_twice(ledger: Ledger) -> Diagnosis | None:
+    """The tensor it ended with had come before, and its layer was processed meanwhile."""
+    *before, last = ledger.streamed or [""]
+    if last not in before:
+        return None
+    return _failed(
+        Cause.DELIVERED_TWICE,
+        "a tensor was streamed a second time, when its layer was processed already",
+        f"{last} came as tensor {before.index(last) + 1} and again as {len(before) + 1}",
+    )
+
+
+def _processed_early(ledger: Ledger, layers: Sequence[int], experts: int) -> Diagnosis | None:
+    """A layer was processed and some of its experts had not come."""
+    early = _early(ledger, layers, experts)
+    if not early:
+        return None
+    layer, lost = next(iter(early.items()))
+    return _failed(
+        Cause.DELIVERED_LATE,
+        "a layer was processed before all its pieces had come; never arrived: "
+        f"{experts_text(lost)} of layer {layer}",
+        f"the load ended at {ledger.streamed[-1]}, with the layer's parameters replaced already",
+    )
+
+
+def _early(ledger: Ledger, layers: Sequence[int], experts: int) -> dict[int, tuple[int, ...]]:
+    """By layer that was processed, the experts of it that had not come.
+
+    A last call that found its layer unprocessed counts as come: it had the layer processed, and
+    that is where the error came from.
+    """
+    late = ledger.failed and ledger.calls[-1].late
+    undelivered = replace(ledger, failed=late).undelivered(layers, experts)
+    return {
+        layer: undelivered[layer] for layer in ledger.processed_layers() if layer in undelivered
+    }
+
+
+def _called(call: LoaderCall) -> str:
+    return f"{call.site} called {call.as_call} of a {call.layer_type}"
+
+
+def _failed(cause: Cause, summary: str, evidence: str, fix: str = "") -> Diagnosis:
+    next_step = f"{NEXT_STEP[cause]}{fix}"
+    return Diagnosis(cause=cause, summary=summary, evidence=evidence, next_step=next_step)
+
+
+def _lost(undelivered: dict[int, tuple[int, ...]]) -> str:
+    layers = [f"layer {layer}: {experts_text(e)}" for layer, e in undelivered.items()]
+    if not layers:
+        return "its experts never arrived"
+    more = len(layers) - _LAYERS_LISTED
+    listed = "; ".join(layers[:_LAYERS_LISTED]) + (f"; and {more} layers more" if more > 0 else "")
+    return f"never arrived: {listed}"

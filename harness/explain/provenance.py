@@ -1,0 +1,159 @@
+"""What a slice holds instead: found by its bytes among those of the reference.
+
+Built only when something differs. Whole slices are looked up by digest, in their own layer first
+and then in all others; rows and columns by digest within their layer, so that a slice pieced
+together from parts of others is recognised; and runs of bytes anywhere in the checkpoint's files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from harness.base.bits import Bits
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.families.experts import ExpertKey, ReferencePart
+
+_NEEDLE_ELEMENTS = 24
+_SEARCHED = 8 << 30
+#: Bytes of files that are searched for the slices of a layer, and for those of all: thousands of
+#: slices of garbage must not take longer than a job may.
+OF_LAYER, OF_ALL = 8 * _SEARCHED, 24 * _SEARCHED
+
+
+#: A tensor and a byte of it.
+Place = tuple[str, int]
+
+
+class Line(NamedTuple):
+    """A row or a column of a reference slice."""
+
+    key: ExpertKey
+    number: int
+
+
+class ReferenceIndex:
+    """Digests of reference slices and their rows and columns, made as they are asked for.
+
+    Args:
+        parts: all parts of the checkpoint.
+        bits_of: what the device is to hold for a key, [output, input].
+
+    Attributes:
+        unsearched: slices whose bytes were not looked for, since the searches were spent.
+    """
+
+    def __init__(
+        self, parts: Sequence[ReferencePart], bits_of: Callable[[ExpertKey], Bits]
+    ) -> None:
+        self._parts = {part.part: part for part in parts}
+        self.bits_of = bits_of
+        self._slices: dict[tuple[str, int], dict[bytes, ExpertKey]] = {}
+        self._lines: dict[tuple[str, int, int], dict[bytes, Line]] = {}  # of one layer
+        self._searched: Counter[tuple[str, int]] = Counter()
+        self._last_found: dict[tuple[str, int], str] = {}
+        self.unsearched: set[ExpertKey] = set()
+
+    def slice(self, near: ExpertKey, bits: Bits) -> ExpertKey | None:
+        """The slice whose bytes ``bits`` are; those nearest to ``near`` are looked at first."""
+        digest = _digest(bits)
+        for part, layer in self._layers(near):
+            if found := self._layer(part, layer).get(digest):
+                return found
+        return None
+
+    def lines(self, key: ExpertKey, bits: Bits, axis: int) -> list[Line | None]:
+        """For each row (axis 0) or column (axis 1) of ``bits``, whose bytes it is in its layer."""
+        known = self._layer_lines(key, axis)
+        return [known.get(_digest(line)) for line in (bits if axis == 0 else bits.T)]
+
+    def bytes_at(self, near: ExpertKey, checkpoint: Checkpoint, run: bytes) -> Place | None:
+        """Where ``run``, of slice ``near``, stands in the files; None, too, if not looked for.
+
+        What was found for the last slice of its layer is looked at first, and always.
+        """
+        layer = (near.part, near.layer)
+        last = self._last_found.get(layer)
+        if last and (at := checkpoint.bits(last).tobytes().find(run)) >= 0:
+            return last, at
+        if self._searched[layer] >= OF_LAYER or self._searched.total() >= OF_ALL:
+            self.unsearched.add(near)
+            return None
+        if found := find_bytes(checkpoint, run):
+            self._last_found[layer] = found[0]
+        self._searched[layer] += _read(checkpoint, found)
+        return found
+
+    def _layers(self, near: ExpertKey) -> Iterator[tuple[str, int]]:
+        yield near.part, near.layer
+        for part in self._parts.values():
+            for layer in part.layers:
+                if (part.part, layer) != (near.part, near.layer):
+                    yield part.part, layer
+
+    def _layer(self, part: str, layer: int) -> dict[bytes, ExpertKey]:
+        if (part, layer) not in self._slices:
+            self._slices[part, layer] = {
+                _digest(self.bits_of(key)): key for key in self._keys(part, layer)
+            }
+        return self._slices[part, layer]
+
+    def _layer_lines(self, near: ExpertKey, axis: int) -> dict[bytes, Line]:
+        place = (near.part, near.layer, axis)
+        if place not in self._lines:
+            self._lines = {p: k for p, k in self._lines.items() if p[:2] == place[:2]}
+            known: dict[bytes, Line] = {}
+            for key in self._keys(near.part, near.layer):
+                bits = self.bits_of(key)
+                for number, line in enumerate(bits if axis == 0 else bits.T):
+                    known.setdefault(_digest(line), Line(key, number))
+            self._lines[place] = known
+        return self._lines[place]
+
+    def _keys(self, part: str, layer: int) -> Iterator[ExpertKey]:
+        return next(p for name, p in self._parts.items() if name == part).keys_of(layer)
+
+
+def needle(bits: Bits, unequal: Bits) -> bytes | None:
+    """Bytes of the first run of unequal elements along a row that is worth looking for.
+
+    A run of one repeated value could stand anywhere and is none.
+    """
+    for row, differs in zip(bits, unequal, strict=True):
+        (starts,) = np.nonzero(differs)
+        for start in starts[:: _NEEDLE_ELEMENTS // 2]:
+            run = row[start : start + _NEEDLE_ELEMENTS]
+            if run.size == _NEEDLE_ELEMENTS and np.unique(run).size > _NEEDLE_ELEMENTS // 2:
+                return np.ascontiguousarray(run).tobytes()
+    return None
+
+
+def find_bytes(checkpoint: Checkpoint, run: bytes) -> Place | None:
+    """The tensor that holds ``run``, and the byte of it; the first _SEARCHED bytes are searched."""
+    searched = 0
+    for name, entry in checkpoint.entries.items():
+        if (searched := searched + entry.nbytes) > _SEARCHED:
+            return None
+        if (at := checkpoint.bits(name).tobytes().find(run)) >= 0:
+            return name, at
+    return None
+
+
+def _read(checkpoint: Checkpoint, found: Place | None) -> int:
+    """Bytes that :func:`find_bytes` went through."""
+    if found is None:
+        return min(checkpoint.nbytes, _SEARCHED)
+    names = list(checkpoint.entries)
+    before = names[: names.index(found[0]) + 1]
+    return sum(checkpoint.entries[name].nbytes for name in before)
+
+
+def _digest(bits: Bits) -> bytes:
+    shape = str(bits.shape).encode()
+    return hashlib.blake2b(
+        np.ascontiguousarray(bits).data, digest_size=16, person=shape[:16]
+    ).digest()

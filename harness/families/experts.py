@@ -1,0 +1,303 @@
+"""The reference experts: every expert's three matrices, sliced lazily out of a checkpoint.
+
+All expert views, this one and the device's, give a matrix in one orientation, that of a linear
+layer's weight: [output features, input features], so gate and up are [F, D] and down is [D, F].
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from harness.base.bits import Bits, converted, model_dtype
+from harness.base.bounds import MOST_EXPERTS, shown, size
+from harness.base.errors import BadInput
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.checkpoint.fp8 import CODES, SCALE_SUFFIX
+from harness.families.family import ExpertNaming, Part, Projection, Storage
+
+
+class ExpertKey(NamedTuple):
+    """Names one matrix of one expert."""
+
+    part: Part
+    layer: int
+    expert: int
+    projection: Projection
+
+    def __str__(self) -> str:
+        return f"{self.part} layer {self.layer} expert {self.expert} {self.projection}"
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """Sizes of a part's experts: E ``experts``, D ``hidden``, F ``intermediate``.
+
+    ``dtype`` is what the device is to hold: the model's, or F8_E4M3 in an FP8 release.
+    """
+
+    experts: int
+    hidden: int
+    intermediate: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class ExpertSource:
+    """Where a matrix stands: file, tensor, and the slice of it."""
+
+    file: str
+    tensor: str
+    slice: str
+
+    def __str__(self) -> str:
+        return f"{self.file} {self.tensor}{self.slice}"
+
+
+class ReferencePart(Mapping[ExpertKey, Bits]):
+    """The experts of one part of a checkpoint: a lazy mapping of keys to bits.
+
+    Values are read when they are asked for, by one range of the file or of a store's object, and
+    converted where a tensor's type is not the one the device is to hold
+    (:func:`harness.base.bits.converted`): uint of the width of ``shape.dtype``, [F, D] for gate and
+    up, [D, F] for down.
+
+    Args:
+        checkpoint: where the tensors are.
+        naming: how this part's experts are named and stored.
+        num_layers: of the decoder, this many layers from the first on.
+
+    Raises:
+        BadInput: a tensor of a layer is absent, shapes contradict the layout that the family
+            publishes, an FP8 release has codes of another type, or config.json states a dtype
+            that no model is made in.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, naming: ExpertNaming, num_layers: int | None = None
+    ) -> None:
+        self.part = naming.part
+        self.naming = naming
+        self.layers = naming.layers_in(checkpoint.entries)
+        if num_layers is not None and self.part is Part.DECODER:
+            self.layers = self.layers[:num_layers]
+        self.checkpoint = checkpoint
+        self._last = threading.local()
+        stored = {entry.dtype for entry in checkpoint.entries.values()}
+        where = checkpoint.place.where("config.json")
+        self.model_dtype = model_dtype(checkpoint.config, stored, where)
+        self.shape = self._shape()
+        for layer in self.layers:
+            self._require_layout(layer)
+
+    def __len__(self) -> int:
+        return len(self.layers) * self.shape.experts * len(Projection)
+
+    def __iter__(self) -> Iterator[ExpertKey]:
+        for layer in self.layers:
+            yield from self.keys_of(layer)
+
+    def keys_of(self, layer: int) -> Iterator[ExpertKey]:
+        """The keys of one layer: experts ascending, gate, up, down."""
+        for expert in range(self.shape.experts):
+            for projection in Projection:
+                yield ExpertKey(self.part, layer, expert, projection)
+
+    def __getitem__(self, key: ExpertKey) -> Bits:
+        return converted(*self.stored(key), self.shape.dtype)
+
+    def stored(self, key: ExpertKey) -> tuple[Bits, str]:
+        """The bits of ``key`` as the checkpoint has them, [output, input], and their dtype."""
+        name, index = self._locate(key)
+        dtype = self.checkpoint.entries[name].dtype
+        if self.naming.storage is Storage.PER_EXPERT:
+            return self.checkpoint.bits(name, index), dtype
+        matrix = self._block(name, key.expert)[index[1:]]
+        return (matrix.T if self.naming.storage is Storage.FUSED_TRANSPOSED else matrix), dtype
+
+    def _block(self, name: str, expert: int) -> Bits:
+        """One expert's part of a fused tensor; gate and up are asked for one after the other.
+
+        Each thread keeps its last one, so that it is read once.
+        """
+        last = getattr(self._last, "block", None)
+        if last is None or last[0] != (name, expert):
+            self._last.block = last = ((name, expert), self.checkpoint.bits(name, (expert,)))
+        bits: Bits = last[1]
+        return bits
+
+    def source(self, key: ExpertKey) -> ExpertSource:
+        """File, tensor and slice of ``key``, as a reader would write them."""
+        name, index = self._locate(key)
+        file = self.checkpoint.entries[name].file.name
+        if self.naming.storage is Storage.PER_EXPERT:
+            return ExpertSource(file, name, "")
+        return ExpertSource(file, name, f"[{', '.join(map(_as_text, index))}]")
+
+    def _locate(self, key: ExpertKey) -> tuple[str, tuple[int | slice, ...]]:
+        naming, width = self.naming, self.shape.intermediate
+        if naming.storage is Storage.PER_EXPERT:
+            return naming.expert_name(key.layer, key.expert, key.projection), ()
+        if key.projection is Projection.DOWN:
+            return naming.fused_name(key.layer, "down_proj"), (key.expert,)
+        half = slice(0, width) if key.projection is Projection.GATE else slice(width, 2 * width)
+        name = naming.fused_name(key.layer, "gate_up_proj")
+        if naming.storage is Storage.FUSED_TRANSPOSED:
+            return name, (key.expert, slice(None), half)
+        return name, (key.expert, half)
+
+    def _shape(self) -> ExpertShape:
+        """The sizes, from config.json: the orientation of a fused tensor must not be guessed."""
+        text, where = self.checkpoint.text, self.checkpoint.place.where("config.json")
+        dtype = CODES if self.checkpoint.fp8 else self.model_dtype
+        return ExpertShape(
+            experts=size(text, "num_experts", where, most=MOST_EXPERTS),
+            hidden=size(text, "hidden_size", where),
+            intermediate=size(text, "moe_intermediate_size", where),
+            dtype=dtype,
+        )
+
+    def names_of(self, layer: int) -> Collection[str]:
+        """The names of a layer's expert tensors."""
+        shape = self.shape
+        return self._expected(layer, shape.experts, shape.hidden, shape.intermediate).keys()
+
+    def _expected(
+        self, layer: int, experts: int, hidden: int, width: int
+    ) -> dict[str, tuple[int, ...]]:
+        """The tensors a layer must have, and their shapes."""
+        naming = self.naming
+        if naming.storage is Storage.PER_EXPERT:
+            return {
+                naming.expert_name(layer, expert, projection): (
+                    (hidden, width) if projection is Projection.DOWN else (width, hidden)
+                )
+                for expert in range(experts)
+                for projection in Projection
+            }
+        gate_up, down = (2 * width, hidden), (hidden, width)
+        if naming.storage is Storage.FUSED_TRANSPOSED:
+            gate_up, down = gate_up[::-1], down[::-1]
+        return {
+            naming.fused_name(layer, "gate_up_proj"): (experts, *gate_up),
+            naming.fused_name(layer, "down_proj"): (experts, *down),
+        }
+
+    def _require_layout(self, layer: int) -> None:
+        shape = self.shape
+        wanted = self._expected(layer, shape.experts, shape.hidden, shape.intermediate)
+        for name, sizes in wanted.items():
+            entry = self.checkpoint.entries.get(name)
+            if entry is None:
+                raise BadInput(
+                    f"expert tensor {name!r} is absent",
+                    where=self.checkpoint.path,
+                    expected=f"{len(wanted)} expert tensors in {self.part} layer {layer}",
+                    hint="finish the download, or correct num_experts in config.json",
+                )
+            dtype = CODES if self.checkpoint.fp8 else entry.dtype
+            if (entry.shape, entry.dtype) != (sizes, dtype):
+                raise BadInput(
+                    f"expert tensor {name!r} is {entry.dtype} {list(entry.shape)}",
+                    where=str(entry.file),
+                    expected=f"{dtype} {list(sizes)}, the layout "
+                    f"{self.checkpoint.family.name} is published in ({self.naming.storage})",
+                    hint="the published files; transformers saves other layouts than these",
+                )
+
+
+def _as_text(index: int | slice) -> str:
+    if isinstance(index, int):
+        return str(index)
+    return ":" if index.start is None else f"{index.start}:{index.stop}"
+
+
+def reference_parts(
+    checkpoint: Checkpoint, num_layers: int | None = None
+) -> tuple[ReferencePart, ...]:
+    """The experts of ``checkpoint``, part by part: the decoder, then the MTP layer if it has one.
+
+    Args:
+        checkpoint: where they are.
+        num_layers: cut the decoder to its first layers, as an override of the model's
+            configuration cuts it for the load.
+
+    Raises:
+        BadInput: there is no expert tensor, expert tensors of a part stand in two storages, or
+            a tensor that looks like an expert's has a name the family does not publish.
+    """
+    parts = [
+        ReferencePart(checkpoint, naming)
+        for naming in checkpoint.namings
+        if naming.layers_in(checkpoint.entries)
+    ]
+    names = [part.part for part in parts]
+    if Part.DECODER not in names or len(set(names)) != len(names):
+        raise BadInput(
+            "no decoder experts" if Part.DECODER not in names else "a part is stored twice",
+            where=checkpoint.path,
+            expected=f"the tensors of {checkpoint.family.name}, each part once",
+            hint="the published files; a directory may hold two formats of the same weights",
+        )
+    for part in Part:
+        found = next((p.layers for p in parts if p.part is part), ())
+        _require_layers(checkpoint, part, found)
+    _require_no_stray(checkpoint, parts)
+    if num_layers is None:
+        return tuple(parts)
+    _require_cut(parts, num_layers)
+    return tuple(ReferencePart(checkpoint, part.naming, num_layers) for part in parts)
+
+
+def _require_cut(parts: list[ReferencePart], num_layers: int) -> None:
+    count = next(len(part.layers) for part in parts if part.part is Part.DECODER)
+    if not 1 <= num_layers <= count:
+        raise BadInput(
+            f"a load of {num_layers} layers",
+            where="--num-layers",
+            expected=f"1 to {count}, the layers of the checkpoint",
+            hint="--num-layers 1",
+        )
+
+
+_LAYER_COUNT = {Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers"}
+
+
+def announced_layers(checkpoint: Checkpoint, part: Part) -> int:
+    """How many layers of ``part`` config.json announces; 0 where it has none.
+
+    Raises:
+        BadInput: it announces no number, or more layers than there are tensors.
+    """
+    where, most = checkpoint.place.where("config.json"), len(checkpoint.entries)
+    return size(checkpoint.text, _LAYER_COUNT[part], where, least=0, most=most, default=0)
+
+
+def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) -> None:
+    """The layers in the files must be those config.json announces: the loader builds the latter."""
+    announced = tuple(range(announced_layers(checkpoint, part)))
+    if found != announced:
+        raise BadInput(
+            f"{part} layers with experts in the files: {shown(list(found)) if found else 'none'}",
+            where=checkpoint.path,
+            expected=f"layers 0 to {len(announced) - 1}, as {_LAYER_COUNT[part]} of config.json "
+            "says"
+            if announced
+            else f"none, as {_LAYER_COUNT[part]} of config.json says",
+            hint="finish the download, or take config.json and files from the same revision",
+        )
+
+
+def _require_no_stray(checkpoint: Checkpoint, parts: list[ReferencePart]) -> None:
+    covered = {name for part in parts for layer in part.layers for name in part.names_of(layer)}
+    covered |= {f"{name}{SCALE_SUFFIX}" for name in covered} if checkpoint.fp8 else set()
+    stray = sorted(n for n in checkpoint.entries if ".experts." in n and n not in covered)
+    if stray:
+        raise BadInput(
+            f"{len(stray)} expert tensors would not be compared, the first is {stray[0]!r}",
+            where=str(checkpoint.entries[stray[0]].file),
+            expected=f"only the expert tensors {checkpoint.family.name} publishes",
+            hint="correct num_experts in config.json, or add the naming to harness/families/family.py",
+        )

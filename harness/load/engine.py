@@ -1,0 +1,82 @@
+"""Loads a checkpoint through the real stack, in the process that calls it, as its target asks."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+
+from harness.base.errors import InternalError, TargetUnavailable
+from harness.compare.equality import warm_up
+from harness.families.family import Part
+from harness.load import emulated_slice, tpu_engine, xla_engine
+from harness.load.hook import Hook
+from harness.load.loaded import Adapt, Ledgers, Loaded
+from harness.load.target import Target
+
+_MODELS = (
+    "vllm.model_executor.models.qwen3_vl_moe",
+    "vllm.model_executor.models.qwen3_5",
+    "vllm.model_executor.models.qwen3_5_mtp",
+)
+
+
+def preload(target: str) -> None:
+    """Import the stack of the named target, touching no device, so that forked loads need not.
+
+    What compares is compiled, too.
+
+    Raises:
+        TargetUnavailable: an import touched a device: the loads forked from here would inherit it.
+        InternalError: what compares does not compile.
+        Exception: whatever the stack raises when it is imported.
+    """
+    modules = xla_engine.MODULES if target == "torch-xla" else tpu_engine.MODULES
+    for module in (*modules, *_MODELS):
+        importlib.import_module(module)
+    with InternalError.instead():
+        warm_up()
+    if tpu_engine.alive() or xla_engine.alive():
+        raise TargetUnavailable(
+            "importing the stack touched a device",
+            where=f"the loading process of {target}",
+            expected="no backend of XLA alive before the first load is forked",
+            hint="a module of the checkout under test that makes an array when it is imported",
+        )
+
+
+def leave(target: Target) -> None:
+    """End this process's part in a slice, when all hosts have come so far."""
+    if target.hosts > 1 and target.platform == "cpu":
+        emulated_slice.leave()
+
+
+def load(
+    checkpoint: str,
+    target: Target,
+    parts: Collection[Part],
+    *,
+    hook: Hook = Hook.UPSTREAM,
+    num_layers: int | None = None,
+    ledgers: Ledgers | None = None,
+    adapt: Adapt = lambda loader: loader,
+) -> Loaded:
+    """Stream ``checkpoint`` onto ``target`` and return what arrived.
+
+    Args:
+        checkpoint: the model path vLLM is given.
+        target: where to; this process must have been started with its environment.
+        parts: what to load: the target model, the draft model, or both.
+        hook: the loader hook the load goes through.
+        num_layers: build the decoder with its first layers only; all of it is streamed anyway.
+        ledgers: receives each part's loader calls, also those before an error.
+        adapt: changes the loader class under test, for tests that plant faults in it.
+
+    Raises:
+        TargetUnavailable: this process has other devices than the target's.
+        Exception: whatever the stack under test raises, unchanged.
+    """
+    load_onto = xla_engine.load if target.name == "torch-xla" else tpu_engine.load
+    ledgers = {} if ledgers is None else ledgers
+    return load_onto(
+        checkpoint, target, parts, hook=hook, num_layers=num_layers, ledgers=ledgers, adapt=adapt
+    )

@@ -1,0 +1,214 @@
+"""Records a load and poisons what it is to fill, by a loader registered for the load format.
+
+A subclass of the loader under test, registered where that one registers itself (vLLM
+``model_loader/__init__.py``, ``register_model_loader``), steps in once: between the model's
+initialisation and its ``load_weights``. It changes nothing the stack does. Each parameter's
+``weight_loader``, with whatever hook is around it already, gets one more wrapper, that notes the
+call and passes it on.
+
+Poison is a bit pattern in every parameter before anything is written to it, so that "never
+written" is told from "written with zeros". A parameter gets it right before its first write, or,
+never written, at the end: the same as all at the start, without making the whole model resident
+at once, which incremental processing is there to avoid. One element is poisoned at the start: where
+that is gone and no loader was called, the parameter was written past the recorder, and left alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from functools import update_wrapper
+from typing import Any
+
+from harness.base import progress
+from harness.base.errors import InternalError
+from harness.families.family import Part
+from harness.load.ledger import POISON, Ledger, LoaderCall
+
+#: :data:`harness.load.ledger.POISON` as the signed integers torch fills with.
+_AS_INTEGER = {1: POISON[1], 2: POISON[2] - (1 << 16), 4: POISON[4] - (1 << 32)}
+
+#: The loader's arguments that every call has.
+_NOT_IDS = ("param", "loaded_weight")
+
+
+def recording(base: type[Any], ledgers: dict[Part, Ledger]) -> type[Any]:
+    """A loader like ``base`` that records the load of each part of the stack.
+
+    Args:
+        base: a subclass of vLLM's ``RunaiModelStreamerLoader``.
+        ledgers: receives a ledger for each part that is loaded.
+    """
+
+    class RecordingLoader(base):  # type: ignore[misc]
+        def load_weights(self, model: Any, model_config: Any) -> None:
+            part = Part.MTP if "MTP" in type(model).__name__ else Part.DECODER
+            recorder = Recorder(model, ledgers.setdefault(part, Ledger()))
+            self._recorder = recorder
+            recorder.attach()
+            try:
+                super().load_weights(model, model_config)
+            except Exception:
+                recorder.note_processed()
+                raise
+            recorder.finish()
+
+        def _get_weights_iterator(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+            for name, tensor in self._recorder.timed(
+                super()._get_weights_iterator(*args, **kwargs)
+            ):
+                self._recorder.streaming(name)
+                yield name, tensor
+
+    return RecordingLoader
+
+
+class Recorder:
+    """Notes the loader calls of one model.
+
+    Args:
+        model: a ``torch.nn.Module`` before its ``load_weights``.
+        ledger: where to.
+    """
+
+    def __init__(self, model: Any, ledger: Ledger) -> None:
+        self._model = model
+        self._ledger = ledger
+        self._source = ""
+        self._clean: set[int] = set()  # ids of parameters that hold no poison yet
+        self._places: dict[str, tuple[Any, str, weakref.ref[Any]]] = {}
+
+    @InternalError.instead()
+    def attach(self) -> None:
+        """Wrap the ``weight_loader`` of every parameter.
+
+        A parameter without one is loaded by ``default_weight_loader``: every caller in vLLM asks
+        ``getattr(param, "weight_loader", default_weight_loader)``. It gets that, wrapped.
+        """
+        from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+
+        for module_name, module in self._model.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                full_name = f"{module_name}.{name}".lstrip(".")
+                self._ledger.parameters.append(full_name)
+                if id(parameter) in self._clean:
+                    continue  # tied: it belongs to several modules
+                self._clean.add(id(parameter))
+                _mark(parameter)
+                self._places[full_name] = (module, name, weakref.ref(parameter))
+                loader = getattr(parameter, "weight_loader", default_weight_loader)
+                parameter.weight_loader = self._wrapped(loader, module, name, full_name)
+
+    def streaming(self, name: str) -> None:
+        """Note which tensor of the checkpoint comes next."""
+        self._source = name
+        self._ledger.streamed.append(name)
+
+    @InternalError.instead()
+    def note_processed(self) -> None:
+        """Name the parameters that are in their modules no more: processing replaced them."""
+        self._ledger.processed += [
+            full_name
+            for full_name, (module, name, parameter) in self._places.items()
+            if module._parameters.get(name) is not parameter()
+        ]
+
+    def timed(self, stream: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """Pass a stream on; count its bytes and the seconds waited for it."""
+        started = time.perf_counter()
+        for name, tensor in stream:
+            self._ledger.stream_seconds += time.perf_counter() - started
+            self._ledger.stream_bytes += tensor.nbytes
+            progress.advance(tensor.nbytes)
+            yield name, tensor
+            started = time.perf_counter()
+
+    @InternalError.instead()
+    def finish(self) -> None:
+        """Poison what was never written, and name it; name what was written by no loader."""
+        self._ledger.finished = True
+        for name, parameter in self._model.named_parameters():
+            if id(parameter) in self._clean:
+                if not _is_marked(parameter):
+                    self._ledger.bypassed.append(name)
+                    continue
+                _poison(parameter)
+            if _is_poison(parameter):
+                self._ledger.unwritten.append(name)
+
+    def _wrapped(
+        self, loader: Callable[..., Any], module: Any, name: str, full_name: str
+    ) -> Callable[..., Any]:
+        ledger, clean, layer_type = self._ledger, self._clean, type(module).__name__
+
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            frame = sys._getframe(1)
+            parameter = args[0] if args else kwargs["param"]
+            ledger.calls.append(
+                LoaderCall(
+                    full_name,
+                    layer_type,
+                    self._source,
+                    tuple(map(_plain, args[2:])),
+                    {k: _plain(v) for k, v in kwargs.items() if k not in _NOT_IDS},
+                    f"{frame.f_code.co_filename}:{frame.f_lineno}",
+                    module._parameters.get(name) is not parameter,
+                )
+            )
+            if id(parameter) in clean:
+                clean.discard(id(parameter))
+                _poison(parameter)
+            ledger.failed = True
+            result = loader(*args, **kwargs)
+            ledger.failed = False
+            return result
+
+        # Attributes of the loader (vLLM reads ``supports_moe_loading``) stay visible.
+        return update_wrapper(recorded, loader)
+
+
+def _poison(parameter: Any) -> None:
+    """Fill a host tensor of floats with the poison; leave all others alone."""
+    if (bits := _bits(parameter)) is not None:
+        bits.fill_(_AS_INTEGER[bits.element_size()])
+
+
+def _mark(parameter: Any) -> None:
+    """Poison the first element of a host tensor of floats."""
+    if (bits := _bits(parameter)) is not None and bits.numel():
+        bits[(0,) * bits.ndim] = _AS_INTEGER[bits.element_size()]
+
+
+def _is_marked(parameter: Any) -> bool:
+    """Whether its first element is poison; of what cannot be poisoned nothing is known."""
+    if (bits := _bits(parameter)) is None or not bits.numel():
+        return True
+    return bool(bits[(0,) * bits.ndim] == _AS_INTEGER[bits.element_size()])
+
+
+def _is_poison(parameter: Any) -> bool:
+    bits = _bits(parameter)
+    if bits is None or not bits.numel() or not _is_marked(parameter):
+        return False  # as a rule by the first element: the rest need not be read
+    return bool((bits == _AS_INTEGER[bits.element_size()]).all())
+
+
+def _bits(parameter: Any) -> Any:
+    """The bits of a host tensor of floats, as integers; None for any other."""
+    import torch
+
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+    on_host = type(parameter.data) is torch.Tensor and parameter.device.type == "cpu"
+    width = parameter.element_size()
+    if not (on_host and parameter.is_floating_point() and width in integers):
+        return None
+    if parameter.untyped_storage().nbytes() == 0:  # processed and freed
+        return None
+    return parameter.data.view(integers[width])
+
+
+def _plain(value: object) -> object:
+    """An argument as the ledger keeps it: ids and names as they are, of the rest the type."""
+    return value if isinstance(value, int | str | None) else type(value).__name__

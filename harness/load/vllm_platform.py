@@ -1,0 +1,35 @@
+"""vLLM's platform plugin: names the platform of a load process.
+
+vLLM looks for a TPU by importing libtpu; without one it finds no platform. An out-of-tree plugin
+(entry point group ``vllm.platform_plugins``, read by ``vllm.platforms``,
+``resolve_current_platform_cls_qualname``) is the public way to name one, and it wins over the
+built-in ones. It answers only in processes that a target of the harness started: everywhere else
+vLLM decides as if this package were not there.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+
+#: Set, to a :class:`Platform`, in the processes of targets that name vLLM's platform.
+PLATFORM = "HARNESS_PLATFORM"
+
+
+class Platform(StrEnum):
+    """The platforms a target can name."""
+
+    EMULATED_TPU = "emulated-tpu"
+    HOST = "host"
+
+
+_CLASSES = {
+    Platform.EMULATED_TPU: "tpu_inference.platforms.tpu_platform.TpuPlatform",
+    Platform.HOST: "harness.load.host_platform.HostPlatform",
+}
+
+
+def platform() -> str | None:
+    """The platform class vLLM is to use, or None where no target of the harness named one."""
+    named = os.environ.get(PLATFORM)
+    return _CLASSES[Platform(named)] if named else None

@@ -1,0 +1,233 @@
+"""Loads through vLLM's own streamer loader and torch_xla: the torch-xla target.
+
+vLLM has no torch_xla platform any more. Its loader streams the checkpoint into the model's
+parameters on the host, by the load format under test; each parameter then goes to the XLA
+devices, an expert's whole or cut by SPMD, all others to every device, and is read back from there.
+vLLM's processing after a load, which repacks weights for a kernel, is no part of this way and is
+not run.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from harness.base.bits import FROM_ARRAY_NAME, Bits, bits_dtype
+from harness.base.errors import TargetUnavailable
+from harness.devices.expert_layout import Backend, Parameter
+from harness.devices.jax_arrays import spans
+from harness.devices.tensors import DeviceShard, DeviceTensor
+from harness.families.family import Part
+from harness.load.cut import cut, overrides
+from harness.load.hook import Hook, attach
+from harness.load.loaded import Adapt, Ledgers, Loaded
+from harness.load.recording import recording
+from harness.load.target import Target
+
+MODULES = ("torch", "vllm.engine.arg_utils", "vllm.model_executor.model_loader")
+
+#: The axis of [E, rows, columns] each expert parameter is cut along; all others are not cut.
+_CUT = {
+    Backend.XLA_TP: {Parameter.W13.value: 1, Parameter.W2.value: 2},
+    Backend.XLA_EP: {Parameter.W13.value: 0, Parameter.W2.value: 0},
+}
+
+
+def load(
+    checkpoint: str,
+    target: Target,
+    parts: Collection[Part],
+    *,
+    hook: Hook = Hook.UPSTREAM,
+    num_layers: int | None = None,
+    ledgers: Ledgers,
+    adapt: Adapt,
+) -> Loaded:
+    """Stream ``checkpoint`` to the host, carry it to ``target``, return what arrived.
+
+    Args:
+        checkpoint: the model path vLLM is given.
+        target: this process must have been started with its environment.
+        parts: the target model, the draft model, or both.
+        hook: the loader hook; ``upstream`` is none here, vLLM's own loaders are called as they are.
+        num_layers: build the decoder with its first layers only; all of it is streamed anyway.
+        ledgers: receives each part's loader calls, also those before an error.
+        adapt: changes the loader class under test, for tests that plant faults in it.
+
+    Raises:
+        TargetUnavailable: torch_xla has another number of devices.
+        Exception: whatever the stack under test raises, unchanged.
+    """
+    started = time.perf_counter()
+    _register_loader(num_layers, ledgers, adapt)
+    place = _placer(target)
+    _initialise_distributed(checkpoint, num_layers)
+    ready = time.perf_counter()
+    tensors = {part: list(_part(checkpoint, part, hook, num_layers, place)) for part in parts}
+    return Loaded(
+        tensors=tensors,
+        mesh=tuple(f"xla:{index}" for index in range(target.devices)),
+        entry="model_loader.get_model_loader, initialize_model, RunaiModelStreamerLoader"
+        ".load_weights; torch_xla",
+        setup_seconds=ready - started,
+        load_seconds=time.perf_counter() - ready,
+    )
+
+
+def alive() -> bool:
+    """Whether torch_xla has touched a device in this process, as far as it can tell."""
+    if "torch_xla" not in sys.modules:
+        return False
+    import torch_xla
+
+    tell = getattr(torch_xla._XLAC, "_xla_runtime_is_initialized", None)
+    return bool(tell and tell())
+
+
+def _register_loader(num_layers: int | None, ledgers: Ledgers, adapt: Adapt) -> None:
+    """Register a recording subclass of vLLM's own loader."""
+    from vllm.model_executor.model_loader import register_model_loader
+    from vllm.model_executor.model_loader.runai_streamer_loader import RunaiModelStreamerLoader
+
+    register_model_loader("runai_streamer")(
+        recording(adapt(cut(RunaiModelStreamerLoader, num_layers)), ledgers)
+    )
+
+
+def _initialise_distributed(checkpoint: str, num_layers: int | None) -> None:
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
+
+    with set_current_vllm_config(_config(checkpoint, Part.DECODER, num_layers)):
+        rendezvous = f"file://{tempfile.mkstemp()[1]}"
+        init_distributed_environment(1, 0, rendezvous, 0, "gloo")
+        ensure_model_parallel_initialized(1, 1)
+
+
+def _part(
+    checkpoint: str, part: Part, hook: Hook, num_layers: int | None, place: Any
+) -> Iterator[DeviceTensor]:
+    """Load one part on the host and yield its parameters from the devices."""
+    for name, parameter in _model(checkpoint, part, hook, num_layers).named_parameters():
+        yield place(name, parameter)
+
+
+def _model(checkpoint: str, part: Part, hook: Hook, num_layers: int | None) -> Any:
+    """What ``BaseModelLoader.load_model`` does, up to the processing after the load."""
+    import torch
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader import get_model_loader
+    from vllm.model_executor.model_loader.utils import initialize_model
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    config = _config(checkpoint, part, num_layers)
+    draft = part is Part.MTP
+    model_config = config.speculative_config.draft_model_config if draft else config.model_config
+    loader = get_model_loader(config.load_config)
+    with set_current_vllm_config(config):
+        with set_default_torch_dtype(model_config.dtype), torch.device("cpu"):
+            model = initialize_model(vllm_config=config, model_config=model_config)
+        if hook is not Hook.UPSTREAM:
+            attach(model, hook)
+        loader.load_weights(model, model_config)
+    return model
+
+
+def _config(checkpoint: str, part: Part, num_layers: int | None) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+
+    draft = {"method": "mtp", "num_speculative_tokens": 1}
+    return EngineArgs(
+        model=checkpoint,
+        load_format="runai_streamer",
+        speculative_config=draft if part is Part.MTP else None,
+        hf_overrides=overrides(num_layers),
+        skip_tokenizer_init=True,
+        enforce_eager=True,
+        disable_chunked_mm_input=True,
+        max_model_len=512,
+        max_num_seqs=8,
+        max_num_batched_tokens=512,
+    ).create_engine_config()
+
+
+def _placer(target: Target) -> Any:
+    """A function that carries a named parameter to the devices.
+
+    Raises:
+        TargetUnavailable: torch_xla has another number of devices than the target.
+    """
+    import torch_xla.runtime as xr
+
+    found = xr.global_runtime_device_count()
+    if found < target.devices or (found != target.devices and target.devices > 1):
+        raise TargetUnavailable(
+            f"torch_xla has {found} devices",
+            where=f"--target torch-xla, PJRT_DEVICE={xr.device_type()}",
+            expected=str(target.devices),
+            hint=f"--devices {found}, or --devices 1",
+        )
+    if target.devices == 1:
+        return lambda name, parameter: seen_by_torch_xla(name, parameter.data.to("xla:0"), "xla:0")
+    return _spmd_placer(target)
+
+
+def _spmd_placer(target: Target) -> Any:
+    import numpy as np
+    import torch_xla
+    import torch_xla.distributed.spmd as xs
+    import torch_xla.runtime as xr
+
+    xr.use_spmd()
+    mesh = xs.Mesh(np.arange(target.devices), (target.devices,), ("experts",))
+
+    def place(name: str, parameter: Any) -> DeviceTensor:
+        cut = _CUT[target.backend].get(name.rsplit(".", 1)[-1])
+        if cut is not None and parameter.shape[cut] % target.devices:
+            raise ValueError(f"{target.devices} devices do not divide axis {cut} of {name}")
+        spec = tuple("experts" if axis == cut else None for axis in range(parameter.dim()))
+        sharded = xs.mark_sharding(parameter.data.to("xla"), mesh, spec)
+        torch_xla.sync()
+        return seen_by_torch_xla(name, sharded)
+
+    return place
+
+
+def seen_by_torch_xla(name: str, tensor: Any, device: str = "") -> DeviceTensor:
+    """See a tensor on one XLA device, or an ``XLAShardedTensor``, as a :class:`DeviceTensor`.
+
+    The latter's shards know their place (torch_xla 2.9.0, ``distributed/spmd/
+    xla_sharded_tensor.py``); shards are read one by one, which keeps every bit.
+    """
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    dtype = FROM_ARRAY_NAME.get(dtype, dtype)
+    shape = tuple(tensor.shape)
+    if not hasattr(tensor, "local_shards"):
+        whole = DeviceShard(device, spans((), shape), _reader(tensor, dtype), in_host_memory=False)
+        return DeviceTensor(name, dtype, shape, (whole,))
+    shards = tuple(
+        DeviceShard(
+            f"xla:{shard.shard_device.rpartition(':')[2]}",
+            spans(() if shard.indices is Ellipsis else shard.indices, shape),
+            _reader(shard.data, dtype),
+            in_host_memory=False,
+        )
+        for shard in tensor.local_shards
+    )
+    return DeviceTensor(name, dtype, shape, shards)
+
+
+def _reader(tensor: Any, dtype: str) -> Any:
+    import torch
+
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+    def fetch(index: Any) -> Bits:
+        part = tensor[index].cpu().contiguous()
+        bits: Bits = part.view(integers[part.element_size()]).numpy().view(bits_dtype(dtype))
+        return bits
+
+    return fetch

@@ -1,0 +1,157 @@
+"""The one place that turns differences, diagnoses and failures into text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.base.foreign import one_line, several_lines
+from harness.compare.difference import Difference, Kind
+from harness.report.figures import counted
+from harness.report.known_issue import Judgement, Verdict
+from harness.report.report import Report, Status
+
+_LABEL = 11
+_SHOWN_DIAGNOSES = 20
+_SHOWN_FRAMES = 12
+#: Characters of a line or of a failure's message, and of the whole text.
+_PART, _TEXT = 8000, 60_000
+
+#: Where all of a report is that a text cut short.
+WHOLE_REPORT = "the JSON report (pytest --reports DIR, or harness verify --json FILE)"
+
+
+def failure_text(report: Report, purpose: str = "") -> str:
+    """What a user reads when a report is not equal; empty for one that is.
+
+    Args:
+        report: to be told.
+        purpose: what its scenario is there to catch, if it has one.
+    """
+    if report.status is Status.EQUAL:
+        return ""
+    lines = list(_load_failure(report) if report.failure else _differences(report))
+    lines += [""]
+    lines += _field("purpose", purpose) if purpose else []
+    lines += _field("checkpoint", report.checkpoint)
+    if report.reference != report.checkpoint:
+        lines += _field("reference", report.reference)
+    lines += _field("stack", _stack(report))
+    lines += _field("repeat", report.repeat)
+    return several_lines("\n".join(one_line(line, _PART) for line in lines), _TEXT)
+
+
+def known_text(judgement: Judgement) -> str:
+    """What the table of known issues has to say before a failure; empty when nothing."""
+    verdict, issues, remainder = judgement
+    remainder = one_line(remainder)
+    names = ", ".join(issue.id for issue in issues)
+    if verdict is Verdict.KNOWN:
+        return "\n".join(f"known issue {issue.summary}" for issue in issues) + "\n\n"
+    if verdict is Verdict.OUT_OF_DATE:
+        return (
+            f"known issue {names} did not happen: the scenario is equal. End its row's releases "
+            "in scenarios/known_issues.py, or narrow what it is of\n\n"
+        )
+    if verdict is Verdict.UNEXPECTED and names:
+        return f"not as known issue {names} says: {remainder}\n\n"
+    return f"{remainder}\n\n" if remainder else ""
+
+
+def _stack(report: Report) -> str:
+    versions = report.environment.versions
+    named = ("vllm", "tpu-inference", "runai-model-streamer", "jax")
+    text = ", ".join(f"{name} {versions.get(name, '?')}" for name in named)
+    overlay = f"; {report.environment.overlay}" if report.environment.overlay else ""
+    return f"{text}{overlay}; {report.environment.target}"
+
+
+def _field(label: str, text: str) -> list[str]:
+    return [f"   {label:<{_LABEL}}{text}"]
+
+
+def _differences(report: Report) -> Iterator[str]:
+    yield _headline(report)
+    for number, diagnosis in enumerate(report.diagnoses[:_SHOWN_DIAGNOSES], start=1):
+        yield ""
+        yield f"{number}. {diagnosis.summary} [{diagnosis.cause}]"
+        yield from _difference(report.differences[diagnosis.first])
+        yield from _field("evidence", diagnosis.evidence)
+        yield from _field("next step", diagnosis.next_step)
+        if diagnosis.covers > 1:
+            yield from _field("affects", f"{diagnosis.covers} differences, the first is shown")
+    hidden = len(report.diagnoses) - _SHOWN_DIAGNOSES
+    if hidden > 0:
+        yield ""
+        yield f"{counted(hidden, 'more cause')}: {WHOLE_REPORT} has all"
+
+
+def _headline(report: Report) -> str:
+    slices = {d.key for d in report.differences if d.key}
+    experts = {key[:3] for key in slices}
+    compared = report.experts_compared
+    return (
+        f"{report.family}: the device differs from the reference: "
+        f"{counted(len(report.differences), 'difference')}, "
+        f"{len(experts)} of {counted(compared, 'compared expert')} unequal, "
+        f"{_unequal_parameters(report)}"
+        f"{counted(len(report.diagnoses), 'cause')}"
+    )
+
+
+def _unequal_parameters(report: Report) -> str:
+    """How many of the other parameters are in other places, or hold other bits."""
+    kinds = (Kind.BITS, Kind.SHAPE, Kind.DTYPE, Kind.SHARDING, Kind.PADDING, Kind.UNACCOUNTED)
+    named = [d for d in report.differences if d.kind in kinds and ".experts." not in d.parameter]
+    names = {d.parameter or d.source for d in named if d.key is None}
+    if not names:
+        return ""
+    return f"{counted(len(names), 'other parameter')} of {report.parameters_compared} unequal, "
+
+
+def _difference(difference: Difference) -> Iterator[str]:
+    yield from _field("where", _where(difference))
+    source = f"  in {difference.source}" if difference.source else ""
+    yield from _field("reference", f"{difference.reference}{source}")
+    holder = "" if difference.shard is None else f", shard {difference.shard}"
+    holder += f" on {difference.device_name}" if difference.device_name else ""
+    parameter = f"  in {difference.parameter}{holder}" if difference.parameter else ""
+    yield from _field("device", f"{difference.device}{parameter}")
+    if difference.kind in (Kind.BITS, Kind.PADDING, Kind.VALUES):
+        share = difference.count / difference.total
+        yield from _field(
+            "unequal", f"{difference.count} of {difference.total} elements ({share:.2%})"
+        )
+
+
+def _where(difference: Difference) -> str:
+    if key := difference.key:
+        return f"{key}, first at [output, input] {list(difference.index)}"
+    place = [str(difference.part)]
+    place += [] if difference.layer is None else [f"layer {difference.layer}"]
+    place += [] if difference.expert is None else [f"expert {difference.expert}"]
+    at = f", first at {list(difference.index)}" if difference.index else ""
+    return f"{' '.join(place)}: {difference.kind}{at}"
+
+
+def _load_failure(report: Report) -> Iterator[str]:
+    failure = report.failure
+    assert failure is not None
+    on = "" if failure.host is None else f" on host {failure.host}"
+    yield f"{report.family}: the load under test failed{on}, nothing was compared"
+    yield from _field("error", failure.error)
+    for line in several_lines(failure.message, _PART).splitlines():
+        yield from _field("", line)
+    for diagnosis in report.diagnoses:
+        yield from _field("cause", f"{diagnosis.summary} [{diagnosis.cause}]")
+        yield from _field("evidence", diagnosis.evidence)
+        yield from _field("next step", diagnosis.next_step)
+    for label, frame in zip(
+        ["frames", *[""] * _SHOWN_FRAMES], failure.frames[-_SHOWN_FRAMES:], strict=False
+    ):
+        yield from _field(label, f"{frame.file}:{frame.line} in {frame.function}: {frame.text}")
+    for label, line in zip(
+        ["log", *[""] * 30],
+        several_lines(failure.log_tail).strip().splitlines()[-30:],
+        strict=False,
+    ):
+        yield from _field(label, line)

@@ -1,0 +1,422 @@
+"""Every tensor of both sides and every parameter of the model is accounted for.
+
+A tensor that no loader was called for, and a parameter that nothing was ever written to, are
+facts worth a difference even where all experts are equal: a wrong name mapping loses tensors
+without a word (vLLM's streamer loader checks neither). What a model leaves alone on purpose is
+data, with the reason.
+
+A name alone excuses nothing: ``mtp.`` is the draft model's own where config.json announces one,
+and a layer may be left out only if config.json has it and the load was cut before it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from harness.base.errors import InternalError
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.checkpoint.fp8 import SCALE_SUFFIX
+from harness.compare.difference import Account, Difference, Kind, Side, Tally
+from harness.compare.selection import Chosen
+from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
+from harness.families.experts import ReferencePart, announced_layers
+from harness.families.family import ExpertNaming, Part, Projection, Storage
+from harness.families.parameters import layer_of
+from harness.families.ties import is_tied
+from harness.load.ledger import Ledger
+
+
+class Unused(NamedTuple):
+    """Tensors that a part of the stack leaves alone on purpose."""
+
+    part: Part
+    pattern: str
+    reason: str
+    if_tied: bool = False  # only where config.json ties the head to the embedding
+    of: Part | None = None  # only where the model has this part, which is what they are for
+
+
+UNUSED: tuple[Unused, ...] = (
+    Unused(Part.DECODER, r"mtp\..*", "the draft model's own", of=Part.MTP),
+    Unused(
+        Part.MTP,
+        r"model\.(language_model\.layers|language_model\.norm|visual)\..*",
+        "the target model's own",
+        of=Part.DECODER,
+    ),
+    *(
+        Unused(
+            part,
+            r"lm_head\.weight",
+            "tied to the embedding, where config.json says tie_word_embeddings",
+            if_tied=True,
+        )
+        for part in Part
+    ),
+)
+
+#: Why tensors of a part that the model has are left alone, though no row above says so.
+CUT = "of a layer that --num-layers leaves out"
+NOT_SELECTED = "not selected by --layers, --experts, --sample or --max-bytes"
+NOT_ASKED = "of the {part}, which --only leaves out"
+
+
+class Counts(NamedTuple):
+    """How the checkpoint's tensors are accounted for, as one part of the stack was given them."""
+
+    streamed: int
+    delivered: int
+    unused: int
+    unread: int
+
+
+def unused_reason(
+    part: Part, tensor: str, tied: bool, present: Collection[Part] = tuple(Part)
+) -> str:
+    """Why ``part`` leaves ``tensor`` alone; empty when it should not.
+
+    Args:
+        part: the part of the stack.
+        tensor: the tensor's name in the checkpoint.
+        tied: whether config.json ties the head to the embedding.
+        present: the parts that the model has.
+    """
+    for row in UNUSED:
+        applies = (tied or not row.if_tied) and (row.of is None or row.of in present)
+        if row.part is part and applies and re.fullmatch(row.pattern, tensor):
+            return row.reason
+    return ""
+
+
+def model_parts(checkpoint: Checkpoint) -> frozenset[Part]:
+    """The parts that config.json announces layers of.
+
+    Raises:
+        BadInput: it announces no number of them.
+    """
+    return frozenset(part for part in Part if announced_layers(checkpoint, part))
+
+
+_DECODER_LAYER = re.compile(r"model\.language_model\.layers\.(0|[1-9]\d*)\.")
+
+
+def left_alone(part: ReferencePart, tensor: str, present: Collection[Part]) -> str:
+    """Why a part of the model leaves ``tensor`` alone; empty when it should not.
+
+    Args:
+        part: the part, cut to the layers it has on the devices.
+        tensor: the tensor's name in the checkpoint.
+        present: the parts that the model has.
+    """
+    if reason := unused_reason(part.part, tensor, is_tied(part.checkpoint.config), present):
+        return reason
+    layer = _DECODER_LAYER.match(tensor) if part.part is Part.DECODER else None
+    if layer is None or int(layer[1]) in part.layers:
+        return ""
+    return CUT if int(layer[1]) < announced_layers(part.checkpoint, part.part) else ""
+
+
+#: What the devices hold when nothing came; others are of arrays, or of the ledger alone.
+_NOTHING_CAME = (Kind.MISSING, Kind.BITS, Kind.VALUES, Kind.UNWRITTEN)
+
+
+def require_recorded(part: Part, ledger: Ledger) -> None:
+    """A load that succeeded was recorded to its end, and wrote nothing past the recorder.
+
+    Raises:
+        InternalError: it did, so what follows from its ledger follows from nothing.
+    """
+    missing = [] if ledger.finished else ["its end"]
+    if ledger.bypassed:
+        missing.append(f"what wrote {len(ledger.bypassed)} parameters, first {ledger.bypassed[0]}")
+    _require_none(part, missing)
+
+
+def require_streamed(part: Part, ledger: Ledger, differences: Iterable[Difference]) -> None:
+    """A recorded load that streamed nothing, or called no loader, is seen to have loaded nothing.
+
+    Raises:
+        InternalError: nothing in ``differences`` shows it, so the weights came some other way.
+    """
+    if any(difference.kind in _NOTHING_CAME for difference in differences):
+        return
+    missing = [] if ledger.streamed else ["a streamed tensor"]
+    missing += [] if ledger.calls else ["a call of a weight_loader"]
+    _require_none(part, missing)
+
+
+def _require_none(part: Part, missing: Sequence[str]) -> None:
+    if missing:
+        raise InternalError(
+            f"the load of {part} went past the recorder, which did not see {', '.join(missing)}",
+            where=f"the ledger of {part}",
+            expected="a load through the loader registered for runai_streamer",
+            hint="report this, with the versions of the stack: it may load in another way now",
+        )
+
+
+def require_covered(tallies: Sequence[Tally], parts: Collection[Part]) -> None:
+    """Of parts that are called equal, every expert was compared or left out by request.
+
+    Raises:
+        InternalError: some were not, and no difference says why.
+    """
+    short = [t for t in tallies if t.experts_compared + t.left_out != t.experts]
+    if short or not tallies or {tally.part for tally in tallies} != set(parts):
+        counts = [f"{t.part} {t.experts_compared} of {t.experts - t.left_out}" for t in tallies]
+        raise InternalError(
+            f"nothing differs, but not all was compared: {', '.join(counts) or 'no part'}",
+            where="the tallies of the report",
+            expected=f"every expert that was asked for, of {', '.join(parts) or 'some part'}",
+            hint="report this, with the JSON of the report",
+        )
+
+
+def coverage(
+    part: ReferencePart,
+    ledger: Ledger,
+    present: Collection[Part] | None = None,
+    others: Collection[str] = (),
+) -> tuple[Counts, list[Difference]]:
+    """Account for the tensors and parameters of one part.
+
+    Args:
+        part: the part's experts, and through them the checkpoint.
+        ledger: its load.
+        present: the parts that the model has; by default those the reference announces.
+        others: tensors that the reference lacks; :func:`account_of_checkpoint` tells of them.
+
+    Returns:
+        The counts, and a difference for each tensor nobody read, each parameter nobody wrote and
+        each expert's matrix that was delivered more than once.
+    """
+    present = model_parts(part.checkpoint) if present is None else present
+    unread = set(ledger.unread())
+    unused = {name for name in unread if left_alone(part, name, present)}
+    counts = Counts(
+        streamed=len(ledger.streamed),
+        delivered=len(ledger.streamed) - len(unread),
+        unused=len(unused),
+        unread=len(unread - unused),
+    )
+    return counts, [
+        *_unread(part, sorted(unread - unused - set(others))),
+        *_unwritten(part, ledger),
+        *_repeated(part, ledger),
+    ]
+
+
+def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
+    for name in names:
+        entry = part.checkpoint.entries.get(name)
+        yield Difference(
+            kind=Kind.UNREAD, part=part.part, parameter=name, reference="a loader call",
+            device="no weight_loader was called for it",
+            source=f"{entry.file.name} {name}" if entry else name,
+        )  # fmt: skip
+
+
+def _unwritten(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
+    for name in ledger.unwritten:
+        if ".experts." not in name:  # of experts the comparison tells more
+            yield Difference(
+                kind=Kind.UNWRITTEN, part=part.part, parameter=name,
+                reference="a value from the checkpoint",
+                device="never written: all of it is the poison",
+            )  # fmt: skip
+
+
+def _repeated(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
+    counts = ledger.counts()
+    for key in part:
+        if (count := counts[ledger.slot(key.layer, key.expert, key.projection)]) > 1:
+            yield Difference(
+                kind=Kind.DELIVERY, part=key.part, layer=key.layer, expert=key.expert,
+                projection=key.projection, source=str(part.source(key)),
+                reference="delivered once", device=f"delivered {count} times",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What of a reference was compared, tensor by tensor.
+
+    Attributes:
+        reference: the checkpoint that was compared with.
+        parts: of it, those that were compared.
+        asked: the parts that were asked for, there or not.
+        sources: every tensor that a device's array is made of, of all parts, and whether it was
+            to be compared.
+    """
+
+    reference: Checkpoint
+    parts: Sequence[ReferencePart]
+    asked: Collection[Part]
+    sources: Mapping[str, bool]
+
+    def present(self, checkpoint: Checkpoint) -> frozenset[Part]:
+        """The parts of a model whose tensors ``checkpoint`` may hold without being asked why.
+
+        Those of the reference, and those of its own that nobody asked for.
+        """
+        return model_parts(self.reference) | (model_parts(checkpoint) - set(self.asked))
+
+    @cached_property
+    def _by_name(self) -> dict[Part, ReferencePart]:
+        return {part.part: part for part in self.parts}
+
+    def reason(self, name: str, present: Collection[Part]) -> str:
+        """Why nothing was compared with a tensor; empty when something should have been."""
+        if name in self.sources:
+            return "" if self.sources[name] else NOT_SELECTED
+        owner = Part.MTP if name.startswith("mtp.") else Part.DECODER
+        if owner not in present:
+            return ""
+        if owner not in self.asked:
+            return NOT_ASKED.format(part=owner)
+        part = self._by_name.get(owner)
+        return left_alone(part, name, present) if part else ""
+
+
+def expert_sources(part: ReferencePart, chosen: Chosen) -> dict[str, bool]:
+    """Every expert tensor of a part, its scales too, and whether one of its experts was chosen."""
+    found: dict[str, bool] = {}
+    for layer in part.layers:
+        experts = set(chosen.of(layer))
+        for name, expert in _expert_names(part.naming, layer, part.shape.experts):
+            found[name] = bool(experts) if expert is None else expert in experts
+            if part.shape.dtype == "F8_E4M3":
+                found[f"{name}{SCALE_SUFFIX}"] = found[name]
+    return found
+
+
+def _expert_names(
+    naming: ExpertNaming, layer: int, experts: int
+) -> Iterator[tuple[str, int | None]]:
+    """A layer's expert tensors, each with its expert; None where it holds all of them."""
+    if naming.storage is not Storage.PER_EXPERT:
+        yield naming.fused_name(layer, "gate_up_proj"), None
+        yield naming.fused_name(layer, "down_proj"), None
+        return
+    for expert in range(experts):
+        for projection in Projection:
+            yield naming.expert_name(layer, expert, projection), expert
+
+
+def account_of_reference(scope: Scope, told: Collection[str]) -> tuple[Account, list[Difference]]:
+    """Account for every tensor of the reference.
+
+    Args:
+        scope: what was compared.
+        told: tensors that differences name already.
+
+    Returns:
+        The account, and a difference for each tensor without one that nobody accounts for.
+    """
+    present = model_parts(scope.reference)
+    return _account(Side.REFERENCE, scope.reference, scope, present, told)
+
+
+def account_of_checkpoint(
+    checkpoint: Checkpoint, scope: Scope, told: Collection[str]
+) -> tuple[Account, list[Difference]]:
+    """Account for every tensor of a checkpoint that is compared with another.
+
+    Its tensors are those of the reference, by name; experts may be stored in another way that the
+    family knows, if that is the only one.
+
+    Args:
+        checkpoint: the one under test.
+        scope: what was compared.
+        told: tensors that differences name already.
+
+    Returns:
+        As :func:`account_of_reference`.
+    """
+    sources = dict(scope.sources)
+    for part in scope.parts:
+        sources |= _stored_otherwise(part, checkpoint, scope)
+    here = Scope(scope.reference, scope.parts, scope.asked, sources)
+    return _account(Side.CHECKPOINT, checkpoint, here, scope.present(checkpoint), told)
+
+
+def _stored_otherwise(part: ReferencePart, checkpoint: Checkpoint, scope: Scope) -> dict[str, bool]:
+    """Expert tensors of a part that ``checkpoint`` stores in another way than the reference."""
+    namings = [naming for naming in checkpoint.namings if naming.part is part.part]
+    used = [naming for naming in namings if naming.layers_in(checkpoint.entries)]
+    if len(used) != 1 or used[0] == part.naming:
+        return {}
+    found: dict[str, bool] = {}
+    for layer in part.layers:
+        own = (name for name, _ in _expert_names(part.naming, layer, part.shape.experts))
+        compared = any(scope.sources.get(name, False) for name in own)
+        for name, _ in _expert_names(used[0], layer, part.shape.experts):
+            found[name] = compared
+    return found
+
+
+def _account(
+    side: Side,
+    checkpoint: Checkpoint,
+    scope: Scope,
+    present: Collection[Part],
+    told: Collection[str],
+) -> tuple[Account, list[Difference]]:
+    account = Account(side=side, tensors=len(checkpoint.entries))
+    left: Counter[str] = Counter()
+    differences = []
+    for name, entry in checkpoint.entries.items():
+        if scope.sources.get(name):
+            account.compared += 1
+        elif reason := scope.reason(name, present):
+            left[reason] += 1
+        else:
+            account.unaccounted += 1
+            differences += [] if name in told else [_unaccounted(side, name, entry.file.name)]
+    account.left_alone = dict(sorted(left.items()))
+    return account, differences
+
+
+def _unaccounted(side: Side, name: str, file: str) -> Difference:
+    part = Part.MTP if name.startswith("mtp.") else Part.DECODER
+    if side is Side.REFERENCE:
+        return Difference(
+            kind=Kind.UNACCOUNTED, part=part, layer=layer_of(name), source=f"{file} {name}",
+            reference="a tensor of the reference", device="nothing was compared with it",
+        )  # fmt: skip
+    return Difference(
+        kind=Kind.UNACCOUNTED, part=part, layer=layer_of(name), parameter=name,
+        reference="no tensor of this name", device=f"a tensor of the checkpoint, in {file}",
+    )  # fmt: skip
+
+
+def named(differences: Iterable[Difference]) -> set[str]:
+    """The tensors that differences say were not accounted for."""
+    kinds = (Kind.UNACCOUNTED, Kind.UNREAD)
+    found = (difference for difference in differences if difference.kind in kinds)
+    return {each.source.partition(" ")[2] or each.parameter for each in found}
+
+
+def diagnosed(differences: Iterable[Difference], offset: int) -> list[Diagnosis]:
+    """The diagnoses of what :func:`account_of_reference` and its like found.
+
+    Args:
+        differences: theirs.
+        offset: the place of the first of them in the report.
+    """
+    return diagnoses_of(((each, _finding(each)) for each in differences), offset)
+
+
+def _finding(difference: Difference) -> Finding:
+    name = difference.source.partition(" ")[2] or difference.parameter
+    what = "tensors of the reference were not compared"
+    if not difference.source:
+        what = "the reference lacks tensors of the checkpoint"
+    evidence = f"{name}: {difference.device}"
+    group = f"{Cause.UNACCOUNTED} {what} {difference.part}"
+    return Finding(Cause.UNACCOUNTED, group, f"{what} ({difference.part})", evidence)

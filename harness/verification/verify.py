@@ -1,0 +1,261 @@
+"""Verifies one checkpoint: stream it, compare all that arrived, explain what differs, report.
+
+:func:`verify` is the library; the command line and the pytest plugin only call it. The load and
+the comparison run in processes of their own, one for each host of the target, where the tensors
+live (:mod:`harness.verification.job`); reports travel back.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TextIO
+
+from harness.base import progress
+from harness.base.bits import Nan
+from harness.base.bounds import require_seconds
+from harness.base.errors import BadInput
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.compare.digest_comparison import Method
+from harness.compare.expert_comparison import tally_of
+from harness.compare.selection import Selection, choose
+from harness.devices.parameter_layout import sizes_of
+from harness.families.experts import ReferencePart, reference_parts
+from harness.families.family import Part
+from harness.load.hook import Hook
+from harness.load.hosts import played_here
+from harness.load.overlay import Overlay
+from harness.load.process import LoadProcesses
+from harness.load.stack import require_stack, stack_name
+from harness.load.target import Parallelism, Target, emulated_target
+from harness.report.maps import map_of
+from harness.report.merge import merged
+from harness.report.report import Environment, Report, Status, redacted_report
+from harness.verification.coverage import model_parts
+from harness.verification.job import VerifyRequest
+from harness.verification.outcomes import outcomes
+
+_EVERYTHING = Selection()
+#: Seconds a load may take.
+TIMEOUT = 3600.0
+
+
+def verify(
+    checkpoint: str | os.PathLike[str],
+    target: Target | None = None,
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    nan: Nan = Nan.PAYLOAD,
+    method: Method = Method.AUTO,
+    parts: Collection[Part] = tuple(Part),
+    hook: Hook = Hook.UPSTREAM,
+    stream_options: Mapping[str, str] | None = None,
+    selection: Selection = _EVERYTHING,
+    num_layers: int | None = None,
+    checksums: bool = False,
+    timeout: float = TIMEOUT,
+    processes: LoadProcesses | None = None,
+    terminal: TextIO | None = None,
+) -> Report:
+    """Stream ``checkpoint`` through the real stack onto ``target`` and compare every expert.
+
+    Args:
+        checkpoint: what to load: a directory, ``s3://…``, ``gs://…`` or a hub id.
+        target: where to; four emulated devices by default.
+        reference: the checkpoint to compare with, instead of ``checkpoint`` itself.
+        nan: how NaNs in the reference count.
+        method: how bits of experts are compared.
+        parts: load and compare these parts only, of those the checkpoint has.
+        hook: the loader hook the load goes through.
+        stream_options: ``RUNAI_STREAMER_*`` variables for this load.
+        selection: the experts to compare; the load is whole all the same.
+        num_layers: load the decoder with its first layers only, by an override of its
+            configuration.
+        checksums: read every file whole first and compare it with its store's checksums.
+        timeout: seconds until the load is ended and reported as failed.
+        processes: running load processes to use.
+        terminal: where to show progress, if that is a terminal.
+
+    Returns:
+        The report; its status says whether all is equal. On a TPU slice it is this host's part,
+        for :func:`harness.report.merge.merged`.
+
+    Raises:
+        BadInput: a checkpoint cannot be used, not on several hosts, or has none of ``parts``;
+            or a file of it changed meanwhile.
+        TargetUnavailable: the stack is not installed, or the target's chips are not free.
+        InternalError: not the load under test failed, but what judges it.
+    """
+    timeout = require_seconds(timeout, "--timeout")
+    target = target or emulated_target()
+    opened = Checkpoint(checkpoint)
+    against = Checkpoint(reference) if reference is not None else opened
+    for place in (opened.model, against.model):
+        _require_text(place)
+    _require_one_host_for_fp8(against, target)
+    there = reference_parts(against, num_layers)
+    sizes_of(against.config, against.place.where("config.json"))  # refused before the load
+    chosen = _chosen(against, there, parts)
+    files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
+    request = VerifyRequest(
+        checkpoint=opened.model, reference=against.model, target=target,
+        parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method, hook=hook,
+        stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
+    )  # fmt: skip
+    with nullcontext(processes) if processes else LoadProcesses() as running:
+        report = _unfinished(opened, against, chosen, request, running.overlay)
+        report.files_checked = files_checked
+        some = len(chosen) < len(there)
+        report.repeat = _repeat(request, running.overlay, some=some, timeout=timeout)
+        with _undisturbed(opened, against):
+            return _completed(request, report, running, timeout, terminal)
+
+
+@contextmanager
+def _undisturbed(*checkpoints: Checkpoint) -> Iterator[None]:
+    """Have a checkpoint that changes while the body runs refused, however the body ends.
+
+    No verdict holds then: whichever side read the file sooner read another one.
+    """
+    try:
+        yield
+    except Exception:
+        _require_unchanged(checkpoints)
+        raise
+    _require_unchanged(checkpoints)
+
+
+def _require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        checkpoint.place.require_unchanged()
+
+
+def _chosen(
+    checkpoint: Checkpoint, there: Sequence[ReferencePart], parts: Collection[Part]
+) -> list[ReferencePart]:
+    """Those of the checkpoint's parts that were asked for.
+
+    Raises:
+        BadInput: none; what compares nothing must not be called equal.
+    """
+    if chosen := [part for part in there if part.part in parts]:
+        return chosen
+    raise BadInput(
+        f"nothing to compare: {', '.join(parts) or 'no part'} was asked for",
+        where=checkpoint.path,
+        expected=f"a part that the checkpoint has: {', '.join(part.part for part in there)}",
+        hint="without --only all parts are compared",
+    )
+
+
+def _loaded(checkpoint: Checkpoint, chosen: Sequence[ReferencePart]) -> tuple[Part, ...]:
+    """Those of the chosen parts that the checkpoint under test announces, too.
+
+    A draft model that it has no word of is not loaded: the stack would only fail to build it. All
+    of the reference's tensors for it are differences.
+
+    Raises:
+        BadInput: none is left.
+    """
+    there = model_parts(checkpoint) | {Part.DECODER}
+    if found := tuple(part.part for part in chosen if part.part in there):
+        return found
+    raise BadInput(
+        "nothing to compare: config.json announces no draft model, the reference's does",
+        where=checkpoint.path,
+        expected="a checkpoint that has what --only asks for",
+        hint="without --only the decoder is compared, and the draft model is a difference",
+    )
+
+
+def _completed(
+    request: VerifyRequest,
+    report: Report,
+    processes: LoadProcesses,
+    timeout: float,
+    terminal: TextIO | None,
+) -> Report:
+    """Have every host that this machine plays load and compare; one report of theirs."""
+    with progress.shown(terminal) as watch:
+        hosts = played_here(request.target)
+        reports = outcomes(request, report, hosts, processes, timeout, watch)
+    return redacted_report(merged(reports) if len(reports) > 1 else reports[0])
+
+
+def _unfinished(
+    opened: Checkpoint,
+    against: Checkpoint,
+    chosen: Sequence[ReferencePart],
+    request: VerifyRequest,
+    overlay: Overlay,
+) -> Report:
+    """The report before the load: what there is to compare, and where."""
+    versions = require_stack()
+    experts = choose(chosen, request.selection)
+    return Report(
+        checkpoint=opened.path,
+        reference=against.path,
+        family=opened.family.name,
+        status=Status.LOAD_FAILED,
+        environment=Environment(
+            stack=stack_name(versions),
+            python=platform.python_version(),
+            versions=versions,
+            target=str(request.target),
+            overlay=str(overlay),
+        ),
+        tallies=[tally_of(part, experts[part.part]) for part in chosen],
+        maps=[map_of(part.part, part.layers, part.shape.experts) for part in chosen],
+    )
+
+
+def _require_text(place: str) -> None:
+    """Refuse a path that is no text: neither JSON nor the stack under test could name it."""
+    try:
+        place.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            "a path that is not UTF-8",
+            where=place,
+            expected="a path of characters: it goes into requests and reports",
+            hint="another name for the directory, or a link to it",
+        ) from error
+
+
+def _require_one_host_for_fp8(checkpoint: Checkpoint, target: Target) -> None:
+    if checkpoint.fp8 and target.hosts > 1:
+        raise BadInput(
+            "an FP8 release on several hosts",
+            where=checkpoint.path,
+            expected="a BF16 checkpoint: the values of a block are compared whole, on one host",
+            hint="--hosts 1",
+        )
+
+
+def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: float) -> str:
+    """The command line that repeats ``request``; ``some``: not all of its checkpoint's parts."""
+    words = [f"{name}={value}" for name, value in request.stream_options.items()]
+    words += ["harness", "verify", request.checkpoint]
+    words += [f"--stack={overlay.option}"] if overlay.option else []
+    words += _target_options(request.target)
+    if request.reference != request.checkpoint:
+        words += ["--reference", request.reference]
+    words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
+    words += ["--compare", request.method] if request.method is not Method.AUTO else []
+    words += [word for part in request.parts for word in ("--only", part)] if some else []
+    words += request.selection.options()
+    words += ["--num-layers", str(request.num_layers)] if request.num_layers else []
+    words += ["--timeout", f"{timeout:g}"] if timeout != TIMEOUT else []
+    return shlex.join(words)
+
+
+def _target_options(target: Target) -> list[str]:
+    words = ["--target", target.name]
+    words += ["--mesh", target.mesh] if target.mesh else ["--devices", str(target.devices)]
+    words += ["--hosts", str(target.hosts)] if target.hosts > 1 else []
+    if target.parallelism is not Parallelism.TENSOR:
+        words += ["--parallelism", target.parallelism]
+    return words

@@ -1,0 +1,102 @@
+"""Everything a checkpoint can have wrong is one clear error, exit code 2."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from harness.app.cli import main
+from harness.base.errors import BadInput
+from harness.checkpoint.checkpoint import INDEX, SINGLE_FILE, Checkpoint
+from harness.checkpoint.safetensors_file import read_entries
+from harness.checkpoint.stores.directory import LocalFile
+from harness.families.experts import reference_parts
+from tests.support.spoiling import DEFECTS, edit_json
+from tests.support.spoiling_files import MORE_DEFECTS
+
+ALL = [*DEFECTS, *MORE_DEFECTS]
+
+
+@pytest.fixture
+def copy(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "checkpoint"))
+
+
+@pytest.mark.parametrize(("spoil", "match"), ALL, ids=[spoil.__name__ for spoil, _ in ALL])
+def test_defect(
+    copy: Path, spoil: Callable[[Path], None], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(copy.parent)  # where an opened pickle would leave its mark
+    spoil(copy)
+    with pytest.raises(BadInput, match=match) as raised:
+        reference_parts(Checkpoint(copy))
+    assert str(copy) in raised.value.where
+    assert raised.value.expected
+    assert raised.value.hint
+    result = CliRunner().invoke(main, ["verify", str(copy)])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert not Path("opened-the-pickle").exists()
+
+
+def test_an_mtp_layer_that_config_announces_must_be_there(
+    tiny_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    at = Path(shutil.copytree(tiny_checkpoints["qwen3.5-moe"], tmp_path / "c"))
+    edit_json(at / "config.json", lambda c: c["text_config"].update(mtp_num_hidden_layers=1))
+    with pytest.raises(BadInput, match="mtp layers with experts in the files: none"):
+        reference_parts(Checkpoint(at))
+
+
+def test_a_single_file_needs_no_index(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    from harness.synthetic.writer import write_checkpoint
+
+    at = write_checkpoint("qwen3.5-moe", tmp_path / "c", files=1).path
+    (at / INDEX).unlink()
+    (at / "model-00001-of-00001.safetensors").rename(at / SINGLE_FILE)
+    single, indexed = Checkpoint(at), Checkpoint(tiny_checkpoints["qwen3.5-moe"])
+    assert set(single.entries) == set(indexed.entries)
+
+
+def test_files_may_be_links(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """The hub's cache keeps links to files outside the directory."""
+    for file in tiny_checkpoints["qwen3.5-moe"].iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    assert len(Checkpoint(tmp_path).entries) == 69
+
+
+def test_a_file_nobody_may_read(
+    tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may run as a user who may read everything."""
+
+    def denied(path: Path, flags: int) -> int:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(BadInput, match="cannot be read: Permission denied"):
+        Checkpoint(tiny_checkpoints["qwen3.5-moe"])
+
+
+def test_an_empty_tensor_is_read(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"BF16","shape":[2,0,3],"data_offsets":[0,0]}}'
+    (tmp_path / "f").write_bytes(len(header).to_bytes(8, "little") + header)
+    (entry,) = read_entries(LocalFile(tmp_path / "f")).values()
+    assert entry.bits().shape == (2, 0, 3)
+    assert entry.bits((1,)).shape == (0, 3)
+
+
+def test_a_scalar_is_an_array(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"BF16","shape":[],"data_offsets":[0,2]}}'
+    (tmp_path / "f").write_bytes(len(header).to_bytes(8, "little") + header + b"\x34\x12")
+    (entry,) = read_entries(LocalFile(tmp_path / "f")).values()
+    bits = entry.bits()
+    assert type(bits) is np.ndarray
+    assert (bits.shape, int(bits)) == ((), 0x1234)

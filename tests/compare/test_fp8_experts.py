@@ -1,0 +1,330 @@
+"""A wrong, a lost, a transposed scale of FP8 weights is seen and named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.base.errors import BadInput
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.checkpoint.fp8 import EXPERTS, SCALE_SUFFIX, Values, block_values, scales_as_f32
+from harness.compare.difference import Difference, Kind
+from harness.compare.digest_comparison import Method
+from harness.compare.fp8_experts import Fp8PartComparison, departs, part_comparison
+from harness.devices.expert_layout import Backend, Parameter
+from harness.devices.tensors import DevicePart, DeviceShard, DeviceTensor, device_part
+from harness.explain.causes import Cause
+from harness.explain.diagnosis import Explainer
+from harness.families.experts import ExpertKey, ReferencePart, reference_parts
+from harness.families.family import Part, Projection
+from harness.load.ledger import POISON
+from harness.synthetic.writer import write_checkpoint
+from tests.support.packing import replicated, sharded
+from tests.support.quantising import matrix, quantised_anew
+from tests.support.retyping import cast, relabelled
+
+MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fp8") / "vl"
+    return write_checkpoint("qwen3-vl-moe", out, shapes="tiny:blocks", fp8=True).path
+
+
+@pytest.fixture
+def reference(path: Path) -> ReferencePart:
+    return reference_parts(Checkpoint(path))[0]
+
+
+def test_an_fp8_release_is_read(reference: ReferencePart) -> None:
+    assert reference.checkpoint.fp8
+    assert reference.shape.dtype == "F8_E4M3"
+    assert reference[ExpertKey(Part.DECODER, 1, 7, Projection.DOWN)].shape == (256, 512)
+
+
+def test_digests_of_values_are_refused(reference: ReferencePart) -> None:
+    with pytest.raises(BadInput, match="no digests of an FP8 release"):
+        part_comparison(reference, device(reference), method=Method.DIGESTS)
+
+
+def test_other_quantisation_is_refused(path: Path, tmp_path: Path) -> None:
+    text = (path / "config.json").read_text().replace("128,\n      128", "64,\n      128")
+    assert "64" in text
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(BadInput, match="a quantised checkpoint"):
+        Checkpoint(tmp_path)
+
+
+Grid = Callable[[ReferencePart, ExpertKey], Values]
+
+
+def checkpoint_grid(reference: ReferencePart, key: ExpertKey) -> Values:
+    entry = reference.checkpoint.entries[f"{reference.source(key).tensor}{SCALE_SUFFIX}"]
+    return scales_as_f32(entry.bits(), entry.dtype)
+
+
+def device(reference: ReferencePart, grid: Grid = checkpoint_grid) -> DevicePart:
+    """All experts whole (GMM_EP): values by ``grid``, quantised anew, gate beside up."""
+    tensors: list[DeviceTensor] = []
+    for layer in reference.layers:
+        made: dict[Projection, list[tuple[np.ndarray, Values]]] = {p: [] for p in Projection}
+        for key in reference.keys_of(layer):
+            values = block_values(reference[key], grid(reference, key))
+            made[key.projection].append(quantised_anew(values))
+        w13 = [
+            np.concatenate([gate.T, up.T], axis=1)
+            for (gate, _), (up, _) in zip(made[Projection.GATE], made[Projection.UP], strict=True)
+        ]
+        s13 = [
+            np.concatenate([gate, up])[None]
+            for (_, gate), (_, up) in zip(made[Projection.GATE], made[Projection.UP], strict=True)
+        ]
+        arrays = {
+            "w13_weight": np.stack(w13),
+            "w2_weight": np.stack([codes.T for codes, _ in made[Projection.DOWN]]),
+            "w13_weight_scale_inv": np.stack(s13).view("<u4"),
+            "w2_weight_scale_inv": np.stack([s[None] for _, s in made[Projection.DOWN]]).view(
+                "<u4"
+            ),
+        }
+        for name, array in arrays.items():
+            full = f"vllm_model.model.layers.{layer}.mlp.experts.routed_experts.{name}"
+            dtype = "F32" if "scale" in name else "F8_E4M3"
+            tensor = sharded(full, array, 0, MESH)
+            tensors.append(DeviceTensor(full, dtype, tensor.shape, tensor.shards))
+    return device_part(tensors, MESH)
+
+
+def compared(reference: ReferencePart, part: DevicePart) -> list[Difference]:
+    comparison = part_comparison(reference, part, backend=Backend.GMM_EP)
+    assert isinstance(comparison, Fp8PartComparison)
+    differences = list(comparison.differences())
+    diagnoses = Explainer(comparison).diagnose(differences)
+    assert {d.cause for d in diagnoses} <= {Cause.SCALE, Cause.STRUCTURE, Cause.MISPLACED}
+    return differences
+
+
+def test_a_faithful_load_is_equal(reference: ReferencePart) -> None:
+    assert compared(reference, device(reference)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        (np.ones_like, "the scales are lost"),
+        (lambda grid: np.where(np.arange(grid.size).reshape(grid.shape) == 1, grid * 2, grid),
+         "1 of 8 blocks, [0, 1]; by a factor of 2"),
+        (lambda grid: grid[::-1].copy(), "8 of 8 blocks"),
+    ],
+    ids=["lost", "one wrong", "slots exchanged"],
+)  # fmt: skip
+def test_a_wrong_scale_is_named(
+    reference: ReferencePart, change: Callable[[Values], Values], note: str
+) -> None:
+    wrong = ExpertKey(Part.DECODER, 1, 5, Projection.UP)
+
+    def grid(part: ReferencePart, key: ExpertKey) -> Values:
+        right = checkpoint_grid(part, key)
+        return change(right) if key == wrong else right
+
+    differences = compared(reference, device(reference, grid))
+    (difference,) = differences
+    assert (difference.kind, difference.key) == (Kind.VALUES, wrong)
+    assert note in difference.note
+
+
+def test_scales_of_another_expert_are_seen(reference: ReferencePart) -> None:
+    wrong = ExpertKey(Part.DECODER, 1, 5, Projection.DOWN)
+
+    def grid(part: ReferencePart, key: ExpertKey) -> Values:
+        return checkpoint_grid(part, key._replace(expert=2) if key == wrong else key)
+
+    (difference,) = compared(reference, device(reference, grid))
+    assert (difference.kind, difference.key) == (Kind.VALUES, wrong)
+    assert difference.note.startswith("4 of 8 blocks, [1, 0]")  # the others are alike in both
+
+
+@pytest.mark.parametrize(
+    ("bits", "device_value", "factor"),
+    [(0, "-0", "0"), (POISON[4], "1.20189182e+21", "-4.48e+19"), (0x7FC00000, "nan", "nan")],
+    ids=["zero", "never written", "NaN"],
+)
+def test_scales_that_were_lost_on_the_device(bits: int, device_value: str, factor: str) -> None:
+    """The codes are right, the scales beside them are not."""
+    codes, scales = matrix(256, 256)
+    new_codes, new_scales = quantised_anew(block_values(codes, scales))
+    held = np.full(new_scales.shape, bits, "<u4").view("<f4")
+    found = departs(new_codes, held, codes, scales, EXPERTS)
+    assert found is not None
+    assert (found["count"], found["device"]) == (found["total"], device_value)
+    assert found["note"] == f"4 of 4 blocks, [0, 0], [0, 1], [1, 0]; by a factor of {factor}"
+
+
+def test_a_transposed_grid_is_named() -> None:
+    codes, scales = matrix(256, 256)
+    new_codes, new_scales = quantised_anew(block_values(codes, scales.T))
+    found = departs(new_codes, new_scales, codes, scales, EXPERTS)
+    assert found is not None
+    assert found["note"] == "the scales' grid is transposed"
+
+
+def test_a_code_that_is_another() -> None:
+    codes, scales = matrix(256, 256)
+    new_codes, new_scales = quantised_anew(block_values(codes, scales))
+    large = np.argwhere(np.abs(block_values(codes, scales)) > new_scales[:, None] * 16)[0]
+    assert departs(new_codes, new_scales, codes, scales, EXPERTS) is None
+    new_codes[tuple(large)] ^= 2
+    found = departs(new_codes, new_scales, codes, scales, EXPERTS)
+    assert found is not None
+    assert (found["index"], found["count"]) == (tuple(large), 1)
+
+
+def with_scales(part: DevicePart, layer: int, *kept: DeviceTensor) -> DevicePart:
+    """The part with these scales of a layer and no others."""
+    by_name = {Parameter(t.name.rsplit(".", 1)[1].removesuffix("_scale_inv")): t for t in kept}
+    scales = {**part.scales, layer: by_name}
+    unknown = tuple(t.name for tensors in scales.values() for t in tensors.values())
+    return replace(part, scales=scales, unknown=unknown)
+
+
+def test_scales_that_are_absent_or_elsewhere(reference: ReferencePart) -> None:
+    part = device(reference)
+    gone = DevicePart(part.layers, part.unknown, part.mesh, {0: part.scales[0]})
+    differences = compared(reference, gone)
+    missing = [(d.layer, d.parameter) for d in differences if d.kind is Kind.MISSING]
+    assert missing == [(1, "w13_weight_scale"), (1, "w2_weight_scale")]
+    turned = DevicePart(part.layers, part.unknown, MESH[::-1], part.scales)
+    assert {d.kind for d in compared(reference, turned)} == {Kind.SHARDING}
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_absent_scales_of_one_array_leave_the_others_compared(
+    reference: ReferencePart, layer: int
+) -> None:
+    part = device(reference)
+    lacking = with_scales(part, layer, part.scales[layer][Parameter.W13])
+    comparison = part_comparison(reference, lacking, backend=Backend.GMM_EP)
+    (difference,) = comparison.differences()
+    assert (difference.kind, difference.parameter) == (Kind.MISSING, "w2_weight_scale")
+    assert difference.layer == layer
+    assert comparison.tally.experts_compared == reference.shape.experts
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype", "kind", "told"),
+    [
+        (np.zeros((8, 256), "<u4"), "F32", Kind.SHAPE, "[8, 256]"),
+        (np.zeros((8, 1, 128), "<u4"), "F32", Kind.SHAPE, "[8, 1, 128]"),
+        (np.zeros((8, 2, 256), "<u4"), "F32", Kind.SHAPE, "[8, 2, 256]"),
+        (np.zeros((8, 1, 256), "<u2"), "BF16", Kind.DTYPE, "BF16"),
+    ],
+)
+def test_scales_of_another_shape_or_dtype(
+    reference: ReferencePart, array: np.ndarray, dtype: str, kind: Kind, told: str
+) -> None:
+    part = device(reference)
+    right = part.scales[1][Parameter.W2]
+    wrong = replace(sharded(right.name, array, 0, MESH), dtype=dtype)
+    changed = with_scales(part, 1, part.scales[1][Parameter.W13], wrong)
+    (difference,) = compared(reference, changed)
+    assert (difference.kind, difference.device, difference.layer) == (kind, told, 1)
+    wanted = "F32" if kind is Kind.DTYPE else "[8, 1, 256]"
+    assert (difference.reference, difference.parameter) == (wanted, right.name)
+
+
+def cut(part: DevicePart, odd: str = "") -> DevicePart:
+    """The part as GMM_TP has it: gate and up by turns, w2's scales whole on every device.
+
+    Device ``odd`` holds w2's scales of layer 1 with one of expert 3's doubled.
+    """
+    layers: dict[int, dict[Parameter, DeviceTensor]] = {}
+    scales: dict[int, dict[Parameter, DeviceTensor]] = {}
+    for layer, tensors in part.layers.items():
+        layers[layer], scales[layer] = {}, {}
+        for parameter, axis in ((Parameter.W13, 2), (Parameter.W2, 1)):
+            for made, tensor in (
+                (layers[layer], tensors[parameter]),
+                (scales[layer], part.scales[layer][parameter]),
+            ):
+                array = np.concatenate([shard.fetch(...) for shard in tensor.shards])
+                if parameter is Parameter.W13:
+                    pieces = np.split(array, 2 * len(MESH), axis=2)
+                    turns = [p for pair in zip(pieces[:4], pieces[4:], strict=True) for p in pair]
+                    array = np.concatenate(turns, axis=2)
+                new = replace(sharded(tensor.name, array, axis, MESH), dtype=tensor.dtype)
+                if made is scales[layer] and parameter is Parameter.W2:
+                    new = replicated(tensor, array)
+                    new = replace(new, shards=tuple(_doubled(s, odd, layer) for s in new.shards))
+                made[parameter] = new
+    return replace(part, layers=layers, scales=scales)
+
+
+def _doubled(shard: DeviceShard, odd: str, layer: int) -> DeviceShard:
+    if shard.device != odd or layer != 1:
+        return shard
+    wrong = np.array(shard.fetch(...))
+    wrong[3, 0, 7] += 1 << 23
+    return replace(shard, fetch=lambda index: wrong[index])
+
+
+def test_scales_whole_on_every_device_are_equal(reference: ReferencePart) -> None:
+    comparison = part_comparison(reference, cut(device(reference)), backend=Backend.GMM_TP)
+    assert list(comparison.differences()) == []
+    assert comparison.tally.experts_compared == comparison.tally.experts
+
+
+def test_a_wrong_scale_on_one_device_alone_is_named(reference: ReferencePart) -> None:
+    part = cut(device(reference), odd="cpu:3")
+    comparison = part_comparison(reference, part, backend=Backend.GMM_TP)
+    (difference,) = differences = list(comparison.differences())
+    assert (difference.kind, difference.layer, difference.device_name) == (Kind.VALUES, 1, "cpu:3")
+    assert (difference.index, difference.count) == ((3, 0, 7), 1)
+    assert difference.total == 8 * 256
+    assert difference.reference.endswith(" on cpu:1")
+    (diagnosis,) = Explainer(comparison).diagnose(differences)
+    assert diagnosis.cause is Cause.REPLICAS_DIFFER
+    assert diagnosis.summary == ("replicas of decoder layer 1 w2_weight_scale_inv hold other bits")
+
+
+def test_a_wrong_scale_on_the_first_device_is_named_by_its_values_too(
+    reference: ReferencePart,
+) -> None:
+    part = cut(device(reference), odd="cpu:1")
+    comparison = part_comparison(reference, part, backend=Backend.GMM_TP)
+    differences = list(comparison.differences())
+    assert {d.device_name for d in differences if d.key is None} == {"cpu:2", "cpu:3", "cpu:4"}
+    (of_values,) = [d for d in differences if d.key]
+    assert of_values.key == ExpertKey(Part.DECODER, 1, 3, Projection.DOWN)
+
+
+@pytest.mark.parametrize("dtype", ["U8", "I8", "F8_E5M2", "BOOL"])
+def test_codes_of_another_type_are_refused(path: Path, tmp_path: Path, dtype: str) -> None:
+    pattern = r".*layers\.0\.mlp\.experts\.3\.up_proj\.weight"
+    spoiled = Checkpoint(relabelled(path, tmp_path / "r", {pattern: dtype}))
+    with pytest.raises(BadInput, match=rf"experts\.3\.up_proj\.weight' is {dtype}"):
+        reference_parts(spoiled)
+
+
+@pytest.mark.parametrize("dtype", ["F16", "I16"])
+def test_scales_of_another_type_with_the_same_bytes_differ(
+    reference: ReferencePart, path: Path, tmp_path: Path, dtype: str
+) -> None:
+    pattern = r".*layers\.0\.mlp\.experts\.3\.up_proj\.weight_scale_inv"
+    spoiled = reference_parts(Checkpoint(relabelled(path, tmp_path / "r", {pattern: dtype})))[0]
+    found = list(part_comparison(spoiled, device(reference), backend=Backend.GMM_EP).differences())
+    assert {(d.kind, d.expert, d.projection) for d in found} == {(Kind.VALUES, 3, Projection.UP)}
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+def test_scales_of_a_wider_type_are_equal(
+    reference: ReferencePart, path: Path, tmp_path: Path, dtype: str
+) -> None:
+    wider = cast(path, tmp_path / "r", {r".*experts.*_scale_inv": dtype}, exact=True)
+    part = reference_parts(Checkpoint(wider))[0]
+    comparison = part_comparison(part, device(reference), backend=Backend.GMM_EP)
+    assert list(comparison.differences()) == []

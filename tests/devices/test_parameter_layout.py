@@ -1,0 +1,61 @@
+"""What config.json says of layouts, and what rules say of the way to the device."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.base.errors import BadInput
+from harness.devices.parameter_layout import Sizes, sizes_of
+from harness.families.parameters import RULES
+from harness.verification.verify import verify
+
+TEXT = {"num_attention_heads": 8, "head_dim": 32, "num_key_value_heads": 2}
+
+
+def test_sizes_are_of_the_text_model() -> None:
+    config = {"text_config": TEXT, "vision_config": {"num_heads": 4}}
+    assert sizes_of(config) == Sizes(heads=8, head_dim=32, kv_heads=2, vision_heads=4)
+    linear = {"linear_num_key_heads": 3, "linear_key_head_dim": 16}
+    assert sizes_of(TEXT | linear).linear_keys == 48
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"head_dim": ...}, "head_dim is absent"),
+        ({"num_attention_heads": ...}, "num_attention_heads is absent"),
+        ({"num_key_value_heads": None}, "num_key_value_heads is None"),
+        ({"head_dim": "32"}, "head_dim is '32'"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"linear_num_key_heads": 3}, "linear_key_head_dim is absent"),
+    ],
+)
+def test_a_size_that_is_absent_or_no_number(change: dict[str, Any], told: str) -> None:
+    text = {key: value for key, value in (TEXT | change).items() if value is not ...}
+    with pytest.raises(BadInput, match=told):
+        sizes_of({"text_config": text})
+    with pytest.raises(BadInput):
+        sizes_of({"text_config": TEXT, "vision_config": None})
+
+
+def test_a_size_that_is_absent_is_refused_before_the_load(
+    tiny_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    path = shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "c")
+    config = json.loads((path / "config.json").read_text())
+    del config["text_config"]["head_dim"]
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match=f"head_dim is absent .{path}/config.json"):
+        verify(path)
+
+
+def test_what_is_replicated_from_the_host_is_not_cast() -> None:
+    by_table = {rule.kind + rule.pattern: rule.casts for rule in RULES}
+    by_upstream = {r.kind + r.pattern: "replicate" not in r.upstream.split(", ") for r in RULES}
+    assert by_table == by_upstream
+    assert set(by_table.values()) == {True, False}

@@ -1,0 +1,35 @@
+"""Many differences become few diagnoses, each with all its members and their experts."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.compare.difference import Difference, Kind
+from harness.explain.causes import NEXT_STEP, Cause, Finding, diagnoses_of
+from harness.families.family import Part
+
+
+def found(expert: int | None, group: str, evidence: str = "e") -> tuple[Difference, Finding]:
+    difference = Difference(kind=Kind.BITS, part=Part.DECODER, layer=1, expert=expert)
+    return difference, Finding(Cause.ZEROS, group, "{experts} of layer 1 hold zeros", evidence)
+
+
+def test_a_group_is_one_diagnosis_with_the_first_ones_evidence() -> None:
+    differences = [found(3, "a", "first"), found(7, "b"), found(4, "a", "second"), found(5, "a")]
+    one, other = diagnoses_of(differences, offset=10)
+    assert (one.first, one.covers, one.members, one.evidence) == (10, 3, "10,12-13", "first")
+    assert (other.first, other.covers, other.members) == (11, 1, "11")
+    assert one.next_step == NEXT_STEP[Cause.ZEROS]
+
+
+@pytest.mark.parametrize(
+    ("experts", "text"),
+    [([3], "expert 3"), ([5, 3, 4, 9], "experts 3-5, 9"), ([3, 3], "expert 3")],
+)
+def test_the_summary_names_all_experts(experts: list[int], text: str) -> None:
+    (diagnosis,) = diagnoses_of(found(expert, "a") for expert in experts)
+    assert diagnosis.summary == f"{text} of layer 1 hold zeros"
+
+
+def test_nothing_found_is_no_diagnosis() -> None:
+    assert diagnoses_of([]) == []

@@ -1,0 +1,86 @@
+"""A failed load is diagnosed from what its ledger holds, and from nothing else."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.explain.causes import Cause, Diagnosis
+from harness.explain.load_failure import diagnose_failure, never_arrived
+from harness.load.ledger import Ledger
+from tests.support.ledgers import W2, W13, call, whole
+
+
+def diagnosed(ledger: Ledger) -> Diagnosis:
+    (diagnosis,) = diagnose_failure(ledger, [3], 2)
+    return diagnosis
+
+
+def test_positional_ids_name_the_fix() -> None:
+    at = call(W13, "n", "w1", 0)._replace(site="vllm/model_executor/models/qwen3_5.py:261")
+    diagnosis = diagnosed(Ledger(calls=[at], failed=True, streamed=["a"]))
+    assert diagnosis.cause is Cause.ARGUMENT_CONTRACT
+    assert diagnosis.summary.endswith("never arrived: layer 3: experts 0-1")
+    assert "qwen3_5.py:261 called weight_loader(param, loaded_weight, 'n', 'w1', 0)" in (
+        diagnosis.evidence
+    )
+    assert diagnosis.next_step.endswith("fixed by vLLM #42521, released with vLLM 0.22.0")
+
+
+def test_many_layers_are_listed_in_short() -> None:
+    at = call(W13, "n", "w1", 0)
+    (diagnosis,) = diagnose_failure(Ledger(calls=[at], failed=True), range(48), 128)
+    assert diagnosis.summary.endswith("layer 3: experts 0-127; and 44 layers more")
+
+
+def test_fused_qkv() -> None:
+    at = call("attn.qkv.weight")._replace(layer_type="QKVParallelLinear")
+    assert diagnosed(Ledger(calls=[at], failed=True)).cause is Cause.FUSED_WITHOUT_SHARD
+
+
+def test_a_tensor_streamed_twice() -> None:
+    ledger = Ledger(calls=whole(0), streamed=["a", "b", "a"], processed=[W13])
+    diagnosis = diagnosed(ledger)
+    assert diagnosis.cause is Cause.DELIVERED_TWICE
+    assert diagnosis.evidence == "a came as tensor 1 and again as 3"
+
+
+def test_processed_before_all_came() -> None:
+    ledger = Ledger(calls=whole(0), streamed=["a", "b"], processed=[W13, W2])
+    diagnosis = diagnosed(ledger)
+    assert diagnosis.cause is Cause.DELIVERED_LATE
+    assert diagnosis.summary.endswith("never arrived: expert 1 of layer 3")
+
+
+def test_the_last_piece_found_its_layer_processed() -> None:
+    calls = whole(0) + whole(1)
+    late = [*calls[:-1], calls[-1]._replace(late=True)]
+    ledger = Ledger(calls=late, streamed=["a", "b"], processed=[W13, W2], failed=True)
+    assert diagnosed(ledger).cause is Cause.DELIVERED_LATE
+
+
+@pytest.mark.parametrize(
+    "ledger",
+    [
+        Ledger(),
+        # Every piece came; the last had the layer processed, and that raised.
+        Ledger(calls=whole(0) + whole(1), streamed=["a"], processed=[W13, W2], failed=True),
+        Ledger(calls=whole(0) + whole(1), streamed=["a", "b"], processed=[W13]),
+        Ledger(calls=whole(0), streamed=["a", "b"]),
+        Ledger(calls=[call("q_proj.weight", "q")], streamed=["q"], failed=True),
+    ],
+)
+def test_what_a_ledger_does_not_explain(ledger: Ledger) -> None:
+    assert diagnosed(ledger).cause is Cause.UNEXPLAINED
+
+
+def lost(ledger: Ledger) -> dict[int, tuple[int, ...]]:
+    (diagnosis,) = diagnose_failure(ledger, [3, 4], 2)
+    return never_arrived(diagnosis, ledger, [3, 4], 2)
+
+
+def test_what_the_diagnosis_says_never_arrived() -> None:
+    positional = Ledger(calls=[call(W13, "n", "w1", 0)], failed=True)
+    assert lost(positional) == {3: (0, 1), 4: (0, 1)}
+    early = Ledger(calls=whole(0), streamed=["a", "b"], processed=[W13, W2])
+    assert lost(early) == {3: (1,)}  # of layer 4, nothing had come yet
+    assert lost(Ledger(calls=whole(0), streamed=["a", "b"])) == {}

@@ -1,0 +1,238 @@
+"""What each target asks of its process; TPUs are made of files that look like theirs."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from harness.base.errors import TargetUnavailable
+from harness.devices.expert_layout import Backend
+from harness.load import target as targets
+from harness.load.process import LoadProcess
+from harness.load.target import Parallelism, Target, emulated_target, target_named, torch_xla_target
+from harness.load.tpu import TpuHost, chip_environment, find_tpu
+from harness.load.vllm_platform import PLATFORM
+
+V6E, TPU7X, V4 = "0x006f", "0x0076", "0x005e"
+
+
+def fake_host(root: Path, chips: int, device: str = V6E, vfio: bool = False) -> Path:
+    """The files of a host with so many chips: device files and PCI ids."""
+    (root / "dev" / "vfio").mkdir(parents=True)
+    for number in range(chips):
+        name = f"vfio/{number + 17}" if vfio else f"accel{number}"
+        (root / "dev" / name).touch()
+        pci = root / "sys" / "bus" / "pci" / "devices" / f"0000:00:0{number}.0"
+        pci.mkdir(parents=True)
+        (pci / "vendor").write_text("0x1ae0\n")
+        (pci / "device").write_text(f"{device}\n")
+    (root / "dev" / "vfio" / "vfio").touch()
+    (root / "libtpu.so").touch()
+    return root
+
+
+def found(root: Path, **environ: str) -> TpuHost:
+    return find_tpu({"TPU_LIBRARY_PATH": str(root / "libtpu.so"), **environ}, root)
+
+
+@pytest.mark.parametrize(
+    ("device", "vfio", "text", "devices"),
+    [
+        (V6E, True, "TPU v6e, 4 chips", 4),
+        (V4, False, "TPU v4, 4 chips", 4),
+        (TPU7X, True, "TPU tpu7x, 4 chips", 8),
+        ("0xffff", False, "TPU unknown, 4 chips", 4),
+    ],
+)
+def test_chips_are_counted_and_named(
+    tmp_path: Path, device: str, vfio: bool, text: str, devices: int
+) -> None:
+    host = found(fake_host(tmp_path, 4, device, vfio))
+    assert str(host).startswith(text)
+    assert (host.chips, host.devices) == ((0, 1, 2, 3), devices)
+
+
+def test_the_environment_states_generation_and_topology(tmp_path: Path) -> None:
+    root = fake_host(tmp_path, 1, "0xffff")
+    host = found(root, TPU_ACCELERATOR_TYPE="v5litepod-8", TPU_TOPOLOGY="2x4")
+    assert str(host) == f"TPU v5e, 1 chip, topology 2x4, libtpu {root / 'libtpu.so'}"
+
+
+def test_chips_made_invisible_are_not_taken(tmp_path: Path) -> None:
+    host = found(fake_host(tmp_path, 4), TPU_VISIBLE_CHIPS="2,3")
+    assert (host.chips, host.whole) == ((2, 3), False)
+
+
+def test_a_host_without_chips_says_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(TargetUnavailable, match=r"no TPU chip \(/dev/accel\*, /dev/vfio/\*\)"):
+        found(fake_host(tmp_path, 0))
+
+
+def test_a_host_without_libtpu_says_so(tmp_path: Path) -> None:
+    root = fake_host(tmp_path, 4)
+    (root / "libtpu.so").unlink()
+    with pytest.raises(TargetUnavailable, match="no libtpu"):
+        found(root)
+
+
+@pytest.mark.parametrize(
+    ("chips", "bounds"), [((3,), "1,1,1"), ((2, 3), "1,2,1"), ((0, 1, 2, 3), "2,2,1")]
+)
+def test_a_part_of_the_chips_is_a_slice_of_its_own(
+    tmp_path: Path, chips: tuple[int, ...], bounds: str
+) -> None:
+    environment = chip_environment(found(fake_host(tmp_path, 8)), chips)
+    port = str(8476 + chips[0])
+    assert environment == {
+        "TPU_VISIBLE_CHIPS": ",".join(map(str, chips)),
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": bounds,
+        "TPU_PROCESS_BOUNDS": "1,1,1",
+        "TPU_PROCESS_PORT": port,
+        "TPU_PROCESS_ADDRESSES": f"localhost:{port}",
+        "CLOUD_TPU_TASK_ID": "0",
+    }
+
+
+def test_all_chips_need_no_bounds_and_odd_parts_have_none(tmp_path: Path) -> None:
+    host = found(fake_host(tmp_path, 8))
+    assert chip_environment(host, host.chips) == {}
+    with pytest.raises(TargetUnavailable, match="3 of the host's chips"):
+        chip_environment(host, (0, 1, 2))
+
+
+@pytest.fixture
+def eight_chips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TpuHost:
+    host = found(fake_host(tmp_path, 8))
+    monkeypatch.setattr(targets, "find_tpu", lambda: host)
+    return host
+
+
+def test_a_tpu_target_takes_all_chips(eight_chips: TpuHost) -> None:
+    target = target_named("tpu")
+    assert (target.devices, target.chips, target.platform) == (8, tuple(range(8)), "tpu")
+    assert target.device_indexes == ()
+    assert "TPU_VISIBLE_CHIPS" not in target.environment
+    assert "JAX_PLATFORMS" not in target.environment
+    assert PLATFORM not in target.environment
+
+
+def test_workers_divide_the_chips_among_them(eight_chips: TpuHost) -> None:
+    chips = [target_named("tpu", share=(number, 4)).chips for number in range(4)]
+    assert chips == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    ports = {target_named("tpu", share=(n, 4)).environment["TPU_PROCESS_PORT"] for n in range(4)}
+    assert len(ports) == 4
+
+
+def test_more_workers_than_chips_share_the_last(eight_chips: TpuHost) -> None:
+    chips = [target_named("tpu", share=(number, 16)).chips for number in range(16)]
+    assert chips == [(min(number, 7),) for number in range(16)]
+
+
+def test_a_worker_that_needs_more_than_its_share_takes_from_the_first(
+    eight_chips: TpuHost,
+) -> None:
+    assert target_named("tpu", 8, share=(3, 4)).chips == tuple(range(8))
+    assert target_named("tpu", 4, share=(3, 4)).chips == (0, 1, 2, 3)
+
+
+def test_more_devices_than_the_host_has(eight_chips: TpuHost) -> None:
+    with pytest.raises(TargetUnavailable, match="16 devices"):
+        target_named("tpu", 16)
+
+
+def test_two_devices_of_a_chip_are_one_chip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = found(fake_host(tmp_path, 4, TPU7X))
+    monkeypatch.setattr(targets, "find_tpu", lambda: host)
+    assert target_named("tpu").devices == 8
+    assert target_named("tpu", 2).chips == (0,)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_an_emulated_mesh_leaves_the_first_device_to_the_host(devices: int) -> None:
+    target = emulated_target(devices)
+    assert target.device_indexes == tuple(range(1, devices + 1))
+    assert target.environment["XLA_FLAGS"].endswith(f"device_count={devices + 1}")
+
+
+def test_the_users_xla_flags_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = "--xla_a=1 --xla_cpu_max_isa=AVX2 --xla_force_host_platform_device_count=64"
+    monkeypatch.setenv("XLA_FLAGS", given)
+    flags = emulated_target(2).environment["XLA_FLAGS"]
+    assert flags == ("--xla_a=1 --xla_cpu_max_isa=AVX512 --xla_force_host_platform_device_count=3")
+
+
+def test_what_was_compiled_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    name = "JAX_COMPILATION_CACHE_DIR"
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    monkeypatch.delenv(name, raising=False)
+    assert emulated_target().environment[name].startswith(f"{tmp_path}/jax/")
+    monkeypatch.setenv(name, "/elsewhere")
+    assert name not in emulated_target().environment
+
+
+def test_numba_has_a_place_for_what_it_compiles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    assert emulated_target().environment["NUMBA_CACHE_DIR"] == f"{tmp_path}/numba"
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/elsewhere")
+    assert emulated_target().environment["NUMBA_CACHE_DIR"] == "/elsewhere"
+
+
+def test_each_parallelism_has_its_packing() -> None:
+    of = {p: emulated_target(4, p) for p in Parallelism}
+    assert [t.backend for t in of.values()] == [
+        Backend.GMM_TP, Backend.GMM_EP, Backend.FUSED_MOE,
+    ]  # fmt: skip
+    assert of[Parallelism.EXPERT_KERNEL].environment["USE_MOE_EP_KERNEL"] == "1"
+
+
+def test_torch_xla_has_no_kernel_packing() -> None:
+    with pytest.raises(TargetUnavailable, match="expert-kernel on torch-xla"):
+        torch_xla_target(4, Parallelism.EXPERT_KERNEL)
+
+
+def test_a_torch_that_does_not_fit_torch_xla_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch-xla": "2.9.0", "torch": "2.10.0"}
+    monkeypatch.setattr(targets, "version", versions.__getitem__)
+    with pytest.raises(TargetUnavailable, match=r"torch_xla 2\.9\.0 does not fit torch 2\.10\.0"):
+        torch_xla_target()
+
+
+def test_a_build_of_torch_fits_its_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch-xla": "2.9.0", "torch": "2.9.1a0+cpu"}
+    monkeypatch.setattr(targets, "version", versions.__getitem__)
+    assert torch_xla_target().devices == 4
+
+
+def test_a_stack_without_torch_xla_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(targets, "version", absent)
+    with pytest.raises(TargetUnavailable, match="torch-xla is not installed"):
+        torch_xla_target()
+
+
+def test_the_count_of_devices_cannot_change_once_xla_is_alive(
+    target: Target, load_process: LoadProcess
+) -> None:
+    with pytest.raises(TargetUnavailable, match="XLA is alive with 5 CPU devices") as raised:
+        load_process.run("tests.support.jobs:load_eight_with_five_alive", b"", target, timeout=120)
+    assert raised.value.expected == "9, with 8 of the mesh"
+
+
+def test_two_targets_of_a_session_live_in_two_processes(load_process: LoadProcess) -> None:
+    """The same parent: each load sees the number of devices its target asked for."""
+    counts = {
+        devices: load_process.run(
+            "tests.support.jobs:count_devices", b"", emulated_target(devices), timeout=120
+        )
+        for devices in (2, 8)
+    }
+    assert counts == {2: b"3", 8: b"9"}

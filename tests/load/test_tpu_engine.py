@@ -1,0 +1,68 @@
+"""What is required of upstream's worker; the meshes here are ordered as upstream orders them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from harness.base.bits import Nan
+from harness.base.errors import TargetUnavailable
+from harness.devices.expert_layout import Backend
+from harness.load import tpu_engine
+from harness.load.target import Parallelism, Target, emulated_target
+
+TPU = Target(
+    name="tpu", devices=4, platform="tpu", parallelism=Parallelism.TENSOR, backend=Backend.GMM_TP,
+    nan=Nan.CANONICAL,
+)  # fmt: skip
+
+
+def worker(*ids: int, platform: str = "tpu") -> SimpleNamespace:
+    devices = np.array([SimpleNamespace(platform=platform, id=number) for number in ids])
+    return SimpleNamespace(model_runner=SimpleNamespace(mesh=SimpleNamespace(devices=devices)))
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [(0, 1, 2, 3), (0, 1, 3, 2), (0, 1, 2, 3, 7, 6, 5, 4)],
+    ids=["as numbered", "v6e-4", "v6e-8"],
+)
+def test_a_tpu_mesh_may_have_the_order_of_its_wires(ids: tuple[int, ...]) -> None:
+    tpu_engine._require_mesh(worker(*ids), replace(TPU, devices=len(ids)))
+
+
+@pytest.mark.parametrize(
+    ("ids", "platform"), [((0, 1, 2), "tpu"), ((0, 1, 1, 2), "tpu"), ((0, 1, 2, 3), "cpu")]
+)
+def test_another_mesh_than_the_targets_is_named(ids: tuple[int, ...], platform: str) -> None:
+    with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
+        tpu_engine._require_mesh(worker(*ids, platform=platform), TPU)
+    assert raised.value.expected == "4 different tpu devices"
+
+
+def test_an_axis_that_upstream_dropped_is_the_stacks_failure() -> None:
+    with pytest.raises(RuntimeError, match=r"the worker's mesh is .*, not expert=4"):
+        tpu_engine._require_mesh(worker(0), replace(TPU, mesh="expert=4"))
+
+
+def test_an_order_that_was_asked_for_is_required() -> None:
+    target = emulated_target(3)
+    tpu_engine._require_mesh(worker(1, 2, 3, platform="cpu"), target)
+    for ids in ((1, 3, 2), (0, 1, 2)):
+        with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
+            tpu_engine._require_mesh(worker(*ids, platform="cpu"), target)
+        assert raised.value.expected == "[('cpu', 1), ('cpu', 2), ('cpu', 3)]"
+
+
+@pytest.mark.parametrize(
+    ("release", "drafts"),
+    [("0.21.0", False), ("0.22.0rc1", True), ("0.22.1.dev3+g0", True), ("1.0", True)],
+)
+def test_releases_whose_worker_drafts(
+    monkeypatch: pytest.MonkeyPatch, release: str, drafts: bool
+) -> None:
+    monkeypatch.setattr(tpu_engine, "version", lambda package: release)
+    assert tpu_engine._worker_drafts_mtp() is drafts

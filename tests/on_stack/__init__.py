@@ -1,0 +1,1 @@
+"""Tests that load through the real stack."""

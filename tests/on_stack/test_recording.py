@@ -1,0 +1,64 @@
+"""The recorder notes every call, poisons what it must, and changes nothing else."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from harness.base.errors import InternalError
+from harness.load.ledger import POISON, Ledger
+from harness.load.process import LoadProcess
+from harness.load.recording import Recorder
+from harness.load.target import Target
+
+
+@pytest.fixture(scope="module")
+def facts(load_process: LoadProcess, target: Target) -> dict[str, Any]:
+    answer = load_process.run("tests.support.jobs:record_a_module", b"", target, timeout=120)
+    return dict(json.loads(answer))
+
+
+def test_calls_are_noted_in_order(facts: dict[str, Any]) -> None:
+    assert facts["calls"] == [
+        ["first", ["q"], {"expert_id": 3}, False],
+        ["second", [], {}, False],
+        ["second", [], {}, True],
+        ["second", [], {}, False],
+    ]
+    assert facts["site"] == "jobs.py"
+
+
+def test_the_loader_is_what_it_was(facts: dict[str, Any]) -> None:
+    assert (facts["answer"], facts["attribute"]) == ("kept", True)
+
+
+def test_an_error_passes_and_is_noted(facts: dict[str, Any]) -> None:
+    assert facts["failed"]
+    assert facts["processed"] == ["written"]
+
+
+def test_what_was_not_written_holds_poison(facts: dict[str, Any]) -> None:
+    signed = POISON[2] - (1 << 16)
+    assert facts["unwritten"] == ["never"]
+    assert facts["partly"][2:] == [signed, signed]
+    assert facts["partly"][:2] != [signed, signed]
+
+
+def test_what_was_written_by_no_loader_is_named_and_left_alone(facts: dict[str, Any]) -> None:
+    assert facts["bypassed"] == ["around"]
+    assert facts["around"] == [1.0] * 4
+
+
+def test_integers_are_left_alone(facts: dict[str, Any]) -> None:
+    assert facts["counter"] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("method", ["note_processed", "finish"])
+def test_a_record_that_breaks_off_is_not_the_loads_failure(method: str) -> None:
+    """It is called from within upstream's load, whose errors are taken for upstream's."""
+    recorder = Recorder(None, Ledger())
+    recorder._places["a.weight"] = (None, "weight", lambda: None)  # type: ignore[assignment]
+    with pytest.raises(InternalError, match="not the load under test"):
+        getattr(recorder, method)()

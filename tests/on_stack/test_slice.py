@@ -1,0 +1,85 @@
+"""Two hosts on this machine, real loads: a fault on the second is found, and placed there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.base.errors import BadInput
+from harness.compare.difference import Kind
+from harness.explain.causes import Cause
+from harness.load.hosts import target_on
+from harness.load.process import LoadProcesses
+from harness.report.message import failure_text
+from harness.report.report import Report, Status
+from harness.synthetic.writer import write_checkpoint
+from harness.verification import outcomes
+from harness.verification.verify import verify
+from tests.support.slice_jobs import FAULT
+
+SECOND_HOST = {"cpu:2048", "cpu:2049", "cpu:2050", "cpu:2051"}
+
+
+@pytest.fixture
+def with_fault(
+    monkeypatch: pytest.MonkeyPatch,
+    load_processes: LoadProcesses,
+    tiny_checkpoints: dict[str, Path],
+    request: pytest.FixtureRequest,
+) -> Report:
+    monkeypatch.setattr(outcomes, "_JOB", "tests.support.slice_jobs:verify_with_fault_on_host_1")
+    return verify(
+        tiny_checkpoints["qwen3-vl-moe"],
+        target_on("emulated", 8, hosts=2),
+        stream_options={FAULT: request.param},
+        processes=load_processes,
+    )
+
+
+@pytest.mark.parametrize("with_fault", ["spoiled"], indirect=True)
+def test_experts_spoiled_on_the_second_host(with_fault: Report) -> None:
+    assert with_fault.status is Status.DIFFERENT
+    assert {d.device_name for d in with_fault.differences} <= SECOND_HOST
+    assert {(d.layer, d.expert, d.projection) for d in with_fault.differences} == {
+        (1, expert, "down_proj") for expert in (2, 5, 6, 7)
+    }
+    assert [(d.cause, d.summary) for d in with_fault.diagnoses] == [
+        (Cause.EXPERTS_EXCHANGED, "experts 2 and 5 of decoder layer 1 are exchanged"),
+        (Cause.BIT_FLIP, "one bit of decoder layer 1 expert 6 down_proj is flipped"),
+        (Cause.UNWRITTEN, "expert 7 of decoder layer 1 never written"),
+    ]
+    flipped = next(d for d in with_fault.differences if d.expert == 6)
+    assert (flipped.index, flipped.shard, flipped.device_name) == ((3, 25), 4, "cpu:2048")
+    assert [(part.status, part.differences) for part in with_fault.hosts] == [
+        (Status.EQUAL, 0),
+        (Status.DIFFERENT, 4),
+    ]
+
+
+@pytest.mark.parametrize("with_fault", ["shard lost"], indirect=True)
+def test_a_shard_and_a_device_nobody_looked_at(with_fault: Report) -> None:
+    assert with_fault.status is Status.DIFFERENT
+    kinds = {(d.kind, d.device_name) for d in with_fault.differences}
+    assert (Kind.SHARDING, "cpu:2048") in kinds
+    assert (Kind.UNCHECKED, "cpu:2051") in kinds
+    assert Cause.UNCHECKED in {d.cause for d in with_fault.diagnoses}
+
+
+@pytest.mark.parametrize(
+    ("with_fault", "what"),
+    [("killed", "the load's process ended with signal SIGKILL"), ("raised", "RuntimeError")],
+    indirect=["with_fault"],
+)
+def test_a_host_that_fails_is_named_and_ends_the_others(with_fault: Report, what: str) -> None:
+    assert with_fault.status is Status.LOAD_FAILED
+    assert with_fault.failure is not None
+    assert (with_fault.failure.host, with_fault.failure.error) == (1, what)
+    assert "the load under test failed on host 1" in failure_text(with_fault)
+    assert with_fault.experts_compared == 0
+
+
+def test_an_fp8_release_on_several_hosts_is_refused(tmp_path: Path) -> None:
+    path = write_checkpoint("qwen3-vl-moe", tmp_path / "c", shapes="tiny:blocks", fp8=True).path
+    with pytest.raises(BadInput, match="an FP8 release on several hosts"):
+        verify(path, target_on("emulated", 8, hosts=2))

@@ -1,0 +1,62 @@
+"""What a session's report keeps besides reports: purposes, skips and options."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from harness.report.report import Session, Status
+from tests.support.given_reports import CONFTEST, report
+
+TEST = """
+import pytest
+from scenarios.scenario import Scenario
+
+ROWS = [Scenario("second", "It is there to be skipped."), Scenario("first", "It is there to run.")]
+
+@pytest.mark.parametrize("scenario", ROWS, ids=lambda row: row.id)
+def test_row(scenario, verified, expected):
+    if scenario.id == "second":
+        pytest.skip("no store here")
+    expected(None, verified("anywhere"), ())
+
+def test_of_something_else():
+    pytest.skip("no business of a report")
+"""
+
+
+@pytest.fixture
+def session(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeconftest(CONFTEST.format(report=str(pytester.path / "given.json")))
+    pytester.makepyfile(TEST)
+    return pytester
+
+
+def written(session: pytest.Pytester) -> Session:
+    return msgspec.json.decode((session.path / "out/session.json").read_bytes(), type=Session)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
+def test_skips_purposes_and_options(session: pytest.Pytester, workers: list[str]) -> None:
+    report(Status.EQUAL).write(session.path / "given.json")
+    given = ["--reports=out", "--layers=0-3", "--checksums", "--seed=0"]
+    result = session.runpytest_subprocess(*given, *workers)
+    result.assert_outcomes(passed=1, skipped=2)
+    result.stdout.fnmatch_lines(["*MoE load verification*", "1 scenario skipped: no store here"])
+    kept = written(session)
+    assert [(one.scenario, one.reason) for one in kept.skipped] == [("second", "no store here")]
+    assert [(row.scenario, row.purpose) for row in kept.rows] == [("first", "It is there to run.")]
+    assert kept.options == ["--layers=0-3", "--checksums", "--reports=out"]
+
+
+def test_a_session_of_skips_alone_is_told(session: pytest.Pytester) -> None:
+    report(Status.EQUAL).write(session.path / "given.json")
+    result = session.runpytest_subprocess("--reports=out", "-k", "second")
+    result.stdout.fnmatch_lines(["*MoE load verification*", "1 scenario skipped: no store here"])
+    assert "1 skipped" in (session.path / "out/summary.md").read_text()
+
+
+def test_a_failure_says_what_the_scenario_is_for(session: pytest.Pytester) -> None:
+    report(Status.DIFFERENT).write(session.path / "given.json")
+    result = session.runpytest_subprocess("-k", "first")
+    result.stdout.fnmatch_lines(["*purpose*It is there to run."])

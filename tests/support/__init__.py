@@ -1,0 +1,1 @@
+"""What tests share: fake devices, planted faults, jobs, servers, reports."""

@@ -1,0 +1,140 @@
+"""Jobs that need next to nothing of the harness: they begin at once, so short time-outs hold.
+
+A job's module is imported in its forked child, within the job's time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness.base import progress
+
+
+def echo(argument: bytes) -> bytes:
+    print("echoing", flush=True)
+    return argument
+
+
+def count(argument: bytes) -> bytes:
+    """Be a while at the first byte of three."""
+    progress.begin("stream", 3)
+    progress.advance(1)
+    time.sleep(1)
+    return argument
+
+
+def is_asserting(_: bytes) -> bytes:
+    return str(__debug__).encode()
+
+
+def limit_of_files(_: bytes) -> bytes:
+    return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0]).encode()
+
+
+def fill_the_disk(_: bytes) -> bytes:
+    Path(tempfile.gettempdir(), "full").write_bytes(bytes(1 << 17))
+    return b""
+
+
+def print_without_end(argument: bytes) -> bytes:
+    """Print faster than anybody looks, then as a load does; at the end crash."""
+    for _ in range(30):
+        os.write(1, bytes(8 << 20))
+        time.sleep(0.02)
+    time.sleep(1)
+    print("bytes:", os.fstat(1).st_size)
+    print("the last line", flush=True)
+    return crash(argument)
+
+
+def pid(_: bytes) -> bytes:
+    return str(os.getpid()).encode()
+
+
+def leave_a_temporary_file(_: bytes) -> bytes:
+    return tempfile.mkstemp()[1].encode()
+
+
+def fail(_: bytes) -> bytes:
+    raise ValueError("as planted")
+
+
+def crash(_: bytes) -> bytes:
+    print("about to crash", flush=True)
+    os.kill(os.getpid(), signal.SIGSEGV)
+    return b""
+
+
+def end_in_a_phase(argument: bytes) -> bytes:
+    """End as the reference is named, in the phase that the checkpoint is named as."""
+    request, _ = json.loads(argument)
+    progress.begin(request["checkpoint"], 0)
+    ways = (crash, hang, leave, kill_what_watches, answer_nonsense)
+    return {way.__name__: way for way in ways}[request["reference"]](argument)
+
+
+def leave(_: bytes) -> bytes:
+    sys.exit("enough")
+
+
+def kill_what_watches(argument: bytes) -> bytes:
+    os.kill(os.getppid(), signal.SIGKILL)
+    return hang(argument)
+
+
+def answer_nonsense(_: bytes) -> bytes:
+    return b"no report"
+
+
+def hang(_: bytes) -> bytes:
+    print("hanging", flush=True)
+    time.sleep(600)
+    return b""
+
+
+def hang_with_a_child(_: bytes) -> bytes:
+    """Never end, and have a child that never ends; its directory and its log hold both pids."""
+    child = subprocess.Popen(["sleep", "600"])
+    pids = f"{os.getpid()} {child.pid}"
+    print(f"pids: {pids}", flush=True)
+    Path(tempfile.gettempdir(), "pids").write_text(pids)
+    time.sleep(600)
+    return b""
+
+
+def hang_deaf(_: bytes) -> bytes:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+    return b""
+
+
+def kill_itself(_: bytes) -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return b""
+
+
+def say_and_hang(argument: bytes) -> bytes:
+    Path(os.environ["SAY"]).touch()
+    return hang(argument)
+
+
+def say_and_hang_deaf(argument: bytes) -> bytes:
+    signal.signal(signal.SIGTERM, lambda *_: Path(os.environ["SAY"]).touch())
+    while True:
+        hang(argument)
+
+
+def say_and_hang_with_a_daemon(argument: bytes) -> bytes:
+    """Leave a process that has no parent, session or group in common with this one."""
+    command = ["sh", "-c", "setsid sleep 600 & setsid sh -c 'sleep 600 & sleep 600'"]
+    subprocess.Popen(command, start_new_session=True)
+    time.sleep(0.5)
+    return say_and_hang(argument)

@@ -1,0 +1,147 @@
+"""What a report gets besides one copy of the experts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.base.bits import Nan
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.compare.difference import Kind
+from harness.compare.selection import Selection, choose
+from harness.devices.expert_layout import Backend
+from harness.devices.parameter_layout import HOST, Packing
+from harness.devices.tensors import DeviceTensor
+from harness.explain.causes import Cause
+from harness.families.experts import ReferencePart
+from harness.families.family import Part
+from harness.load.ledger import Ledger
+from harness.load.loaded import Loaded
+from harness.load.target import emulated_target
+from harness.report.report import Report
+from harness.verification.job import add_copies, add_parameters, expert_copies, packing_of
+from tests.support.packing import PackedDevice
+from tests.support.parameter_packing import PackedParameters
+from tests.support.reports import a_report, an_environment
+
+DATA_2_MODEL_2 = (("data", 2), ("model", 2))
+MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
+
+
+@pytest.fixture
+def report() -> Report:
+    return a_report(environment=an_environment(versions={"tpu-inference": "0.26.0"}))
+
+
+def loaded(
+    tensors: list[DeviceTensor], axes: tuple[tuple[str, int], ...] = (("model", 4),)
+) -> Loaded:
+    return Loaded({Part.DECODER: tensors}, MESH, "", 0.0, 0.0, axes)
+
+
+def added(
+    report: Report, part: ReferencePart, tensors: list[DeviceTensor], selection: Selection
+) -> None:
+    chosen = choose([part], selection)[part.part]
+    add_parameters(report, part, loaded(tensors), emulated_target(), Nan.PAYLOAD, selection, chosen)
+
+
+def test_all_is_compared_by_default(
+    report: Report, decoder: ReferencePart, tiny_checkpoints: dict[str, Path]
+) -> None:
+    device = PackedParameters(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
+    added(report, decoder, device.tensors(), Selection())
+    (tally,) = report.parameters
+    assert (tally.compared, tally.parameters, tally.left_out) == (62, 62, 0)
+    assert report.parameters_compared == 62
+    assert report.all_bytes_compared == tally.bytes_compared > 10**6
+    assert report.differences == []
+
+
+@pytest.mark.parametrize(
+    ("selection", "left_out"),
+    [
+        (Selection(layers="0"), 7),
+        (Selection(layers="0", max_bytes=10**9), 55),
+        (Selection(sample=1), 7),
+    ],
+)
+def test_a_selection_selects_layers(
+    report: Report,
+    decoder: ReferencePart,
+    tiny_checkpoints: dict[str, Path],
+    selection: Selection,
+    left_out: int,
+) -> None:
+    device = PackedParameters(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
+    added(report, decoder, device.tensors(), selection)
+    (tally,) = report.parameters
+    assert (tally.compared, tally.left_out) == (62 - left_out, left_out)
+
+
+def test_differences_of_parameters_follow_those_of_experts(
+    report: Report, decoder: ReferencePart, tiny_checkpoints: dict[str, Path]
+) -> None:
+    device = PackedParameters(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
+    tensors = [t for t in device.tensors() if not t.name.endswith("lm_head.weight")]
+    added(report, decoder, tensors, Selection())
+    added(report, decoder, tensors, Selection())
+    assert [d.kind for d in report.differences] == [Kind.UNACCOUNTED] * 2
+    assert [d.first for d in report.diagnoses] == [0, 1]
+
+
+def copied(tensor: DeviceTensor) -> DeviceTensor:
+    """A tensor over two devices, once more over two others."""
+    more = {"cpu:1": "cpu:3", "cpu:2": "cpu:4"}
+    shards = tuple(replace(s, device=more[s.device]) for s in tensor.shards)
+    return replace(tensor, shards=(*tensor.shards, *shards))
+
+
+def test_each_copy_of_the_experts_is_compared(report: Report, decoder: ReferencePart) -> None:
+    device = PackedDevice(decoder, devices=2)
+    tensors = [copied(t) for layer in device.part().layers.values() for t in layer.values()]
+    first, second = expert_copies(loaded(tensors, DATA_2_MODEL_2), Part.DECODER)
+    assert (first.mesh, second.mesh) == (MESH[:2], MESH[2:])
+
+    def compare() -> None:
+        (chosen,) = choose([decoder], Selection()).values()
+        copies = expert_copies(loaded(tensors, DATA_2_MODEL_2), Part.DECODER)[1:]
+        add_copies(report, decoder, copies, Ledger(), backend=Backend.GMM_TP, chosen=chosen)
+
+    compare()
+    assert report.differences == []
+    bits = np.array(tensors[0].shards[3].fetch(...))
+    bits[5, 0, 0] ^= 1
+    shards = (*tensors[0].shards[:3], replace(tensors[0].shards[3], fetch=lambda i: bits[i]))
+    tensors[0] = replace(tensors[0], shards=shards)
+    compare()
+    assert [(d.expert, d.device_name) for d in report.differences] == [(5, "cpu:4")]
+    assert [d.cause for d in report.diagnoses] == [Cause.BIT_FLIP]
+
+
+def test_a_shard_outside_the_mesh_is_nobodys(decoder: ReferencePart) -> None:
+    name = "vllm_model.model.layers.0.mlp.experts.routed_experts.w2_weight"
+    device = PackedDevice(decoder, devices=2)
+    (w2,) = [t for t in device.part().layers[0].values() if t.name == name]
+    tensor = replace(copied(w2), shards=(*copied(w2).shards, replace(w2.shards[0], device="cpu:0")))
+    first, second = expert_copies(loaded([tensor], DATA_2_MODEL_2), Part.DECODER)
+    assert [s.device for t in first.layers[0].values() for s in t.shards] == [
+        "cpu:1", "cpu:2", "cpu:0",
+    ]  # fmt: skip
+    assert [s.device for t in second.layers[0].values() for s in t.shards] == ["cpu:3", "cpu:4"]
+
+
+def test_what_a_release_does_to_parameters() -> None:
+    target = emulated_target()
+    assert packing_of(target, {"tpu-inference": "0.26.0"}) == Packing()
+    old = packing_of(target, {"tpu-inference": "0.21.0"})
+    assert (old.transposes, old.repeats, old.divides) == (False, False, True)
+    assert packing_of(replace(target, name="torch-xla"), {}) == HOST
+
+
+@pytest.mark.parametrize(("release", "transposes"), [("0.21.1rc2", False), ("0.22.0rc1", True)])
+def test_a_candidate_is_of_its_release(release: str, transposes: bool) -> None:
+    assert packing_of(emulated_target(), {"tpu-inference": release}).transposes is transposes
