@@ -17,6 +17,7 @@ import numpy as np
 
 from harness.compare.digest_comparison import Method
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.load import engine, recording, tpu_engine
 from harness.load.target import Target
 from harness.report.report import Environment, Report, Status
@@ -50,7 +51,7 @@ def _given(argument: bytes) -> tuple[str, Target, tuple[Part, ...]]:
 
 def bare(argument: bytes) -> bytes:
     """Load by upstream's loader as it is."""
-    vars(tpu_engine)["recording"] = lambda base, ledgers: base
+    vars(tpu_engine)["recording"] = lambda base, family, ledgers: base
     return _loaded(argument)
 
 
@@ -67,7 +68,8 @@ def recorded(argument: bytes) -> bytes:
 
 def _loaded(argument: bytes) -> bytes:
     with peak() as seen:
-        loaded = engine.load(*_given(argument))
+        path, target, parts = _given(argument)
+        loaded = engine.load(path, ModelCheckpoint(path).family, target, parts)
     return msgspec.json.encode(Figures(loaded.load_seconds, peak=seen[0]))
 
 

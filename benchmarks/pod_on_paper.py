@@ -12,7 +12,7 @@ import argparse
 from dataclasses import dataclass
 
 from harness.families.family import Projection
-from harness.synthetic.shapes import resolve_shape
+from harness.families.registry import family_named
 
 _WORD, _DIGEST = 2, 16  # bytes of bf16 and of a digest
 
@@ -34,7 +34,7 @@ SLICES = (Slice("v6e-64", 16, 4, 32, 1.64), Slice("v7x, 8 chips", 2, 4, 192, 7.3
 
 def expert_bytes() -> tuple[int, int]:
     """Bytes of all experts, and how many matrices they are."""
-    shape = resolve_shape("qwen3.5-moe", "published:qwen3.5-397b-a17b")
+    shape = family_named("qwen3.5-moe").shape_named("published:qwen3.5-397b-a17b")
     matrices = shape.layers * shape.experts * len(Projection)
     return matrices * shape.hidden * shape.intermediate * _WORD, matrices
 

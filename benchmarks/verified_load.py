@@ -26,8 +26,8 @@ import msgspec
 import numpy as np
 from loads import JOBS, Figures
 
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.families.experts import reference_parts
+from harness.families.model import ModelCheckpoint
 from harness.load import child
 from harness.load.process import LoadProcess
 from harness.load.target import Parallelism, Target, emulated_target
@@ -74,7 +74,7 @@ class Row(msgspec.Struct, kw_only=True):
 
 def measure(path: Path, target: Target, repeats: int) -> dict[str, list[Figures]]:
     """Every kind of job, in turns; the first turn fills caches and does not count."""
-    parts = tuple(part.part for part in reference_parts(Checkpoint(path)))
+    parts = tuple(part.part for part in reference_parts(ModelCheckpoint(path)))
     argument = msgspec.json.encode((str(path), target, parts))
     seen: dict[str, list[Figures]] = {name: [] for name in _NAMES}
     child.JOBS.update({f"loads:{name}": f"loads:{name}" for name in _NAMES})
@@ -122,7 +122,7 @@ def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
 
 def row(path: Path, target: Target, repeats: int) -> Row:
     """Measure one checkpoint."""
-    checkpoint = Checkpoint(path)
+    checkpoint = ModelCheckpoint(path)
     decoder = reference_parts(checkpoint)[0]
     largest = max(entry.nbytes for name, entry in checkpoint.entries.items() if "experts" in name)
     read_from_disk(path)

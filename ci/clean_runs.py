@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.families.registry import recipes
 from harness.load.process import LoadProcesses
 from harness.report.message import failure_text
 from harness.report.report import Status
-from harness.synthetic.recipes import RECIPES
 from harness.synthetic.writer import write_checkpoint
 from harness.verification.verify import verify
 
@@ -56,9 +56,9 @@ class Run(NamedTuple):
 def runs(count: int) -> Iterator[Run]:
     """``count`` runs; any twelve in a row have every setting of the streamer twice."""
     settings = itertools.cycle(itertools.product(MEMORY_LIMIT, CONCURRENCY))
-    recipes, files = itertools.cycle(RECIPES), itertools.cycle(FILES * 2 + FILES[:1])
+    names, files = itertools.cycle(recipes()), itertools.cycle(FILES * 2 + FILES[:1])
     for seed, recipe, number, (limit, concurrency) in zip(
-        range(count), recipes, files, settings, strict=False
+        range(count), names, files, settings, strict=False
     ):
         yield Run(seed, recipe, number, concurrency, limit)
 

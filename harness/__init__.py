@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["Report", "Target", "target_named", "verify"]
 
 _MODULES = {
-    "Report": "report", "Target": "target", "target_named": "target", "verify": "verification",
+    "Report": "report.report", "Target": "load.target", "target_named": "load.target",
+    "verify": "verification.verify",
 }  # fmt: skip
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from harness.families.family import Part
 from harness.load.target import Parallelism
-from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
+from harness.synthetic.writer import Order
 from scenarios.on_meshes import ON_MESHES
 from scenarios.scenario import Scenario, Store
 

@@ -9,14 +9,12 @@ from pathlib import Path, PurePosixPath
 
 from harness.base.bits import Nan
 from harness.families.family import Part, Storage
+from harness.families.registry import recipe_named
 from harness.load.meshes import mesh_sizes
 from harness.load.target import Parallelism, Target
 from harness.report.known_issue import Load
-from harness.synthetic.recipes import RECIPES
-from harness.synthetic.shapes import resolve_shape
-from harness.synthetic.tensors import Order
 from harness.synthetic.values import Values
-from harness.synthetic.writer import write_checkpoint
+from harness.synthetic.writer import Order, write_checkpoint
 from scenarios.rewriting import contradict_ties, number_files, swap_axes
 
 
@@ -112,13 +110,13 @@ class Scenario:
                 none is given.
             layers: the decoder's first ones that are loaded; all where None.
         """
-        recipe = RECIPES[self.recipe]
-        shape = resolve_shape(recipe.family.name, self.shapes)
-        storage = {Part.DECODER: recipe.family.namings[0].storage}
+        family, recipe = recipe_named(self.recipe)
+        shape = family.shape_named(self.shapes)
+        storage = {Part.DECODER: family.namings[0].storage}
         storage |= {Part.MTP: recipe.mtp} if recipe.mtp else {}
         sizes = mesh_sizes(self.mesh)[0].values() if self.mesh else [self.devices or 4]
         return Load(
-            family=recipe.family.name,
+            family=family.name,
             layers={p: range(min(shape.layers, layers or shape.layers) if p is Part.DECODER else 1)
                     for p in storage if p in self.parts},
             experts=shape.experts,

@@ -9,9 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.families.experts import ReferencePart, reference_parts
-from harness.synthetic.recipes import RECIPES
+from harness.families.model import ModelCheckpoint
+from harness.families.registry import recipes
 from harness.synthetic.writer import write_checkpoint
 from tests.support import registered as registered  # its jobs, for every loading process
 from tests.support.reports import a_report
@@ -51,10 +51,10 @@ def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
 def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One tiny checkpoint of every recipe. Not to be changed: copy one first."""
     base = tmp_path_factory.mktemp("checkpoints")
-    return {name: write_checkpoint(name, base / name).path for name in RECIPES}
+    return {name: write_checkpoint(name, base / name).path for name in recipes()}
 
 
-@pytest.fixture(params=sorted(RECIPES))
+@pytest.fixture(params=sorted(recipes()))
 def recipe(request: pytest.FixtureRequest) -> str:
     """Every recipe in turn."""
     return str(request.param)
@@ -63,7 +63,7 @@ def recipe(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def decoder(tiny_checkpoints: dict[str, Path]) -> ReferencePart:
     """The decoder of the tiny Qwen3-VL-MoE checkpoint."""
-    return reference_parts(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]))[0]
+    return reference_parts(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]))[0]
 
 
 @pytest.fixture

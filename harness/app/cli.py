@@ -27,6 +27,7 @@ from harness.base.writing import deliver, keep, not_written, require_writable
 from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
 from harness.families.family import Part
+from harness.families.registry import recipes
 from harness.load.environment import cache_directory
 from harness.load.hosts import target_on
 from harness.load.meshes import meshed
@@ -43,7 +44,6 @@ from harness.load.target import (
 from harness.report.message import failure_text
 from harness.report.report import Report
 from harness.report.terminal import closing_table
-from harness.synthetic.recipes import RECIPES
 from harness.synthetic.writer import write_checkpoint
 from harness.verification.verify import verify
 
@@ -255,7 +255,7 @@ def checkpoint_command(family: str, out: Path, **options: Any) -> None:
     """
     written = write_checkpoint(family, out, **options)
     click.echo(
-        f"{RECIPES[family].summary}: {written.tensors} tensors, {written.nbytes} bytes "
+        f"{recipes()[family][1].summary}: {written.tensors} tensors, {written.nbytes} bytes "
         f"in {written.files} files under {written.path}"
     )
 

@@ -161,7 +161,7 @@ def record_job(argument: bytes) -> bytes:
     directory = Path(tempfile.mkdtemp())
     (directory / "config.json").write_text(json.dumps(source.config))
     try:
-        engine.load(str(directory), target, [source.part], adapt=feeding(recorder, source))
+        engine.load(str(directory), None, target, [source.part], adapt=feeding(recorder, source))
     except Consumed:
         pass
     except Exception as error:  # whatever the model raises is the row's result

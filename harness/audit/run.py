@@ -16,13 +16,10 @@ from harness.audit.feeding import ModelSource, Recording
 from harness.audit.models import MODELS
 from harness.base.bounds import require_seconds
 from harness.base.errors import BadInput
-from harness.families.family import Part
+from harness.families.family import Family, Part, Recipe
+from harness.families.registry import families, recipes
 from harness.load.process import LoadProcess, LoadProcessError
 from harness.load.target import Target
-from harness.synthetic.config import model_config
-from harness.synthetic.recipes import RECIPES, Recipe
-from harness.synthetic.shapes import resolve_shape
-from harness.synthetic.tensors import checkpoint_tensors
 
 _JOB = "record"
 _IDS = 2
@@ -79,11 +76,13 @@ class RunRow(msgspec.Struct, kw_only=True):
 
 def sources() -> dict[str, ModelSource]:
     """Every row by its id: this project's families first, then the other models."""
-    families = {
-        f"{recipe.family.architecture} {recipe.name}": _of_recipe(recipe)
-        for recipe in RECIPES.values()
+    own = {
+        f"{family.architecture} {recipe.name}": _of_recipe(family, recipe)
+        for family, recipe in recipes().values()
     }
-    return families | {model.id: model.source() for model in MODELS}
+    described = {family.architecture for family in families()}
+    others = [model for model in MODELS if model.architecture not in described]
+    return own | {model.id: model.source() for model in others}
 
 
 def run_audit(
@@ -154,11 +153,11 @@ def judged(name: str, recording: Recording) -> RunRow:
     return row
 
 
-def _of_recipe(recipe: Recipe) -> ModelSource:
-    shape = resolve_shape(recipe.family.name, "tiny")
+def _of_recipe(family: Family, recipe: Recipe) -> ModelSource:
+    shape = family.shape_named("tiny")
     part = Part.MTP if recipe.mtp else Part.DECODER
     return ModelSource(
-        config=model_config(recipe, shape),
-        tensors=tuple((spec.name, spec.shape) for spec in checkpoint_tensors(recipe, shape)),
+        config=family.write_config(shape, 1 if recipe.mtp else 0, False),
+        tensors=tuple((spec.name, spec.shape) for spec in family.tensors(shape, recipe.mtp)),
         part=part,
     )

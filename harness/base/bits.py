@@ -130,7 +130,8 @@ def _values(bits: Bits, dtype: str) -> npt.NDArray[Any]:
     if dtype == "F8_E4M3":
         return E4M3[bits]
     if dtype == "BOOL":
-        return bits != 0
+        is_set: npt.NDArray[Any] = bits != 0
+        return is_set
     numpy_dtype = {"F16": "<f2", "F64": "<f8"} | _SIGNED
     return bits.view(numpy_dtype[dtype]) if dtype in numpy_dtype else bits
 

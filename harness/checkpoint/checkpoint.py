@@ -16,9 +16,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from harness.base.bits import Bits
-from harness.base.bounds import MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS, flag, section, shown, size
+from harness.base.bounds import shown
 from harness.base.errors import BadInput
-from harness.checkpoint.fp8 import BLOCK
 from harness.checkpoint.safetensors_file import (
     MAX_JSON,
     Index,
@@ -28,15 +27,12 @@ from harness.checkpoint.safetensors_file import (
 )
 from harness.checkpoint.stores.location import File, Place
 from harness.checkpoint.stores.opening import open_place
-from harness.families.family import FAMILIES, ExpertNaming, Family, family_of_architecture
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 _WEIGHTS = ".safetensors"  # what the streamer takes for weights, whatever the index says
 #: Tensors of a checkpoint; the largest published, a trillion parameters in FP8, has 140 000.
 _MOST_TENSORS = 200_000
-_EMBEDDING = "model.language_model.embed_tokens.weight"
-_TIED = "tie_word_embeddings"
 
 
 class Checkpoint:
@@ -47,21 +43,22 @@ class Checkpoint:
             optional ``@revision``.
 
     Raises:
-        BadInput: anything of it is absent, contradicts itself, or is of no known family.
+        BadInput: there is no such place, or ``config.json`` is absent or no JSON object.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.place = open_place(path)
         self.config = _read_json(self.place, "config.json")
-        self.family = _family(self.place, self.config)
-        where = self.place.where("config.json")
-        text = section(self.config, "text_config", where)
-        #: What config.json says of the language model: its ``text_config``, or all of it.
-        self.text: dict[str, Any] = self.config if text is None else text
-        self.fp8 = _is_fp8(self.place, self.config, self.text)
+
+    @cached_property
+    def entries(self) -> dict[str, TensorEntry]:
+        """By name, where each tensor stands.
+
+        Raises:
+            BadInput: the index or a file is malformed, or one contradicts the other.
+        """
         with _uncollected():
-            self.entries = _read_all(self.place)
-        _require_sizes(self.config, self.text, self.entries, where)
+            return _read_all(self.place)
 
     @property
     def path(self) -> str:
@@ -79,11 +76,6 @@ class Checkpoint:
         One range of a file, or of a store's object.
         """
         return self.entries[name].bits(index)
-
-    @property
-    def namings(self) -> tuple[ExpertNaming, ...]:
-        """How this release may name and store its experts."""
-        return self.family.fp8_namings if self.fp8 else self.family.namings
 
     @cached_property
     def nbytes(self) -> int:
@@ -122,60 +114,6 @@ def _read_json(place: Place, name: str) -> dict[str, Any]:
             expected="a JSON object",
             hint="download the file again",
         ) from error
-
-
-def _family(place: Place, config: dict[str, Any]) -> Family:
-    architectures = config.get("architectures") or []
-    architectures = architectures if isinstance(architectures, list) else [architectures]
-    for architecture in architectures:
-        if isinstance(architecture, str) and (family := family_of_architecture(architecture)):
-            return family
-    named = ", ".join(a if isinstance(a, str) else shown(a) for a in architectures[:4])
-    raise BadInput(
-        f"unknown architecture {named[:200] or '(none)'}",
-        where=place.where("config.json"),
-        expected="architectures: one of " + ", ".join(f.architecture for f in FAMILIES),
-        hint="a checkpoint of a supported family, or add a row to harness/families/family.py",
-    )
-
-
-def _is_fp8(place: Place, config: dict[str, Any], text: dict[str, Any]) -> bool:
-    """Whether it is an FP8 release with block scales; any other quantisation is refused."""
-    quantization = config.get("quantization_config") or text.get("quantization_config")
-    if not quantization:
-        return False
-    known = isinstance(quantization, dict) and quantization.get("quant_method")
-    if known == "fp8" and quantization.get("weight_block_size") == [BLOCK, BLOCK]:
-        return True
-    raise BadInput(
-        f"a quantised checkpoint ({shown(known) if known else 'unknown method'})",
-        where=place.where("config.json"),
-        expected=f"no quantization_config, or fp8 with a weight_block_size of [{BLOCK}, {BLOCK}]",
-        hint="the bf16 or the FP8 release of the model; other quantised layouts are not covered",
-    )
-
-
-def _require_sizes(
-    config: dict[str, Any], text: dict[str, Any], entries: dict[str, TensorEntry], where: str
-) -> None:
-    """What the load builds a model by is no larger than the tensors that are there for it.
-
-    Whether the numbers are right is for the reader of each; here they are only kept from making a
-    model that no memory holds, in the load under test or in this process.
-    """
-    vision = section(config, "vision_config", where) or {}
-    there = {"most": len(entries), "why": "the tensors that are there"}
-    layers = size(text, "num_hidden_layers", where, least=0, default=0, **there)
-    size(text, "mtp_num_hidden_layers", where, least=0, default=0, **there)
-    size(vision, "depth", where, least=0, default=0, **there)
-    most = min(MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS // max(layers, 1))
-    size(text, "num_experts", where, least=0, default=0, most=most,
-         why=f"with {layers} layers")  # fmt: skip
-    if _EMBEDDING in entries and (shape := entries[_EMBEDDING].shape):
-        size(text, "vocab_size", where, default=1, most=max(shape[0], 1),
-             why=f"the rows of {_EMBEDDING}")  # fmt: skip
-    for each in (config, text):
-        flag(each, _TIED, where)
 
 
 @contextmanager

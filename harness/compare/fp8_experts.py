@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from harness.base.bits import Bits
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.fp8 import (
     BLOCK,
     EXPERTS,
@@ -39,6 +38,7 @@ from harness.devices.replicas import odd_replicas
 from harness.devices.sharding import misplaced
 from harness.devices.tensors import DevicePart, DeviceTensor
 from harness.families.experts import ExpertKey, ReferencePart
+from harness.families.model import ModelCheckpoint
 
 #: A block whose values are off by more than this, on the median, has another scale.
 _NOTABLE = 0.02
@@ -234,7 +234,7 @@ def part_comparison(reference: ReferencePart, device: DevicePart, **options: Any
 
 
 def unequal_values(
-    checkpoint: Checkpoint, weight: ParameterView, scales: ParameterView
+    checkpoint: ModelCheckpoint, weight: ParameterView, scales: ParameterView
 ) -> Iterator[tuple[DeviceTensor, dict[str, Any]]]:
     """What is off of a quantised parameter: an array and fields of a difference.
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from harness.base.bits import Bits, Nan, as_hex, canonical_nans, converted
 from harness.checkpoint.fp8 import SCALE_SUFFIX
+from harness.compare.accounting import left_alone, model_parts
 from harness.compare.difference import Difference, Kind, ParameterTally
 from harness.compare.equality import on_all_cores
 from harness.compare.fp8_experts import unequal_values
@@ -28,8 +29,6 @@ from harness.devices.parameter_layout import Packing, ParameterLayout
 from harness.devices.sharding import misplaced
 from harness.devices.tensors import DeviceTensor, is_of_experts
 from harness.families.experts import ReferencePart
-from harness.families.parameters import derived_for, in_checkpoint, layer_of
-from harness.verification.coverage import left_alone, model_parts
 
 
 class ParameterComparison:
@@ -58,11 +57,14 @@ class ParameterComparison:
     ) -> None:
         self.reference = reference
         self.checkpoint = reference.checkpoint
+        self._family = reference.checkpoint.family
         self.mesh = mesh
         self.local = frozenset(mesh.devices) if local is None else local
         self.tally = ParameterTally(part=reference.part)
         self.faults: dict[Difference, Fault] = {}
-        self._tensors = [t for t in tensors if not is_of_experts(t.name)]
+        self._tensors = [
+            t for t in tensors if not is_of_experts(t.name, self._family.experts_module)
+        ]
         self.placements = ParameterViews(reference, self._tensors, mesh, packing)
         self._nan = nan
         self._chosen = chosen
@@ -81,7 +83,7 @@ class ParameterComparison:
         found: dict[str, bool] = {}
         for name, placed in self.placed.items():
             for source in placed.sources if isinstance(placed, ParameterView) else ():
-                chosen = self._chosen(layer_of(name))
+                chosen = self._chosen(self._family.layer_of(name))
                 found[source] = chosen
                 if self.checkpoint.entries[source].dtype == "F8_E4M3":
                     found[f"{source}{SCALE_SUFFIX}"] = chosen
@@ -110,7 +112,7 @@ class ParameterComparison:
     def _is_comparable(self, placed: ParameterView) -> bool:
         tensor, layout = placed.tensor, placed.layout
         alike = (tensor.shape, tensor.dtype) == (layout.shape, layout.dtype)
-        return alike and self._chosen(layer_of(tensor.name)) and not is_fp8(placed)
+        return alike and self._chosen(self._family.layer_of(tensor.name)) and not is_fp8(placed)
 
     def _judge(self, piece: Piece) -> Judged:
         return judge_piece(piece, self.checkpoint, self.expected)
@@ -132,7 +134,7 @@ class ParameterComparison:
                 yield from self._derived(tensor)
             return
         self.tally.parameters += 1
-        if not self._chosen(layer_of(tensor.name)):
+        if not self._chosen(self._family.layer_of(tensor.name)):
             self.tally.left_out += 1
             return
         if isinstance(placed, str):
@@ -167,7 +169,7 @@ class ParameterComparison:
 
     def _derived(self, tensor: DeviceTensor) -> Iterator[Difference]:
         """A buffer of no tensor: known, and as it must be where that is known, or unaccounted."""
-        row = derived_for(in_checkpoint(self.reference.part, tensor.name))
+        row = self._family.derived_for(self._family.in_checkpoint(self.reference.part, tensor.name))
         if row is None:
             yield self._difference(
                 Kind.UNACCOUNTED, tensor, device="an array",
@@ -267,16 +269,20 @@ class ParameterComparison:
         """Tensors that no parameter on the device holds."""
         held, present = self.sources, model_parts(self.checkpoint)
         for name, entry in self.checkpoint.entries.items():
-            if name in held or ".experts." in name or left_alone(self.reference, name, present):
+            if (
+                name in held
+                or self._family.is_of_experts(name)
+                or left_alone(self.reference, name, present)
+            ):
                 continue
             yield Difference(
-                kind=Kind.UNACCOUNTED, part=self.reference.part, layer=layer_of(name),
+                kind=Kind.UNACCOUNTED, part=self.reference.part, layer=self._family.layer_of(name),
                 source=f"{entry.file.name} {name}", reference="a tensor of the checkpoint",
                 device="no parameter holds it",
             )  # fmt: skip
 
     def _difference(self, kind: Kind, tensor: DeviceTensor, **fields: object) -> Difference:
         return Difference(
-            kind=kind, part=self.reference.part, layer=layer_of(tensor.name),
+            kind=kind, part=self.reference.part, layer=self._family.layer_of(tensor.name),
             parameter=tensor.name, **fields,  # type: ignore[arg-type]
         )  # fmt: skip

@@ -23,9 +23,8 @@ from harness.devices.parameter_layout import (
     sizes_of,
 )
 from harness.devices.tensors import DeviceShard, DeviceTensor
+from harness.families.blocks import Row
 from harness.families.experts import ReferencePart
-from harness.families.parameters import Rule, in_checkpoint, rule_for
-from harness.families.ties import EMBEDDING, HEAD, is_tied
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class ParameterView:
     """A parameter of the device with its rule, its layout and its tensors."""
 
     tensor: DeviceTensor
-    rule: Rule
+    row: Row
     layout: ParameterLayout
     sources: tuple[str, ...]
 
@@ -176,12 +175,16 @@ class ParameterViews:
         Raises:
             BadInput: it lacks some of that.
         """
-        return sizes_of(self._checkpoint.config, self._checkpoint.place.where("config.json"))
+        return sizes_of(
+            self._checkpoint.text,
+            self._checkpoint.config,
+            self._checkpoint.place.where("config.json"),
+        )
 
     @cached_property
     def tied(self) -> bool:
         """Whether the head is the embedding."""
-        return is_tied(self._checkpoint.config)
+        return self._checkpoint.tied
 
     @cached_property
     def placed(self) -> Mapping[str, ParameterView | str]:
@@ -192,8 +195,8 @@ class ParameterViews:
     def of(self, tensor: DeviceTensor) -> ParameterView | str | None:
         """One parameter beside its rule; the reason where that does not fit, None without one."""
         if tensor.name not in self._found:
-            rule = self._rule(tensor)
-            self._found[tensor.name] = None if rule is None else self._place(tensor, *rule)
+            found = self._row(tensor)
+            self._found[tensor.name] = None if found is None else self._place(tensor, *found)
         return self._found[tensor.name]
 
     @cached_property
@@ -204,25 +207,24 @@ class ParameterViews:
         fp8 = {f"{name}_scale" for name, placed in self.placed.items() if is_fp8(placed)}
         return {tensor.name: tensor for tensor in self._tensors if tensor.name in fp8}
 
-    def _rule(self, tensor: DeviceTensor) -> tuple[Rule, tuple[str, ...]] | None:
-        name = in_checkpoint(self._reference.part, tensor.name)
-        found = rule_for(name, self._checkpoint.family.name)
-        if found and name == HEAD and self.tied:
-            return found[0], (EMBEDDING,)
+    def _row(self, tensor: DeviceTensor) -> tuple[Row, tuple[str, ...]] | None:
+        family = self._checkpoint.family
+        name = family.in_checkpoint(self._reference.part, tensor.name)
+        found = family.rule_for(name)
+        if found and name == family.head and self.tied:
+            return found[0], (family.embedding,)
         return found
 
-    def _place(
-        self, tensor: DeviceTensor, rule: Rule, names: tuple[str, ...]
-    ) -> ParameterView | str:
+    def _place(self, tensor: DeviceTensor, row: Row, names: tuple[str, ...]) -> ParameterView | str:
         entries = self._checkpoint.entries
         if absent := [name for name in names if name not in entries]:
             return f"no tensor {', '.join(absent)} in the checkpoint"
         sources = [Source(n, tuple(entries[n].shape), entries[n].dtype) for n in names]
         try:
             dtype = parameter_dtype(
-                rule, sources, self._reference.model_dtype, fp8=self._checkpoint.fp8
+                row, sources, self._reference.model_dtype, fp8=self._checkpoint.fp8
             )
-            layout = parameter_layout(rule, sources, self._mesh, self.sizes, self._packing, dtype)
+            layout = parameter_layout(row, sources, self._mesh, self.sizes, self._packing, dtype)
         except UnknownParameterLayout as error:
             return f"no layout: {error}"
-        return ParameterView(tensor, rule, layout, names)
+        return ParameterView(tensor, row, layout, names)

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.base.bits import Bits
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.equality import all_equal, equal_bits
 from harness.compare.parameter_view import Fault, ParameterView, pairs
 from harness.devices.expert_layout import Span
 from harness.devices.parameter_layout import ParameterLayout
 from harness.devices.tensors import DeviceShard
+from harness.families.model import ModelCheckpoint
 
 _BYTES = 4 << 20  # cores share a cache of some of these
 _ROWS = 256  # tiles of the compiled comparison are as high
@@ -57,7 +57,7 @@ def is_in_host_memory(placed: ParameterView) -> bool:
     return all(shard.in_host_memory for shard in placed.tensor.shards)
 
 
-def pieces_of(placed: ParameterView, checkpoint: Checkpoint) -> Iterator[Piece]:
+def pieces_of(placed: ParameterView, checkpoint: ModelCheckpoint) -> Iterator[Piece]:
     """The pieces of a parameter: tensor by tensor, in the order of its rows."""
     cut = is_in_host_memory(placed)
     for name in dict.fromkeys(placed.sources):
@@ -70,7 +70,9 @@ def pieces_of(placed: ParameterView, checkpoint: Checkpoint) -> Iterator[Piece]:
 
 
 def judge_piece(
-    piece: Piece, checkpoint: Checkpoint, expected: Callable[[Bits, str, ParameterLayout], Bits]
+    piece: Piece,
+    checkpoint: ModelCheckpoint,
+    expected: Callable[[Bits, str, ParameterLayout], Bits],
 ) -> Judged:
     """Read a piece and compare it with every shard and copy.
 

@@ -47,6 +47,11 @@ class Parameter(StrEnum):
     W2 = "w2_weight"
 
 
+def is_expert_array(name: str) -> bool:
+    """Whether vLLM calls experts' arrays, or their scales, so."""
+    return name.rpartition(".")[2].startswith(tuple(Parameter))
+
+
 @dataclass(frozen=True)
 class Span:
     """A half-open range of indexes on one axis."""

@@ -16,13 +16,6 @@ from functools import cached_property
 
 import numpy as np
 
-#: Axes that attention heads, and with them all linear layers, are cut over (``ATTN_HEAD``; the
-#: same from 0.21 to 0.32).
-HEADS = ("model", "expert", "dcp")
-#: Axes that the vocabulary, the intermediate size of experts, and, by expert, experts are cut
-#: over (``MLP_TENSOR`` and ``EXPERT``; ``pcp`` from 0.26 on).
-TENSOR = ("attn_dp", "attn_dp_expert", "expert", "model", "dcp", "pcp")
-
 
 @dataclass(frozen=True)
 class Mesh:

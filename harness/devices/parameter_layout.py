@@ -27,7 +27,7 @@ from harness.base.bounds import MOST_HEADS, section, size
 from harness.checkpoint.fp8 import CODES
 from harness.devices.expert_layout import Span
 from harness.devices.mesh import Mesh
-from harness.families.parameters import Cut, Pieces, Rule
+from harness.families.blocks import Cut, Pieces, Row
 
 _VOCABULARY = 64  # vLLM, DEFAULT_VOCAB_PADDING_SIZE
 _QKV = ("q", "k", "v")
@@ -53,18 +53,19 @@ class Sizes:
     linear_keys: int = 0
 
 
-def sizes_of(config: Mapping[str, Any], where: str = "config.json") -> Sizes:
+def sizes_of(
+    text: Mapping[str, Any], config: Mapping[str, Any], where: str = "config.json"
+) -> Sizes:
     """The sizes that ``config.json`` states.
 
     Args:
-        config: its content.
+        text: what it says of the language model.
+        config: its whole content.
         where: it is, for the error.
 
     Raises:
         BadInput: one is absent or no positive integer.
     """
-    text = section(config, "text_config", where)
-    text = config if text is None else text
     vision = section(config, "vision_config", where) or {}
     read = partial(size, where=where, most=MOST_HEADS)
     linear = any(key in text for key in _KEYS)
@@ -164,12 +165,12 @@ class UnknownParameterLayout(ValueError):
 
 
 def parameter_layout(
-    rule: Rule, sources: Sequence[Source], mesh: Mesh, sizes: Sizes, packing: Packing, dtype: str
+    row: Row, sources: Sequence[Source], mesh: Mesh, sizes: Sizes, packing: Packing, dtype: str
 ) -> ParameterLayout:
     """Where the rows of ``sources`` lie.
 
     Args:
-        rule: the parameter's kind.
+        row: the parameter's kind.
         sources: its tensors, [outputs, inputs] or [outputs], in the order of its rows.
         mesh: the devices.
         sizes: of the model.
@@ -183,14 +184,14 @@ def parameter_layout(
     if any(source.shape[1:] != first[1:] for source in sources):
         raise UnknownParameterLayout(f"tensors of shapes {[s.shape for s in sources]}")
     is_matrix = len(first) == 2
-    transposed = rule.transposed and packing.transposes and is_matrix
-    cut = rule.cut if packing.divides and (is_matrix or rule.cut is Cut.OUTPUTS) else Cut.NONE
-    shards = 1 if cut is Cut.NONE else mesh.count(rule.axes)
-    pieces = list(_pieces(rule, sources, sizes, shards if packing.repeats else 1))
-    in_turn = cut is Cut.OUTPUTS and rule.pieces is not Pieces.ROWS  # those are cut with padding
+    transposed = row.transposed and packing.transposes and is_matrix
+    cut = row.cut if packing.divides and (is_matrix or row.cut is Cut.OUTPUTS) else Cut.NONE
+    shards = 1 if cut is Cut.NONE else mesh.count(row.axes)
+    pieces = list(_pieces(row, sources, sizes, shards if packing.repeats else 1))
+    in_turn = cut is Cut.OUTPUTS and row.pieces is not Pieces.ROWS  # those are cut with padding
     blocks = tuple(_blocks(pieces, shards if in_turn else 1))
     rows = sum(len(block.at) for block in blocks)
-    padded = -(-rows // _VOCABULARY) * _VOCABULARY if rule.pieces is Pieces.ROWS else rows
+    padded = -(-rows // _VOCABULARY) * _VOCABULARY if row.pieces is Pieces.ROWS else rows
     output_axis = 1 if transposed else 0
     shape = (first[1], padded) if transposed else (padded, *first[1:])
     cut_axis = {Cut.NONE: None, Cut.OUTPUTS: output_axis, Cut.INPUTS: 1 - output_axis}[cut]
@@ -202,19 +203,19 @@ def parameter_layout(
         transposed=transposed,
         output_axis=output_axis,
         cut_axis=cut_axis,
-        axes=rule.axes if cut_axis is not None else (),
+        axes=row.axes if cut_axis is not None else (),
         shards=shards,
         blocks=blocks,
         padding=Span(rows, padded) if padded > rows else None,
-        casts=rule.casts,
+        casts=row.casts,
     )
 
 
-def parameter_dtype(rule: Rule, sources: Sequence[Source], model: str, *, fp8: bool) -> str:
+def parameter_dtype(row: Row, sources: Sequence[Source], model: str, *, fp8: bool) -> str:
     """The type upstream makes a parameter in, whatever its tensors are stored as.
 
     Args:
-        rule: the parameter's kind.
+        row: the parameter's kind.
         sources: its tensors.
         model: the model's type, see :func:`harness.base.bits.model_dtype`.
         fp8: whether the checkpoint is an FP8 release, whose codes stay codes.
@@ -222,7 +223,7 @@ def parameter_dtype(rule: Rule, sources: Sequence[Source], model: str, *, fp8: b
     Raises:
         UnknownParameterLayout: some of the tensors are codes, and some are not.
     """
-    if rule.widened:
+    if row.widened:
         return "F32"
     dtypes = {source.dtype for source in sources}
     if not fp8 or CODES not in dtypes:
@@ -242,8 +243,8 @@ class _Piece:
     head: int = 1
 
 
-def _pieces(rule: Rule, sources: Sequence[Source], sizes: Sizes, shards: int) -> Iterator[_Piece]:
-    match rule.pieces:
+def _pieces(row: Row, sources: Sequence[Source], sizes: Sizes, shards: int) -> Iterator[_Piece]:
+    match row.pieces:
         case Pieces.QKV:
             for source, letter in zip(sources, _QKV, strict=True):
                 heads = shards if letter == "q" else sizes.kv_heads

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,17 +20,25 @@ from harness.base.bits import Bits, bits_dtype
 from harness.devices.digest_xla import Rectangle
 from harness.devices.expert_layout import Parameter, Span
 
-_EXPERT_PARAMETER = re.compile(
-    r"(?:^|\.)layers\.(?P<layer>\d+)\.mlp\.experts\.(?:routed_experts\.)?(?P<parameter>\w+)$"
-)
+
+@cache
+def _expert_parameter(module: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"(?:^|\.)layers\.(?P<layer>\d+)\.{re.escape(module)}\.(?:routed_experts\.)?"
+        r"(?P<parameter>\w+)$"
+    )
 
 
-def is_of_experts(name: str) -> bool:
+def is_of_experts(name: str, module: str) -> bool:
     """Whether a parameter of this name counts as an expert array, known or not.
 
     Experts' comparison looks at those and no others, that of all other parameters at the rest.
+
+    Args:
+        name: the parameter's, on the device.
+        module: what the family calls a layer's module of experts.
     """
-    return _EXPERT_PARAMETER.search(name) is not None
+    return _expert_parameter(module).search(name) is not None
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,11 @@ class DevicePart:
 
 
 def device_part(
-    tensors: Iterable[DeviceTensor], mesh: tuple[str, ...], local: frozenset[str] | None = None
+    tensors: Iterable[DeviceTensor],
+    mesh: tuple[str, ...],
+    local: frozenset[str] | None = None,
+    *,
+    module: str,
 ) -> DevicePart:
     """Pick the expert arrays out of a model's parameters, by upstream's names.
 
@@ -189,12 +201,13 @@ def device_part(
         tensors: the model's parameters.
         mesh: device names in mesh order.
         local: of those, the ones this process addresses; None for all.
+        module: what the family calls a layer's module of experts.
     """
     layers: dict[int, dict[Parameter, DeviceTensor]] = {}
     scales: dict[int, dict[Parameter, DeviceTensor]] = {}
     unknown = []
     for tensor in tensors:
-        if not (match := _EXPERT_PARAMETER.search(tensor.name)):
+        if not (match := _expert_parameter(module).search(tensor.name)):
             continue
         if match["parameter"] in set(Parameter):
             parameters = layers.setdefault(int(match["layer"]), {})

@@ -9,6 +9,7 @@ import msgspec
 
 from harness.base.text import runs_text
 from harness.compare.difference import Difference
+from harness.families.registry import families
 
 
 class Cause(StrEnum):
@@ -124,7 +125,7 @@ NEXT_STEP: dict[Cause, str] = {
     Cause.PARAMETER_UNWRITTEN: "look for the checkpoint tensor that should have come, and at the "
     "name mapping it went through",
     Cause.UNACCOUNTED: "look at what the release renamed or added, and give it a rule, a "
-    "derivation or a reason in harness/families/parameters.py or harness/verification/coverage.py",
+    "derivation or a reason in harness/families/",
     Cause.UNCHECKED: "every host of the mesh has to run the harness; see that each left a report",
     Cause.UNEXPLAINED: "the differences are listed raw; rerun to see whether they are stable",
 }
@@ -165,18 +166,11 @@ def experts_text(experts: Iterable[int]) -> str:
     return f"expert{'' if text.isdecimal() else 's'} {text}"
 
 
-#: The fixes of positional ids, by the file of the call site; all released with vLLM 0.22.0.
-FIXES: dict[str, str] = {
-    "qwen3_5.py": "vLLM #42521",
-    "qwen3_vl_moe.py": "vLLM #42671 and #42716",
-    "qwen3_5_mtp.py": "vLLM #42716",
-}
-
-
 def fix_of(site: str) -> str:
     """What fixed the positional call at ``site`` (``file:line``), as the end of a sentence."""
     file = site.rsplit("/", 1)[-1].split(":")[0]
-    return f"; fixed by {FIXES[file]}, released with vLLM 0.22.0" if file in FIXES else ""
+    fix = next((family.fixes[file] for family in families() if file in family.fixes), "")
+    return f"; fixed by {fix}, released with vLLM 0.22.0" if fix else ""
 
 
 def diagnoses_of(found: Iterable[tuple[Difference, Finding]], offset: int = 0) -> list[Diagnosis]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.difference import Difference, Kind
 from harness.compare.expert_comparison import PartComparison
 from harness.devices.replicas import REPLICAS_DIFFER
@@ -19,6 +18,7 @@ from harness.explain.provenance import ReferenceIndex
 from harness.explain.rules import RULES, unexplained
 from harness.families.experts import ReferencePart
 from harness.families.family import Part, Storage
+from harness.families.model import ModelCheckpoint
 from harness.load.ledger import POISON, Ledger
 
 
@@ -40,7 +40,7 @@ class Explainer:
         self._comparison = comparison
         self._ledger = ledger
         self._undelivered: dict[str, Finding] = {}  # by the tensor that was to bring it
-        self._checkpoint: Checkpoint = comparison.reference.checkpoint
+        self._checkpoint: ModelCheckpoint = comparison.reference.checkpoint
         others = {part.part: part for part in parts} | {
             comparison.reference.part: comparison.reference
         }

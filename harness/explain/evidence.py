@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.base.bits import Bits
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.explain.causes import Cause, Finding
 from harness.explain.provenance import ReferenceIndex
 from harness.families.experts import ExpertKey
+from harness.families.model import ModelCheckpoint
 
 
 class Evidence(NamedTuple):
@@ -34,7 +34,7 @@ class Evidence(NamedTuple):
     device: Bits
     others: ReferenceIndex
     bits_of: Callable[[ExpertKey], Bits]
-    checkpoint: Checkpoint
+    checkpoint: ModelCheckpoint
     stored: Callable[[], tuple[Bits, str]]
     dtype: str = "BF16"
     stored_transposed: bool = False

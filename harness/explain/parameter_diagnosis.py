@@ -6,6 +6,7 @@ whole, then head by head, shard by shard, row by row. "Unexplained" is an answer
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -20,8 +21,9 @@ from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
 from harness.explain.diagnosis import odd_replica
 from harness.explain.distance import farthest
 from harness.explain.rules import nans_of_a_conversion, taken_for, went_through
-from harness.families.parameters import Pieces
-from harness.families.ties import EMBEDDING, HEAD, contradict, ties_text
+from harness.families.blocks import Pieces
+from harness.families.family import TIE
+from harness.families.model import ModelCheckpoint
 from harness.load.ledger import POISON
 
 _SHOWN = 3
@@ -56,7 +58,7 @@ class ParameterExplainer:
         cause, summary, detail = found or _unexplained(evidence, difference)
         if cause in (Cause.NAN_CANONICALISED, Cause.TIED):
             return Finding(cause, f"{cause} {difference.part}", summary, detail)
-        where = f"{difference.part} {evidence.placed.rule.kind}"
+        where = f"{difference.part} {evidence.placed.row.kind}"
         return Finding(cause, f"{cause} {where}", f"{summary} ({where})", detail)
 
 
@@ -117,12 +119,12 @@ class ParameterEvidence:
 
     def granules(self) -> Iterator[tuple[Cause, str, int, int]]:
         """Sizes to cut the tensor into: cause if they are exchanged, noun, axis, length."""
-        rule, layout, sizes = self.placed.rule, self.placed.layout, self.comparison.placements.sizes
+        row, layout, sizes = self.placed.row, self.placed.layout, self.comparison.placements.sizes
         rows = self.reference.shape[0]
-        if rule.pieces is Pieces.QKV:
+        if row.pieces is Pieces.QKV:
             of_q = self.fault.source == self.placed.sources[0]  # with its output gate, in Qwen3.5
             yield Cause.HEADS_EXCHANGED, "head", 0, rows // sizes.heads if of_q else sizes.head_dim
-        if rule.pieces is Pieces.QKV_FUSED:
+        if row.pieces is Pieces.QKV_FUSED:
             yield Cause.HEADS_EXCHANGED, "head", 0, rows // (3 * sizes.vision_heads)
         if layout.cut_axis is not None and layout.shards > 1:
             axis = 0 if layout.cut_axis == layout.output_axis else 1
@@ -178,22 +180,32 @@ def _another_tensor(e: ParameterEvidence) -> _Found:
 
 def _tied(e: ParameterEvidence) -> _Found:
     """The head where the embedding should be, or the embedding where the head should be."""
-    of = {HEAD: EMBEDDING, EMBEDDING: HEAD}.get(e.fault.source, "")
+    family = e.comparison.checkpoint.family
+    of = {family.head: family.embedding, family.embedding: family.head}.get(e.fault.source, "")
     exchanged = any(fault.source == of for fault in e.comparison.faults.values())
     if exchanged or of not in e.comparison.checkpoint.entries or not e.holds(of):
         return None
     detail = f"{e.placed.tensor.name} holds {of}"
-    return Cause.TIED, _TIED, f"{detail}; {ties_text(e.comparison.checkpoint.config)}"
+    return Cause.TIED, _TIED, f"{detail}; {_ties_text(e.comparison.checkpoint)}"
 
 
 def _headless(difference: Difference, comparison: ParameterComparison) -> Finding | None:
     """A head of the checkpoint's that the model has none for, where config.json says both."""
-    config = comparison.checkpoint.config
-    lost = difference.kind is Kind.UNACCOUNTED and difference.source.endswith(f" {HEAD}")
-    if not lost or not contradict(config):
+    checkpoint = comparison.checkpoint
+    head = checkpoint.family.head
+    lost = difference.kind is Kind.UNACCOUNTED and difference.source.endswith(f" {head}")
+    if not lost or not checkpoint.family.contradicts_ties(checkpoint.config):
         return None
     group = f"{Cause.TIED} {difference.part}"
-    return Finding(Cause.TIED, group, _TIED, f"no parameter holds {HEAD}; {ties_text(config)}")
+    return Finding(Cause.TIED, group, _TIED, f"no parameter holds {head}; {_ties_text(checkpoint)}")
+
+
+def _ties_text(checkpoint: ModelCheckpoint) -> str:
+    """What config.json says of the tie, at both places."""
+    below = checkpoint.family.text_key
+    places = (checkpoint.config, checkpoint.config.get(below, {}))
+    top, text = (json.dumps(each[TIE]) if TIE in each else "absent" for each in places)
+    return f"{TIE} is {top}, that of {below} {text}"
 
 
 def _granules_exchanged(e: ParameterEvidence) -> _Found:

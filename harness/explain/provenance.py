@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.base.bits import Bits
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.families.experts import ExpertKey, ReferencePart
+from harness.families.model import ModelCheckpoint
 
 _NEEDLE_ELEMENTS = 24
 _SEARCHED = 8 << 30
@@ -71,7 +71,7 @@ class ReferenceIndex:
         known = self._layer_lines(key, axis)
         return [known.get(_digest(line)) for line in (bits if axis == 0 else bits.T)]
 
-    def bytes_at(self, near: ExpertKey, checkpoint: Checkpoint, run: bytes) -> Place | None:
+    def bytes_at(self, near: ExpertKey, checkpoint: ModelCheckpoint, run: bytes) -> Place | None:
         """Where ``run``, of slice ``near``, stands in the files; None, too, if not looked for.
 
         What was found for the last slice of its layer is looked at first, and always.
@@ -132,7 +132,7 @@ def needle(bits: Bits, unequal: Bits) -> bytes | None:
     return None
 
 
-def find_bytes(checkpoint: Checkpoint, run: bytes) -> Place | None:
+def find_bytes(checkpoint: ModelCheckpoint, run: bytes) -> Place | None:
     """The tensor that holds ``run``, and the byte of it; the first _SEARCHED bytes are searched."""
     searched = 0
     for name, entry in checkpoint.entries.items():
@@ -143,7 +143,7 @@ def find_bytes(checkpoint: Checkpoint, run: bytes) -> Place | None:
     return None
 
 
-def _read(checkpoint: Checkpoint, found: Place | None) -> int:
+def _read(checkpoint: ModelCheckpoint, found: Place | None) -> int:
     """Bytes that :func:`find_bytes` went through."""
     if found is None:
         return min(checkpoint.nbytes, _SEARCHED)

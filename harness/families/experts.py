@@ -14,9 +14,9 @@ from typing import NamedTuple
 from harness.base.bits import Bits, converted, model_dtype
 from harness.base.bounds import MOST_EXPERTS, shown, size
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.fp8 import CODES, SCALE_SUFFIX
 from harness.families.family import ExpertNaming, Part, Projection, Storage
+from harness.families.model import ModelCheckpoint
 
 
 class ExpertKey(NamedTuple):
@@ -76,7 +76,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, naming: ExpertNaming, num_layers: int | None = None
+        self, checkpoint: ModelCheckpoint, naming: ExpertNaming, num_layers: int | None = None
     ) -> None:
         self.part = naming.part
         self.naming = naming
@@ -151,11 +151,12 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
     def _shape(self) -> ExpertShape:
         """The sizes, from config.json: the orientation of a fused tensor must not be guessed."""
         text, where = self.checkpoint.text, self.checkpoint.place.where("config.json")
+        experts, hidden, width = (self.checkpoint.family.size_key(text, n) for n in range(3))
         dtype = CODES if self.checkpoint.fp8 else self.model_dtype
         return ExpertShape(
-            experts=size(text, "num_experts", where, most=MOST_EXPERTS),
-            hidden=size(text, "hidden_size", where),
-            intermediate=size(text, "moe_intermediate_size", where),
+            experts=size(text, experts, where, most=MOST_EXPERTS),
+            hidden=size(text, hidden, where),
+            intermediate=size(text, width, where),
             dtype=dtype,
         )
 
@@ -215,7 +216,7 @@ def _as_text(index: int | slice) -> str:
 
 
 def reference_parts(
-    checkpoint: Checkpoint, num_layers: int | None = None
+    checkpoint: ModelCheckpoint, num_layers: int | None = None
 ) -> tuple[ReferencePart, ...]:
     """The experts of ``checkpoint``, part by part: the decoder, then the MTP layer if it has one.
 
@@ -262,42 +263,43 @@ def _require_cut(parts: list[ReferencePart], num_layers: int) -> None:
         )
 
 
-_LAYER_COUNT = {Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers"}
-
-
-def announced_layers(checkpoint: Checkpoint, part: Part) -> int:
+def announced_layers(checkpoint: ModelCheckpoint, part: Part) -> int:
     """How many layers of ``part`` config.json announces; 0 where it has none.
 
     Raises:
         BadInput: it announces no number, or more layers than there are tensors.
     """
     where, most = checkpoint.place.where("config.json"), len(checkpoint.entries)
-    return size(checkpoint.text, _LAYER_COUNT[part], where, least=0, most=most, default=0)
+    key = checkpoint.family.layer_counts[part]
+    return size(checkpoint.text, key, where, least=0, most=most, default=0)
 
 
-def _require_layers(checkpoint: Checkpoint, part: Part, found: tuple[int, ...]) -> None:
+def _require_layers(checkpoint: ModelCheckpoint, part: Part, found: tuple[int, ...]) -> None:
     """The layers in the files must be those config.json announces: the loader builds the latter."""
+    key = checkpoint.family.layer_counts[part]
     announced = tuple(range(announced_layers(checkpoint, part)))
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {shown(list(found)) if found else 'none'}",
             where=checkpoint.path,
-            expected=f"layers 0 to {len(announced) - 1}, as {_LAYER_COUNT[part]} of config.json "
-            "says"
-            if announced
-            else f"none, as {_LAYER_COUNT[part]} of config.json says",
+            expected=(f"layers 0 to {len(announced) - 1}" if announced else "none")
+            + f", as {key} of config.json says",
             hint="finish the download, or take config.json and files from the same revision",
         )
 
 
-def _require_no_stray(checkpoint: Checkpoint, parts: list[ReferencePart]) -> None:
+def _require_no_stray(checkpoint: ModelCheckpoint, parts: list[ReferencePart]) -> None:
     covered = {name for part in parts for layer in part.layers for name in part.names_of(layer)}
     covered |= {f"{name}{SCALE_SUFFIX}" for name in covered} if checkpoint.fp8 else set()
-    stray = sorted(n for n in checkpoint.entries if ".experts." in n and n not in covered)
+    stray = sorted(
+        name
+        for name in checkpoint.entries
+        if checkpoint.family.is_of_experts(name) and name not in covered
+    )
     if stray:
         raise BadInput(
             f"{len(stray)} expert tensors would not be compared, the first is {stray[0]!r}",
             where=str(checkpoint.entries[stray[0]].file),
             expected=f"only the expert tensors {checkpoint.family.name} publishes",
-            hint="correct num_experts in config.json, or add the naming to harness/families/family.py",
+            hint="correct num_experts in config.json, or add the naming to the family",
         )

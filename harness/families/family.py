@@ -1,16 +1,22 @@
-"""Where each model family keeps its experts, as published.
+"""What a model family is: one object that says everything the harness knows of it.
 
-A family is data: which architecture, and for each part of the model the names and the storage of
-its expert tensors. Sources: the index files of the published checkpoints; for the MTP layouts
-also NeMo Automodel #2778 (per expert, Qwen3.5) and vLLM #42716 (fused, Qwen3.6).
+A family names its architectures, the keys of its ``config.json``, how it stores its experts, and
+its modules, block by block (:mod:`harness.families.blocks`). The reader, the comparison, the check
+that nothing is left over, the synthetic writer and the page of parameters derive from it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from harness.base.errors import BadInput
+from harness.families.blocks import DERIVED, Block, Derived, Row, Shape
+from harness.families.sizes import ModelShape, named_shapes, resized
 
 
 class Projection(StrEnum):
@@ -26,6 +32,12 @@ class Part(StrEnum):
 
     DECODER = "decoder"
     MTP = "mtp"
+
+
+#: The key of config.json that says whether the head is the embedding.
+TIE = "tie_word_embeddings"
+#: How a reader is told whose a tensor is.
+_OWNER = {Part.DECODER: "the target model's own", Part.MTP: "the draft model's own"}
 
 
 class Storage(StrEnum):
@@ -70,14 +82,176 @@ class ExpertNaming:
         return tuple(sorted({int(m[1]) for name in names if (m := pattern.fullmatch(name))}))
 
 
+def _once(_: ModelShape) -> Iterable[int]:
+    return (0,)
+
+
+def each_layer(shape: ModelShape) -> Iterable[int]:
+    """The numbers of all decoder layers."""
+    return range(shape.layers)
+
+
 @dataclass(frozen=True)
+class Module:
+    """A block at its place in a section; ``path`` is empty for the section itself.
+
+    ``when`` says in which sizes, and in which layer, it is there.
+    """
+
+    path: str
+    block: Block
+    when: Callable[[ModelShape, int], bool] = lambda shape, number: True
+
+
+@dataclass(frozen=True)
+class Section:
+    """Modules that repeat together, such as those of a layer.
+
+    Attributes:
+        name: in the words of the field.
+        path: in the checkpoint; ``{n}`` is the number.
+        modules: in the order in which they are stored.
+        parts: the parts of the stack that hold them; the others leave their tensors alone.
+        numbers: what ``{n}`` runs over.
+    """
+
+    name: str
+    path: str
+    modules: tuple[Module, ...]
+    parts: tuple[Part, ...] = (Part.DECODER,)
+    numbers: Callable[[ModelShape], Iterable[int]] = _once
+
+
+class TensorSpec(NamedTuple):
+    """One tensor of a checkpoint.
+
+    ``experts`` is E for a fused one, ``transposed`` how it lies; ``fp8``: FP8 releases store it as
+    codes with block scales.
+    """
+
+    name: str
+    shape: Shape
+    experts: int | None = None
+    transposed: bool = False
+    dtype: str = "BF16"
+    fp8: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of a block at its place: the pattern of its parameter's name, and of its tensors'.
+
+    Attributes:
+        row: what upstream does to it.
+        pattern: of its name, as :meth:`Family.in_checkpoint` gives it.
+        sources: templates of the tensors' names, in the order of the parameter's rows.
+        parts: the parts of the stack that hold it.
+    """
+
+    row: Row
+    pattern: re.Pattern[str]
+    sources: tuple[str, ...]
+    stored: tuple[re.Pattern[str], ...]
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checkpoint that can be written by name: how its MTP experts are stored, None for no MTP."""
+
+    name: str
+    summary: str
+    mtp: Storage | None = None
+
+
+#: Writes ``config.json``: of sizes, the number of MTP layers, and whether the head is tied.
+WriteConfig = Callable[[ModelShape, int, bool], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """One model family: its architecture and every published way to store its experts."""
+    """One model family.
+
+    Attributes:
+        name: how reports and scenarios call it.
+        architecture: as ``config.json`` and vLLM's registry call it.
+        examples: hub ids of published checkpoints.
+        namings: how experts are stored, for each part, the published way first.
+        sections: all modules, in the order in which a checkpoint holds them.
+        device_names: by part, what device names begin with, and what that is in the checkpoint;
+            the longest first.
+        recipes: what can be written.
+        write_config: its ``config.json``.
+        tiny: sizes that load in about a second.
+        published: by name, the sizes of published models.
+        upstream_modules: vLLM's modules of it, imported before the first load is forked.
+        fixes: by the file of a positional call, what fixed it; all released with vLLM 0.22.0.
+        text_key: where ``config.json`` keeps the language model's sizes; empty where at its top.
+        sizes: the keys of E, D and F there, each with its synonyms.
+        layer_counts: by part, the key of the number of its layers there.
+        experts_module: what a layer's module of experts is called, on the device as in the file.
+        head: the name of the head's tensor.
+        embedding: the name of the embedding's tensor.
+        draft_prefix: what the names of the draft model's own tensors begin with.
+        draft_class: what the class names of vLLM's draft models hold.
+    """
 
     name: str
     architecture: str
-    namings: tuple[ExpertNaming, ...]
     examples: tuple[str, ...]
+    namings: tuple[ExpertNaming, ...]
+    sections: tuple[Section, ...]
+    device_names: Mapping[Part, tuple[tuple[str, str], ...]]
+    recipes: tuple[Recipe, ...]
+    write_config: WriteConfig
+    tiny: ModelShape
+    published: Mapping[str, ModelShape]
+    upstream_modules: tuple[str, ...]
+    fixes: Mapping[str, str] = field(default_factory=dict)
+    text_key: str = "text_config"
+    sizes: tuple[tuple[str, ...], ...] = (
+        ("num_experts",), ("hidden_size",), ("moe_intermediate_size",),
+    )  # fmt: skip
+    layer_counts: Mapping[Part, str] = field(
+        default_factory=lambda: {
+            Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers",
+        }
+    )  # fmt: skip
+    experts_module: str = "mlp.experts"
+    head: str = "lm_head.weight"
+    embedding: str = "model.embed_tokens.weight"
+    draft_prefix: str = "mtp."
+    draft_class: str = "MTP"
+
+    # What config.json says.
+
+    def size_key(self, text: Mapping[str, Any], number: int) -> str:
+        """The key under which ``text`` has a size: of :attr:`sizes` the one that is there."""
+        keys = self.sizes[number]
+        return next((key for key in keys if key in text), keys[0])
+
+    def is_tied(self, config: Mapping[str, Any]) -> bool:
+        """Whether the head is the embedding.
+
+        Released models and transformers go by the top of ``config.json``, so that decides here,
+        and in vLLM for Qwen3-VL (``config/vllm.py``, ``with_hf_config``, 0.26). Qwen3.5 it builds
+        by ``text_config`` (``models/qwen3_5.py``, 0.22 to 0.32).
+        """
+        return bool(config.get(TIE))
+
+    def contradicts_ties(self, config: Mapping[str, Any]) -> bool:
+        """Whether ``config.json`` says one thing of the tie at its top and another below."""
+        below = config.get(self.text_key, {}) if self.text_key else config
+        return self.is_tied(config) != bool(below.get(TIE))
+
+    def config_overrides(self, num_layers: int | None) -> dict[str, Any]:
+        """vLLM's ``hf_overrides`` that build ``num_layers`` decoder layers; none for None."""
+        if num_layers is None:
+            return {}
+        cut = {self.layer_counts[Part.DECODER]: num_layers}
+        return {self.text_key: cut} if self.text_key else cut
+
+    # Which tensor of the checkpoint is which parameter.
 
     @property
     def fp8_namings(self) -> tuple[ExpertNaming, ...]:
@@ -87,30 +261,207 @@ class Family:
             ExpertNaming(part, prefix, Storage.PER_EXPERT) for part, prefix in prefixes.items()
         )
 
+    def is_of_experts(self, tensor: str) -> bool:
+        """Whether a tensor of the checkpoint looks like one of routed experts, known or not."""
+        return f".{self.experts_module.rpartition('.')[2]}." in tensor
 
-_DECODER = "model.language_model.layers.{layer}.mlp.experts"
-_MTP = "mtp.layers.{layer}.mlp.experts"
+    def in_checkpoint(self, part: Part, name: str) -> str:
+        """A device parameter's name as the checkpoint has it; itself where nothing is known.
 
-QWEN3_VL_MOE = Family(
-    name="qwen3-vl-moe",
-    architecture="Qwen3VLMoeForConditionalGeneration",
-    namings=(ExpertNaming(Part.DECODER, _DECODER, Storage.FUSED_TRANSPOSED),),
-    examples=("Qwen/Qwen3-VL-30B-A3B-Instruct", "Qwen/Qwen3-VL-235B-A22B-Instruct"),
-)
-QWEN3_5_MOE = Family(
-    name="qwen3.5-moe",
-    architecture="Qwen3_5MoeForConditionalGeneration",
-    namings=(
-        ExpertNaming(Part.DECODER, _DECODER, Storage.FUSED),
-        ExpertNaming(Part.MTP, _MTP, Storage.PER_EXPERT),
-        ExpertNaming(Part.MTP, _MTP, Storage.FUSED),
-    ),
-    examples=("Qwen/Qwen3.5-35B-A3B", "Qwen/Qwen3.6-35B-A3B"),
-)
+        tpu-inference puts ``vllm_model.`` before vLLM's names (``vllm_model_wrapper.py``,
+        ``_VllmRunner``).
+        """
+        name = name.removeprefix("vllm_model.")
+        for prefix, instead in self.device_names[part]:
+            if name.startswith(prefix):
+                return instead + name.removeprefix(prefix)
+        return name
 
-FAMILIES: tuple[Family, ...] = (QWEN3_VL_MOE, QWEN3_5_MOE)
+    @cached_property
+    def rules(self) -> tuple[Rule, ...]:
+        """Every row of every block, where it is."""
+        return tuple(
+            _rule(section, module, row)
+            for section in self.sections
+            for module in section.modules
+            for row in module.block.rows
+        )
+
+    def rule_for(self, name: str) -> tuple[Row, tuple[str, ...]] | None:
+        """The row of a parameter and the names of its tensors; None where there is none.
+
+        Args:
+            name: the parameter's, as :meth:`in_checkpoint` gives it.
+        """
+        for rule in self.rules:
+            if match := rule.pattern.fullmatch(name):
+                return rule.row, tuple(match.expand(source) for source in rule.sources)
+        return None
+
+    def derived_for(self, name: str) -> Derived | None:
+        """The row of a derived buffer, or None."""
+        return next((row for row in DERIVED if re.fullmatch(row.pattern, name)), None)
+
+    def unused_reason(
+        self, part: Part, tensor: str, tied: bool, present: Collection[Part] = tuple(Part)
+    ) -> str:
+        """Why ``part`` leaves ``tensor`` alone; empty when it should not.
+
+        Args:
+            part: the part of the stack.
+            tensor: the tensor's name in the checkpoint.
+            tied: whether config.json ties the head to the embedding.
+            present: the parts that the model has.
+        """
+        if tensor == self.head:
+            return f"tied to the embedding, where config.json says {TIE}" if tied else ""
+        owners = self._owners(tensor)
+        is_others = bool(owners) and part not in owners and owners[0] in present
+        return _OWNER[owners[0]] if is_others else ""
+
+    def part_of(self, tensor: str) -> Part:
+        """The part of the stack that a tensor is of by its name, known or not."""
+        return Part.MTP if tensor.startswith(self.draft_prefix) else Part.DECODER
+
+    def _owners(self, tensor: str) -> tuple[Part, ...]:
+        """The parts of the stack that hold a tensor; none where no block says so.
+
+        What lies in a draft model or in a numbered module, a layer say, is of whose that is.
+        """
+        if tensor.startswith(self.draft_prefix):
+            return (Part.MTP,)
+        for section in self.sections:
+            before, numbered, _ = section.path.partition("{n}")
+            if numbered and tensor.startswith(before):
+                return section.parts
+        for rule in self.rules:
+            if any(pattern.fullmatch(tensor) for pattern in rule.stored):
+                return rule.parts
+        return ()
+
+    def layer_of(self, name: str) -> int | None:
+        """The language model's layer a parameter or tensor belongs to, if it belongs to one."""
+        match = _LAYER.search(name)
+        return int(match[1]) if match else None
+
+    def decoder_layer(self, tensor: str) -> int | None:
+        """The decoder's layer that a tensor of the checkpoint belongs to, if it belongs to one."""
+        naming = next(naming for naming in self.namings if naming.part is Part.DECODER)
+        before = re.escape(naming.prefix.split("{layer}")[0])
+        found = re.match(before + r"(0|[1-9][0-9]*)\.", tensor)
+        return int(found[1]) if found else None
+
+    # What upstream calls it.
+
+    def part_of_class(self, name: str) -> Part:
+        """The part of the stack that vLLM's model class of this name is."""
+        return Part.MTP if self.draft_class in name else Part.DECODER
+
+    # What a synthetic checkpoint holds.
+
+    def shape_named(
+        self, shapes: str, layers: int | None = None, experts: int | None = None
+    ) -> ModelShape:
+        """The sizes of that name, with layers and experts overridden.
+
+        Args:
+            shapes: ``tiny``; ``tiny:`` and the size that is uneven, ``vocabulary``, ``experts`` or
+                ``intermediate``, or ``blocks``, or ``square`` (2F = D); or ``published:`` and one
+                of :attr:`published`.
+            layers: number of decoder layers instead of the shape's own.
+            experts: number of experts a layer instead of the shape's own.
+
+        Raises:
+            BadInput: an unknown shape, or a count that no router can work with.
+        """
+        known = named_shapes(self.tiny, dict(self.published))
+        if shapes not in known:
+            raise BadInput(
+                f"unknown shapes {shapes!r} for {self.name}",
+                where="--shapes",
+                expected="one of " + ", ".join(known),
+                hint="--shapes tiny",
+            )
+        return resized(known[shapes], layers, experts)
+
+    def tensors(
+        self, shape: ModelShape, mtp: Storage | None, first: str = ""
+    ) -> Iterator[TensorSpec]:
+        """Every tensor of a checkpoint, in published order.
+
+        Args:
+            shape: its sizes.
+            mtp: how the draft model's experts are stored; None for none.
+            first: the name of a section that comes before all others.
+        """
+        storages = {Part.MTP: mtp}
+        for section in sorted(self.sections, key=lambda section: section.name != first):
+            if section.parts == (Part.MTP,) and mtp is None:
+                continue
+            naming = self._naming(section.parts[0], storages.get(section.parts[0]))
+            for number in section.numbers(shape):
+                for module in section.modules:
+                    if module.when(shape, number):
+                        yield from _specs(section, module, shape, number, naming)
+
+    def _naming(self, part: Part, storage: Storage | None) -> ExpertNaming | None:
+        fitting = (n for n in self.namings if n.part is part and storage in (None, n.storage))
+        return next(fitting, None)
 
 
-def family_of_architecture(architecture: str) -> Family | None:
-    """The family whose ``config.json`` names ``architecture``, or None."""
-    return next((f for f in FAMILIES if f.architecture == architecture), None)
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def _joined(*words: str) -> str:
+    return ".".join(word for word in words if word)
+
+
+def _rule(section: Section, module: Module, row: Row) -> Rule:
+    path = _joined(section.path, module.path)
+    number = re.escape(path).replace(re.escape("{n}"), r"\d+")
+    before = f"({number}\\.)" if path else "()"
+    return Rule(
+        row,
+        re.compile(before + re.escape(row.parameter)),
+        tuple(rf"\g<1>{name}" for name, _ in row.stored),
+        tuple(re.compile(before + re.escape(name)) for name, _ in row.stored),
+        section.parts,
+    )
+
+
+def _specs(
+    section: Section,
+    module: Module,
+    shape: ModelShape,
+    number: int,
+    naming: ExpertNaming | None,
+) -> Iterator[TensorSpec]:
+    path = _joined(section.path, module.path).replace("{n}", str(number))
+    for row in module.block.rows:
+        for name, shape_of in row.stored:
+            yield TensorSpec(_joined(path, name), shape_of(shape), fp8=row.fp8)
+    if module.block.experts and naming:
+        yield from expert_specs(naming, number, shape)
+
+
+def expert_specs(naming: ExpertNaming, layer: int, shape: ModelShape) -> Iterator[TensorSpec]:
+    """The expert tensors of one layer."""
+    count, hidden, width = shape.experts, shape.hidden, shape.intermediate
+    if naming.storage is Storage.PER_EXPERT:
+        for expert in range(count):
+            for projection in Projection:
+                down = projection is Projection.DOWN
+                yield TensorSpec(
+                    naming.expert_name(layer, expert, projection),
+                    (hidden, width) if down else (width, hidden),
+                    fp8=True,
+                )
+        return
+    transposed = naming.storage is Storage.FUSED_TRANSPOSED
+    gate_up, down_proj = (2 * width, hidden), (hidden, width)
+    if transposed:
+        gate_up, down_proj = gate_up[::-1], down_proj[::-1]
+    for tensor, matrix in (("gate_up_proj", gate_up), ("down_proj", down_proj)):
+        yield TensorSpec(
+            naming.fused_name(layer, tensor), (count, *matrix), count, transposed, fp8=True
+        )

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from harness.base.errors import InternalError, TargetUnavailable
 from harness.compare.equality import warm_up
-from harness.families.family import Part
+from harness.families.family import Family, Part
+from harness.families.registry import families
 from harness.load import emulated_slice, tpu_engine, xla_engine
 from harness.load.hook import Hook
 from harness.load.loaded import Adapt, Ledgers, Loaded
 from harness.load.target import Target
-
-_MODELS = (
-    "vllm.model_executor.models.qwen3_vl_moe",
-    "vllm.model_executor.models.qwen3_5",
-    "vllm.model_executor.models.qwen3_5_mtp",
-)
 
 
 def preload(target: str) -> None:
@@ -31,7 +26,7 @@ def preload(target: str) -> None:
         Exception: whatever the stack raises when it is imported.
     """
     modules = xla_engine.MODULES if target == "torch-xla" else tpu_engine.MODULES
-    for module in (*modules, *_MODELS):
+    for module in (*modules, *_models()):
         importlib.import_module(module)
     with InternalError.instead():
         warm_up()
@@ -44,6 +39,11 @@ def preload(target: str) -> None:
         )
 
 
+def _models() -> Iterator[str]:
+    for family in families():
+        yield from family.upstream_modules
+
+
 def leave(target: Target) -> None:
     """End this process's part in a slice, when all hosts have come so far."""
     if target.hosts > 1 and target.platform == "cpu":
@@ -52,6 +52,7 @@ def leave(target: Target) -> None:
 
 def load(
     checkpoint: str,
+    family: Family | None,
     target: Target,
     parts: Collection[Part],
     *,
@@ -64,6 +65,7 @@ def load(
 
     Args:
         checkpoint: the model path vLLM is given.
+        family: the checkpoint's; None where nobody described it, so that nothing can be cut.
         target: where to; this process must have been started with its environment.
         parts: what to load: the target model, the draft model, or both.
         hook: the loader hook the load goes through.
@@ -78,5 +80,12 @@ def load(
     load_onto = xla_engine.load if target.name == "torch-xla" else tpu_engine.load
     ledgers = {} if ledgers is None else ledgers
     return load_onto(
-        checkpoint, target, parts, hook=hook, num_layers=num_layers, ledgers=ledgers, adapt=adapt
+        checkpoint,
+        family,
+        target,
+        parts,
+        hook=hook,
+        num_layers=num_layers,
+        ledgers=ledgers,
+        adapt=adapt,
     )

@@ -24,7 +24,7 @@ from typing import Any
 
 from harness.base import progress
 from harness.base.errors import InternalError
-from harness.families.family import Part
+from harness.families.family import Family, Part
 from harness.load.ledger import POISON, Ledger, LoaderCall
 
 #: :data:`harness.load.ledger.POISON` as the signed integers torch fills with.
@@ -34,17 +34,18 @@ _AS_INTEGER = {1: POISON[1], 2: POISON[2] - (1 << 16), 4: POISON[4] - (1 << 32)}
 _NOT_IDS = ("param", "loaded_weight")
 
 
-def recording(base: type[Any], ledgers: dict[Part, Ledger]) -> type[Any]:
+def recording(base: type[Any], family: Family | None, ledgers: dict[Part, Ledger]) -> type[Any]:
     """A loader like ``base`` that records the load of each part of the stack.
 
     Args:
         base: a subclass of vLLM's ``RunaiModelStreamerLoader``.
+        family: tells which part of the stack a model is; None for a decoder alone.
         ledgers: receives a ledger for each part that is loaded.
     """
 
     class RecordingLoader(base):  # type: ignore[misc]
         def load_weights(self, model: Any, model_config: Any) -> None:
-            part = Part.MTP if "MTP" in type(model).__name__ else Part.DECODER
+            part = family.part_of_class(type(model).__name__) if family else Part.DECODER
             recorder = Recorder(model, ledgers.setdefault(part, Ledger()))
             self._recorder = recorder
             recorder.attach()

@@ -22,8 +22,8 @@ from packaging.version import Version
 
 from harness.base.errors import InternalError, TargetUnavailable
 from harness.devices.jax_arrays import from_jax
-from harness.families.family import Part
-from harness.load.cut import cut, overrides
+from harness.families.family import Family, Part
+from harness.load.cut import cut
 from harness.load.emulated_slice import join
 from harness.load.hook import Hook, hooked_loader
 from harness.load.loaded import Adapt, Ledgers, Loaded
@@ -44,6 +44,7 @@ MODULES = (
 
 def load(
     checkpoint: str,
+    family: Family | None,
     target: Target,
     parts: Collection[Part],
     *,
@@ -56,6 +57,7 @@ def load(
 
     Args:
         checkpoint: the model path vLLM is given.
+        family: the checkpoint's; None where nobody described it, so that nothing can be cut.
         target: the mesh; this process must have been started with its environment.
         parts: what to load: the target model, the draft model, or both. A draft model together
             with its target is loaded by the worker itself; alone, or on releases whose worker
@@ -74,9 +76,10 @@ def load(
         join(target)
     _require_devices(target)
     started = time.perf_counter()
-    _register_loader(hook, num_layers, ledgers, adapt)
+    _register_loader(family, hook, num_layers, ledgers, adapt)
     by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
-    config = partial(_config, checkpoint, target, num_layers)
+    overrides = family.config_overrides(num_layers) if family else {}
+    config = partial(_config, checkpoint, target, overrides)
     worker = _ready_worker(config(draft=by_worker), target)
     ready = time.perf_counter()
     entry, states = _states(worker, target, parts, by_worker, config)
@@ -142,16 +145,19 @@ def _loaded(
     )
 
 
-def _register_loader(hook: Hook, num_layers: int | None, ledgers: Ledgers, adapt: Adapt) -> None:
+def _register_loader(
+    family: Family | None, hook: Hook, num_layers: int | None, ledgers: Ledgers, adapt: Adapt
+) -> None:
     """Register a recording subclass of tpu-inference's loader, or of the one with our hook."""
     from tpu_inference.models.vllm.vllm_model_loader import RunaiIncrementalModelLoader
     from vllm.model_executor.model_loader import register_model_loader
 
     base = RunaiIncrementalModelLoader if hook is Hook.UPSTREAM else hooked_loader(hook)
-    register_model_loader("runai_streamer")(recording(adapt(cut(base, num_layers)), ledgers))
+    loader = adapt(cut(base, family, num_layers))
+    register_model_loader("runai_streamer")(recording(loader, family, ledgers))
 
 
-def _config(checkpoint: str, target: Target, num_layers: int | None, *, draft: bool) -> Any:
+def _config(checkpoint: str, target: Target, overrides: Mapping[str, Any], *, draft: bool) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     strategy: dict[str, Any] = dict(target.strategy)
@@ -163,7 +169,7 @@ def _config(checkpoint: str, target: Target, num_layers: int | None, *, draft: b
         **({"tensor_parallel_size": target.devices} | target.engine),
         enable_expert_parallel=target.parallelism is not Parallelism.TENSOR,
         speculative_config={"method": "mtp", "num_speculative_tokens": 1} if draft else None,
-        hf_overrides=overrides(num_layers),
+        hf_overrides=dict(overrides),
         additional_config={"sharding": {"sharding_strategy": strategy}},
         skip_tokenizer_init=True,  # no token is ever generated: what only serving needs is small
         enforce_eager=True,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from harness.base.bits import FROM_ARRAY_NAME, Bits, bits_dtype
@@ -20,8 +20,8 @@ from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend, Parameter
 from harness.devices.jax_arrays import spans
 from harness.devices.tensors import DeviceShard, DeviceTensor
-from harness.families.family import Part
-from harness.load.cut import cut, overrides
+from harness.families.family import Family, Part
+from harness.load.cut import cut
 from harness.load.hook import Hook, attach
 from harness.load.loaded import Adapt, Ledgers, Loaded
 from harness.load.recording import recording
@@ -38,6 +38,7 @@ _CUT = {
 
 def load(
     checkpoint: str,
+    family: Family | None,
     target: Target,
     parts: Collection[Part],
     *,
@@ -50,6 +51,7 @@ def load(
 
     Args:
         checkpoint: the model path vLLM is given.
+        family: the checkpoint's; None where nobody described it, so that nothing can be cut.
         target: this process must have been started with its environment.
         parts: the target model, the draft model, or both.
         hook: the loader hook; ``upstream`` is none here, vLLM's own loaders are called as they are.
@@ -62,11 +64,12 @@ def load(
         Exception: whatever the stack under test raises, unchanged.
     """
     started = time.perf_counter()
-    _register_loader(num_layers, ledgers, adapt)
+    _register_loader(family, num_layers, ledgers, adapt)
     place = _placer(target)
-    _initialise_distributed(checkpoint, num_layers)
+    overrides = family.config_overrides(num_layers) if family else {}
+    _initialise_distributed(checkpoint, overrides)
     ready = time.perf_counter()
-    tensors = {part: list(_part(checkpoint, part, hook, num_layers, place)) for part in parts}
+    tensors = {part: list(_part(checkpoint, part, hook, overrides, place)) for part in parts}
     return Loaded(
         tensors=tensors,
         mesh=tuple(f"xla:{index}" for index in range(target.devices)),
@@ -87,35 +90,37 @@ def alive() -> bool:
     return bool(tell and tell())
 
 
-def _register_loader(num_layers: int | None, ledgers: Ledgers, adapt: Adapt) -> None:
+def _register_loader(
+    family: Family | None, num_layers: int | None, ledgers: Ledgers, adapt: Adapt
+) -> None:
     """Register a recording subclass of vLLM's own loader."""
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.runai_streamer_loader import RunaiModelStreamerLoader
 
     register_model_loader("runai_streamer")(
-        recording(adapt(cut(RunaiModelStreamerLoader, num_layers)), ledgers)
+        recording(adapt(cut(RunaiModelStreamerLoader, family, num_layers)), family, ledgers)
     )
 
 
-def _initialise_distributed(checkpoint: str, num_layers: int | None) -> None:
+def _initialise_distributed(checkpoint: str, overrides: Mapping[str, Any]) -> None:
     from vllm.config import set_current_vllm_config
     from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 
-    with set_current_vllm_config(_config(checkpoint, Part.DECODER, num_layers)):
+    with set_current_vllm_config(_config(checkpoint, Part.DECODER, overrides)):
         rendezvous = f"file://{tempfile.mkstemp()[1]}"
         init_distributed_environment(1, 0, rendezvous, 0, "gloo")
         ensure_model_parallel_initialized(1, 1)
 
 
 def _part(
-    checkpoint: str, part: Part, hook: Hook, num_layers: int | None, place: Any
+    checkpoint: str, part: Part, hook: Hook, overrides: Mapping[str, Any], place: Any
 ) -> Iterator[DeviceTensor]:
     """Load one part on the host and yield its parameters from the devices."""
-    for name, parameter in _model(checkpoint, part, hook, num_layers).named_parameters():
+    for name, parameter in _model(checkpoint, part, hook, overrides).named_parameters():
         yield place(name, parameter)
 
 
-def _model(checkpoint: str, part: Part, hook: Hook, num_layers: int | None) -> Any:
+def _model(checkpoint: str, part: Part, hook: Hook, overrides: Mapping[str, Any]) -> Any:
     """What ``BaseModelLoader.load_model`` does, up to the processing after the load."""
     import torch
     from vllm.config import set_current_vllm_config
@@ -123,7 +128,7 @@ def _model(checkpoint: str, part: Part, hook: Hook, num_layers: int | None) -> A
     from vllm.model_executor.model_loader.utils import initialize_model
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    config = _config(checkpoint, part, num_layers)
+    config = _config(checkpoint, part, overrides)
     draft = part is Part.MTP
     model_config = config.speculative_config.draft_model_config if draft else config.model_config
     loader = get_model_loader(config.load_config)
@@ -136,7 +141,7 @@ def _model(checkpoint: str, part: Part, hook: Hook, num_layers: int | None) -> A
     return model
 
 
-def _config(checkpoint: str, part: Part, num_layers: int | None) -> Any:
+def _config(checkpoint: str, part: Part, overrides: Mapping[str, Any]) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     draft = {"method": "mtp", "num_speculative_tokens": 1}
@@ -144,7 +149,7 @@ def _config(checkpoint: str, part: Part, num_layers: int | None) -> Any:
         model=checkpoint,
         load_format="runai_streamer",
         speculative_config=draft if part is Part.MTP else None,
-        hf_overrides=overrides(num_layers),
+        hf_overrides=dict(overrides),
         skip_tokenizer_init=True,
         enforce_eager=True,
         disable_chunked_mm_input=True,

@@ -16,8 +16,17 @@ from harness.compare.difference import Difference, Kind, ParameterTally, Tally
 from harness.explain.causes import NEXT_STEP, Cause, Diagnosis
 from harness.families.family import Part
 from harness.report.maps import PartMap, map_of, merged_map
-from harness.report.report import Failure, HostPart, Report, Row, Session, Status, Timings, believed
-from harness.verification.coverage import require_covered
+from harness.report.report import (
+    Failure,
+    HostPart,
+    Report,
+    Row,
+    Session,
+    Status,
+    Timings,
+    believed,
+    require_covered,
+)
 
 #: In this order one status hides another.
 _STATUSES = (Status.EQUAL, Status.DIFFERENT, Status.LOAD_FAILED)

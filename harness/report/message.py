@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from harness.base.foreign import one_line, several_lines
 from harness.compare.difference import Difference, Kind
+from harness.devices.expert_layout import is_expert_array
 from harness.report.figures import counted
 from harness.report.known_issue import Judgement, Verdict
 from harness.report.report import Report, Status
@@ -101,7 +102,7 @@ def _headline(report: Report) -> str:
 def _unequal_parameters(report: Report) -> str:
     """How many of the other parameters are in other places, or hold other bits."""
     kinds = (Kind.BITS, Kind.SHAPE, Kind.DTYPE, Kind.SHARDING, Kind.PADDING, Kind.UNACCOUNTED)
-    named = [d for d in report.differences if d.kind in kinds and ".experts." not in d.parameter]
+    named = [d for d in report.differences if d.kind in kinds and not is_expert_array(d.parameter)]
     names = {d.parameter or d.source for d in named if d.key is None}
     if not names:
         return ""

@@ -47,7 +47,7 @@ def page(session: Session) -> bytes:
 
 @cache
 def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("harness")
+    loader = jinja2.PackageLoader("harness.report")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,

@@ -12,13 +12,13 @@ the owner of a known issue and the issue that a checkout mends.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
 import msgspec
 
-from harness.base.errors import BadInput
+from harness.base.errors import BadInput, InternalError
 from harness.base.foreign import presentable
 from harness.base.secrets import redacted
 from harness.base.writing import indented, write
@@ -450,3 +450,20 @@ def _not_equal(report: Report) -> Iterator[str]:
         if other.compared + other.left_out != other.parameters:
             wanted = other.parameters - other.left_out
             yield f"it is equal, {other.compared} of {wanted} parameters were compared"
+
+
+def require_covered(tallies: Sequence[Tally], parts: Collection[Part]) -> None:
+    """Of parts that are called equal, every expert was compared or left out by request.
+
+    Raises:
+        InternalError: some were not, and no difference says why.
+    """
+    short = [t for t in tallies if t.experts_compared + t.left_out != t.experts]
+    if short or not tallies or {tally.part for tally in tallies} != set(parts):
+        counts = [f"{t.part} {t.experts_compared} of {t.experts - t.left_out}" for t in tallies]
+        raise InternalError(
+            f"nothing differs, but not all was compared: {', '.join(counts) or 'no part'}",
+            where="the tallies of the report",
+            expected=f"every expert that was asked for, of {', '.join(parts) or 'some part'}",
+            hint="report this, with the JSON of the report",
+        )

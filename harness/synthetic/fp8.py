@@ -8,29 +8,23 @@ projections of linear attention stay bf16 and are named in ``modules_to_not_conv
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from harness.checkpoint.fp8 import BLOCK, SCALE_SUFFIX
-from harness.synthetic.tensors import TensorSpec
+from harness.families.family import TensorSpec
 from harness.synthetic.values import Bf16Bits
 
 CODES, SCALES = "F8_E4M3", "BF16"
-
-_QUANTISED = re.compile(
-    r".+\.(?:self_attn\.[qkvo]_proj|linear_attn\.(?:in_proj_qkv|in_proj_z|out_proj)"
-    r"|shared_expert\.(?:gate|up|down)_proj|experts\.\d+\.(?:gate|up|down)_proj)\.weight"
-)
 
 
 def fp8_specs(specs: Sequence[TensorSpec]) -> Iterator[TensorSpec]:
     """The tensors of the FP8 release of a bf16 checkpoint's; fused experts become single ones."""
     for spec in specs:
         for single in _single(spec):
-            if not _QUANTISED.fullmatch(single.name):
+            if not single.fp8:
                 yield single
                 continue
             rows, columns = single.shape
@@ -73,12 +67,12 @@ def _single(spec: TensorSpec) -> Iterator[TensorSpec]:
     for expert in range(spec.experts):
         if tensor == "down_proj":
             yield TensorSpec(
-                f"{prefix}.{expert}.down_proj.weight", _outputs_first(spec, one, other)
+                f"{prefix}.{expert}.down_proj.weight", _outputs_first(spec, one, other), fp8=True
             )
             continue
         rows, columns = _outputs_first(spec, one, other)
         for half in ("gate_proj", "up_proj"):
-            yield TensorSpec(f"{prefix}.{expert}.{half}.weight", (rows // 2, columns))
+            yield TensorSpec(f"{prefix}.{expert}.{half}.weight", (rows // 2, columns), fp8=True)
 
 
 def _outputs_first(spec: TensorSpec, one: int, other: int) -> tuple[int, int]:

@@ -12,18 +12,25 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO
 
 from harness.base.bits import ITEMSIZE
 from harness.base.errors import BadInput, NotWritten
 from harness.base.writing import require_writable_directory
-from harness.synthetic.config import model_config
+from harness.families.family import TensorSpec
+from harness.families.registry import recipe_named
+from harness.families.sections import VISION
 from harness.synthetic.fp8 import fp8_config, fp8_specs, stored
-from harness.synthetic.recipes import recipe_named
-from harness.synthetic.shapes import resolve_shape
-from harness.synthetic.tensors import Order, TensorSpec, checkpoint_tensors
 from harness.synthetic.values import SliceValues, Values
+
+
+class Order(StrEnum):
+    """The order tensors are written in: as published, or with the vision tower first."""
+
+    PUBLISHED = "published"
+    VISION_FIRST = "vision-first"
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ def write_checkpoint(
     """Write a synthetic checkpoint of ``family`` in its published layout to ``out``.
 
     Args:
-        family: a recipe's name, see :data:`harness.synthetic.recipes.RECIPES`.
+        family: a recipe's name, see :func:`harness.families.registry.recipes`.
         out: the directory to make; it must not exist.
         shapes: ``tiny`` or ``published:<model>``.
         layers: decoder layers, instead of the shape's own.
@@ -69,11 +76,12 @@ def write_checkpoint(
         BadInput: an unknown family or shape, unusable counts, or ``out`` exists or cannot be made.
         NotWritten: there is no room for it; nothing of it stays.
     """
-    recipe = recipe_named(family)
-    shape = resolve_shape(recipe.family.name, shapes, layers=layers, experts=experts)
+    described, recipe = recipe_named(family)
+    shape = described.shape_named(shapes, layers, experts)
     maker = SliceValues(seed, values)
-    specs = list(checkpoint_tensors(recipe, shape, order))
-    specs = [spec for spec in specs if not (tied and spec.name == "lm_head.weight")]
+    first = VISION if order is Order.VISION_FIRST else ""
+    specs = list(described.tensors(shape, recipe.mtp, first))
+    specs = [spec for spec in specs if not (tied and spec.name == described.head)]
     specs = list(fp8_specs(specs)) if fp8 else specs
     groups = _split(specs, files)
     target = _require_absent(Path(out))
@@ -82,7 +90,7 @@ def write_checkpoint(
     partial = Path(tempfile.mkdtemp(prefix=".harness-", dir=target.parent))
     try:
         _write_files(partial, groups, maker)
-        config = model_config(recipe, shape, tied)
+        config = described.write_config(shape, 0 if recipe.mtp is None else 1, tied)
         config |= {"quantization_config": fp8_config(specs)} if fp8 else {}
         _write_json(partial / "config.json", config)
         partial.chmod(0o755)

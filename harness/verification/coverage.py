@@ -11,7 +11,6 @@ and a layer may be left out only if config.json has it and the load was cut befo
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,49 +18,18 @@ from functools import cached_property
 from typing import NamedTuple
 
 from harness.base.errors import InternalError
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.fp8 import SCALE_SUFFIX
-from harness.compare.difference import Account, Difference, Kind, Side, Tally
+from harness.compare.accounting import left_alone, model_parts
+from harness.compare.difference import Account, Difference, Kind, Side
 from harness.compare.selection import Chosen
+from harness.devices.tensors import is_of_experts
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
-from harness.families.experts import ReferencePart, announced_layers
-from harness.families.family import ExpertNaming, Part, Projection, Storage
-from harness.families.parameters import layer_of
-from harness.families.ties import is_tied
+from harness.families.experts import ReferencePart
+from harness.families.family import ExpertNaming, Family, Part, Projection, Storage
+from harness.families.model import ModelCheckpoint
 from harness.load.ledger import Ledger
 
-
-class Unused(NamedTuple):
-    """Tensors that a part of the stack leaves alone on purpose."""
-
-    part: Part
-    pattern: str
-    reason: str
-    if_tied: bool = False  # only where config.json ties the head to the embedding
-    of: Part | None = None  # only where the model has this part, which is what they are for
-
-
-UNUSED: tuple[Unused, ...] = (
-    Unused(Part.DECODER, r"mtp\..*", "the draft model's own", of=Part.MTP),
-    Unused(
-        Part.MTP,
-        r"model\.(language_model\.layers|language_model\.norm|visual)\..*",
-        "the target model's own",
-        of=Part.DECODER,
-    ),
-    *(
-        Unused(
-            part,
-            r"lm_head\.weight",
-            "tied to the embedding, where config.json says tie_word_embeddings",
-            if_tied=True,
-        )
-        for part in Part
-    ),
-)
-
 #: Why tensors of a part that the model has are left alone, though no row above says so.
-CUT = "of a layer that --num-layers leaves out"
 NOT_SELECTED = "not selected by --layers, --experts, --sample or --max-bytes"
 NOT_ASKED = "of the {part}, which --only leaves out"
 
@@ -73,52 +41,6 @@ class Counts(NamedTuple):
     delivered: int
     unused: int
     unread: int
-
-
-def unused_reason(
-    part: Part, tensor: str, tied: bool, present: Collection[Part] = tuple(Part)
-) -> str:
-    """Why ``part`` leaves ``tensor`` alone; empty when it should not.
-
-    Args:
-        part: the part of the stack.
-        tensor: the tensor's name in the checkpoint.
-        tied: whether config.json ties the head to the embedding.
-        present: the parts that the model has.
-    """
-    for row in UNUSED:
-        applies = (tied or not row.if_tied) and (row.of is None or row.of in present)
-        if row.part is part and applies and re.fullmatch(row.pattern, tensor):
-            return row.reason
-    return ""
-
-
-def model_parts(checkpoint: Checkpoint) -> frozenset[Part]:
-    """The parts that config.json announces layers of.
-
-    Raises:
-        BadInput: it announces no number of them.
-    """
-    return frozenset(part for part in Part if announced_layers(checkpoint, part))
-
-
-_DECODER_LAYER = re.compile(r"model\.language_model\.layers\.(0|[1-9]\d*)\.")
-
-
-def left_alone(part: ReferencePart, tensor: str, present: Collection[Part]) -> str:
-    """Why a part of the model leaves ``tensor`` alone; empty when it should not.
-
-    Args:
-        part: the part, cut to the layers it has on the devices.
-        tensor: the tensor's name in the checkpoint.
-        present: the parts that the model has.
-    """
-    if reason := unused_reason(part.part, tensor, is_tied(part.checkpoint.config), present):
-        return reason
-    layer = _DECODER_LAYER.match(tensor) if part.part is Part.DECODER else None
-    if layer is None or int(layer[1]) in part.layers:
-        return ""
-    return CUT if int(layer[1]) < announced_layers(part.checkpoint, part.part) else ""
 
 
 #: What the devices hold when nothing came; others are of arrays, or of the ledger alone.
@@ -157,23 +79,6 @@ def _require_none(part: Part, missing: Sequence[str]) -> None:
             where=f"the ledger of {part}",
             expected="a load through the loader registered for runai_streamer",
             hint="report this, with the versions of the stack: it may load in another way now",
-        )
-
-
-def require_covered(tallies: Sequence[Tally], parts: Collection[Part]) -> None:
-    """Of parts that are called equal, every expert was compared or left out by request.
-
-    Raises:
-        InternalError: some were not, and no difference says why.
-    """
-    short = [t for t in tallies if t.experts_compared + t.left_out != t.experts]
-    if short or not tallies or {tally.part for tally in tallies} != set(parts):
-        counts = [f"{t.part} {t.experts_compared} of {t.experts - t.left_out}" for t in tallies]
-        raise InternalError(
-            f"nothing differs, but not all was compared: {', '.join(counts) or 'no part'}",
-            where="the tallies of the report",
-            expected=f"every expert that was asked for, of {', '.join(parts) or 'some part'}",
-            hint="report this, with the JSON of the report",
         )
 
 
@@ -223,7 +128,9 @@ def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
 
 def _unwritten(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
     for name in ledger.unwritten:
-        if ".experts." not in name:  # of experts the comparison tells more
+        if not is_of_experts(
+            name, part.checkpoint.family.experts_module
+        ):  # of experts the comparison tells more
             yield Difference(
                 kind=Kind.UNWRITTEN, part=part.part, parameter=name,
                 reference="a value from the checkpoint",
@@ -254,12 +161,12 @@ class Scope:
             to be compared.
     """
 
-    reference: Checkpoint
+    reference: ModelCheckpoint
     parts: Sequence[ReferencePart]
     asked: Collection[Part]
     sources: Mapping[str, bool]
 
-    def present(self, checkpoint: Checkpoint) -> frozenset[Part]:
+    def present(self, checkpoint: ModelCheckpoint) -> frozenset[Part]:
         """The parts of a model whose tensors ``checkpoint`` may hold without being asked why.
 
         Those of the reference, and those of its own that nobody asked for.
@@ -274,7 +181,7 @@ class Scope:
         """Why nothing was compared with a tensor; empty when something should have been."""
         if name in self.sources:
             return "" if self.sources[name] else NOT_SELECTED
-        owner = Part.MTP if name.startswith("mtp.") else Part.DECODER
+        owner = self.reference.family.part_of(name)
         if owner not in present:
             return ""
         if owner not in self.asked:
@@ -290,7 +197,7 @@ def expert_sources(part: ReferencePart, chosen: Chosen) -> dict[str, bool]:
         experts = set(chosen.of(layer))
         for name, expert in _expert_names(part.naming, layer, part.shape.experts):
             found[name] = bool(experts) if expert is None else expert in experts
-            if part.shape.dtype == "F8_E4M3":
+            if part.checkpoint.fp8:
                 found[f"{name}{SCALE_SUFFIX}"] = found[name]
     return found
 
@@ -323,7 +230,7 @@ def account_of_reference(scope: Scope, told: Collection[str]) -> tuple[Account, 
 
 
 def account_of_checkpoint(
-    checkpoint: Checkpoint, scope: Scope, told: Collection[str]
+    checkpoint: ModelCheckpoint, scope: Scope, told: Collection[str]
 ) -> tuple[Account, list[Difference]]:
     """Account for every tensor of a checkpoint that is compared with another.
 
@@ -345,7 +252,9 @@ def account_of_checkpoint(
     return _account(Side.CHECKPOINT, checkpoint, here, scope.present(checkpoint), told)
 
 
-def _stored_otherwise(part: ReferencePart, checkpoint: Checkpoint, scope: Scope) -> dict[str, bool]:
+def _stored_otherwise(
+    part: ReferencePart, checkpoint: ModelCheckpoint, scope: Scope
+) -> dict[str, bool]:
     """Expert tensors of a part that ``checkpoint`` stores in another way than the reference."""
     namings = [naming for naming in checkpoint.namings if naming.part is part.part]
     used = [naming for naming in namings if naming.layers_in(checkpoint.entries)]
@@ -362,7 +271,7 @@ def _stored_otherwise(part: ReferencePart, checkpoint: Checkpoint, scope: Scope)
 
 def _account(
     side: Side,
-    checkpoint: Checkpoint,
+    checkpoint: ModelCheckpoint,
     scope: Scope,
     present: Collection[Part],
     told: Collection[str],
@@ -377,20 +286,24 @@ def _account(
             left[reason] += 1
         else:
             account.unaccounted += 1
-            differences += [] if name in told else [_unaccounted(side, name, entry.file.name)]
+            differences += (
+                []
+                if name in told
+                else [_unaccounted(side, checkpoint.family, name, entry.file.name)]
+            )
     account.left_alone = dict(sorted(left.items()))
     return account, differences
 
 
-def _unaccounted(side: Side, name: str, file: str) -> Difference:
-    part = Part.MTP if name.startswith("mtp.") else Part.DECODER
+def _unaccounted(side: Side, family: Family, name: str, file: str) -> Difference:
+    part = family.part_of(name)
     if side is Side.REFERENCE:
         return Difference(
-            kind=Kind.UNACCOUNTED, part=part, layer=layer_of(name), source=f"{file} {name}",
+            kind=Kind.UNACCOUNTED, part=part, layer=family.layer_of(name), source=f"{file} {name}",
             reference="a tensor of the reference", device="nothing was compared with it",
         )  # fmt: skip
     return Difference(
-        kind=Kind.UNACCOUNTED, part=part, layer=layer_of(name), parameter=name,
+        kind=Kind.UNACCOUNTED, part=part, layer=family.layer_of(name), parameter=name,
         reference="no tensor of this name", device=f"a tensor of the checkpoint, in {file}",
     )  # fmt: skip
 

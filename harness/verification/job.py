@@ -17,20 +17,20 @@ from harness.base import progress
 from harness.base.bits import Nan
 from harness.base.errors import HarnessError, InternalError
 from harness.base.progress import COMPARE, STREAM
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.difference import Difference
 from harness.compare.digest_comparison import Method
 from harness.compare.fp8_experts import part_comparison
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.selection import Chosen, Selection, choose, expert_bytes
-from harness.devices.mesh import TENSOR
 from harness.devices.parameter_layout import HOST, Packing
 from harness.devices.tensors import DevicePart, DeviceTensor, device_part
 from harness.explain.diagnosis import Explainer
 from harness.explain.load_failure import diagnose_failure, never_arrived
 from harness.explain.parameter_diagnosis import ParameterExplainer
+from harness.families.blocks import TENSOR
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.deliveries import calls_of
 from harness.load.hook import Hook
@@ -38,7 +38,14 @@ from harness.load.ledger import Ledger
 from harness.load.loaded import Adapt, Ledgers, Loaded
 from harness.load.target import Target
 from harness.report.maps import map_of, with_missing
-from harness.report.report import Delivery, HostPart, Report, Status, Timings
+from harness.report.report import (
+    Delivery,
+    HostPart,
+    Report,
+    Status,
+    Timings,
+    require_covered,
+)
 from harness.verification.coverage import (
     Counts,
     Scope,
@@ -48,7 +55,6 @@ from harness.verification.coverage import (
     diagnosed,
     expert_sources,
     named,
-    require_covered,
     require_recorded,
     require_streamed,
 )
@@ -100,9 +106,9 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
         report: names the checkpoint, the target and what there is to compare.
         adapt: changes the loader class under test, for tests that plant faults in it.
     """
-    reference = Checkpoint(request.reference)
+    reference = ModelCheckpoint(request.reference)
     same = request.checkpoint == request.reference
-    checkpoint = reference if same else Checkpoint(request.checkpoint)
+    checkpoint = reference if same else ModelCheckpoint(request.checkpoint)
     parts = reference_parts(reference, request.num_layers)
     parts = tuple(part for part in parts if part.part in request.parts)
     ledgers: Ledgers = {}
@@ -127,7 +133,7 @@ def _load(
     """Load, and tell where; None when the stack raised, which ``report`` then says and explains."""
     try:
         loaded = engine.load(
-            request.checkpoint, request.target, request.parts,
+            request.checkpoint, parts[0].checkpoint.family, request.target, request.parts,
             hook=request.hook, num_layers=request.num_layers, ledgers=ledgers, adapt=adapt,
         )  # fmt: skip
     except HarnessError:
@@ -153,7 +159,7 @@ def _compare(
     parts: Sequence[ReferencePart],
     ledgers: Ledgers,
     loaded: Loaded,
-    checkpoint: Checkpoint,
+    checkpoint: ModelCheckpoint,
 ) -> None:
     """Compare all parts and say whether they are equal."""
     reference = parts[0].checkpoint
@@ -179,7 +185,7 @@ def _compare(
         require_covered(report.tallies, request.parts)  # of several hosts the merged report's
 
 
-def _account(report: Report, scope: Scope, checkpoint: Checkpoint) -> None:
+def _account(report: Report, scope: Scope, checkpoint: ModelCheckpoint) -> None:
     """Account for every tensor of the reference, and of a checkpoint that is not its own."""
     accounts = [account_of_reference(scope, named(report.differences))]
     if checkpoint is not scope.reference:
@@ -236,7 +242,7 @@ def compare_part(
         The tensors its arrays are made of, and whether they were to be compared.
     """
     name_sites(ledger)
-    device, *copies = expert_copies(loaded, part.part)
+    device, *copies = expert_copies(loaded, part)
     options: dict[str, Any] = {
         "backend": request.target.backend, "nan": request.nan, "chosen": chosen,
         "method": request.method,
@@ -342,19 +348,20 @@ def add_parameters(
     return comparison.sources
 
 
-def expert_copies(loaded: Loaded, part: Part) -> list[DevicePart]:
+def expert_copies(loaded: Loaded, part: ReferencePart) -> list[DevicePart]:
     """A part's experts, once for each group of devices that together hold all of them.
 
     An array's shards outside the mesh count with the first group: they are no one's share. Of
     several hosts each looks at the groups it has devices of, and at the first, which is counted.
     """
-    tensors, groups = loaded.tensors[part], loaded.grid.groups(TENSOR)
+    tensors, groups = loaded.tensors[part.part], loaded.grid.groups(TENSOR)
     others = {device for group in groups[1:] for device in group}
     return [
         device_part(
             [_held_by(t, set(group), others if i == 0 else None) for t in tensors],
             group,
             None if loaded.local is None else loaded.local & set(group),
+            module=part.checkpoint.family.experts_module,
         )
         for i, group in enumerate(groups)
         if i == 0 or loaded.local is None or loaded.local & set(group)

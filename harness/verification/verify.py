@@ -18,13 +18,14 @@ from harness.base import progress
 from harness.base.bits import Nan
 from harness.base.bounds import require_seconds
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
+from harness.compare.accounting import model_parts
 from harness.compare.digest_comparison import Method
 from harness.compare.expert_comparison import tally_of
 from harness.compare.selection import Selection, choose
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.load.hook import Hook
 from harness.load.hosts import played_here
 from harness.load.overlay import Overlay
@@ -34,7 +35,6 @@ from harness.load.target import Parallelism, Target, emulated_target
 from harness.report.maps import map_of
 from harness.report.merge import merged
 from harness.report.report import Environment, Report, Status, redacted_report
-from harness.verification.coverage import model_parts
 from harness.verification.job import VerifyRequest
 from harness.verification.outcomes import outcomes
 
@@ -91,13 +91,13 @@ def verify(
     """
     timeout = require_seconds(timeout, "--timeout")
     target = target or emulated_target()
-    opened = Checkpoint(checkpoint)
-    against = Checkpoint(reference) if reference is not None else opened
+    opened = ModelCheckpoint(checkpoint)
+    against = ModelCheckpoint(reference) if reference is not None else opened
     for place in (opened.model, against.model):
         _require_text(place)
     _require_one_host_for_fp8(against, target)
     there = reference_parts(against, num_layers)
-    sizes_of(against.config, against.place.where("config.json"))  # refused before the load
+    sizes_of(against.text, against.config, against.place.where("config.json"))  # before the load
     chosen = _chosen(against, there, parts)
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(
@@ -115,7 +115,7 @@ def verify(
 
 
 @contextmanager
-def _undisturbed(*checkpoints: Checkpoint) -> Iterator[None]:
+def _undisturbed(*checkpoints: ModelCheckpoint) -> Iterator[None]:
     """Have a checkpoint that changes while the body runs refused, however the body ends.
 
     No verdict holds then: whichever side read the file sooner read another one.
@@ -128,13 +128,13 @@ def _undisturbed(*checkpoints: Checkpoint) -> Iterator[None]:
     _require_unchanged(checkpoints)
 
 
-def _require_unchanged(checkpoints: Sequence[Checkpoint]) -> None:
+def _require_unchanged(checkpoints: Sequence[ModelCheckpoint]) -> None:
     for checkpoint in checkpoints:
         checkpoint.place.require_unchanged()
 
 
 def _chosen(
-    checkpoint: Checkpoint, there: Sequence[ReferencePart], parts: Collection[Part]
+    checkpoint: ModelCheckpoint, there: Sequence[ReferencePart], parts: Collection[Part]
 ) -> list[ReferencePart]:
     """Those of the checkpoint's parts that were asked for.
 
@@ -151,7 +151,7 @@ def _chosen(
     )
 
 
-def _loaded(checkpoint: Checkpoint, chosen: Sequence[ReferencePart]) -> tuple[Part, ...]:
+def _loaded(checkpoint: ModelCheckpoint, chosen: Sequence[ReferencePart]) -> tuple[Part, ...]:
     """Those of the chosen parts that the checkpoint under test announces, too.
 
     A draft model that it has no word of is not loaded: the stack would only fail to build it. All
@@ -186,8 +186,8 @@ def _completed(
 
 
 def _unfinished(
-    opened: Checkpoint,
-    against: Checkpoint,
+    opened: ModelCheckpoint,
+    against: ModelCheckpoint,
     chosen: Sequence[ReferencePart],
     request: VerifyRequest,
     overlay: Overlay,
@@ -225,7 +225,7 @@ def _require_text(place: str) -> None:
         ) from error
 
 
-def _require_one_host_for_fp8(checkpoint: Checkpoint, target: Target) -> None:
+def _require_one_host_for_fp8(checkpoint: ModelCheckpoint, target: Target) -> None:
     if checkpoint.fp8 and target.hosts > 1:
         raise BadInput(
             "an FP8 release on several hosts",

@@ -16,7 +16,6 @@ import pytest
 
 from harness.base.bits import ITEMSIZE, bits_dtype, converted, is_nan, model_dtype
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.difference import Difference, Kind
 from harness.compare.digest_comparison import Method
 from harness.compare.expert_comparison import PartComparison
@@ -24,6 +23,7 @@ from harness.explain.causes import Cause, Diagnosis
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from tests.support.packing import PackedDevice
 from tests.support.parameter_cases import Case, Paths
 from tests.support.parameter_packing import LANGUAGE, PackedParameters, line
@@ -171,11 +171,11 @@ def test_a_type_no_model_is_made_in_is_bad_input(stated: object) -> None:
 @pytest.fixture(scope="module")
 def packed(tiny_checkpoints: Paths) -> PackedParameters:
     """What devices hold of the checkpoint as it is published, in bf16."""
-    return PackedParameters(Checkpoint(tiny_checkpoints[QWEN]), Part.DECODER)
+    return PackedParameters(ModelCheckpoint(tiny_checkpoints[QWEN]), Part.DECODER)
 
 
 def parameters(reference: Path, device: PackedParameters) -> Case:
-    return Case(Checkpoint(reference), Part.DECODER, device, line(device.devices))
+    return Case(ModelCheckpoint(reference), Part.DECODER, device, line(device.devices))
 
 
 @pytest.mark.parametrize("dtype", ["F16", "I16", "U16"])
@@ -248,11 +248,11 @@ def test_state_that_is_stored_as_f16(
     """The device is to hold its values, exact, as f32."""
     stored = cast(tiny_checkpoints[QWEN], tmp_path / "f16", {DECAY: "F16"})
     name = "model.language_model.layers.0.linear_attn.A_log"
-    count = Checkpoint(stored).entries[name].shape[0]
+    count = ModelCheckpoint(stored).entries[name].shape[0]
     overwrite(stored, name, np.linspace(0.1, 7, count, dtype=np.float16).tobytes())
-    device = PackedParameters(Checkpoint(tiny_checkpoints[QWEN]), Part.DECODER)
+    device = PackedParameters(ModelCheckpoint(tiny_checkpoints[QWEN]), Part.DECODER)
     held = device.packed[f"{LANGUAGE}layers.0.linear_attn.A_log"]
-    held.array = f32_of_state(Checkpoint(stored).bits(name), way)
+    held.array = f32_of_state(ModelCheckpoint(stored).bits(name), way)
     assert parameters(stored, device).causes() == causes
 
 
@@ -260,9 +260,9 @@ def test_truncating_where_rounding_is_due_differs(tiny_checkpoints: Paths, tmp_p
     reference = cast(tiny_checkpoints[QWEN], tmp_path / "r", {KINDS["head"]: "F32"})
     overwrite(
         reference, "lm_head.weight",
-        np.full(Checkpoint(reference).entries["lm_head.weight"].shape, 0x3F80FFFF, "<u4").tobytes(),
+        np.full(ModelCheckpoint(reference).entries["lm_head.weight"].shape, 0x3F80FFFF, "<u4").tobytes(),
     )  # fmt: skip
-    device = PackedParameters(Checkpoint(tiny_checkpoints[QWEN]), Part.DECODER)
+    device = PackedParameters(ModelCheckpoint(tiny_checkpoints[QWEN]), Part.DECODER)
     held = device.packed["vllm_model.language_model.lm_head.weight"]
     held.array = np.full_like(held.array, 0x3F81)
     assert parameters(reference, device).compared()[0] == []
@@ -280,10 +280,10 @@ def test_nans_that_a_conversion_made_others_are_named(
     """torch makes either of an F32 NaN: neither is this one's, nor called equal."""
     reference = cast(tiny_checkpoints[QWEN], tmp_path / "r", {KINDS["norm"]: "F32"}, exact=True)
     name = "model.language_model.norm.weight"
-    values = np.array(Checkpoint(reference).bits(name))
+    values = np.array(ModelCheckpoint(reference).bits(name))
     values[7] = 0xFFC1_0000
     overwrite(reference, name, values.tobytes())
-    device = PackedParameters(Checkpoint(tiny_checkpoints[QWEN]), Part.DECODER)
+    device = PackedParameters(ModelCheckpoint(tiny_checkpoints[QWEN]), Part.DECODER)
     device.packed[f"{LANGUAGE}norm.weight"].array[7] = bits
     (difference,), (diagnosis,), _ = parameters(reference, device).compared()
     assert (difference.index, difference.reference) == ((7,), "0xffc1")
@@ -296,7 +296,7 @@ def test_a_model_in_f16(tiny_checkpoints: Paths, tmp_path: Path) -> None:
     reference = shutil.copytree(tiny_checkpoints[QWEN], tmp_path / "r")
     file = reference / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float16"}))
-    device = PackedParameters(Checkpoint(reference), Part.DECODER)
+    device = PackedParameters(ModelCheckpoint(reference), Part.DECODER)
     case = parameters(reference, device)
     found = case.compared()[0]
     assert {(d.kind, d.reference, d.device) for d in found} == {(Kind.DTYPE, "F16", "BF16")}
@@ -309,7 +309,7 @@ def test_a_model_in_f16(tiny_checkpoints: Paths, tmp_path: Path) -> None:
 
 
 def experts_of(path: Path) -> ReferencePart:
-    return reference_parts(Checkpoint(path))[0]
+    return reference_parts(ModelCheckpoint(path))[0]
 
 
 def explained(comparison: PartComparison) -> tuple[list[Difference], list[Diagnosis]]:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from harness.base.bounds import (
     shown,
 )
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import reference_parts
+from harness.families.model import ModelCheckpoint
 from harness.load.hosts import target_on
 from harness.load.meshes import meshed
 from harness.load.target import TARGETS, emulated_target, target_named
@@ -161,9 +162,9 @@ CASES = [
 
 
 def _judge(at: Path) -> None:
-    checkpoint = Checkpoint(at)
+    checkpoint = ModelCheckpoint(at)
     reference_parts(checkpoint)
-    sizes_of(checkpoint.config)
+    sizes_of(checkpoint.text, checkpoint.config)
 
 
 @pytest.fixture
@@ -219,14 +220,18 @@ def test_a_value_of_another_type(copy: Path, key: str, value: Any, match: str) -
     assert len(str(raised.value)) < 1000
 
 
+def _set_text(values: dict[str, int], config: dict[str, Any]) -> None:
+    config["text_config"].update(values)
+
+
 def test_experts_of_all_layers_together_are_bounded(copy: Path) -> None:
     """Each number may do alone."""
-    layers = len(Checkpoint(copy).entries)
+    layers = len(ModelCheckpoint(copy).entries)
     most = MOST_EXPERTS_OF_ALL_LAYERS // layers
     assert most < MOST_EXPERTS
     for experts, match in ((most, "is BF16"), (most + 1, f"num_experts is {most + 1}")):
         text = {"num_hidden_layers": layers, "num_experts": experts}
-        edit_json(copy / "config.json", lambda c, text=text: c["text_config"].update(text))
+        edit_json(copy / "config.json", partial(_set_text, text))
         with pytest.raises(BadInput, match=match):
             _judge(copy)
 

@@ -13,10 +13,11 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import INDEX, SINGLE_FILE, Checkpoint
+from harness.checkpoint.checkpoint import INDEX, SINGLE_FILE
 from harness.checkpoint.safetensors_file import read_entries
 from harness.checkpoint.stores.directory import LocalFile
 from harness.families.experts import reference_parts
+from harness.families.model import ModelCheckpoint
 from tests.support.spoiling import DEFECTS, edit_json
 from tests.support.spoiling_files import MORE_DEFECTS
 
@@ -35,7 +36,7 @@ def test_defect(
     monkeypatch.chdir(copy.parent)  # where an opened pickle would leave its mark
     spoil(copy)
     with pytest.raises(BadInput, match=match) as raised:
-        reference_parts(Checkpoint(copy))
+        reference_parts(ModelCheckpoint(copy))
     assert str(copy) in raised.value.where
     assert raised.value.expected
     assert raised.value.hint
@@ -52,7 +53,7 @@ def test_an_mtp_layer_that_config_announces_must_be_there(
     at = Path(shutil.copytree(tiny_checkpoints["qwen3.5-moe"], tmp_path / "c"))
     edit_json(at / "config.json", lambda c: c["text_config"].update(mtp_num_hidden_layers=1))
     with pytest.raises(BadInput, match="mtp layers with experts in the files: none"):
-        reference_parts(Checkpoint(at))
+        reference_parts(ModelCheckpoint(at))
 
 
 def test_a_single_file_needs_no_index(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_single_file_needs_no_index(tiny_checkpoints: dict[str, Path], tmp_pat
     at = write_checkpoint("qwen3.5-moe", tmp_path / "c", files=1).path
     (at / INDEX).unlink()
     (at / "model-00001-of-00001.safetensors").rename(at / SINGLE_FILE)
-    single, indexed = Checkpoint(at), Checkpoint(tiny_checkpoints["qwen3.5-moe"])
+    single, indexed = ModelCheckpoint(at), ModelCheckpoint(tiny_checkpoints["qwen3.5-moe"])
     assert set(single.entries) == set(indexed.entries)
 
 
@@ -69,7 +70,7 @@ def test_files_may_be_links(tiny_checkpoints: dict[str, Path], tmp_path: Path) -
     """The hub's cache keeps links to files outside the directory."""
     for file in tiny_checkpoints["qwen3.5-moe"].iterdir():
         (tmp_path / file.name).symlink_to(file)
-    assert len(Checkpoint(tmp_path).entries) == 69
+    assert len(ModelCheckpoint(tmp_path).entries) == 69
 
 
 def test_a_file_nobody_may_read(
@@ -82,7 +83,7 @@ def test_a_file_nobody_may_read(
 
     monkeypatch.setattr(os, "open", denied)
     with pytest.raises(BadInput, match="cannot be read: Permission denied"):
-        Checkpoint(tiny_checkpoints["qwen3.5-moe"])
+        ModelCheckpoint(tiny_checkpoints["qwen3.5-moe"])
 
 
 def test_an_empty_tensor_is_read(tmp_path: Path) -> None:

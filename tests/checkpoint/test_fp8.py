@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from harness.base.bits import E4M3
 from harness.checkpoint.fp8 import (
-    E4M3,
     EXPERTS,
     LARGEST,
     LINEAR,

@@ -16,8 +16,8 @@ import pytest
 from huggingface_hub import constants
 
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.stores.hub import HUB_ID, explain
+from harness.families.model import ModelCheckpoint
 from tests.support.answering import Answer, answering, http
 
 REPO, COMMIT, OLD = "Org/Model-1.5B", "a" * 40, "b" * 40
@@ -59,8 +59,8 @@ def run(cache: Path, code: str) -> str:
 )
 def test_a_snapshot_of_the_cache(cache: Path, name: str, family: str, commit: str) -> None:
     code = (
-        "from harness.checkpoint.checkpoint import Checkpoint\n"
-        f"c = Checkpoint({name!r})\n"
+        "from harness.families.model import ModelCheckpoint\n"
+        f"c = ModelCheckpoint({name!r})\n"
         "print(c.family.name, c.path, c.model)"
     )
     model = cache / "models--Org--Model-1.5B" / "snapshots" / commit
@@ -80,7 +80,7 @@ def test_a_directory_comes_before_the_hub(
 ) -> None:
     shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "Org" / "Model")
     monkeypatch.chdir(tmp_path)
-    assert Checkpoint("Org/Model").model == str(tmp_path / "Org" / "Model")
+    assert ModelCheckpoint("Org/Model").model == str(tmp_path / "Org" / "Model")
 
 
 @pytest.mark.parametrize("text", ["/a/b", "./a", "a", "a/b/c", "../a", "a/b@", "a/..", "~/a"])
@@ -141,7 +141,7 @@ def test_what_the_hub_says(
     here: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer, what: str, hint: str
 ) -> None:
     with a_hub(monkeypatch, answer), pytest.raises(BadInput) as raised:
-        Checkpoint("Org/Elsewhere@main")
+        ModelCheckpoint("Org/Elsewhere@main")
     assert what in raised.value.what
     assert hint in raised.value.hint
     assert (raised.value.__cause__, raised.value.__suppress_context__) == (None, True)
@@ -166,7 +166,7 @@ def test_a_cache_that_is_damaged(here: Path, name: str, what: str) -> None:
         damaged.unlink()
         damaged.mkdir()
     with pytest.raises(BadInput) as raised:
-        Checkpoint(REPO)
+        ModelCheckpoint(REPO)
     assert re.search(what, raised.value.what), raised.value
 
 
@@ -178,14 +178,14 @@ def test_a_cache_that_is_damaged(here: Path, name: str, what: str) -> None:
 def test_a_revision_that_is_none(here: Path, content: bytes) -> None:
     (here / "models--Org--Model-1.5B" / "refs" / "main").write_bytes(content)
     with pytest.raises(BadInput):
-        Checkpoint(REPO)
+        ModelCheckpoint(REPO)
 
 
 def test_a_snapshot_without_its_files(here: Path) -> None:
     """Links into nowhere: the download was interrupted, or the blobs were removed."""
     shutil.rmtree(here / "models--Org--Model-1.5B" / "blobs")
     with pytest.raises(BadInput, match=r"config\.json"):
-        Checkpoint(REPO)
+        ModelCheckpoint(REPO)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
+from harness.families.model import ModelCheckpoint
 from scenarios.stores import BUCKET, gcs_environment, gcs_upload
 from tests.support.proxy import Proxy
 from tests.support.s3 import FAMILY, FILE, TENSOR, key_of
@@ -39,24 +39,24 @@ def halves(head: bytes, client: socket.socket, answer: bytes) -> bool:
 
 def test_an_object_of_s3_is_overwritten(s3: Any, stored: str) -> None:
     """The server itself refuses: what is asked for is the version that was listed."""
-    checkpoint = Checkpoint(stored)
+    checkpoint = ModelCheckpoint(stored)
     s3.put_object(Bucket=BUCKET, Key=key_of(stored, FILE), Body=b"another")
     with pytest.raises(BadInput, match="the object changed while it was read"):
         checkpoint.bits(TENSOR, (3,))
 
 
 def test_another_version_on_s3(behind: Callable[..., Proxy], stored: str) -> None:
-    checkpoint = Checkpoint(stored)
+    checkpoint = ModelCheckpoint(stored)
     behind(changes)
     with pytest.raises(BadInput, match="the object changed while it was read"):
-        Checkpoint(stored).bits(TENSOR, (3,))
+        ModelCheckpoint(stored).bits(TENSOR, (3,))
     assert checkpoint.bits(TENSOR, (3,)).size
 
 
 def test_less_than_was_asked_for(behind: Callable[..., Proxy], stored: str) -> None:
     behind(halves)
     with pytest.raises(BadInput, match=r"the store gave 4 bytes of range 0-8"):
-        Checkpoint(stored)
+        ModelCheckpoint(stored)
 
 
 @pytest.fixture
@@ -72,5 +72,5 @@ def gcs_behind(gcs_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_another_version_on_gcs(gcs_behind: str, tiny_checkpoints: dict[str, Path]) -> None:
     url = gcs_upload(gcs_behind, tiny_checkpoints[FAMILY], "changed")
     with pytest.raises(BadInput, match="the object changed while it was read") as raised:
-        Checkpoint(url)
+        ModelCheckpoint(url)
     assert raised.value.expected == "an object nobody writes to"

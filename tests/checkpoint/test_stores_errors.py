@@ -32,7 +32,7 @@ from urllib3 import exceptions as of_urllib3
 
 from harness.app.cli import main
 from harness.base.errors import BadInput
-from harness.checkpoint.stores import gcs, hub, opening, s3, store, trouble
+from harness.checkpoint.stores import gcs, hub, object_store, opening, s3, trouble
 from harness.checkpoint.stores.gcs import GcsBucket
 from harness.checkpoint.stores.s3 import S3Bucket
 from scenarios.stores import KEY_ID, SECRET, gcs_environment, s3_environment
@@ -462,7 +462,7 @@ def test_an_answer_that_drips_in(
 def test_a_listing_without_end(
     to_s3: Callable[[Answer], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_MOST_OBJECTS", 25)
+    monkeypatch.setattr(object_store, "_MOST_OBJECTS", 25)
     number = iter(range(10**6))
 
     def page(head: bytes, client: socket.socket) -> None:
@@ -479,7 +479,7 @@ def test_a_listing_without_end(
 
 def test_what_lies_deeper_is_left_out() -> None:
     objects = [("x/a", 1, "e"), ("x/b/c", 1, "e"), ("x/", 0, "e"), ("x/d/", 0, "e")]
-    assert list(store.listed("s3://b/x", "x/", objects)) == ["a"]
+    assert list(object_store.listed("s3://b/x", "x/", objects)) == ["a"]
 
 
 def test_a_head_without_a_tag(to_s3: Callable[[Answer], list[str]]) -> None:
@@ -621,10 +621,10 @@ def test_any_url(text: str) -> None:
     assert "planted-pw" not in str(raised.value)
 
 
-class Empty(store.Bucket):
+class Empty(object_store.Bucket):
     """A bucket that holds nothing."""
 
-    def list(self, prefix: str) -> dict[str, store.StoredObject]:
+    def list(self, prefix: str) -> dict[str, object_store.StoredObject]:
         return {}
 
     def read(self, key: str, version: str, start: int, stop: int) -> bytes:

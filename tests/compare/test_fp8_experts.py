@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.fp8 import EXPERTS, SCALE_SUFFIX, Values, block_values, scales_as_f32
 from harness.compare.difference import Difference, Kind
 from harness.compare.digest_comparison import Method
@@ -21,6 +20,7 @@ from harness.explain.causes import Cause
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import ExpertKey, ReferencePart, reference_parts
 from harness.families.family import Part, Projection
+from harness.families.model import ModelCheckpoint
 from harness.load.ledger import POISON
 from harness.synthetic.writer import write_checkpoint
 from tests.support.packing import replicated, sharded
@@ -38,7 +38,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reference(path: Path) -> ReferencePart:
-    return reference_parts(Checkpoint(path))[0]
+    return reference_parts(ModelCheckpoint(path))[0]
 
 
 def test_an_fp8_release_is_read(reference: ReferencePart) -> None:
@@ -57,7 +57,7 @@ def test_other_quantisation_is_refused(path: Path, tmp_path: Path) -> None:
     assert "64" in text
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(BadInput, match="a quantised checkpoint"):
-        Checkpoint(tmp_path)
+        ModelCheckpoint(tmp_path)
 
 
 Grid = Callable[[ReferencePart, ExpertKey], Values]
@@ -97,7 +97,7 @@ def device(reference: ReferencePart, grid: Grid = checkpoint_grid) -> DevicePart
             dtype = "F32" if "scale" in name else "F8_E4M3"
             tensor = sharded(full, array, 0, MESH)
             tensors.append(DeviceTensor(full, dtype, tensor.shape, tensor.shards))
-    return device_part(tensors, MESH)
+    return device_part(tensors, MESH, module="mlp.experts")
 
 
 def compared(reference: ReferencePart, part: DevicePart) -> list[Difference]:
@@ -305,7 +305,7 @@ def test_a_wrong_scale_on_the_first_device_is_named_by_its_values_too(
 @pytest.mark.parametrize("dtype", ["U8", "I8", "F8_E5M2", "BOOL"])
 def test_codes_of_another_type_are_refused(path: Path, tmp_path: Path, dtype: str) -> None:
     pattern = r".*layers\.0\.mlp\.experts\.3\.up_proj\.weight"
-    spoiled = Checkpoint(relabelled(path, tmp_path / "r", {pattern: dtype}))
+    spoiled = ModelCheckpoint(relabelled(path, tmp_path / "r", {pattern: dtype}))
     with pytest.raises(BadInput, match=rf"experts\.3\.up_proj\.weight' is {dtype}"):
         reference_parts(spoiled)
 
@@ -315,7 +315,9 @@ def test_scales_of_another_type_with_the_same_bytes_differ(
     reference: ReferencePart, path: Path, tmp_path: Path, dtype: str
 ) -> None:
     pattern = r".*layers\.0\.mlp\.experts\.3\.up_proj\.weight_scale_inv"
-    spoiled = reference_parts(Checkpoint(relabelled(path, tmp_path / "r", {pattern: dtype})))[0]
+    spoiled = reference_parts(ModelCheckpoint(relabelled(path, tmp_path / "r", {pattern: dtype})))[
+        0
+    ]
     found = list(part_comparison(spoiled, device(reference), backend=Backend.GMM_EP).differences())
     assert {(d.kind, d.expert, d.projection) for d in found} == {(Kind.VALUES, 3, Projection.UP)}
 
@@ -325,6 +327,6 @@ def test_scales_of_a_wider_type_are_equal(
     reference: ReferencePart, path: Path, tmp_path: Path, dtype: str
 ) -> None:
     wider = cast(path, tmp_path / "r", {r".*experts.*_scale_inv": dtype}, exact=True)
-    part = reference_parts(Checkpoint(wider))[0]
+    part = reference_parts(ModelCheckpoint(wider))[0]
     comparison = part_comparison(part, device(reference), backend=Backend.GMM_EP)
     assert list(comparison.differences()) == []

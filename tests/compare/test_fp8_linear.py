@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.fp8 import LINEAR, SCALE_SUFFIX, block_values, scales_as_f32
 from harness.compare.difference import Difference, Kind
 from harness.compare.parameter_comparison import ParameterComparison
@@ -17,6 +16,7 @@ from harness.explain.causes import Cause, Diagnosis
 from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.experts import reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.report import message
 from harness.synthetic.writer import write_checkpoint
 from tests.support.parameter_packing import LANGUAGE, Array, Packed, PackedParameters, line
@@ -30,7 +30,7 @@ O_PROJ = f"{LANGUAGE}layers.1.self_attn.o_proj.weight"
 class Quantised(PackedParameters):
     """Parameters packed forward, FP8 ones quantised anew; ``scales`` packs their scales instead."""
 
-    def __init__(self, checkpoint: Checkpoint, part: Part, *, scales: bool = False) -> None:
+    def __init__(self, checkpoint: ModelCheckpoint, part: Part, *, scales: bool = False) -> None:
         self.scales = scales
         super().__init__(checkpoint, part)
 
@@ -44,7 +44,7 @@ class Quantised(PackedParameters):
         return scale.view("<u4")[:, None] if self.scales else codes
 
 
-def quantised(checkpoint: Checkpoint, part: Part) -> PackedParameters:
+def quantised(checkpoint: ModelCheckpoint, part: Part) -> PackedParameters:
     """Codes and, beside each, its scales: in one row, divided where the outputs are."""
     device, scales = Quantised(checkpoint, part), Quantised(checkpoint, part, scales=True)
     for name, packed in list(device.packed.items()):
@@ -57,16 +57,18 @@ def quantised(checkpoint: Checkpoint, part: Part) -> PackedParameters:
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelCheckpoint]:
     base = tmp_path_factory.mktemp("fp8")
     return {
-        name: Checkpoint(write_checkpoint(name, base / name, shapes="tiny:blocks", fp8=True).path)
+        name: ModelCheckpoint(
+            write_checkpoint(name, base / name, shapes="tiny:blocks", fp8=True).path
+        )
         for name in ("qwen3-vl-moe", "qwen3.5-mtp")
     }
 
 
 def compared(
-    checkpoint: Checkpoint, part: Part, device: PackedParameters
+    checkpoint: ModelCheckpoint, part: Part, device: PackedParameters
 ) -> tuple[list[Difference], list[Diagnosis]]:
     (reference,) = [p for p in reference_parts(checkpoint) if p.part is part]
     mesh = line(device.devices)
@@ -84,7 +86,7 @@ def compared(
     ],
 )
 def test_a_faithful_device_is_equal(
-    checkpoints: dict[str, Checkpoint], recipe: str, part: Part
+    checkpoints: dict[str, ModelCheckpoint], recipe: str, part: Part
 ) -> None:
     checkpoint = checkpoints[recipe]
     assert compared(checkpoint, part, quantised(checkpoint, part))[0] == []
@@ -133,7 +135,7 @@ def _replicate(device: PackedParameters) -> None:
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_a_fault_of_scales_is_named(
-    checkpoints: dict[str, Checkpoint], change: Change, kind: Kind, cause: Cause
+    checkpoints: dict[str, ModelCheckpoint], change: Change, kind: Kind, cause: Cause
 ) -> None:
     checkpoint = checkpoints["qwen3-vl-moe"]
     device = quantised(checkpoint, Part.DECODER)
@@ -146,7 +148,7 @@ def test_a_fault_of_scales_is_named(
 
 @pytest.mark.parametrize("change", [_remove, _replicate])
 def test_a_parameter_whose_scales_cannot_be_used_is_not_counted_as_compared(
-    checkpoints: dict[str, Checkpoint], change: Change
+    checkpoints: dict[str, ModelCheckpoint], change: Change
 ) -> None:
     checkpoint = checkpoints["qwen3-vl-moe"]
     device = quantised(checkpoint, Part.DECODER)
@@ -158,7 +160,7 @@ def test_a_parameter_whose_scales_cannot_be_used_is_not_counted_as_compared(
     assert comparison.tally.compared == comparison.tally.parameters - 1
 
 
-def test_a_code_of_one_tensor_is_placed(checkpoints: dict[str, Checkpoint]) -> None:
+def test_a_code_of_one_tensor_is_placed(checkpoints: dict[str, ModelCheckpoint]) -> None:
     checkpoint = checkpoints["qwen3-vl-moe"]
     device = quantised(checkpoint, Part.DECODER)
     packed = device.packed[QKV]
@@ -171,7 +173,7 @@ def test_a_code_of_one_tensor_is_placed(checkpoints: dict[str, Checkpoint]) -> N
     assert difference.note == "no scale is off as a whole: some codes are other ones"
 
 
-def test_an_odd_replica_is_counted_and_told(checkpoints: dict[str, Checkpoint]) -> None:
+def test_an_odd_replica_is_counted_and_told(checkpoints: dict[str, ModelCheckpoint]) -> None:
     checkpoint = checkpoints["qwen3-vl-moe"]
     device = quantised(checkpoint, Part.DECODER)
     _one_replica(device)
@@ -189,12 +191,12 @@ def test_an_odd_replica_is_counted_and_told(checkpoints: dict[str, Checkpoint]) 
 @pytest.mark.parametrize("dtype", ["U8", "F8_E5M2"])
 @pytest.mark.parametrize("leaf", "qkv")
 def test_codes_of_another_type_differ(
-    checkpoints: dict[str, Checkpoint], tmp_path: Path, leaf: str, dtype: str
+    checkpoints: dict[str, ModelCheckpoint], tmp_path: Path, leaf: str, dtype: str
 ) -> None:
     """Of three tensors in a parameter each counts, not the first alone."""
     checkpoint = checkpoints["qwen3-vl-moe"]
     pattern = rf".*layers\.1\.self_attn\.{leaf}_proj\.weight"
-    spoiled = Checkpoint(relabelled(Path(checkpoint.path), tmp_path / "r", {pattern: dtype}))
+    spoiled = ModelCheckpoint(relabelled(Path(checkpoint.path), tmp_path / "r", {pattern: dtype}))
     differences, _ = compared(spoiled, Part.DECODER, quantised(checkpoint, Part.DECODER))
     assert (differences[0].kind, differences[0].parameter) == (Kind.UNACCOUNTED, QKV)
     assert f"tensors of F8_E4M3, {dtype}" in differences[0].reference
@@ -202,20 +204,20 @@ def test_codes_of_another_type_differ(
 
 @pytest.mark.parametrize("dtype", ["F16", "I16"])
 def test_scales_of_another_type_with_the_same_bytes_differ(
-    checkpoints: dict[str, Checkpoint], tmp_path: Path, dtype: str
+    checkpoints: dict[str, ModelCheckpoint], tmp_path: Path, dtype: str
 ) -> None:
     checkpoint = checkpoints["qwen3-vl-moe"]
     pattern = r".*layers\.1\.self_attn\.o_proj\.weight_scale_inv"
-    spoiled = Checkpoint(relabelled(Path(checkpoint.path), tmp_path / "r", {pattern: dtype}))
+    spoiled = ModelCheckpoint(relabelled(Path(checkpoint.path), tmp_path / "r", {pattern: dtype}))
     (difference,), _ = compared(spoiled, Part.DECODER, quantised(checkpoint, Part.DECODER))
     assert (difference.kind, difference.parameter) == (Kind.VALUES, O_PROJ)
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F64"])
 def test_scales_of_a_wider_type_are_equal(
-    checkpoints: dict[str, Checkpoint], tmp_path: Path, dtype: str
+    checkpoints: dict[str, ModelCheckpoint], tmp_path: Path, dtype: str
 ) -> None:
     checkpoint = checkpoints["qwen3-vl-moe"]
     path = cast(Path(checkpoint.path), tmp_path / "r", {".*_scale_inv": dtype}, exact=True)
     device = quantised(checkpoint, Part.DECODER)
-    assert compared(Checkpoint(path), Part.DECODER, device)[0] == []
+    assert compared(ModelCheckpoint(path), Part.DECODER, device)[0] == []

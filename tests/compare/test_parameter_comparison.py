@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from harness.base.bits import Nan, canonical_nans
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.difference import Difference, Kind
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.devices.expert_layout import Span
@@ -21,6 +20,7 @@ from harness.devices.tensors import DeviceTensor
 from harness.explain.causes import Cause
 from harness.families.experts import reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from scenarios.rewriting import contradict_ties
@@ -111,7 +111,7 @@ def test_the_first_unequal_element_is_placed(vl: Case) -> None:
 def test_dirty_vocabulary_padding(tmp_path: Path) -> None:
     """A vocabulary of 500 is padded to 512; the padding must be zero."""
     path = write_checkpoint(VL, tmp_path / "uneven", shapes="tiny:vocabulary").path
-    uneven = Checkpoint(path)
+    uneven = ModelCheckpoint(path)
     device = PackedParameters(uneven, Part.DECODER)
     each = Case(uneven, Part.DECODER, device, line(device.devices))
     assert each.compared()[0] == []
@@ -128,7 +128,7 @@ def test_dirty_vocabulary_padding(tmp_path: Path) -> None:
 @pytest.mark.parametrize("devices", [1, 2, 8, 16, 32, 64])
 def test_a_vocabulary_is_cut_with_its_padding(tmp_path: Path, devices: int) -> None:
     """500 rows are no multiple of most counts; 512 are, and some devices hold zeros alone."""
-    uneven = Checkpoint(write_checkpoint(VL, tmp_path / "c", shapes="tiny:vocabulary").path)
+    uneven = ModelCheckpoint(write_checkpoint(VL, tmp_path / "c", shapes="tiny:vocabulary").path)
     device = PackedParameters(uneven, Part.DECODER)
     device.devices = tuple(f"cpu:{number + 1}" for number in range(devices))
     device.n = devices
@@ -288,7 +288,7 @@ def test_nans_count_as_the_target_leaves_them(vl: Case) -> None:
 
 def test_nans_that_lost_their_payloads_are_named(tmp_path: Path) -> None:
     path = write_checkpoint(VL, tmp_path / "nans", values=Values.NAN_PAYLOADS).path
-    checkpoint = Checkpoint(path)
+    checkpoint = ModelCheckpoint(path)
     device = PackedParameters(checkpoint, Part.DECODER)
     for name, packed in device.packed.items():
         if packed.dtype == "BF16" and "norm" not in name and "_embed." not in name:
@@ -305,7 +305,7 @@ def test_nans_that_lost_their_payloads_are_named(tmp_path: Path) -> None:
 
 def test_a_mesh_with_copies_is_compared_copy_by_copy(tiny_checkpoints: Paths) -> None:
     """Two by two: each half of the devices holds all; a bit that is off in one copy is found."""
-    checkpoint = Checkpoint(tiny_checkpoints[VL])
+    checkpoint = ModelCheckpoint(tiny_checkpoints[VL])
     device = PackedParameters(checkpoint, Part.DECODER, 2)
     mesh = Mesh((("data", 2), ("model", 2)), ("cpu:1", "cpu:2", "cpu:3", "cpu:4"))
     copied = [

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.selection import Selection, choose, every_expert, expert_bytes
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
 from harness.report.report import Status
@@ -25,7 +25,7 @@ Pairs = dict[Part, list[tuple[int, int]]]
 @pytest.fixture(scope="module")
 def parts(tiny_checkpoints: dict[str, Path]) -> tuple[ReferencePart, ...]:
     """A decoder of 2 layers and a draft model of 1, 8 experts each."""
-    return reference_parts(Checkpoint(tiny_checkpoints["qwen3.6-mtp"]))
+    return reference_parts(ModelCheckpoint(tiny_checkpoints["qwen3.6-mtp"]))
 
 
 def chosen(parts: tuple[ReferencePart, ...], selection: Selection) -> Pairs:

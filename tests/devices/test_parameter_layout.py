@@ -11,7 +11,7 @@ import pytest
 
 from harness.base.errors import BadInput
 from harness.devices.parameter_layout import Sizes, sizes_of
-from harness.families.parameters import RULES
+from harness.families.registry import families
 from harness.verification.verify import verify
 
 TEXT = {"num_attention_heads": 8, "head_dim": 32, "num_key_value_heads": 2}
@@ -19,9 +19,9 @@ TEXT = {"num_attention_heads": 8, "head_dim": 32, "num_key_value_heads": 2}
 
 def test_sizes_are_of_the_text_model() -> None:
     config = {"text_config": TEXT, "vision_config": {"num_heads": 4}}
-    assert sizes_of(config) == Sizes(heads=8, head_dim=32, kv_heads=2, vision_heads=4)
+    assert sizes_of(TEXT, config) == Sizes(heads=8, head_dim=32, kv_heads=2, vision_heads=4)
     linear = {"linear_num_key_heads": 3, "linear_key_head_dim": 16}
-    assert sizes_of(TEXT | linear).linear_keys == 48
+    assert sizes_of(TEXT | linear, {}).linear_keys == 48
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_sizes_are_of_the_text_model() -> None:
 def test_a_size_that_is_absent_or_no_number(change: dict[str, Any], told: str) -> None:
     text = {key: value for key, value in (TEXT | change).items() if value is not ...}
     with pytest.raises(BadInput, match=told):
-        sizes_of({"text_config": text})
+        sizes_of(text, {})
     with pytest.raises(BadInput):
-        sizes_of({"text_config": TEXT, "vision_config": None})
+        sizes_of(TEXT, {"vision_config": None})
 
 
 def test_a_size_that_is_absent_is_refused_before_the_load(
@@ -55,7 +55,7 @@ def test_a_size_that_is_absent_is_refused_before_the_load(
 
 
 def test_what_is_replicated_from_the_host_is_not_cast() -> None:
-    by_table = {rule.kind + rule.pattern: rule.casts for rule in RULES}
-    by_upstream = {r.kind + r.pattern: "replicate" not in r.upstream.split(", ") for r in RULES}
-    assert by_table == by_upstream
-    assert set(by_table.values()) == {True, False}
+    rows = [rule.row for family in families() for rule in family.rules]
+    by_table = [row.casts for row in rows]
+    assert by_table == ["replicate" not in row.upstream.split(", ") for row in rows]
+    assert set(by_table) == {True, False}

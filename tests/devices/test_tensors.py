@@ -10,6 +10,7 @@ from harness.devices.jax_arrays import from_jax
 from harness.devices.tensors import DeviceTensor, device_part, is_of_experts
 from tests.support.packing import sharded
 
+MODULE = "mlp.experts"
 MESH = ("cpu:1", "cpu:2")
 WHOLE = np.arange(2 * 4 * 6, dtype=np.uint16).reshape(2, 4, 6)
 
@@ -90,7 +91,9 @@ def test_expert_arrays_are_found_under_either_name(infix: str) -> None:
         "vllm_model.model.layers.3.mlp.gate.weight",
         "vllm_model.model.layers.3.mlp.shared_expert.down_proj.weight",
     ]
-    part = device_part([DeviceTensor(name, "BF16", (2, 4, 6), ()) for name in names], MESH)
+    part = device_part(
+        [DeviceTensor(name, "BF16", (2, 4, 6), ()) for name in names], MESH, module=MODULE
+    )
     assert {p: t.name for p, t in part.layers[3].items()} == {
         Parameter.W13: names[0],
         Parameter.W2: names[1],
@@ -111,8 +114,8 @@ def test_expert_arrays_are_found_under_either_name(infix: str) -> None:
 def test_what_is_no_expert_array_is_left_to_the_comparison_of_parameters(
     name: str, of_experts: bool
 ) -> None:
-    part = device_part([DeviceTensor(name, "BF16", (2, 4, 6), ())], MESH)
-    assert is_of_experts(name) is of_experts
+    part = device_part([DeviceTensor(name, "BF16", (2, 4, 6), ())], MESH, module=MODULE)
+    assert is_of_experts(name, MODULE) is of_experts
     assert bool(part.layers or part.unknown) is of_experts
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from harness.base.bits import Bits
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.stores.directory import LocalFile
 from harness.families.experts import ExpertKey, reference_parts
 from harness.families.family import Part, Projection
+from harness.families.model import ModelCheckpoint
 
 
 def raw_tensor(directory: Path, name: str) -> tuple[bytes, list[int]]:
@@ -40,7 +40,7 @@ FUSED = "model.language_model.layers.1.mlp.experts.gate_up_proj"
 
 def test_fused_rows_are_gate_then_up(tiny_checkpoints: dict[str, Path]) -> None:
     at = tiny_checkpoints["qwen3.5-moe"]
-    (part,) = reference_parts(Checkpoint(at))
+    (part,) = reference_parts(ModelCheckpoint(at))
     raw, shape = raw_tensor(at, FUSED)
     assert shape == [8, 2 * F, D]
     expert = rows(raw, D)[5 * 2 * F : 6 * 2 * F]
@@ -52,7 +52,7 @@ def test_fused_rows_are_gate_then_up(tiny_checkpoints: dict[str, Path]) -> None:
 
 def test_transposed_columns_are_gate_then_up(tiny_checkpoints: dict[str, Path]) -> None:
     at = tiny_checkpoints["qwen3-vl-moe"]
-    (part,) = reference_parts(Checkpoint(at))
+    (part,) = reference_parts(ModelCheckpoint(at))
     raw, shape = raw_tensor(at, FUSED)
     assert shape == [8, D, 2 * F]
     expert = rows(raw, 2 * F)[5 * D : 6 * D]
@@ -63,7 +63,7 @@ def test_transposed_columns_are_gate_then_up(tiny_checkpoints: dict[str, Path]) 
 
 def test_per_expert_tensors_are_taken_whole(tiny_checkpoints: dict[str, Path]) -> None:
     at = tiny_checkpoints["qwen3.5-mtp"]
-    _, mtp = reference_parts(Checkpoint(at))
+    _, mtp = reference_parts(ModelCheckpoint(at))
     raw, shape = raw_tensor(at, "mtp.layers.0.mlp.experts.7.down_proj.weight")
     down = mtp[ExpertKey(Part.MTP, 0, 7, Projection.DOWN)]
     assert list(down.shape) == shape == [D, F]
@@ -71,14 +71,14 @@ def test_per_expert_tensors_are_taken_whole(tiny_checkpoints: dict[str, Path]) -
 
 
 def test_the_parts_of_every_recipe(tiny_checkpoints: dict[str, Path], recipe: str) -> None:
-    parts = reference_parts(Checkpoint(tiny_checkpoints[recipe]))
+    parts = reference_parts(ModelCheckpoint(tiny_checkpoints[recipe]))
     names = [part.part for part in parts]
     assert names == ([Part.DECODER, Part.MTP] if "mtp" in recipe else [Part.DECODER])
     assert [len(list(part)) for part in parts] == [len(part) for part in parts]
 
 
 def test_the_source_names_file_tensor_and_slice(tiny_checkpoints: dict[str, Path]) -> None:
-    (part,) = reference_parts(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]))
+    (part,) = reference_parts(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]))
     source = part.source(ExpertKey(Part.DECODER, 1, 5, Projection.UP))
     assert str(source) == f"model-00002-of-00004.safetensors {FUSED}[5, :, 48:96]"
 
@@ -94,7 +94,7 @@ def test_an_expert_is_read_alone_and_once(
         read.append((found := bits(file, *where)).nbytes)
         return found
 
-    (part,) = reference_parts(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]))
+    (part,) = reference_parts(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]))
     monkeypatch.setattr(LocalFile, "bits", count)
     gate, up = (part[ExpertKey(Part.DECODER, 1, 5, p)] for p in (Projection.GATE, Projection.UP))
     assert read == [gate.nbytes + up.nbytes]
@@ -110,11 +110,11 @@ def test_the_reference_imports_nothing_under_test(module: str, tmp_path: Path) -
     """Neither the stack nor what could have been patched by it is imported by the oracle."""
     code = (
         f"import sys, {module}\n"
-        "from harness.checkpoint.checkpoint import Checkpoint\n"
+        "from harness.families.model import ModelCheckpoint\n"
         "from harness.families.experts import reference_parts\n"
         "from harness.synthetic.writer import write_checkpoint\n"
         f"path = write_checkpoint('qwen3.5-mtp', {str(tmp_path / 'c')!r}).path\n"
-        "for part in reference_parts(Checkpoint(path)):\n"
+        "for part in reference_parts(ModelCheckpoint(path)):\n"
         "    for key in part: part[key].tobytes()\n"
         "under_test = {'vllm', 'tpu_inference', 'transformers', 'torch', 'jax', 'safetensors',\n"
         "              'runai_model_streamer', 'torchax'}\n"
@@ -133,4 +133,4 @@ def test_a_number_of_layers_that_is_none(
     config["text_config"]["num_hidden_layers"] = count
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(BadInput, match=f"num_hidden_layers is {count!r} .*config.json"):
-        reference_parts(Checkpoint(path))
+        reference_parts(ModelCheckpoint(path))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.checkpoint.checkpoint import Checkpoint
+from harness.families.blocks import UPSTREAM
 from harness.families.family import Part
-from harness.families.parameter_table import BEGIN, END, parameter_table, upstream_list
-from harness.families.parameters import RULES, UPSTREAM, derived_for, in_checkpoint, rule_for
-from harness.verification.coverage import unused_reason
+from harness.families.model import ModelCheckpoint
+from harness.families.parameters_page import BEGIN, END, parameter_table, upstream_list
+from harness.families.registry import families, family_named
 from tests.support.parameter_packing import PackedParameters
 
 PAGE = Path(__file__).parents[2] / "docs" / "parameters.md"
@@ -28,8 +28,8 @@ def test_the_documentation_is_written_from_the_table(request: pytest.FixtureRequ
 
 
 def test_every_rule_says_where_upstream_does_it() -> None:
-    for rule in RULES:
-        assert set(rule.upstream.split(", ")) <= set(UPSTREAM)
+    for rule in (rule for family in families() for rule in family.rules):
+        assert set(rule.row.upstream.split(", ")) <= set(UPSTREAM)
 
 
 @pytest.mark.parametrize(
@@ -39,33 +39,37 @@ def test_every_rule_says_where_upstream_does_it() -> None:
 def test_every_parameter_has_one_rule_or_a_derivation(
     tiny_checkpoints: dict[str, Path], recipe: str, part: Part
 ) -> None:
-    checkpoint = Checkpoint(tiny_checkpoints[recipe])
+    checkpoint = ModelCheckpoint(tiny_checkpoints[recipe])
+    family = checkpoint.family
     held = set()
     for device_name in PackedParameters(checkpoint, part).packed:
-        name = in_checkpoint(part, device_name)
-        found = rule_for(name, checkpoint.family.name)
-        assert (found is None) != (derived_for(name) is None)
+        name = family.in_checkpoint(part, device_name)
+        found = family.rule_for(name)
+        assert (found is None) != (family.derived_for(name) is None)
         held |= set(found[1]) if found else set()
-    rest = {n for n in checkpoint.entries if ".experts." not in n} - held
-    assert all(unused_reason(part, name, tied=False) for name in rest)
+    rest = {n for n in checkpoint.entries if not family.is_of_experts(n)} - held
+    assert all(family.unused_reason(part, name, tied=False) for name in rest)
 
 
 def test_every_rule_is_used(tiny_checkpoints: dict[str, Path]) -> None:
-    used = set()
+    used, there = set(), set()
     for recipe, part in (
         ("qwen3-vl-moe", Part.DECODER),
         ("qwen3.5-moe", Part.DECODER),
         ("qwen3.6-mtp", Part.MTP),
     ):
-        checkpoint = Checkpoint(tiny_checkpoints[recipe])
+        checkpoint = ModelCheckpoint(tiny_checkpoints[recipe])
+        family = checkpoint.family
+        there |= {rule.row for rule in family.rules}
         for name in PackedParameters(checkpoint, part).packed:
-            if found := rule_for(in_checkpoint(part, name), checkpoint.family.name):
+            if found := family.rule_for(family.in_checkpoint(part, name)):
                 used.add(found[0])
-    assert used == set(RULES)
+    assert used == there
 
 
 def test_an_unknown_name_has_neither() -> None:
-    name = in_checkpoint(Part.DECODER, "vllm_model.language_model.model.layers.0.new.weight")
+    family = family_named("qwen3-vl-moe")
+    name = family.in_checkpoint(Part.DECODER, "vllm_model.language_model.model.layers.0.new.weight")
     assert name == "model.language_model.layers.0.new.weight"
-    assert rule_for(name, "qwen3-vl-moe") is None
-    assert derived_for(name) is None
+    assert family.rule_for(name) is None
+    assert family.derived_for(name) is None

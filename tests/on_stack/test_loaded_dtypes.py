@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.explain.causes import Cause
+from harness.families.model import ModelCheckpoint
 from harness.load.process import LoadProcesses
 from harness.load.target import Target, emulated_target
 from harness.report.report import Status
@@ -40,7 +40,7 @@ def test_tensors_of_all_types(
     tiny_checkpoints: dict[str, Path], tmp_path: Path, target: Target, load_processes: LoadProcesses
 ) -> None:
     path = cast(tiny_checkpoints["qwen3.5-moe"], tmp_path / "c", MIXED)
-    count = Checkpoint(path).entries[STATE].shape[0]  # values that bf16 has not
+    count = ModelCheckpoint(path).entries[STATE].shape[0]  # values that bf16 has not
     overwrite(path, STATE, np.linspace(0.1, 7, count, dtype=np.float16).tobytes())
     report = verify(path, target, processes=load_processes)
     assert report.status is Status.EQUAL, (report.diagnoses, report.failure)

@@ -19,8 +19,8 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.explain.causes import Cause
+from harness.families.model import ModelCheckpoint
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
 from harness.report.report import Status
@@ -35,7 +35,7 @@ from tests.support.s3 import FAMILY, FILE, TENSOR, key_of
 
 def element(url: str) -> int:
     """Where in its file the last byte pair of expert 7's up_proj lies."""
-    entry = Checkpoint(url).entries[TENSOR]
+    entry = ModelCheckpoint(url).entries[TENSOR]
     return entry.offset + entry.nbytes - 2
 
 

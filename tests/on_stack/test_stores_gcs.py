@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.families.experts import reference_parts
+from harness.families.model import ModelCheckpoint
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
 from harness.report.report import Status
@@ -32,8 +32,8 @@ def gcs(gcs_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_the_reference_is_the_same_as_on_disk(
     gcs: str, tiny_checkpoints: dict[str, Path], recipe: str
 ) -> None:
-    stored = Checkpoint(gcs_upload(gcs, tiny_checkpoints[recipe], recipe))
-    local = Checkpoint(tiny_checkpoints[recipe])
+    stored = ModelCheckpoint(gcs_upload(gcs, tiny_checkpoints[recipe], recipe))
+    local = ModelCheckpoint(tiny_checkpoints[recipe])
     assert stored.require_checksums() == len(stored.place.files)
     for there, here in zip(reference_parts(stored), reference_parts(local), strict=True):
         for key in here:
@@ -59,7 +59,7 @@ def test_truncated_and_absent(gcs: str, tiny_checkpoints: dict[str, Path]) -> No
     url = gcs_upload(gcs, at, "truncated")
     gcs_put(gcs, f"truncated/{FILE}", (at / FILE).read_bytes()[:-1000])
     with pytest.raises(BadInput, match="the file is truncated"):
-        Checkpoint(url)
+        ModelCheckpoint(url)
     for wrong in ("gs://no-such-bucket/x", f"{url}-elsewhere"):
         result = CliRunner().invoke(main, ["verify", wrong])
         assert result.exit_code == 2

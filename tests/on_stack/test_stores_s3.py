@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from harness.app.cli import main
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.families.experts import reference_parts
+from harness.families.model import ModelCheckpoint
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
 from harness.report.report import Status
@@ -30,8 +30,8 @@ from tests.support.s3 import FILE, key_of
 def test_the_reference_is_the_same_as_on_disk(
     s3: Any, tiny_checkpoints: dict[str, Path], recipe: str
 ) -> None:
-    stored = Checkpoint(upload(s3, tiny_checkpoints[recipe], recipe))
-    local = Checkpoint(tiny_checkpoints[recipe])
+    stored = ModelCheckpoint(upload(s3, tiny_checkpoints[recipe], recipe))
+    local = ModelCheckpoint(tiny_checkpoints[recipe])
     assert stored.require_checksums() == len(stored.place.files)
     for there, here in zip(reference_parts(stored), reference_parts(local), strict=True):
         assert list(there) == list(here)

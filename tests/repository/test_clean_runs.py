@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.families.registry import recipes
 from harness.load.stack import installed_versions, stack_name
-from harness.synthetic.recipes import RECIPES
 from tests.support.pipelines import script
 
 clean = script("clean_runs")
@@ -16,7 +16,7 @@ def test_fifty_runs_vary_everything() -> None:
     settings = {(run.concurrency, run.memory_limit) for run in fifty}
     assert len(settings) == len(clean.CONCURRENCY) * len(clean.MEMORY_LIMIT)
     assert {run.files for run in fifty} == set(clean.FILES)
-    assert {run.recipe for run in fifty} == set(RECIPES)
+    assert {run.recipe for run in fifty} == set(recipes())
     assert len({run.seed for run in fifty}) == len(fifty)
     assert len({(run.recipe, run.concurrency, run.memory_limit) for run in fifty}) > len(settings)
 

@@ -28,14 +28,14 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from harness.base.errors import BadInput, InternalError
-from harness.checkpoint.checkpoint import INDEX, Checkpoint
+from harness.checkpoint.checkpoint import INDEX
 from harness.checkpoint.stores import opening
 from harness.checkpoint.stores.opening import open_place
 from harness.compare.selection import Selection, choose
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import reference_parts
 from harness.families.family import Part
-from harness.families.ties import contradict, is_tied, ties_text
+from harness.families.model import ModelCheckpoint
 from harness.load.hosts import target_on
 from harness.load.meshes import meshed
 from harness.report.history import courses, print_courses
@@ -119,12 +119,11 @@ def read_or_refuse(name: str, content: bytes) -> None:
 
 
 def judge(at: Path) -> None:
-    read = Checkpoint(at)
+    read = ModelCheckpoint(at)
     parts = reference_parts(read)
-    sizes_of(read.config)
-    assert is_tied(read.config) in (True, False)
-    assert contradict(read.config) in (True, False)
-    ties_text(read.config)
+    sizes_of(read.text, read.config)
+    assert read.tied in (True, False)
+    assert read.family.contradicts_ties(read.config) in (True, False)
     choose(parts, Selection())
     for part in parts:
         map_of(part.part, part.layers, part.shape.experts)
@@ -314,7 +313,7 @@ def test_devices_and_hosts(devices: Any, hosts: Any) -> None:
 
 @given(st.text(alphabet="0123456789-, ٢x", max_size=30), st.integers(), st.integers())
 def test_a_selection(text: str, sample: int, most: int) -> None:
-    parts = reference_parts(Checkpoint(checkpoint()))
+    parts = reference_parts(ModelCheckpoint(checkpoint()))
     with bounded():
         choose(parts, Selection(layers=text))
     with bounded():

@@ -15,7 +15,8 @@ CLASSES = (
 #: Classes of the catalogue that no row stands for, and why.
 ELSEWHERE: dict[str, str] = {
     "fused on disk, no shard id": "the scenario vl-vision-first; its failure on 0.21 is known",
-    "scale lost or in the wrong slot": "tests/compare/test_fp8_experts.py plants it, on FP8 checkpoints",
+    "scale lost or in the wrong slot": "tests/compare/test_fp8_experts.py plants it, on FP8 "
+    "checkpoints",
     "tied weights": "the scenarios vl-tied, decoder-tied, vl-ties-contradict and "
     "decoder-ties-contradict; tests/support/parameter_faults.py plants it",
 }

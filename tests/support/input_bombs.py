@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.base.errors import BadInput
-from harness.checkpoint.checkpoint import INDEX, Checkpoint
+from harness.checkpoint.checkpoint import INDEX
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import reference_parts
+from harness.families.model import ModelCheckpoint
 from tests.support.spoiling import FIRST
 
 Make = Callable[[], bytes]
@@ -96,9 +97,9 @@ def main(path: str) -> None:
     before, began = _peak(), time.process_time()
     told = "accepted"
     try:
-        checkpoint = Checkpoint(path)
+        checkpoint = ModelCheckpoint(path)
         reference_parts(checkpoint)
-        sizes_of(checkpoint.config)
+        sizes_of(checkpoint.text, checkpoint.config)
     except BadInput as error:
         told = str(error)
     seconds, peak = time.process_time() - began, _peak() - before

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from harness.base.bits import Bits
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.expert_comparison import PartComparison
 from harness.devices.expert_layout import Backend, Parameter, Span
 from harness.devices.jax_arrays import from_jax
@@ -19,6 +18,7 @@ from harness.devices.tensors import DevicePart, DeviceShard, DeviceTensor, devic
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.load import engine, tpu_engine, xla_engine
 from harness.load.ledger import Ledger
 from harness.load.recording import Recorder
@@ -39,10 +39,12 @@ def plant(argument: bytes) -> bytes:
         For each fault that the target's layout allows, its name, causes and summaries, as JSON.
     """
     request = msgspec.json.decode(argument, type=VerifyRequest)
-    (part,) = reference_parts(Checkpoint(request.reference))
+    (part,) = reference_parts(ModelCheckpoint(request.reference))
     backend = request.target.backend
-    loaded = engine.load(request.checkpoint, request.target, [part.part])
-    device = device_part(loaded.tensors[part.part], loaded.mesh)
+    loaded = engine.load(request.checkpoint, part.checkpoint.family, request.target, [part.part])
+    device = device_part(
+        loaded.tensors[part.part], loaded.mesh, module=part.checkpoint.family.experts_module
+    )
     seen = {
         name: _diagnosed(part, fault(device), backend) for name, fault in PLANTED[backend].items()
     }
@@ -241,7 +243,7 @@ def load_eight_with_five_alive(_: bytes) -> bytes:
     count_devices(b"")
     target = emulated_target(8)
     os.environ.update(target.environment)
-    engine.load("/nowhere", target, [Part.DECODER])
+    engine.load("/nowhere", None, target, [Part.DECODER])
     return b""
 
 

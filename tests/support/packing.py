@@ -150,4 +150,4 @@ class PackedDevice:
     def part(self) -> DevicePart:
         """What the comparison sees."""
         tensors = [self.tensor(layer, p) for layer in self.arrays for p in Parameter]
-        return device_part(tensors, self.mesh)
+        return device_part(tensors, self.mesh, module="mlp.experts")

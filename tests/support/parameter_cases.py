@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.difference import Difference
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.devices.mesh import Mesh
@@ -15,6 +14,7 @@ from harness.explain.causes import Cause, Diagnosis
 from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.experts import reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from tests.support.parameter_packing import PackedParameters, line
 
 Paths = dict[str, Path]
@@ -24,7 +24,7 @@ Paths = dict[str, Path]
 class Case:
     """A part of a tiny checkpoint on a numpy device."""
 
-    checkpoint: Checkpoint
+    checkpoint: ModelCheckpoint
     part: Part
     device: PackedParameters
     mesh: Mesh
@@ -44,6 +44,6 @@ class Case:
 
 
 def case(paths: Paths, recipe: str, part: Part = Part.DECODER, devices: int = 4) -> Case:
-    checkpoint = Checkpoint(paths[recipe])
+    checkpoint = ModelCheckpoint(paths[recipe])
     device = PackedParameters(checkpoint, part, devices)
     return Case(checkpoint, part, device, line(device.devices))

@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 
 from harness.base.bits import Bits
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.devices.jax_arrays import from_jax
 from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.experts import reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.stack import require_stack
 from harness.verification.job import VerifyRequest, packing_of
@@ -33,8 +33,9 @@ def plant(argument: bytes) -> bytes:
         For each fault its causes, summaries and evidence, as JSON.
     """
     request = msgspec.json.decode(argument, type=VerifyRequest)
-    loaded = engine.load(request.checkpoint, request.target, request.parts)
-    parts = {part.part: part for part in reference_parts(Checkpoint(request.reference))}
+    reference = ModelCheckpoint(request.reference)
+    parts = {part.part: part for part in reference_parts(reference)}
+    loaded = engine.load(request.checkpoint, reference.family, request.target, request.parts)
     packing = packing_of(request.target, require_stack())
     seen = {}
     for fault, (part, name, change) in PLANTED.items():

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.devices.expert_layout import Span
 from harness.devices.mesh import Mesh
 from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 
 Array = npt.NDArray[Any]
 LANGUAGE = "vllm_model.language_model.model."
@@ -36,7 +36,7 @@ class Packed:
 class PackedParameters:
     """A part's parameters on a numpy device; change ``packed`` to plant a fault."""
 
-    def __init__(self, checkpoint: Checkpoint, part: Part, devices: int = 4) -> None:
+    def __init__(self, checkpoint: ModelCheckpoint, part: Part, devices: int = 4) -> None:
         self.checkpoint = checkpoint
         self.devices = tuple(f"cpu:{number + 1}" for number in range(devices))
         self.n = devices

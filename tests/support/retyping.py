@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from harness.checkpoint.checkpoint import Checkpoint
+from harness.families.model import ModelCheckpoint
 
 NUMPY: dict[str, npt.DTypeLike] = {
     "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32, "F64": np.float64,
@@ -61,7 +61,7 @@ def cast(path: Path, out: Path, dtypes: Tensors, *, exact: bool = False) -> Path
 
 def overwrite(path: Path, name: str, data: bytes) -> None:
     """Write other bytes, as many, in a tensor's place."""
-    entry = Checkpoint(path).entries[name]
+    entry = ModelCheckpoint(path).entries[name]
     with (path / entry.file.name).open("r+b") as file:
         file.seek(entry.offset)
         file.write(data)

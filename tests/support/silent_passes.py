@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from harness.base.bits import Bits, Nan, canonical_nans
-from harness.checkpoint.checkpoint import INDEX, Checkpoint
+from harness.checkpoint.checkpoint import INDEX
 from harness.compare.difference import Account, Difference, Kind, Side, Tally
 from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
 from harness.devices.expert_layout import Parameter
 from harness.families.experts import ExpertKey, ReferencePart, reference_parts
 from harness.families.family import Part, Projection
+from harness.families.model import ModelCheckpoint
 from harness.report.report import Failure
 from tests.support.ledgers import call
 from tests.support.packing import pack
@@ -402,7 +403,7 @@ def _each_relabelled(names: str, dtype: str) -> Callable[[Tensors], object]:
 
 
 def _in_both(change: Callable[[Tensors], object]) -> Tamper:
-    """Checkpoint and reference are alike; the devices hold what was there before."""
+    """ModelCheckpoint and reference are alike; the devices hold what was there before."""
     return _each(_in_checkpoint(change), _in_reference(change))
 
 
@@ -747,7 +748,7 @@ GATE_AND_UP = (Projection.GATE, Projection.UP)
 def _guessed(wrong: Callable[[ExpertKey], bool]) -> Tamper:
     def change(world: World) -> None:
         device = world.experts[Part.DECODER]
-        (part,) = reference_parts(Checkpoint(world.checkpoint))
+        (part,) = reference_parts(ModelCheckpoint(world.checkpoint))
         guessed: Any = _Guessed(part, wrong)
         device.arrays = {layer: pack(guessed, layer, device.backend, 4) for layer in part.layers}
 

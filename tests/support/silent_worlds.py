@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from harness.checkpoint.checkpoint import INDEX, SINGLE_FILE, Checkpoint
+from harness.checkpoint.checkpoint import INDEX, SINGLE_FILE
 from harness.devices.expert_layout import Parameter
 from harness.devices.tensors import DeviceTensor
 from harness.families.experts import reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
@@ -50,7 +51,7 @@ Tensors = dict[str, Tensor]
 
 def tensors_of(path: Path) -> Tensors:
     """All tensors of a checkpoint, in the order of their files."""
-    entries = Checkpoint(path).entries.values()
+    entries = ModelCheckpoint(path).entries.values()
     return {e.name: Tensor(e.dtype, e.shape, np.asarray(e.bits()).tobytes()) for e in entries}
 
 
@@ -144,7 +145,7 @@ def world(honest: Path, base: Path, devices: int = 4) -> World:
     """An honest one; a row has yet to change it."""
     checkpoint = shutil.copytree(honest, base / "checkpoint")
     reference = shutil.copytree(honest, base / "reference")
-    opened = Checkpoint(honest)
+    opened = ModelCheckpoint(honest)
     parts = reference_parts(opened)
     return World(
         checkpoint,
@@ -162,7 +163,7 @@ def judged(given: World, patch: pytest.MonkeyPatch) -> Report:
     """
 
     def load(checkpoint: str, *_: Any, ledgers: dict[Part, Ledger], **__: Any) -> Loaded:
-        names = list(Checkpoint(checkpoint).entries)
+        names = list(ModelCheckpoint(checkpoint).entries)
         calls = [call("some.weight", source=name) for name in names]
         facts: dict[str, Any] = {"finished": True, "streamed": names, "calls": calls}
         for part in given.parameters:

@@ -9,11 +9,11 @@ import pytest
 from safetensors import safe_open
 
 from harness.base.errors import BadInput, NotWritten
-from harness.checkpoint.checkpoint import INDEX, Checkpoint
+from harness.checkpoint.checkpoint import INDEX
 from harness.families.experts import reference_parts
+from harness.families.model import ModelCheckpoint
+from harness.families.registry import families
 from harness.synthetic import writer
-from harness.synthetic.recipes import RECIPES
-from harness.synthetic.shapes import resolve_shape
 from harness.synthetic.values import CORNERS
 from harness.synthetic.writer import write_checkpoint
 
@@ -22,7 +22,7 @@ def test_the_safetensors_library_reads_the_same_bytes(
     tiny_checkpoints: dict[str, Path], recipe: str
 ) -> None:
     """The format is written and read by hand here; the format's own library is the judge."""
-    checkpoint = Checkpoint(tiny_checkpoints[recipe])
+    checkpoint = ModelCheckpoint(tiny_checkpoints[recipe])
     seen = set()
     for file in sorted(Path(checkpoint.path).glob("*.safetensors")):
         with safe_open(file, framework="np") as opened:
@@ -38,14 +38,14 @@ def test_the_safetensors_library_reads_the_same_bytes(
 def test_the_index_names_every_tensor_and_the_total(
     tiny_checkpoints: dict[str, Path], recipe: str
 ) -> None:
-    checkpoint = Checkpoint(tiny_checkpoints[recipe])
+    checkpoint = ModelCheckpoint(tiny_checkpoints[recipe])
     index = json.loads((Path(checkpoint.path) / INDEX).read_text())
     assert index["metadata"]["total_size"] == checkpoint.nbytes
     assert len(set(index["weight_map"].values())) == 4
 
 
 def test_every_expert_slice_is_distinct(tiny_checkpoints: dict[str, Path], recipe: str) -> None:
-    parts = reference_parts(Checkpoint(tiny_checkpoints[recipe]))
+    parts = reference_parts(ModelCheckpoint(tiny_checkpoints[recipe]))
     digests = [
         hashlib.sha256(np.ascontiguousarray(part[key]).data).digest()
         for part in parts
@@ -57,14 +57,14 @@ def test_every_expert_slice_is_distinct(tiny_checkpoints: dict[str, Path], recip
 def test_every_projection_of_every_expert_holds_the_corners(
     tiny_checkpoints: dict[str, Path], recipe: str
 ) -> None:
-    for part in reference_parts(Checkpoint(tiny_checkpoints[recipe])):
+    for part in reference_parts(ModelCheckpoint(tiny_checkpoints[recipe])):
         for key in part:
             assert set(CORNERS) <= set(np.unique(part[key]).tolist()), key
 
 
 def test_tiny_shapes_are_never_square() -> None:
-    for recipe in RECIPES.values():
-        shape = resolve_shape(recipe.family.name, "tiny")
+    for family in families():
+        shape = family.shape_named("tiny")
         assert shape.hidden not in (shape.intermediate, 2 * shape.intermediate)
 
 
@@ -72,7 +72,7 @@ def test_published_shapes_with_fewer_layers_and_experts(tmp_path: Path) -> None:
     written = write_checkpoint(
         "qwen3-vl-moe", tmp_path / "out", shapes="published:qwen3-vl-30b-a3b", layers=1, experts=8
     )
-    (part,) = reference_parts(Checkpoint(written.path))
+    (part,) = reference_parts(ModelCheckpoint(written.path))
     assert (part.layers, part.shape.experts, part.shape.hidden) == ((0,), 8, 2048)
 
 
@@ -105,7 +105,7 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(writer, "model_config", fail)
+    monkeypatch.setattr(writer, "_write_json", fail)
     with pytest.raises(NotWritten, match="disk full"):
         write_checkpoint("qwen3.5-moe", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -10,28 +10,27 @@ from typing import Any
 import pytest
 
 from harness.base.errors import InternalError
-from harness.checkpoint.checkpoint import Checkpoint
+from harness.compare.accounting import CUT, left_alone
 from harness.compare.difference import Difference, Kind, Tally
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.selection import Chosen
 from harness.devices.parameter_layout import Packing
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
+from harness.families.registry import family_named
 from harness.load.ledger import Ledger, LoaderCall
+from harness.report.report import require_covered
 from harness.synthetic.writer import write_checkpoint
 from harness.verification.coverage import (
-    CUT,
     NOT_ASKED,
     NOT_SELECTED,
     Scope,
     account_of_reference,
     coverage,
     expert_sources,
-    left_alone,
-    require_covered,
     require_recorded,
     require_streamed,
-    unused_reason,
 )
 from tests.support.ledgers import call, whole
 from tests.support.parameter_packing import PackedParameters, line
@@ -92,7 +91,7 @@ def test_an_expert_delivered_twice(decoder: ReferencePart) -> None:
     ],
 )
 def test_what_a_part_leaves_alone(part: Part, tensor: str, tied: bool, unused: bool) -> None:
-    assert bool(unused_reason(part, tensor, tied)) is unused
+    assert bool(family_named("qwen3.5-moe").unused_reason(part, tensor, tied)) is unused
 
 
 def test_a_tied_head_is_counted_as_unused(
@@ -101,7 +100,9 @@ def test_a_tied_head_is_counted_as_unused(
     path = shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "tied")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    counts, differences = coverage(reference_parts(Checkpoint(path))[0], Ledger(streamed=[HEAD]))
+    counts, differences = coverage(
+        reference_parts(ModelCheckpoint(path))[0], Ledger(streamed=[HEAD])
+    )
     assert (counts.unused, counts.unread, differences) == (1, 0, [])
 
 
@@ -110,7 +111,7 @@ def test_scales_count_beside_codes_alone(tmp_path: Path) -> None:
     path = write_checkpoint("qwen3.5-mtp", tmp_path / "c", shapes="tiny:blocks", fp8=True).path
     stray = "mtp.layers.0.input_layernorm.weight_scale_inv"
     change_tensors(path, lambda tensors: tensors.update({stray: some()}))
-    checkpoint = Checkpoint(path)
+    checkpoint = ModelCheckpoint(path)
     sources: set[str] = set()
     for part in reference_parts(checkpoint):
         device = PackedParameters(checkpoint, part.part)
@@ -124,18 +125,21 @@ def test_scales_count_beside_codes_alone(tmp_path: Path) -> None:
 def test_a_layer_is_left_out_if_config_json_has_it(
     tiny_checkpoints: dict[str, Path], layer: object, reason: str
 ) -> None:
-    part, *_ = reference_parts(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), 1)
+    part, *_ = reference_parts(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]), 1)
     name = f"model.language_model.layers.{layer}.input_layernorm.weight"
     assert left_alone(part, name, [Part.DECODER]) == reason
 
 
 @pytest.mark.parametrize(("present", "unused"), [((), False), (tuple(Part), True)])
 def test_the_draft_models_own_needs_a_draft_model(present: tuple[Part, ...], unused: bool) -> None:
-    assert bool(unused_reason(Part.DECODER, "mtp.foo", False, present)) is unused
+    assert (
+        bool(family_named("qwen3.5-moe").unused_reason(Part.DECODER, "mtp.foo", False, present))
+        is unused
+    )
 
 
 def test_what_is_left_alone_is_counted_by_its_reason(tiny_checkpoints: dict[str, Path]) -> None:
-    checkpoint = Checkpoint(tiny_checkpoints["qwen3.6-mtp"])
+    checkpoint = ModelCheckpoint(tiny_checkpoints["qwen3.6-mtp"])
     (decoder, _) = reference_parts(checkpoint, 1)
     sources = dict.fromkeys((n for n in checkpoint.entries if ".layers.1." not in n), True)
     sources |= {name: False for name in sources if ".visual." in name}

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from harness.base.errors import HarnessError, InternalError
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.expert_comparison import PartComparison, tally_of
 from harness.compare.selection import Chosen
 from harness.devices.expert_layout import Backend
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
@@ -53,7 +53,7 @@ def loaded(part: ReferencePart, backend: Backend, local: frozenset[str] | None =
 def given(tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Given:
     """A request and an unfinished report, and such a load for them; its ledger may be changed."""
     path = str(tiny_checkpoints["qwen3-vl-moe"])
-    (part,) = reference_parts(Checkpoint(path))
+    (part,) = reference_parts(ModelCheckpoint(path))
 
     def make(
         target: Target | None = None, local: frozenset[str] | None = None, **ledger: Any
@@ -180,7 +180,7 @@ def test_a_request_for_one_part_leaves_the_other_alone(
     """A request that does not say what was asked for asks for what it loads."""
     whole = world(tiny_checkpoints["qwen3.6-mtp"], tmp_path)
     left = whole.loaded()
-    names = list(Checkpoint(whole.checkpoint).entries)
+    names = list(ModelCheckpoint(whole.checkpoint).entries)
     calls = [call("some.weight", source=name) for name in names]
 
     def load(*_: Any, ledgers: dict[Part, Ledger], **__: Any) -> Loaded:
@@ -202,11 +202,11 @@ def test_a_request_for_one_part_leaves_the_other_alone(
 def test_one_checkpoint_is_opened_once(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
-    def noted(path: str) -> Checkpoint:
+    def noted(path: str) -> ModelCheckpoint:
         opened.append((path, time.monotonic()))
-        return Checkpoint(path)
+        return ModelCheckpoint(path)
 
     request, report = given()
-    monkeypatch.setattr(job, "Checkpoint", noted)
+    monkeypatch.setattr(job, "ModelCheckpoint", noted)
     run(request, report)
     assert len(opened) == 1

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from harness.base.bits import Nan
-from harness.checkpoint.checkpoint import Checkpoint
 from harness.compare.difference import Kind
 from harness.compare.selection import Selection, choose
 from harness.devices.expert_layout import Backend
@@ -18,6 +17,7 @@ from harness.devices.tensors import DeviceTensor
 from harness.explain.causes import Cause
 from harness.families.experts import ReferencePart
 from harness.families.family import Part
+from harness.families.model import ModelCheckpoint
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
 from harness.load.target import emulated_target
@@ -52,7 +52,7 @@ def added(
 def test_all_is_compared_by_default(
     report: Report, decoder: ReferencePart, tiny_checkpoints: dict[str, Path]
 ) -> None:
-    device = PackedParameters(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
+    device = PackedParameters(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
     added(report, decoder, device.tensors(), Selection())
     (tally,) = report.parameters
     assert (tally.compared, tally.parameters, tally.left_out) == (62, 62, 0)
@@ -76,7 +76,7 @@ def test_a_selection_selects_layers(
     selection: Selection,
     left_out: int,
 ) -> None:
-    device = PackedParameters(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
+    device = PackedParameters(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
     added(report, decoder, device.tensors(), selection)
     (tally,) = report.parameters
     assert (tally.compared, tally.left_out) == (62 - left_out, left_out)
@@ -85,7 +85,7 @@ def test_a_selection_selects_layers(
 def test_differences_of_parameters_follow_those_of_experts(
     report: Report, decoder: ReferencePart, tiny_checkpoints: dict[str, Path]
 ) -> None:
-    device = PackedParameters(Checkpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
+    device = PackedParameters(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
     tensors = [t for t in device.tensors() if not t.name.endswith("lm_head.weight")]
     added(report, decoder, tensors, Selection())
     added(report, decoder, tensors, Selection())
@@ -103,12 +103,12 @@ def copied(tensor: DeviceTensor) -> DeviceTensor:
 def test_each_copy_of_the_experts_is_compared(report: Report, decoder: ReferencePart) -> None:
     device = PackedDevice(decoder, devices=2)
     tensors = [copied(t) for layer in device.part().layers.values() for t in layer.values()]
-    first, second = expert_copies(loaded(tensors, DATA_2_MODEL_2), Part.DECODER)
+    first, second = expert_copies(loaded(tensors, DATA_2_MODEL_2), decoder)
     assert (first.mesh, second.mesh) == (MESH[:2], MESH[2:])
 
     def compare() -> None:
         (chosen,) = choose([decoder], Selection()).values()
-        copies = expert_copies(loaded(tensors, DATA_2_MODEL_2), Part.DECODER)[1:]
+        copies = expert_copies(loaded(tensors, DATA_2_MODEL_2), decoder)[1:]
         add_copies(report, decoder, copies, Ledger(), backend=Backend.GMM_TP, chosen=chosen)
 
     compare()
@@ -127,7 +127,7 @@ def test_a_shard_outside_the_mesh_is_nobodys(decoder: ReferencePart) -> None:
     device = PackedDevice(decoder, devices=2)
     (w2,) = [t for t in device.part().layers[0].values() if t.name == name]
     tensor = replace(copied(w2), shards=(*copied(w2).shards, replace(w2.shards[0], device="cpu:0")))
-    first, second = expert_copies(loaded([tensor], DATA_2_MODEL_2), Part.DECODER)
+    first, second = expert_copies(loaded([tensor], DATA_2_MODEL_2), decoder)
     assert [s.device for t in first.layers[0].values() for s in t.shards] == [
         "cpu:1", "cpu:2", "cpu:0",
     ]  # fmt: skip

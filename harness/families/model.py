@@ -1,0 +1,113 @@
+"""A checkpoint whose family is known: what its ``config.json`` says it is."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any
+
+from harness.base.bounds import (
+    MOST_EXPERTS,
+    MOST_EXPERTS_OF_ALL_LAYERS,
+    flag,
+    section,
+    shown,
+    size,
+)
+from harness.base.errors import BadInput
+from harness.checkpoint.checkpoint import Checkpoint
+from harness.checkpoint.fp8 import BLOCK
+from harness.checkpoint.safetensors_file import TensorEntry
+from harness.checkpoint.stores.location import Place
+from harness.families.family import TIE, ExpertNaming, Family, Part
+from harness.families.registry import families, family_of_architecture
+
+
+class ModelCheckpoint(Checkpoint):
+    """A checkpoint, its family and how it is quantised.
+
+    Args:
+        path: see :class:`harness.checkpoint.checkpoint.Checkpoint`.
+
+    Raises:
+        BadInput: anything of it is absent, contradicts itself, or is of no known family.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        where = self.place.where("config.json")
+        self.family = _family(self.place, self.config)
+        below = section(self.config, self.family.text_key, where) if self.family.text_key else None
+        #: What config.json says of the language model.
+        self.text: dict[str, Any] = self.config if below is None else below
+        self.fp8 = _is_fp8(self.place, self.config, self.text)
+        _require_sizes(self.config, self.text, self.family, self.entries, where)
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head is the embedding."""
+        return self.family.is_tied(self.config)
+
+    @property
+    def namings(self) -> tuple[ExpertNaming, ...]:
+        """How this release may name and store its experts."""
+        return self.family.fp8_namings if self.fp8 else self.family.namings
+
+
+def _family(place: Place, config: dict[str, Any]) -> Family:
+    architectures = config.get("architectures") or []
+    architectures = architectures if isinstance(architectures, list) else [architectures]
+    for architecture in architectures:
+        if isinstance(architecture, str) and (family := family_of_architecture(architecture)):
+            return family
+    named = ", ".join(a if isinstance(a, str) else shown(a) for a in architectures[:4])
+    raise BadInput(
+        f"unknown architecture {named[:200] or '(none)'}",
+        where=place.where("config.json"),
+        expected="architectures: one of " + ", ".join(f.architecture for f in families()),
+        hint="a checkpoint of a supported family, or describe it in harness/families/",
+    )
+
+
+def _is_fp8(place: Place, config: dict[str, Any], text: dict[str, Any]) -> bool:
+    """Whether it is an FP8 release with block scales; any other quantisation is refused."""
+    quantization = config.get("quantization_config") or text.get("quantization_config")
+    if not quantization:
+        return False
+    known = isinstance(quantization, dict) and quantization.get("quant_method")
+    if known == "fp8" and quantization.get("weight_block_size") == [BLOCK, BLOCK]:
+        return True
+    raise BadInput(
+        f"a quantised checkpoint ({shown(known) if known else 'unknown method'})",
+        where=place.where("config.json"),
+        expected=f"no quantization_config, or fp8 with a weight_block_size of [{BLOCK}, {BLOCK}]",
+        hint="the bf16 or the FP8 release of the model; other quantised layouts are not covered",
+    )
+
+
+def _require_sizes(
+    config: dict[str, Any],
+    text: dict[str, Any],
+    family: Family,
+    entries: dict[str, TensorEntry],
+    where: str,
+) -> None:
+    """What the load builds a model by is no larger than the tensors that are there for it.
+
+    Whether the numbers are right is for the reader of each; here they are only kept from making a
+    model that no memory holds, in the load under test or in this process.
+    """
+    vision = section(config, "vision_config", where) or {}
+    modules = partial(
+        size, where=where, least=0, default=0, most=len(entries), why="the tensors that are there"
+    )
+    layers = {part: modules(text, key) for part, key in family.layer_counts.items()}[Part.DECODER]
+    modules(vision, "depth")
+    most = min(MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS // max(layers, 1))
+    size(text, family.size_key(text, 0), where, least=0, default=0, most=most,
+         why=f"with {layers} layers")  # fmt: skip
+    if family.embedding in entries and (shape := entries[family.embedding].shape):
+        size(text, "vocab_size", where, default=1, most=max(shape[0], 1),
+             why=f"the rows of {family.embedding}")  # fmt: skip
+    for each in (config, text):
+        flag(each, TIE, where)
