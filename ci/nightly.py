@@ -217,8 +217,8 @@ def audit(programs: Path, stack: str, result: StackResult) -> None:
 def properties(programs: Path, result: StackResult) -> None:
     """Run the property tests at length. One that fails is a fault of the harness: no verdict."""
     log = result.folder / "properties.txt"
-    command = [programs / "pytest", *PROPERTIES, "--hypothesis-profile=nightly", "-o", "timeout=0"]
-    ended = logged(command, log)
+    pytest: list[str | Path] = [programs / "pytest", *PROPERTIES]
+    ended = logged([*pytest, "--hypothesis-profile=nightly", "-o", "timeout=0"], log)
     if ended and result.outcome is Outcome.AS_EXPECTED:
         result.end(Outcome.BROKEN, f"properties: {last_line(log)}")
 

@@ -11,7 +11,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -158,10 +158,12 @@ def _require_sizes(
     model that no memory holds, in the load under test or in this process.
     """
     vision = section(config, "vision_config", where) or {}
-    there = {"most": len(entries), "why": "the tensors that are there"}
-    layers = size(text, "num_hidden_layers", where, least=0, default=0, **there)
-    size(text, "mtp_num_hidden_layers", where, least=0, default=0, **there)
-    size(vision, "depth", where, least=0, default=0, **there)
+    count = partial(
+        size, where=where, least=0, default=0, most=len(entries), why="the tensors that are there"
+    )
+    layers = count(text, "num_hidden_layers")
+    count(text, "mtp_num_hidden_layers")
+    count(vision, "depth")
     most = min(MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS // max(layers, 1))
     size(text, "num_experts", where, least=0, default=0, most=most,
          why=f"with {layers} layers")  # fmt: skip

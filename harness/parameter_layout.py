@@ -63,8 +63,8 @@ def sizes_of(config: Mapping[str, Any], where: str = "config.json") -> Sizes:
     Raises:
         BadInput: one is absent or no positive integer.
     """
-    text = section(config, "text_config", where)
-    text = config if text is None else text
+    stated = section(config, "text_config", where)
+    text = config if stated is None else stated
     vision = section(config, "vision_config", where) or {}
     read = partial(size, where=where, most=MOST_HEADS)
     linear = any(key in text for key in _KEYS)
@@ -73,7 +73,7 @@ def sizes_of(config: Mapping[str, Any], where: str = "config.json") -> Sizes:
         head_dim=read(text, "head_dim"),
         kv_heads=read(text, "num_key_value_heads"),
         vision_heads=read(vision, "num_heads", default=1),
-        linear_keys=math.prod(read(text, key) for key in _KEYS) if linear else 0,
+        linear_keys=math.prod([read(text, key) for key in _KEYS]) if linear else 0,
     )
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,10 @@ def test_a_value_of_another_type(copy: Path, key: str, value: Any, match: str) -
     assert len(str(raised.value)) < 1000
 
 
+def _with_text(config: dict[str, Any], text: dict[str, int]) -> None:
+    config["text_config"].update(text)
+
+
 def test_experts_of_all_layers_together_are_bounded(copy: Path) -> None:
     """Each number may do alone."""
     layers = len(Checkpoint(copy).entries)
@@ -226,7 +231,7 @@ def test_experts_of_all_layers_together_are_bounded(copy: Path) -> None:
     assert most < MOST_EXPERTS
     for experts, match in ((most, "is BF16"), (most + 1, f"num_experts is {most + 1}")):
         text = {"num_hidden_layers": layers, "num_experts": experts}
-        edit_json(copy / "config.json", lambda c, text=text: c["text_config"].update(text))
+        edit_json(copy / "config.json", partial(_with_text, text=text))
         with pytest.raises(BadInput, match=match):
             _judge(copy)
 
