@@ -21,7 +21,7 @@ from harness.writing import not_written, write
 
 #: On an item: the reports of its verifications.
 REPORTS = pytest.StashKey[list[Report]]()
-#: On an item: its reports failed it, against the table of known issues.
+#: On an item: what failed it are its reports, against the table of known issues.
 JUDGED = pytest.StashKey[bool]()
 
 SESSION_FILE = "session.json"

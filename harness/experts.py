@@ -269,7 +269,7 @@ def announced_layers(checkpoint: Checkpoint, part: Part) -> int:
     """How many layers of ``part`` config.json announces; 0 where it has none.
 
     Raises:
-        BadInput: it announces no number.
+        BadInput: it announces no number, or more layers than there are tensors.
     """
     where, most = checkpoint.place.where("config.json"), len(checkpoint.entries)
     return size(checkpoint.text, _LAYER_COUNT[part], where, least=0, most=most, default=0)

@@ -43,6 +43,7 @@ def failure_text(report: Report, purpose: str = "") -> str:
 def known_text(judgement: Judgement) -> str:
     """What the table of known issues has to say before a failure; empty when nothing."""
     verdict, issues, remainder = judgement
+    remainder = one_line(remainder)
     names = ", ".join(issue.id for issue in issues)
     if verdict is Verdict.KNOWN:
         return "\n".join(f"known issue {issue.summary}" for issue in issues) + "\n\n"

@@ -276,8 +276,8 @@ def expected(request: pytest.FixtureRequest) -> Expected:
         note(report, judgement)
         if judgement.verdict is Verdict.KNOWN and known_wanted:
             pytest.xfail("; ".join(issue.summary for issue in judgement.issues))
-        request.node.stash[JUDGED] = judgement.verdict is Verdict.OUT_OF_DATE
         if text := known_text(judgement) + failure_text(report, purpose_of(request.node)):
+            request.node.stash[JUDGED] = True
             pytest.fail(text, pytrace=False)
 
     return check

@@ -55,7 +55,6 @@ def session_from(path: Path) -> Session:
             report = msgspec.convert(given, Report)
             row = Row(scenario=path.stem, report=report, failed=report.status is not Status.EQUAL)
             session = Session(complete=True, rows=[row])
-        session = presentable(session)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(
             f"not a report: {error}",
@@ -65,7 +64,7 @@ def session_from(path: Path) -> Session:
         ) from error
     for row in session.rows:
         believed(row.report, f"{path}, {row.scenario}")
-    return session
+    return presentable(session)
 
 
 def json_schema() -> dict[str, Any]:

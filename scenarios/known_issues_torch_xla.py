@@ -79,7 +79,7 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         when=_uneven,
         raised=Raised(
             error="ValueError",
-            message=lambda load: rf"{load.devices} devices do not divide axis .*",
+            message=lambda load: rf"{load.devices} devices do not divide axis \d of \S+",
             at="",
             stage=Stage.PROCESSING,
         ),

@@ -21,6 +21,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness.cli import main
+from harness.difference import Difference, Kind
+from harness.family import Part
 from harness.report import Report, Row, Session, Status, report_from_json
 from harness.synthetic.writer import write_checkpoint
 from tests.reports import a_report
@@ -49,7 +51,13 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def report() -> Report:
     """A report long enough for a pipe to break and a small disk to be full."""
-    return a_report(status=Status.DIFFERENT, repeat="harness verify /c", reference="r" * 60_000)
+    lost = Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="t")
+    return a_report(
+        status=Status.DIFFERENT,
+        differences=[lost],
+        repeat="harness verify /c",
+        reference="r" * 60_000,
+    )
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ def hostile(text: str, status: Status = Status.DIFFERENT) -> Session:
     report = msgspec.structs.replace(
         report, status=status, differences=[difference], diagnoses=[first], calls=[call],
         environment=environment, checkpoint=text, reference=f"{text}x", family=text, repeat=text,
-        known_issue=text, mended_issue=text,
+        known_issue=text,
     )  # fmt: skip
     if status is Status.LOAD_FAILED:
         frame = Frame(file=text, line=1, function=text, text=text)

@@ -189,7 +189,7 @@ from harness.errors import InternalError
 
 @pytest.mark.parametrize("row", ["first"])
 def test_row(row, verified, expected):
-    expected(row, verified("anywhere"), ())
+    expected(None, verified("anywhere"), ())
     {statement}
 """
 
@@ -228,11 +228,11 @@ def test_a_known_issue_that_did_not_happen_is_a_failure(session: pytest.Pytester
 OUT_OF_DATE = """
 import harness.plugin
 from types import SimpleNamespace
-from harness.known import Verdict
+from harness.known import Judgement, Verdict
 
 issue = SimpleNamespace(id="an-issue", summary="an-issue", owner="vllm")
-harness.plugin.judge = lambda *_: (Verdict.OUT_OF_DATE, issue)
+harness.plugin.judge = lambda *_: Judgement(Verdict.OUT_OF_DATE, (issue,), "")
 
 def test_row(verified, expected):
-    expected("first", verified("anywhere"), ())
+    expected(None, verified("anywhere"), ())
 """

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
@@ -74,8 +74,13 @@ def test_reports(tiny_report: Path) -> None:
 def test_the_key_file_is_read_once_a_report(
     tiny_report: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads = []
-    monkeypatch.setattr(secrets, "_of_key_file", lambda path: reads.append(path) or iter(()))
+    reads: list[str] = []
+
+    def read(path: str) -> Iterator[tuple[str, str]]:
+        reads.append(path)
+        return iter(())
+
+    monkeypatch.setattr(secrets, "_of_key_file", read)
     redacted_report(report_from_json(tiny_report.read_bytes()))
     assert reads == [os.environ["GOOGLE_APPLICATION_CREDENTIALS"]]
 

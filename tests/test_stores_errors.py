@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import re
@@ -36,8 +37,6 @@ from harness.places.gcs import GcsBucket
 from harness.places.s3 import S3Bucket
 from scenarios.stores import KEY_ID, SECRET, gcs_environment, s3_environment
 from tests.answering import Answer, answering, http
-
-CREDENTIALS = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "GOOGLE_APPLICATION_CREDENTIALS", "HF_TOKEN")
 
 
 @pytest.fixture
@@ -108,7 +107,7 @@ def client_error(code: str, status: int = 400, operation: str = "GetObject") -> 
         "Error": {"Code": code, "Message": "told"},
         "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": {}},
     }
-    return ClientError(answer, operation)  # type: ignore[arg-type]
+    return ClientError(answer, operation)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +156,7 @@ def test_what_s3_says(code: str, status: int, what: str, hint: str) -> None:
 
 def test_a_redirect_says_where_to() -> None:
     error = client_error("AuthorizationHeaderMalformed")
-    error.response["Error"]["Region"] = "eu-west-1"  # type: ignore[typeddict-unknown-key]
+    error.response["Error"]["Region"] = "eu-west-1"
     assert s3.explain(error).hint == "AWS_REGION=eu-west-1"
     error = client_error("PermanentRedirect", 301)
     error.response["ResponseMetadata"]["HTTPHeaders"]["x-amz-bucket-region"] = "eu-west-2"
@@ -202,27 +201,18 @@ def test_what_gcs_says(error: Exception, what: str, hint: str) -> None:
 
 
 def made(kind: type[Exception]) -> Exception:
-    """An error of a class, however many arguments that wants."""
-    fmt = getattr(kind, "fmt", "")
-    for attempt in (
-        lambda: kind(**dict.fromkeys(_fields(fmt), "told")) if fmt else kind("told"),
-        lambda: kind({"Error": {"Code": "X", "Message": "told"}}, "Y"),  # type: ignore[call-arg]
-        lambda: kind("told", "told"),
-        lambda: kind("told", "told", "told"),
-        lambda: kind(*["told"] * 4),
-        lambda: kind(),
-    ):
-        try:
-            return attempt()
-        except (TypeError, AttributeError, KeyError, ValueError):
-            continue
+    """An error of a class, however many arguments that wants; without any where it has too many."""
+    fields = [name for _, name, _, _ in string.Formatter().parse(getattr(kind, "fmt", "")) if name]
+    answer = {"Error": {"Code": "X", "Message": "told"}}
+    given: list[tuple[Any, ...]] = [(answer, "Y"), *(("told",) * count for count in (1, 2, 3, 4))]
+    with contextlib.suppress(TypeError, AttributeError, KeyError, ValueError):
+        return kind(**dict.fromkeys(fields, "told")) if fields else kind("told")
+    for arguments in given:
+        with contextlib.suppress(TypeError, AttributeError, KeyError, ValueError):
+            return kind(*arguments)
     error = kind.__new__(kind)
     error.args = ("told",)
     return error
-
-
-def _fields(fmt: str) -> list[str]:
-    return [name for _, name, _, _ in string.Formatter().parse(fmt) if name]
 
 
 def classes(*modules: ModuleType) -> list[type[Exception]]:
