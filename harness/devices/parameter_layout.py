@@ -74,7 +74,7 @@ def sizes_of(
         head_dim=read(text, "head_dim"),
         kv_heads=read(text, "num_key_value_heads"),
         vision_heads=read(vision, "num_heads", default=1),
-        linear_keys=math.prod(read(text, key) for key in _KEYS) if linear else 0,
+        linear_keys=math.prod([read(text, key) for key in _KEYS]) if linear else 0,
     )
 
 

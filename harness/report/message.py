@@ -117,7 +117,8 @@ def _difference(difference: Difference) -> Iterator[str]:
     holder += f" on {difference.device_name}" if difference.device_name else ""
     parameter = f"  in {difference.parameter}{holder}" if difference.parameter else ""
     yield from _field("device", f"{difference.device}{parameter}")
-    if difference.kind in (Kind.BITS, Kind.PADDING, Kind.VALUES):
+    # A report that was handed in may state no total.
+    if difference.kind in (Kind.BITS, Kind.PADDING, Kind.VALUES) and difference.total:
         share = difference.count / difference.total
         yield from _field(
             "unequal", f"{difference.count} of {difference.total} elements ({share:.2%})"
