@@ -62,7 +62,7 @@ def presentable(content: S) -> S:
 
     Credentials are replaced by their names first: of one that is cut, the half would stay.
     """
-    return msgspec.convert(_presentable(redacted(msgspec.to_builtins(content))), type(content))
+    return msgspec.convert(_presentable(msgspec.to_builtins(redacted(content))), type(content))
 
 
 def _presentable(content: Any, field: str = "", within: str = "") -> Any:

@@ -16,7 +16,7 @@ from harness.base.bounds import (
 )
 from harness.base.errors import BadInput
 from harness.checkpoint.checkpoint import Checkpoint
-from harness.checkpoint.fp8 import BLOCK
+from harness.checkpoint.fp8 import BLOCK, CODES, SCALE_SUFFIX
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.checkpoint.stores.location import Place
 from harness.families.family import TIE, ExpertNaming, Family, Part
@@ -41,6 +41,8 @@ class ModelCheckpoint(Checkpoint):
         #: What config.json says of the language model.
         self.text: dict[str, Any] = self.config if below is None else below
         self.fp8 = _is_fp8(self.place, self.config, self.text)
+        if self.fp8:
+            _require_scales(self.entries)
         _require_sizes(self.config, self.text, self.family, self.entries, where)
 
     @property
@@ -83,6 +85,24 @@ def _is_fp8(place: Place, config: dict[str, Any], text: dict[str, Any]) -> bool:
         expected=f"no quantization_config, or fp8 with a weight_block_size of [{BLOCK}, {BLOCK}]",
         hint="the bf16 or the FP8 release of the model; other quantised layouts are not covered",
     )
+
+
+def _require_scales(entries: dict[str, TensorEntry]) -> None:
+    """Every quantised matrix has a scale for each of its blocks."""
+    for name, entry in entries.items():
+        if entry.dtype != CODES:
+            continue
+        scales = entries.get(f"{name}{SCALE_SUFFIX}")
+        grid = tuple(-(-size // BLOCK) for size in entry.shape)
+        if scales is None or scales.shape != grid:
+            raise BadInput(
+                f"the scales of {name!r} are "
+                + ("absent" if scales is None else f"{shown(list(scales.shape))}"),
+                where=str(entry.file),
+                expected=f"a tensor {name}{SCALE_SUFFIX} of {shown(list(grid))}, one number for "
+                f"each block of {BLOCK} by {BLOCK}",
+                hint="finish the download, or take the files of one release",
+            )
 
 
 def _require_sizes(

@@ -14,7 +14,10 @@ import socket
 import time
 from typing import NamedTuple
 
+from harness.base.secrets import redact
+
 _LOG_TAIL = 20000  # a crash ends with the stacks of all threads
+_LONGEST_CREDENTIAL = 1 << 16  # key files are some 3 KiB
 _SEND_SECONDS = 60.0
 _CHUNK = 1 << 16
 
@@ -107,9 +110,13 @@ class Connection:
 
 
 def tail(log: int) -> str:
-    """The end of what is in a file that is open."""
+    """The end of what is in a file that is open, without credentials.
+
+    More is read than is given: of a credential that the cut divides, no half is left.
+    """
     size = os.fstat(log).st_size
-    return os.pread(log, _LOG_TAIL, max(0, size - _LOG_TAIL)).decode(errors="replace")
+    start = max(0, size - _LOG_TAIL - _LONGEST_CREDENTIAL)
+    return redact(os.pread(log, size - start, start).decode(errors="replace"))[-_LOG_TAIL:]
 
 
 def _is_readable(descriptor: int, seconds: float) -> bool:

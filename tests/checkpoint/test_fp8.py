@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from harness.base.bits import E4M3
+from harness.base.errors import BadInput
 from harness.checkpoint.fp8 import (
     EXPERTS,
     LARGEST,
@@ -18,7 +21,10 @@ from harness.checkpoint.fp8 import (
     scale_bound,
     scales_as_f32,
 )
+from harness.families.model import ModelCheckpoint
+from harness.synthetic.writer import write_checkpoint
 from tests.support.quantising import matrix, quantised_anew
+from tests.support.silent_worlds import Tensor, Tensors, change_tensors, some
 
 
 def test_every_code_means_what_ml_dtypes_says() -> None:
@@ -67,3 +73,24 @@ def test_bf16_scales_are_widened() -> None:
     scales = np.array([[0.5, 1.25]], dtype=ml_dtypes.bfloat16)
     assert scales_as_f32(scales.view(np.uint16), "BF16").tolist() == [[0.5, 1.25]]
     assert scales_as_f32(np.array([[3.0]], np.float32).view(np.uint32), "F32").tolist() == [[3.0]]
+
+
+@pytest.mark.parametrize(
+    ("scales", "told"),
+    [(None, "are absent"), (some((1, 2)), r"are \[1, 2\]")],
+    ids=["absent", "of another grid"],
+)
+def test_scales_that_do_not_fit_their_codes(
+    scales: Tensor | None, told: str, tmp_path: Path
+) -> None:
+    path = write_checkpoint("qwen3-vl-moe", tmp_path / "c", shapes="tiny:blocks", fp8=True).path
+    name = "model.language_model.layers.0.self_attn.q_proj.weight_scale_inv"
+
+    def change(tensors: Tensors) -> None:
+        del tensors[name]
+        if scales is not None:
+            tensors[name] = scales
+
+    change_tensors(path, change)
+    with pytest.raises(BadInput, match=told):
+        ModelCheckpoint(path)
