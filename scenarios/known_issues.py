@@ -195,7 +195,10 @@ _ISSUES: tuple[KnownIssue, ...] = (
         "the head of a model whose decoder sits under language_model is left as it was allocated",
         releases=("tpu-inference>=0.28",),
         when=lambda load: (
-            Part.DECODER in load.parts and not load.tied and not _head_contradicted(load)
+            Part.DECODER in load.parts
+            and load.nested
+            and not load.tied
+            and not _head_contradicted(load)
         ),
         differs=_head_unwritten,
     ),

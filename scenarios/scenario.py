@@ -135,6 +135,7 @@ class Scenario:
             axes_swapped=self.axes_swapped,
             vision_first=self.order is Order.VISION_FIRST,
             store=str(self.store),
+            nested=family.is_nested,
         )  # fmt: skip
 
     def nan(self, target: Target) -> Nan:

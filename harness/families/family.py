@@ -223,6 +223,11 @@ class Family:
     draft_prefix: str = "mtp."
     draft_class: str = "MTP"
 
+    @property
+    def is_nested(self) -> bool:
+        """Whether the language model is a module of another model, and so in ``config.json``."""
+        return bool(self.text_key)
+
     # What config.json says.
 
     def size_key(self, text: Mapping[str, Any], number: int) -> str:

@@ -89,6 +89,7 @@ class Load:
         axes_swapped: fused tensors lie as transformers 5 saves them.
         vision_first: the vision tower is streamed before any expert.
         store: the scheme of the store's URL it is streamed from; empty for a directory.
+        nested: the language model is a module of another model, as beside a vision tower.
     """
 
     family: str
@@ -109,6 +110,7 @@ class Load:
     axes_swapped: bool = False
     vision_first: bool = False
     store: str = ""
+    nested: bool = True
 
     @property
     def parts(self) -> tuple[Part, ...]:
