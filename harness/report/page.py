@@ -159,7 +159,9 @@ def _causes(report: Report, part_map: PartMap) -> dict[str, list[list[int]]]:
             difference = report.differences[member]
             if difference.key is not None and difference.part is part_map.part:
                 _, layer, expert, projection = difference.key
-                cells[projection][place[layer]][expert] = number
+                # What the reference has not, an extra expert or layer, is on no map.
+                if layer in place and expert in range(part_map.experts) and projection in cells:
+                    cells[projection][place[layer]][expert] = number
     return {p: [_runs(row) for row in rows] for p, rows in cells.items()}
 
 

@@ -420,8 +420,8 @@ def _differing(report: Report, part_map: PartMap) -> set[tuple[Projection, int, 
     if not own:
         return set()
     numbers = range(part_map.experts)
-    own = [d for d in own if d.expert is None or d.expert in numbers]
     layers = list(part_map.layers)
+    own = [d for d in own if d.layer in layers and (d.expert is None or d.expert in numbers)]
     return _bad(map_of(part_map.part, layers, part_map.experts, differences=own))
 
 

@@ -201,7 +201,19 @@ def test_a_session(content: bytes) -> None:
     show_or_refuse(content)
 
 
+def off_the_map(**place: int) -> bytes:
+    """A difference of a matrix that the map of its part has not, and does not mark."""
+    report = different(1, bits(2, "cpu:2"))
+    differences = [replace(report.differences[0], **place)]
+    return msgspec.json.encode(replace(report, differences=differences, maps=host(1).maps))
+
+
 @given(changed(report_document))
+@example(json.dumps(report_document()).replace('"layers": [0]', '"layers": [1]').encode())
+@example(off_the_map(layer=7))
+@example(off_the_map(layer=-1))
+@example(off_the_map(expert=99))
+@example(off_the_map(expert=-1))
 @example(json.dumps(report_document()).replace('"total": 9', '"total": 0').encode())
 def test_a_report(content: bytes) -> None:
     show_or_refuse(content)
