@@ -602,6 +602,8 @@ def test_credentials_in_a_url(tiny_checkpoints: dict[str, Path], url: str, optio
     assert "not the URL of a store" in verify(*here, url)
 
 
+# A client's thread of an earlier test may draw its jitter while a strategy draws.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @given(
     text=st.builds(
         "{}{}{}".format,
