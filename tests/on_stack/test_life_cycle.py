@@ -53,17 +53,18 @@ from harness.report.report import report_from_json
 from pathlib import Path
 
 @pytest.fixture
-def load_process(target):
-    with LoadProcess(target, preload=False) as process:
+def moe_load_process(moe_target):
+    with LoadProcess(moe_target, preload=False) as process:
         yield process
 
 def test_a_done(request):
     report = report_from_json(Path({report!r}).read_bytes())
     request.node.stash.setdefault(REPORTS, []).append(report)
 
-def test_b_hangs(load_process, target):
-    Path({started!r}).write_text(str(load_process.scratch))
-    load_process.run("tests.support.idle_jobs:hang_with_a_child", b"", target, timeout=600)
+def test_b_hangs(moe_load_process, moe_target):
+    Path({started!r}).write_text(str(moe_load_process.scratch))
+    jobs = "tests.support.idle_jobs"
+    moe_load_process.run(f"{{jobs}}:hang_with_a_child", b"", moe_target, timeout=600)
 """
 
 
