@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -240,3 +244,89 @@ harness.app.plugin.judge = lambda *_: Judgement(Verdict.OUT_OF_DATE, (issue,), "
 def test_row(moe_verified, moe_expected):
     moe_expected(None, moe_verified("anywhere"), ())
 """
+
+
+#: A project with options, fixtures and markers of its own, called what ours were once.
+PROJECT = """
+import pytest
+
+THEIRS = ("--target", "--stack", "--seed", "--layers", "--reports", "--checkpoint", "--devices")
+
+def pytest_addoption(parser):
+    for name in THEIRS:
+        parser.addoption(name, default="theirs")
+
+@pytest.fixture(params=["theirs"])
+def target(request):
+    return request.config.getoption("--target")
+
+@pytest.fixture
+def verified():
+    return "theirs"
+
+@pytest.fixture
+def load_process():
+    return "theirs"
+"""
+
+BESIDE = """
+import pytest
+
+@pytest.mark.purpose
+def test_of_their_own(request, target, verified, load_process):
+    asked = [request.config.getoption(name) for name in ("--target", "--stack", "--seed")]
+    assert asked == ["mars", "theirs", "7"]
+    assert (target, verified, load_process) == ("mars", "theirs", "theirs")
+    assert request.config.getoption("--moe-seed") == 5
+
+def test_of_a_load(target, moe_target, moe_verified, moe_expected):
+    assert (target, moe_target.devices) == ("mars", 2)
+    moe_expected(None, moe_verified("anywhere"), ())
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
+def test_a_project_with_the_same_words_runs_beside_it(
+    pytester: pytest.Pytester, workers: list[str]
+) -> None:
+    report(Status.EQUAL).write(pytester.path / "given.json")
+    pytester.makeconftest(CONFTEST.format(report=str(pytester.path / "given.json")) + PROJECT)
+    pytester.makepyfile(BESIDE)
+    pytester.makeini("[pytest]\nmarkers = purpose: theirs\naddopts = --strict-markers\n")
+    asked = ["--target=mars", "--seed=7", "--moe-seed=5", "--moe-devices=2", *workers]
+    result = pytester.runpytest_subprocess(*asked)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["harness target: emulated, 2 devices", "*1 scenario *8*"])
+
+
+def private(text: str) -> list[str]:
+    """What code reaches for that is not public: ``_pytest``, and others' names with ``_``."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+            found += [name for name in names if name.split(".")[0] == "_pytest"]
+        if isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            found += [] if own else [ast.unparse(node)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "conftest.py",
+        "harness/app/options.py",
+        "harness/app/plugin.py",
+        "harness/report/session.py",
+        "scenarios/conftest.py",
+        "scenarios/test_experts.py",
+    ],
+)
+def test_pytest_is_used_by_its_public_names(path: str) -> None:
+    assert private((Path(__file__).parents[2] / path).read_text()) == []
+
+
+def test_a_private_name_is_seen() -> None:
+    text = "from _pytest.config import Config\nimport pytest\nreporter._tw._file\nself._own\n"
+    assert private(text) == ["_pytest.config", "reporter._tw._file", "reporter._tw"]
