@@ -222,11 +222,10 @@ def moe_verified(
 def _repeat(item: pytest.Item) -> str:
     """The command line that runs a test again: what it verifies is often made for it and gone."""
     file, *inside = item.nodeid.split("::")
-    test = [item.nodeid]
-    if not (item.config.rootpath / file).exists():  # installed: pytest names it from its package on
-        test = ["--pyargs", "::".join([item.module.__name__, *inside])]
+    here = item.config.rootpath / file == item.path  # not so where pytest was told --pyargs
+    test = item.nodeid if here else "::".join([str(item.path), *inside])
     target = f"--{PREFIX}-target={item.config.getoption(f'{PREFIX}_target')}"
-    return shlex.join(["pytest", *test, target, *_typed(item.config, but=_OF_THE_SESSION)])
+    return shlex.join(["pytest", test, target, *_typed(item.config, but=_OF_THE_SESSION)])
 
 
 def _typed(config: pytest.Config, but: Collection[str] = ()) -> list[str]:

@@ -186,7 +186,7 @@ def test_an_interrupted_session_writes_what_is_known(
     started = pytester.path / "started"
     pytester.makepyfile(SESSION.format(report=str(tiny_report), started=str(started)))
     environment = nested_environment(PYTHONPATH=str(ROOT))
-    command = [*PYTHON, *NESTED_PYTEST, "--reports", "out", *workers]
+    command = [*PYTHON, *NESTED_PYTEST, "--moe-reports", "out", *workers]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as session:
         wait_for(lambda: started.exists() and started.read_text())
         scratch = Path(started.read_text())
@@ -208,7 +208,7 @@ def test_a_killed_worker_leaves_nothing_and_is_named(
     started = pytester.path / "started"
     pytester.makepyfile(SESSION.format(report=str(tiny_report), started=str(started)))
     environment = nested_environment(PYTHONPATH=str(ROOT))
-    command = [*PYTHON, *NESTED_PYTEST, "--reports", "out", "-n", "1", "--maxfail", "1"]
+    command = [*PYTHON, *NESTED_PYTEST, "--moe-reports", "out", "-n", "1", "--maxfail", "1"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as session:
         wait_for(lambda: started.exists() and started.read_text())
         scratch = Path(started.read_text())
