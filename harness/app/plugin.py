@@ -278,12 +278,11 @@ def _told(session: pytest.Session) -> Iterator[None]:
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
-class _Output(io.TextIOBase):
-    """What pytest reports to, as a file."""
-
-    encoding = "utf-8"  # type: ignore[assignment]  # pytest escapes what its terminal lacks
+class _Output(io.StringIO):
+    """What pytest reports to, as a file; pytest escapes characters that its terminal lacks."""
 
     def __init__(self, reporter: pytest.TerminalReporter) -> None:
+        super().__init__()
         self.reporter = reporter
 
     def isatty(self) -> bool:
