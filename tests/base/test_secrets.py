@@ -312,7 +312,9 @@ def test_a_session(pytester: pytest.Pytester, workers: list[str]) -> None:
     """Chained errors, arguments and locals of frames, captured output, options, reasons."""
     pytester.makepyfile(NESTED)
     given = ["-l", "-rA", "--moe-reports=out", "--junitxml=x.xml", "--moe-layers=0", *workers]
-    result = pytester.runpytest_subprocess(*given, f"--moe-experts=s3://b?token={PLANTED['HF_TOKEN']}")
+    result = pytester.runpytest_subprocess(
+        *given, f"--moe-experts=s3://b?token={PLANTED['HF_TOKEN']}"
+    )
     result.assert_outcomes(failed=1, skipped=1)
     texts = [str(result.stdout), str(result.stderr), (pytester.path / "x.xml").read_text()]
     texts += [file.read_text() for file in (pytester.path / "out").iterdir()]
