@@ -7,6 +7,7 @@ the harness is installed beside.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,6 +154,16 @@ OF_PYTEST = (
         help="known: exactly the known upstream failures of this stack must happen.",
     ),
 )  # fmt: skip
+
+
+_NAMED = re.compile(
+    rf"(?<![\w-])--({'|'.join(re.escape(option.name) for option in OF_PYTEST)})(?![\w-])"
+)
+
+
+def as_pytest_has_them(text: str) -> str:
+    """A message of the library, with each option that it names under the plugin's name."""
+    return _NAMED.sub(rf"--{PREFIX}-\1", text)
 
 
 def for_click(options: Sequence[Option]) -> Callable[[_Command], _Command]:

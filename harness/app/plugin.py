@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.app.options import OF_PYTEST, PREFIX, keywords, target_of
+from harness.app.options import OF_PYTEST, PREFIX, as_pytest_has_them, keywords, target_of
 from harness.base.bounds import require_seconds
 from harness.base.errors import HarnessError, InternalError, TargetUnavailable
 from harness.base.secrets import redact
@@ -76,12 +76,12 @@ def pytest_configure(config: pytest.Config) -> None:
     given = _given(config)
     try:
         _target(config)
-        require_seconds(given["load_timeout"], f"--{PREFIX}-load-timeout")
+        require_seconds(given["load_timeout"], "--load-timeout")
         config.stash[_OVERLAY] = overlay_from(given["stack"])
         if not hasattr(config, "workerinput"):
             _require_place(given["reports"])
     except HarnessError as error:
-        raise pytest.UsageError(str(error)) from error
+        raise pytest.UsageError(as_pytest_has_them(str(error))) from error
     config.pluginmanager.register(Carrier(), f"{PREFIX}-carrier")
     if not hasattr(config, "workerinput"):
         config.stash[_COLLECTOR] = Collector(_typed(config))

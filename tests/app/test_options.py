@@ -9,7 +9,7 @@ import click
 import pytest
 
 from harness.app.cli import main
-from harness.app.options import OF_PYTEST, PREFIX, SHARED, Option
+from harness.app.options import OF_PYTEST, PREFIX, SHARED, Option, as_pytest_has_them
 
 ROOT = Path(__file__).parents[2]
 VERIFY = {param.name: param for param in main.commands["verify"].params}
@@ -76,3 +76,15 @@ def test_a_checkout_has_the_short_names_too(pytester: pytest.Pytester) -> None:
     )
     asked = ("--checkpoint=/a", "--moe-checkpoint=/b", "--seed=3", "--layers=0")
     pytester.runpytest_subprocess(*asked).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("0 hosts (--hosts). Try: --hosts 4.", "0 hosts (--moe-hosts). Try: --moe-hosts 4."),
+        ("--layers, not --num-layers", "--moe-layers, not --moe-num-layers"),
+        ("--moe-seed --mesh --seeds", "--moe-seed --mesh --seeds"),
+    ],
+)
+def test_a_message_names_the_options_of_pytest(text: str, shown: str) -> None:
+    assert as_pytest_has_them(text) == shown
