@@ -6,8 +6,9 @@ from harness.families.family import Part
 from harness.load.target import Parallelism
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order
-from scenarios.on_meshes import ON_MESHES
-from scenarios.scenario import Scenario, Store
+
+from .on_meshes import ON_MESHES
+from .scenario import Scenario, Store
 
 SCENARIOS: tuple[Scenario, ...] = (
     # Every family and storage, on four devices.

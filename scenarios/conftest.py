@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.scenario import Store
+from .scenario import Store
+from .urls import gcs_url, s3_url
 
-pytest_plugins = ["scenarios.urls"]
+__all__ = ["gcs_url", "s3_url"]  # fixtures, for the scenarios alone
 
 Put = Callable[[str | Path], str | Path]
 Stored = Callable[[Store], Put]
@@ -28,7 +29,7 @@ def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
             return lambda path: path
         if find_spec(store.server) is None:
             pytest.skip(f"no {store.server} here, which serves {store}:// for the scenarios")
-        from scenarios import stores
+        from . import stores
 
         url = request.getfixturevalue(f"{'s3' if store is Store.S3 else 'gcs'}_url")
         s3 = store is Store.S3

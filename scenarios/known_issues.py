@@ -15,8 +15,9 @@ from harness.compare.difference import Kind
 from harness.explain.causes import Cause
 from harness.families.family import Part, Projection, Storage
 from harness.report.known_issue import KnownIssue, Load, Nature, Owner, Raised, Sign, Stage, table
-from scenarios.known_issues_torch_xla import ON_TORCH_XLA
-from scenarios.known_refusals import REFUSALS
+
+from .known_issues_torch_xla import ON_TORCH_XLA
+from .known_refusals import REFUSALS
 
 _POSITIONAL = (
     "load_fused_expert_weights passes shard_id and expert_id to weight_loader positionally; the "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from harness.load.target import Parallelism
-from scenarios.scenario import Scenario
+
+from .scenario import Scenario
 
 ON_MESHES: tuple[Scenario, ...] = (
     # A mesh of several axes.

@@ -15,7 +15,8 @@ from harness.load.target import Parallelism, Target
 from harness.report.known_issue import Load
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order, write_checkpoint
-from scenarios.rewriting import contradict_ties, number_files, swap_axes
+
+from .rewriting import contradict_ties, number_files, swap_axes
 
 
 class Store(StrEnum):

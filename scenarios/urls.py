@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="session")
 def s3_url() -> Iterator[str]:
     """An S3 server of this session's own, with a bucket."""
-    from scenarios.stores import s3_server
+    from .stores import s3_server
 
     with s3_server() as url:
         yield url
@@ -19,7 +19,7 @@ def s3_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def gcs_url() -> Iterator[str]:
     """A GCS emulator of this session's own, with a bucket."""
-    from scenarios.stores import gcs_server
+    from .stores import gcs_server
 
     with gcs_server() as url:
         yield url

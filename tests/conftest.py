@@ -12,6 +12,8 @@ import pytest
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.model import ModelCheckpoint
 from harness.families.registry import recipes
+from harness.load.process import LoadProcess, LoadProcesses
+from harness.load.target import Target
 from harness.synthetic.writer import write_checkpoint
 from tests.support import registered as registered  # its jobs, for every loading process
 from tests.support.reports import a_report
@@ -45,6 +47,24 @@ def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
     return pytester
+
+
+@pytest.fixture(scope="session")
+def target(moe_target: Target) -> Target:
+    """The plugin's, under a shorter name."""
+    return moe_target
+
+
+@pytest.fixture(scope="session")
+def load_processes(moe_load_processes: LoadProcesses) -> LoadProcesses:
+    """The plugin's, under a shorter name."""
+    return moe_load_processes
+
+
+@pytest.fixture(scope="session")
+def load_process(moe_load_process: LoadProcess) -> LoadProcess:
+    """The plugin's, under a shorter name."""
+    return moe_load_process
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 import click
 
+from harness.app.options import SHARED, TIMEOUT, for_click, keywords, target_of
 from harness.app.report_commands import COMMANDS
 from harness.audit import Format, audit, rendered
 from harness.audit.run import run_audit
@@ -24,19 +25,14 @@ from harness.base.bits import Nan
 from harness.base.errors import HarnessError, InternalError
 from harness.base.secrets import credentials_found
 from harness.base.writing import deliver, keep, not_written, require_writable
-from harness.compare.digest_comparison import Method
-from harness.compare.selection import Selection
 from harness.families.family import Part
 from harness.families.registry import recipes
 from harness.load.environment import cache_directory
-from harness.load.hosts import target_on
-from harness.load.meshes import meshed
 from harness.load.overlay import overlay_from
 from harness.load.process import LoadProcesses
 from harness.load.stack import PACKAGES, installed_versions, require_stack, stack_name
 from harness.load.target import (
     TARGETS,
-    Parallelism,
     Target,
     emulated_target,
     target_named,
@@ -127,16 +123,7 @@ for _command in COMMANDS:
 
 @main.command("verify")
 @click.argument("checkpoint")
-@click.option("--target", default="emulated", show_default=True, help="Where to load to.")
-@click.option("--devices", type=int, help="Size of the mesh.  [default: 4; on a TPU, all]")
-@click.option(
-    "--parallelism",
-    type=click.Choice([p.value for p in Parallelism]),
-    default=Parallelism.TENSOR.value,
-    show_default=True,
-    help="How experts are spread over the mesh.",
-)
-@click.option("--hosts", default=1, show_default=True, help="Hosts the mesh is over.")
+@for_click((*SHARED, TIMEOUT))
 @click.option("--mesh", help="Axes of the mesh, instead of --devices: data=2,model=2.")
 @click.option("--reference", help="Compare with this checkpoint instead of CHECKPOINT itself.")
 @click.option(
@@ -147,37 +134,14 @@ for _command in COMMANDS:
     help="canonical: NaNs of the reference count as the quiet NaN of their sign.",
 )
 @click.option(
-    "--compare",
-    type=click.Choice([m.value for m in Method]),
-    default=Method.AUTO.value,
-    show_default=True,
-    help="auto: by digests made on the device, where that does not share the host's memory.",
-)
-@click.option(
     "--only",
     type=click.Choice([p.value for p in Part]),
     multiple=True,
     help="Load and compare this part only; repeatable. Default: all parts.",
 )
-@click.option("--stack", default="", help="Import from checkouts: path:VLLM[,TPU_INFERENCE].")
-@click.option("--layers", default="", help="Compare these layers only: 0,12,-1 or 0-3.")
-@click.option("--experts", default="", help="Compare these experts of each layer: 0-3,7,-1.")
-@click.option("--sample", type=int, help="Compare so many experts, drawn by --seed.")
-@click.option("--max-bytes", type=int, help="Compare so many bytes of experts at most.")
-@click.option("--seed", default=0, show_default=True, help="The draw follows from it.")
-@click.option("--num-layers", type=int, help="Load the first decoder layers only.")
-@click.option("--checksums", is_flag=True, help="First compare whole files with their store's.")
-@click.option("--timeout", default=3600.0, show_default=True, help="Seconds the load may take.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
 def verify_command(
-    checkpoint: str,
-    target: str,
-    devices: int | None,
-    parallelism: str,
-    hosts: int,
-    mesh: str | None,
-    json_path: Path | None,
-    **options: Any,
+    checkpoint: str, mesh: str | None, json_path: Path | None, **options: Any
 ) -> None:
     """Stream CHECKPOINT onto a target and compare all of it.
 
@@ -185,13 +149,7 @@ def verify_command(
     @revision.
     """
     require_writable(json_path)
-    spread = Parallelism(parallelism)
-    where = (
-        target_on(target, devices, spread, hosts)
-        if mesh is None
-        else meshed(target, mesh, spread, hosts)
-    )
-    report = _verified(checkpoint, where, **options)
+    report = _verified(checkpoint, target_of(options, mesh), **options)
     try:
         if json_path:
             deliver(json_path, report.to_json())
@@ -202,32 +160,26 @@ def verify_command(
 
 def _verified(
     checkpoint: str,
-    target: Target,
+    where: Target,
     *,
     reference: str | None,
     nan: str,
-    compare: str,
     only: tuple[str, ...],
     stack: str,
-    num_layers: int | None,
-    checksums: bool,
     timeout: float,
-    **selection: Any,
+    **options: Any,
 ) -> Report:
     with LoadProcesses(overlay_from(stack)) as processes:
         return verify(
             checkpoint,
-            target,
+            where,
             reference=reference,
             nan=Nan(nan),
-            method=Method(compare),
             parts=[Part(part) for part in only] or tuple(Part),
-            selection=Selection(**selection),
-            num_layers=num_layers,
-            checksums=checksums,
             timeout=timeout,
             processes=processes,
             terminal=sys.stderr,
+            **keywords(options),
         )
 
 

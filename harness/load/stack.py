@@ -32,7 +32,7 @@ def installed_versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    if HARNESS in found and (commit := commit_of(Path(__file__).parent.parent)):
+    if HARNESS in found and (commit := commit_of(Path(__file__).parents[2])):
         found[HARNESS] += f" ({commit})"
     return found
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from harness.base.secrets import redact, redacted_within
+from harness.base.secrets import redacted_within
 from harness.base.writing import not_written, write
 from harness.report.junit import first_line
 from harness.report.renderings import FILES, rendered
@@ -23,57 +23,56 @@ from harness.report.report import Broken, Report, Row, Session, Skipped, Status,
 REPORTS = pytest.StashKey[list[Report]]()
 #: On an item: what failed it are its reports, against the table of known issues.
 JUDGED = pytest.StashKey[bool]()
+#: On an item: its place in the order of collection, which is the catalogue's.
+_ORDER = pytest.StashKey[int]()
 
 SESSION_FILE = "session.json"
-_Order = tuple[Any, ...]
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item,
-) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Hang an item's reports on its test report, and the scenario's name on one of a skip."""
-    outcome = yield
-    if _verifies(item):
-        outcome.longrepr = redacted_within(outcome.longrepr)
-        outcome.sections = redacted_within(outcome.sections)
-    callspec = getattr(item, "callspec", None)
-    name = callspec.id if callspec else item.name
-    if outcome.skipped and not hasattr(outcome, "wasxfail"):
-        vars(outcome)["harness_skipped"] = name if _verifies(item) else ""
-    if outcome.when == "call":
-        order = [item.nodeid.partition("[")[0], *(callspec.indices.values() if callspec else ())]
-        # xdist sends attributes of basic types along, but neither bytes nor objects.
-        texts = [[name, order, r.to_json().decode()] for r in item.stash.get(REPORTS, [])]
-        vars(outcome)["harness_reports"] = texts
-        vars(outcome)["harness_purpose"] = purpose_of(item)
-        vars(outcome)["harness_judged"] = item.stash.get(JUDGED, False)
-    return outcome
+class Carrier:
+    """Where tests run: hangs what a report needs of an item on its test report."""
+
+    def __init__(self) -> None:
+        self._collected = count()
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Note the item's place before anything is shuffled or left out."""
+        item.stash[_ORDER] = next(self._collected)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Hang an item's reports on its test report, and the scenario's name on one of a skip."""
+        outcome = yield
+        if _verifies(item):
+            outcome.longrepr = redacted_within(outcome.longrepr)
+            outcome.sections = redacted_within(outcome.sections)
+        if outcome.skipped and not hasattr(outcome, "wasxfail"):
+            vars(outcome)["moe_skipped"] = _name(item) if _verifies(item) else ""
+        if outcome.when == "call":
+            # xdist sends attributes of basic types along, but neither bytes nor objects.
+            texts = [report.to_json().decode() for report in item.stash.get(REPORTS, [])]
+            vars(outcome)["moe_reports"] = [[_name(item), item.stash[_ORDER], t] for t in texts]
+            vars(outcome)["moe_purpose"] = purpose_of(item)
+            vars(outcome)["moe_judged"] = item.stash.get(JUDGED, False)
+        return outcome
+
+
+def _name(item: pytest.Item) -> str:
+    """The id of a test's parameters; its own name where it has none."""
+    parameters = item.name.removeprefix(getattr(item, "originalname", item.name))
+    return parameters[1:-1] or item.name
 
 
 def _verifies(item: pytest.Item) -> bool:
-    return "verified" in getattr(item, "fixturenames", ())
+    return "moe_verified" in getattr(item, "fixturenames", ())
 
 
 def purpose_of(item: pytest.Item) -> str:
-    """What the scenario of a test is there to catch; empty where it says nothing of that."""
-    callspec = getattr(item, "callspec", None)
-    scenario = callspec.params.get("scenario") if callspec else None
-    return str(getattr(scenario, "why", ""))
-
-
-def options_of(config: pytest.Config) -> list[str]:
-    """The harness's options that are not what they are by default, as on the command line."""
-    found = []
-    for option in config._parser.getgroup("harness").options:
-        attributes = option.attrs()
-        value = config.getoption(option.dest)
-        if value == attributes.get("default") or value in (None, False):
-            continue
-        values = value if isinstance(value, list) else [value]
-        name = option.names()[-1]
-        found += [name] if value is True else [f"{name}={one}" for one in values]
-    return [redact(option) for option in found]
+    """What a test is there to catch, as its marker ``moe_purpose`` says; empty without one."""
+    marker = item.get_closest_marker("moe_purpose")
+    return str(marker.args[0]) if marker and marker.args else ""
 
 
 class Collector:
@@ -82,7 +81,7 @@ class Collector:
     def __init__(self, options: Sequence[str] = ()) -> None:
         self._options = list(options)
         self._skipped: list[Skipped] = []
-        self._rows: list[tuple[_Order, Row]] = []
+        self._rows: list[tuple[int, Row]] = []
         self._begun: dict[str, None] = {}
         self._broken: list[Broken] = []
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
@@ -95,7 +94,7 @@ class Collector:
         """Keep the reports of a test, and note its end."""
         if report.when == "teardown":
             self._begun.pop(report.nodeid, None)
-        if name := getattr(report, "harness_skipped", ""):
+        if name := getattr(report, "moe_skipped", ""):
             self._skipped.append(Skipped(scenario=name, reason=_reason(report)))
         rows = list(_rows(report))
         self._rows += rows
@@ -151,19 +150,19 @@ def _broken(outcome: pytest.TestReport) -> Broken:
     )
 
 
-def _rows(outcome: pytest.TestReport) -> Iterator[tuple[_Order, Row]]:
+def _rows(outcome: pytest.TestReport) -> Iterator[tuple[int, Row]]:
     """The rows a test report carries; of a failed test's, those that failed it.
 
     Reports that are equal fail a test where a known issue should have happened. What else fails
     after them is an error of the test, or of the harness.
     """
-    carried = getattr(outcome, "harness_reports", [])
+    carried = getattr(outcome, "moe_reports", [])
     reports = [report_from_json(encoded.encode()) for _, _, encoded in carried]
-    judged = getattr(outcome, "harness_judged", False)
+    judged = getattr(outcome, "moe_judged", False)
     all_equal = judged and all(report.status is Status.EQUAL for report in reports)
     for (name, order, _), report in zip(carried, reports, strict=True):
         failed = outcome.failed and (all_equal or report.status is not Status.EQUAL)
         why = str(outcome.longrepr) if failed else ""
-        purpose = getattr(outcome, "harness_purpose", "")
+        purpose = getattr(outcome, "moe_purpose", "")
         row = Row(scenario=name, report=report, failed=failed, why=why, purpose=purpose)
-        yield tuple(order), row
+        yield order, row

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -12,8 +16,8 @@ TEST = """
 import msgspec
 import pytest
 @pytest.mark.parametrize("row", ["first", "second"])
-def test_row(row, verified, expected):
-    expected(None, verified("anywhere"), ())
+def test_row(row, moe_verified, moe_expected):
+    moe_expected(None, moe_verified("anywhere"), ())
 """
 
 
@@ -27,7 +31,7 @@ def session(pytester: pytest.Pytester) -> pytest.Pytester:
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
 def test_the_closing_table_and_the_reports(session: pytest.Pytester, workers: list[str]) -> None:
     report(Status.EQUAL).write(session.path / "given.json")
-    result = session.runpytest_subprocess("--reports", "out", *workers)
+    result = session.runpytest_subprocess("--moe-reports", "out", *workers)
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(
         ["*MoE load verification*", "*first*8/8*equal*", "*2 scenarios*16*"]
@@ -46,24 +50,26 @@ def test_a_difference_fails_with_its_text(session: pytest.Pytester) -> None:
 
 def test_the_header_states_target_and_stack(session: pytest.Pytester) -> None:
     report(Status.EQUAL).write(session.path / "given.json")
-    result = session.runpytest_subprocess("--devices", "8")
+    result = session.runpytest_subprocess("--moe-devices", "8")
     result.stdout.fnmatch_lines(["harness target: emulated, 8 devices", "harness stack: vllm *"])
 
 
 @pytest.mark.parametrize("target", ["gpu", "tpu"])
 def test_a_target_that_cannot_be_had_is_an_error(session: pytest.Pytester, target: str) -> None:
-    result = session.runpytest_subprocess("--target", target)
+    result = session.runpytest_subprocess("--moe-target", target)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: *{target}*"])
 
 
 def test_a_report_names_its_test_to_repeat_it(session: pytest.Pytester) -> None:
     report(Status.DIFFERENT).write(session.path / "given.json")
-    session.runpytest_subprocess("--reports", "out", "--devices=2", "--checksums", "--expect=known")
+    asked = ["--moe-reports=out", "--moe-devices=2", "--moe-checksums", "--moe-expect=known"]
+    session.runpytest_subprocess(*asked)
     written = report_from_json((session.path / "out" / "first.json").read_bytes())
     (file,) = session.path.glob("test_*.py")
     assert written.repeat == (
-        f"pytest '{file.name}::test_row[first]' --target=emulated --devices=2 --checksums"
+        f"pytest '{file.name}::test_row[first]' "
+        "--moe-target=emulated --moe-devices=2 --moe-checksums"
     )
 
 
@@ -81,23 +87,23 @@ def test_a_report_names_its_test_to_repeat_it(session: pytest.Pytester) -> None:
 def test_a_mesh_that_cannot_be_had_skips_and_a_wrong_one_fails(
     pytester: pytest.Pytester, asked: str, outcome: str, told: str
 ) -> None:
-    pytester.makepyfile(f"def test_row(target_of):\n    target_of({asked})\n")
-    result = pytester.runpytest_subprocess("--hosts", "2", "-rs")
+    pytester.makepyfile(f"def test_row(moe_target_of):\n    moe_target_of({asked})\n")
+    result = pytester.runpytest_subprocess("--moe-hosts", "2", "-rs")
     result.assert_outcomes(**{outcome: 1})
     assert told in result.stdout.str()
 
 
 def test_a_target_without_such_a_mesh_skips(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
-        "import harness.load.target\nharness.target._require_torch_xla = lambda: None\n"
+        "import harness.load.target\nharness.load.target._require_torch_xla = lambda: None\n"
     )
-    pytester.makepyfile("def test_row(target_of):\n    target_of(mesh='data=2,model=2')\n")
-    result = pytester.runpytest_subprocess("--target", "torch-xla", "-rs")
+    pytester.makepyfile("def test_row(moe_target_of):\n    moe_target_of(mesh='data=2,model=2')\n")
+    result = pytester.runpytest_subprocess("--moe-target", "torch-xla", "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["*a mesh of several axes on torch-xla*"])
 
 
-@pytest.mark.parametrize(("fixture", "ours"), [("tmp_path", False), ("load_processes", True)])
+@pytest.mark.parametrize(("fixture", "ours"), [("tmp_path", False), ("moe_load_processes", True)])
 def test_sigterm_is_taken_where_the_harness_is_used(
     pytester: pytest.Pytester, fixture: str, ours: bool
 ) -> None:
@@ -122,14 +128,14 @@ def test_a_place_for_reports_is_tried_first(
 ) -> None:
     report(Status.EQUAL).write(session.path / "given.json")
     (session.path / "in-the-way" / "session.json").mkdir(parents=True)
-    result = session.runpytest_subprocess("--reports", place)
+    result = session.runpytest_subprocess("--moe-reports", place)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: *{told}*"])
     assert "passed" not in result.stdout.str()
 
 
 def test_trying_makes_nothing(session: pytest.Pytester) -> None:
-    session.runpytest_subprocess("--reports", "out/deep", "--help")
+    session.runpytest_subprocess("--moe-reports", "out/deep", "--help")
     assert not (session.path / "out").exists()
 
 
@@ -144,7 +150,7 @@ def test_reports_that_cannot_be_written_are_kept(session: pytest.Pytester, statu
         + "def pytest_runtest_teardown():\n"
         + "    import shutil; shutil.rmtree('out', ignore_errors=True); open('out', 'w').close()\n"
     )
-    result = session.runpytest_subprocess("--reports", "out")
+    result = session.runpytest_subprocess("--moe-reports", "out")
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stdout.fnmatch_lines(["INTERNALERROR> the output could not be written: *"])
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
@@ -168,7 +174,7 @@ def test_what_nobody_foresaw_at_the_end_is_an_internal_error(
         conftest.read_text() + f"\nimport {module}\n"
         f"def broken(*_): raise KeyError('as planted')\n{module}.{name} = broken\n"
     )
-    result = session.runpytest_subprocess("--reports", "out")
+    result = session.runpytest_subprocess("--moe-reports", "out")
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     result.stdout.fnmatch_lines(["INTERNALERROR> *KeyError: 'as planted'*", "*2 passed*"])
     assert (session.path / "out" / "session.json").exists()
@@ -190,8 +196,8 @@ import pytest
 from harness.base.errors import InternalError
 
 @pytest.mark.parametrize("row", ["first"])
-def test_row(row, verified, expected):
-    expected(None, verified("anywhere"), ())
+def test_row(row, moe_verified, moe_expected):
+    moe_expected(None, moe_verified("anywhere"), ())
     {statement}
 """
 
@@ -208,7 +214,7 @@ def test_a_test_that_breaks_is_no_difference(session: pytest.Pytester, statement
     report(Status.EQUAL).write(session.path / "given.json")
     (file,) = session.path.glob("test_*.py")
     file.write_text(BREAKING.format(statement=statement))
-    session.runpytest_subprocess("--reports", "out").assert_outcomes(failed=1)
+    session.runpytest_subprocess("--moe-reports", "out").assert_outcomes(failed=1)
     written = msgspec.json.decode((session.path / "out/session.json").read_bytes(), type=Session)
     assert [row.failed for row in written.rows] == [False]
     assert [broken.phase for broken in written.broken] == ["call"]
@@ -220,7 +226,7 @@ def test_a_known_issue_that_did_not_happen_is_a_failure(session: pytest.Pytester
     report(Status.EQUAL).write(session.path / "given.json")
     (file,) = session.path.glob("test_*.py")
     file.write_text(OUT_OF_DATE)
-    session.runpytest_subprocess("--reports", "out").assert_outcomes(failed=1)
+    session.runpytest_subprocess("--moe-reports", "out").assert_outcomes(failed=1)
     written = msgspec.json.decode((session.path / "out/session.json").read_bytes(), type=Session)
     assert [row.failed for row in written.rows] == [True]
     assert written.broken == []
@@ -235,6 +241,92 @@ from harness.report.known_issue import Judgement, Verdict
 issue = SimpleNamespace(id="an-issue", summary="an-issue", owner="vllm")
 harness.app.plugin.judge = lambda *_: Judgement(Verdict.OUT_OF_DATE, (issue,), "")
 
-def test_row(verified, expected):
-    expected(None, verified("anywhere"), ())
+def test_row(moe_verified, moe_expected):
+    moe_expected(None, moe_verified("anywhere"), ())
 """
+
+
+#: A project with options, fixtures and markers of its own, called what ours were once.
+PROJECT = """
+import pytest
+
+THEIRS = ("--target", "--stack", "--seed", "--layers", "--reports", "--checkpoint", "--devices")
+
+def pytest_addoption(parser):
+    for name in THEIRS:
+        parser.addoption(name, default="theirs")
+
+@pytest.fixture(params=["theirs"])
+def target(request):
+    return request.config.getoption("--target")
+
+@pytest.fixture
+def verified():
+    return "theirs"
+
+@pytest.fixture
+def load_process():
+    return "theirs"
+"""
+
+BESIDE = """
+import pytest
+
+@pytest.mark.purpose
+def test_of_their_own(request, target, verified, load_process):
+    asked = [request.config.getoption(name) for name in ("--target", "--stack", "--seed")]
+    assert asked == ["mars", "theirs", "7"]
+    assert (target, verified, load_process) == ("mars", "theirs", "theirs")
+    assert request.config.getoption("--moe-seed") == 5
+
+def test_of_a_load(target, moe_target, moe_verified, moe_expected):
+    assert (target, moe_target.devices) == ("mars", 2)
+    moe_expected(None, moe_verified("anywhere"), ())
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
+def test_a_project_with_the_same_words_runs_beside_it(
+    pytester: pytest.Pytester, workers: list[str]
+) -> None:
+    report(Status.EQUAL).write(pytester.path / "given.json")
+    pytester.makeconftest(CONFTEST.format(report=str(pytester.path / "given.json")) + PROJECT)
+    pytester.makepyfile(BESIDE)
+    pytester.makeini("[pytest]\nmarkers = purpose: theirs\naddopts = --strict-markers\n")
+    asked = ["--target=mars", "--seed=7", "--moe-seed=5", "--moe-devices=2", *workers]
+    result = pytester.runpytest_subprocess(*asked)
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["harness target: emulated, 2 devices", "*1 scenario *8*"])
+
+
+def private(text: str) -> list[str]:
+    """What code reaches for that is not public: ``_pytest``, and others' names with ``_``."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+            found += [name for name in names if name.split(".")[0] == "_pytest"]
+        if isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr):
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            found += [] if own else [ast.unparse(node)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "conftest.py",
+        "harness/app/options.py",
+        "harness/app/plugin.py",
+        "harness/report/session.py",
+        "scenarios/conftest.py",
+        "scenarios/test_experts.py",
+    ],
+)
+def test_pytest_is_used_by_its_public_names(path: str) -> None:
+    assert private((Path(__file__).parents[2] / path).read_text()) == []
+
+
+def test_a_private_name_is_seen() -> None:
+    text = "from _pytest.config import Config\nimport pytest\nreporter._tw._file\nself._own\n"
+    assert private(text) == ["_pytest.config", "reporter._tw._file", "reporter._tw"]

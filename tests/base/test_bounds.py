@@ -92,9 +92,9 @@ def test_seconds_of_other_commands(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", [
-    *(f"--load-timeout={value}" for value in SECONDS),
-    *(f"--devices={value}" for value in DEVICES),
-    *(f"--hosts={value}" for value in HOSTS),
+    *(f"--moe-load-timeout={value}" for value in SECONDS),
+    *(f"--moe-devices={value}" for value in DEVICES),
+    *(f"--moe-hosts={value}" for value in HOSTS),
 ])  # fmt: skip
 def test_an_option_of_the_plugin_out_of_bounds_ends_the_session(
     pytester: pytest.Pytester, words: str
@@ -102,7 +102,8 @@ def test_an_option_of_the_plugin_out_of_bounds_ends_the_session(
     pytester.makepyfile("def test_nothing(): pass")
     result = pytester.runpytest_inprocess(words, "-p", "no:cacheprovider")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"*{words.split('=')[0]}*"])
+    option = words.split("=")[0]
+    result.stderr.fnmatch_lines([f"ERROR: * ({option}). Expected: * Try: {option} *"])
 
 
 @pytest.mark.parametrize("timeout", [*map(float, SECONDS), True, "60", None])

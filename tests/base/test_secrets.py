@@ -289,20 +289,20 @@ import os
 import pytest
 
 @pytest.fixture
-def verified():
+def moe_verified():
     return None
 
 def inner(environment, url):
     raise ValueError(f"{url}: {environment['HF_TOKEN']}")
 
-def test_row(verified):
+def test_row(moe_verified):
     print("printed", os.environ["MY_STORE_PASSWORD"])
     try:
         inner(dict(os.environ), "http://user:" + "short" + "@host")
     except ValueError as error:
         raise RuntimeError(os.environ["AWS_SECRET_ACCESS_KEY"]) from error
 
-def test_skipped(verified):
+def test_skipped(moe_verified):
     pytest.skip("no " + os.environ["AWS_SESSION_TOKEN"])
 """
 
@@ -311,8 +311,10 @@ def test_skipped(verified):
 def test_a_session(pytester: pytest.Pytester, workers: list[str]) -> None:
     """Chained errors, arguments and locals of frames, captured output, options, reasons."""
     pytester.makepyfile(NESTED)
-    given = ["-l", "-rA", "--reports=out", "--junitxml=x.xml", "--layers=0", *workers]
-    result = pytester.runpytest_subprocess(*given, f"--experts=s3://b?token={PLANTED['HF_TOKEN']}")
+    given = ["-l", "-rA", "--moe-reports=out", "--junitxml=x.xml", "--moe-layers=0", *workers]
+    result = pytester.runpytest_subprocess(
+        *given, f"--moe-experts=s3://b?token={PLANTED['HF_TOKEN']}"
+    )
     result.assert_outcomes(failed=1, skipped=1)
     texts = [str(result.stdout), str(result.stderr), (pytester.path / "x.xml").read_text()]
     texts += [file.read_text() for file in (pytester.path / "out").iterdir()]

@@ -30,6 +30,11 @@ def test_a_checkout_is_told_by_its_commit(tmp_path: Path) -> None:
     assert commit_of(tmp_path / "inside") == ""
 
 
+def test_the_checkout_that_is_asked_is_the_harnesss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "commit_of", str)
+    assert f"({Path(__file__).parents[2]})" in installed_versions()[HARNESS]
+
+
 def test_the_harness_is_among_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stack, "commit_of", lambda root: "0123456789ab")
     found = installed_versions()

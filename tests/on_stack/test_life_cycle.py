@@ -53,17 +53,18 @@ from harness.report.report import report_from_json
 from pathlib import Path
 
 @pytest.fixture
-def load_process(target):
-    with LoadProcess(target, preload=False) as process:
+def moe_load_process(moe_target):
+    with LoadProcess(moe_target, preload=False) as process:
         yield process
 
 def test_a_done(request):
     report = report_from_json(Path({report!r}).read_bytes())
     request.node.stash.setdefault(REPORTS, []).append(report)
 
-def test_b_hangs(load_process, target):
-    Path({started!r}).write_text(str(load_process.scratch))
-    load_process.run("tests.support.idle_jobs:hang_with_a_child", b"", target, timeout=600)
+def test_b_hangs(moe_load_process, moe_target):
+    Path({started!r}).write_text(str(moe_load_process.scratch))
+    jobs = "tests.support.idle_jobs"
+    moe_load_process.run(f"{{jobs}}:hang_with_a_child", b"", moe_target, timeout=600)
 """
 
 
@@ -185,7 +186,7 @@ def test_an_interrupted_session_writes_what_is_known(
     started = pytester.path / "started"
     pytester.makepyfile(SESSION.format(report=str(tiny_report), started=str(started)))
     environment = nested_environment(PYTHONPATH=str(ROOT))
-    command = [*PYTHON, *NESTED_PYTEST, "--reports", "out", *workers]
+    command = [*PYTHON, *NESTED_PYTEST, "--moe-reports", "out", *workers]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as session:
         wait_for(lambda: started.exists() and started.read_text())
         scratch = Path(started.read_text())
@@ -207,7 +208,7 @@ def test_a_killed_worker_leaves_nothing_and_is_named(
     started = pytester.path / "started"
     pytester.makepyfile(SESSION.format(report=str(tiny_report), started=str(started)))
     environment = nested_environment(PYTHONPATH=str(ROOT))
-    command = [*PYTHON, *NESTED_PYTEST, "--reports", "out", "-n", "1", "--maxfail", "1"]
+    command = [*PYTHON, *NESTED_PYTEST, "--moe-reports", "out", "-n", "1", "--maxfail", "1"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as session:
         wait_for(lambda: started.exists() and started.read_text())
         scratch = Path(started.read_text())

@@ -10,15 +10,17 @@ from tests.support.given_reports import CONFTEST, report
 
 TEST = """
 import pytest
-from scenarios.scenario import Scenario
 
-ROWS = [Scenario("second", "It is there to be skipped."), Scenario("first", "It is there to run.")]
+def row(name, purpose):
+    return pytest.param(name, id=name, marks=pytest.mark.moe_purpose(purpose))
 
-@pytest.mark.parametrize("scenario", ROWS, ids=lambda row: row.id)
-def test_row(scenario, verified, expected):
-    if scenario.id == "second":
+ROWS = [row("second", "It is there to be skipped."), row("first", "It is there to run.")]
+
+@pytest.mark.parametrize("name", ROWS)
+def test_row(name, moe_verified, moe_expected):
+    if name == "second":
         pytest.skip("no store here")
-    expected(None, verified("anywhere"), ())
+    moe_expected(None, moe_verified("anywhere"), ())
 
 def test_of_something_else():
     pytest.skip("no business of a report")
@@ -39,19 +41,19 @@ def written(session: pytest.Pytester) -> Session:
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
 def test_skips_purposes_and_options(session: pytest.Pytester, workers: list[str]) -> None:
     report(Status.EQUAL).write(session.path / "given.json")
-    given = ["--reports=out", "--layers=0-3", "--checksums", "--seed=0"]
+    given = ["--moe-reports=out", "--moe-layers=0-3", "--moe-checksums", "--moe-seed=0"]
     result = session.runpytest_subprocess(*given, *workers)
     result.assert_outcomes(passed=1, skipped=2)
     result.stdout.fnmatch_lines(["*MoE load verification*", "1 scenario skipped: no store here"])
     kept = written(session)
     assert [(one.scenario, one.reason) for one in kept.skipped] == [("second", "no store here")]
     assert [(row.scenario, row.purpose) for row in kept.rows] == [("first", "It is there to run.")]
-    assert kept.options == ["--layers=0-3", "--checksums", "--reports=out"]
+    assert kept.options == ["--moe-layers=0-3", "--moe-checksums", "--moe-reports=out"]
 
 
 def test_a_session_of_skips_alone_is_told(session: pytest.Pytester) -> None:
     report(Status.EQUAL).write(session.path / "given.json")
-    result = session.runpytest_subprocess("--reports=out", "-k", "second")
+    result = session.runpytest_subprocess("--moe-reports=out", "-k", "second")
     result.stdout.fnmatch_lines(["*MoE load verification*", "1 scenario skipped: no store here"])
     assert "1 skipped" in (session.path / "out/summary.md").read_text()
 
