@@ -306,8 +306,8 @@ def test_a_place_for_output_is_tried_first(
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("it began before the place was tried")
 
-    for name in ("cli.verify", "cli.audit", "cli.run_audit", "cli_reports.session_from"):
-        monkeypatch.setattr(f"harness.{name}", fail)
+    for name in ("cli.verify", "cli.audit", "cli.run_audit", "report_commands.session_from"):
+        monkeypatch.setattr(f"harness.app.{name}", fail)
     ended = ran(*arguments, place(tmp_path))
     assert (ended.exit_code, "Traceback" in ended.output) == (2, False), ended.output
 
@@ -322,4 +322,4 @@ def test_a_path_that_is_no_text_is_bad_input(tmp_path: Path) -> None:
     place = tmp_path / "c\udcff"
     write_checkpoint("qwen3.5-moe", place)
     ended = ran("verify", place)
-    assert (ended.exit_code, "a path that is not UTF-8" in ended.stderr) == (2, True), ended.output
+    assert (ended.exit_code, "text in UTF-8" in ended.stderr) == (2, True), ended.output

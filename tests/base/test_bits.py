@@ -258,10 +258,8 @@ def test_state_that_is_stored_as_f16(
 
 def test_truncating_where_rounding_is_due_differs(tiny_checkpoints: Paths, tmp_path: Path) -> None:
     reference = cast(tiny_checkpoints[QWEN], tmp_path / "r", {KINDS["head"]: "F32"})
-    overwrite(
-        reference, "lm_head.weight",
-        np.full(ModelCheckpoint(reference).entries["lm_head.weight"].shape, 0x3F80FFFF, "<u4").tobytes(),
-    )  # fmt: skip
+    shape = ModelCheckpoint(reference).entries["lm_head.weight"].shape
+    overwrite(reference, "lm_head.weight", np.full(shape, 0x3F80FFFF, "<u4").tobytes())
     device = PackedParameters(ModelCheckpoint(tiny_checkpoints[QWEN]), Part.DECODER)
     held = device.packed["vllm_model.language_model.lm_head.weight"]
     held.array = np.full_like(held.array, 0x3F81)
