@@ -40,7 +40,8 @@ fixed: ## the tests of upstream's calls on vLLM 0.22
 # What counts processes, or measures time, runs with nothing beside it, and first: the reports that
 # a session leaves are then those of all the rest.
 full: ## every test and scenario on STACK
-	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest tests -m alone --expect=known; alone=$$?; \
+	@bin=$$($(SETUP) $(STACK))/bin || exit; \
+	$$bin/pytest tests -m alone --expect=known; alone=$$?; \
 	$$bin/pytest -m "not alone" -n 2 --expect=known && exit $$alone
 
 check: lint types quick ## what to run before each commit: lint, types and the quick tests

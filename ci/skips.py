@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 SKIPPED = re.compile(r"^SKIPPED \[\d+\] (.+)$", re.MULTILINE)
-#: What no machine of CI has; and what a release has none of, so that nothing is left untested there.
+#: What no machine of CI has, and what there is nothing of in a release, so nothing to test.
 RIGHT = re.compile(r"\b(TPUs?|GPUs?|CUDA|this release has no|loads on 0\.21)\b")
 
 

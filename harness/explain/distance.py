@@ -47,6 +47,7 @@ def in_order(bits: Bits) -> npt.NDArray[np.int64]:
 
 
 def is_finite(bits: Bits, dtype: str) -> npt.NDArray[np.bool_]:
+    """Which elements are numbers: neither NaN nor infinite."""
     width = 8 * bits.itemsize - 1
     magnitude = bits & ((1 << width) - 1)
     if dtype == "F8_E4M3":
