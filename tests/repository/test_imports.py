@@ -69,7 +69,7 @@ def under_test(path: Path, module: str) -> list[str]:
 
 def linted(at: Path) -> subprocess.CompletedProcess[str]:
     """What the linter of imports says of the package below ``at``."""
-    lint = [LINTER, "--no-cache", "--no-logo", "--config", at / "pyproject.toml"]
+    lint = [str(LINTER), "--no-cache", "--no-logo", "--config", str(at / "pyproject.toml")]
     environment = {"PYTHONPATH": str(at), "COLUMNS": "200"}
     return subprocess.run(
         lint, cwd=at, capture_output=True, text=True, check=False, env=environment, timeout=120

@@ -26,7 +26,7 @@ from tests.support.pipelines import ROOT
 )
 def test_a_skip_for_want_of_anything_else_fails(tmp_path: Path, line: str, status: int) -> None:
     (tmp_path / "log").write_text(f"....\n{line}\n==== 1 passed in 0.1s ====\n")
-    skips = [sys.executable, ROOT / "ci" / "skips.py", tmp_path / "log"]
+    skips = [sys.executable, str(ROOT / "ci" / "skips.py"), str(tmp_path / "log")]
     ran = subprocess.run(skips, capture_output=True, text=True, check=False)
     assert ran.returncode == status, ran.stderr
     assert ran.stdout.count("ci: skipped") == status
