@@ -11,7 +11,7 @@ EXPECT ?= $(if $(filter 0.21,$(STACK)),equal,known)
 WORKERS ?= $(if $(filter tpu,$(TARGET)),0,2)
 SETUP := $(PYTHON) ci/setup.py
 
-.PHONY: help setup verify test canary fixed full lint types soak bench docs lock
+.PHONY: help setup verify test canary fixed full check quick lint types soak bench docs lock
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -32,16 +32,25 @@ test: canary fixed full ## every test: the three verbs below
 UPSTREAM := tests/on_stack/test_contract.py tests/on_stack/test_audit_installed.py tests/on_stack/test_audit_run.py
 
 canary: ## the scenarios, and the tests of upstream's calls, on vLLM 0.21
-	@bin=$$($(SETUP) 0.21)/bin && $$bin/pytest scenarios $(UPSTREAM) --expect=known
+	@bin=$$($(SETUP) 0.21)/bin && $$bin/pytest scenarios $(UPSTREAM) -n 2 --expect=known
 
 fixed: ## the tests of upstream's calls on vLLM 0.22
-	@bin=$$($(SETUP) 0.22)/bin && $$bin/pytest $(UPSTREAM)
+	@bin=$$($(SETUP) 0.22)/bin && $$bin/pytest $(UPSTREAM) -n 2
 
+# What counts processes, or measures time, runs with nothing beside it, and first: the reports that
+# a session leaves are then those of all the rest.
 full: ## every test and scenario on STACK
-	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest --expect=known
+	@bin=$$($(SETUP) $(STACK))/bin || exit; \
+	$$bin/pytest tests -m alone --expect=known; alone=$$?; \
+	$$bin/pytest -m "not alone" -n 2 --expect=known && exit $$alone
 
-lint: ## ruff: rules and format
-	@bin=$$($(SETUP))/bin && $$bin/ruff check . && $$bin/ruff format --check .
+check: lint types quick ## what to run before each commit: lint, types and the quick tests
+
+quick: ## the tests that need neither the stack nor seconds
+	@bin=$$($(SETUP))/bin && $$bin/pytest tests --ignore=tests/on_stack --ignore=tests/repository -m "not slow and not alone" -n 2
+
+lint: ## ruff: rules and format; import-linter: the order of imports
+	@bin=$$($(SETUP))/bin && $$bin/ruff check . && $$bin/ruff format --check . && $$bin/lint-imports --no-logo --no-cache
 
 types: ## mypy, strict
 	@bin=$$($(SETUP))/bin && $$bin/mypy

@@ -71,7 +71,7 @@ def _presentable(content: Any, field: str = "", within: str = "") -> Any:
     if isinstance(content, dict):
         within = field
         return {one_line(key): _presentable(value, key, within) for key, value in content.items()}
-    if isinstance(content, list | tuple):
+    if isinstance(content, list | tuple):  # msgspec leaves tuples as they are
         return [_presentable(item, field, within) for item in content]
     return content
 

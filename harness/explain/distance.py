@@ -25,20 +25,20 @@ def farthest(reference: Bits, device: Bits, dtype: str) -> str:
     """
     if dtype not in _EXPONENT:
         return ""
-    distance = np.abs(_ordered(reference) - _ordered(device))
-    distance[~(_is_finite(reference, dtype) & _is_finite(device, dtype))] = 0
+    distance = np.abs(in_order(reference) - in_order(device))
+    distance[~(is_finite(reference, dtype) & is_finite(device, dtype))] = 0
     place = np.unravel_index(int(distance.argmax()), distance.shape)
     if not (largest := int(distance[place])):
         return ""
     index = [int(n) for n in place]
-    expected, found = (_value(int(bits[place]), dtype) for bits in (reference, device))
+    expected, found = (value_of(int(bits[place]), dtype) for bits in (reference, device))
     return (
         f"farthest off at {index}: {largest} unit{'s' if largest > 1 else ''} in the last place, "
         f"{expected:.9g} in the reference, {found:.9g} on the device"
     )
 
 
-def _ordered(bits: Bits) -> npt.NDArray[np.int64]:
+def in_order(bits: Bits) -> npt.NDArray[np.int64]:
     """Numbers in the order of the values: neighbours are one apart, and both zeros are 0."""
     sign = 1 << (8 * bits.itemsize - 1)
     wide = bits.astype(np.int64)
@@ -46,7 +46,8 @@ def _ordered(bits: Bits) -> npt.NDArray[np.int64]:
     return np.where(wide & sign, -magnitude, magnitude)
 
 
-def _is_finite(bits: Bits, dtype: str) -> npt.NDArray[np.bool_]:
+def is_finite(bits: Bits, dtype: str) -> npt.NDArray[np.bool_]:
+    """Which elements are numbers: neither NaN nor infinite."""
     width = 8 * bits.itemsize - 1
     magnitude = bits & ((1 << width) - 1)
     if dtype == "F8_E4M3":
@@ -56,7 +57,7 @@ def _is_finite(bits: Bits, dtype: str) -> npt.NDArray[np.bool_]:
     return np.asarray(magnitude < infinity)
 
 
-def _value(bits: int, dtype: str) -> float:
+def value_of(bits: int, dtype: str) -> float:
     """The number that ``bits`` stand for."""
     itemsize, exponent_bits = ITEMSIZE[dtype], _EXPONENT[dtype]
     mantissa_bits = 8 * itemsize - 1 - exponent_bits

@@ -47,6 +47,9 @@ from harness.load.twin import Meeting, become, take_over
 #: What a loading process can be asked to do: a name, and the function of bytes to bytes that does
 #: it, as ``module:function``. A process gets the table as it is when it starts, and nothing that
 #: is sent to it afterwards can name a module. Tests and benchmarks add rows of their own.
+#:
+#: A module may have a function ``prepare``: a process that imports it before the first load calls
+#: that once, for all loads it forks.
 JOBS = {
     "verify": "harness.verification.job:verify_job",
     "record": "harness.audit.feeding:record_job",
@@ -146,11 +149,17 @@ def main(scratch: Path, preload: str, jobs: Mapping[str, str]) -> None:
         try:
             engine.preload(preload)
             with InternalError.instead():
-                importlib.import_module(jobs[_JOB].split(":")[0])
+                _prepare(jobs[_JOB])
         except HarnessError as error:
             server.say(SentError.of(error))
             return
     server.serve()
+
+
+def _prepare(job: str) -> None:
+    """Import a job's module, and have it do what every load would else do anew."""
+    module = importlib.import_module(job.split(":")[0])
+    getattr(module, "prepare", lambda: None)()
 
 
 def _allow_descriptors() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Collection, Iterator
 
-from harness.base.errors import InternalError, TargetUnavailable
-from harness.compare.equality import warm_up
+from harness.base.errors import TargetUnavailable
 from harness.families.family import Family, Part
 from harness.families.registry import families
 from harness.load import emulated_slice, tpu_engine, xla_engine
@@ -18,18 +17,13 @@ from harness.load.target import Target
 def preload(target: str) -> None:
     """Import the stack of the named target, touching no device, so that forked loads need not.
 
-    What compares is compiled, too.
-
     Raises:
         TargetUnavailable: an import touched a device: the loads forked from here would inherit it.
-        InternalError: what compares does not compile.
         Exception: whatever the stack raises when it is imported.
     """
     modules = xla_engine.MODULES if target == "torch-xla" else tpu_engine.MODULES
     for module in (*modules, *_models()):
         importlib.import_module(module)
-    with InternalError.instead():
-        warm_up()
     if tpu_engine.alive() or xla_engine.alive():
         raise TargetUnavailable(
             "importing the stack touched a device",

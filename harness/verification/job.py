@@ -19,6 +19,7 @@ from harness.base.errors import HarnessError, InternalError
 from harness.base.progress import COMPARE, STREAM
 from harness.compare.difference import Difference
 from harness.compare.digest_comparison import Method
+from harness.compare.equality import warm_up
 from harness.compare.fp8_experts import part_comparison
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.selection import Chosen, Selection, choose, expert_bytes
@@ -79,6 +80,11 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, str] = {}
     selection: Selection = Selection()
     num_layers: int | None = None
+
+
+def prepare() -> None:
+    """Have what compares compiled, once for all loads that are forked from this process."""
+    warm_up()
 
 
 def verify_job(argument: bytes) -> bytes:

@@ -12,6 +12,8 @@ import pytest
 from harness.report.report import Session, Status, report_from_json
 from tests.support.given_reports import CONFTEST, report
 
+pytestmark = pytest.mark.slow
+
 TEST = """
 import msgspec
 import pytest

@@ -237,6 +237,7 @@ def test_experts_of_all_layers_together_are_bounded(copy: Path) -> None:
             _judge(copy)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("name", "write"), [*bombs()], ids=[name for name, _ in bombs()])
 def test_a_bomb_is_refused_in_time_and_memory(
     copy: Path, name: str, write: Callable[[Path], None]

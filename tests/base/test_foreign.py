@@ -155,6 +155,7 @@ def test_a_rendering(text: str, rendering: Callable[[Session], str], status: Sta
     assert len(shown) < 500_000
 
 
+@pytest.mark.slow
 @rows
 def test_what_is_rendered_can_be_read(text: str) -> None:
     session = hostile(text)
@@ -175,6 +176,7 @@ def test_a_cell_is_one_line_without_markup(text: str) -> None:
     assert len(cell(text)) < 6000
 
 
+@pytest.mark.slow
 def test_runs_of_numbers_are_never_cut() -> None:
     session = rank_shift()
     report = session.rows[0].report
@@ -216,6 +218,7 @@ def test_details_have_lines_and_are_cut() -> None:
     assert len(str(long)) < 2 * TEXT
 
 
+@pytest.mark.slow
 @rows
 def test_history_and_reports_that_are_read(text: str, tmp_path: Path) -> None:
     content = msgspec.to_builtins(hostile(text))

@@ -119,6 +119,7 @@ def test_however_it_is_spelled(name: str, spelling: str) -> None:
     assert not any(word in text for word in re.findall(r"\w{6,}", spelled) if word not in name)
 
 
+@pytest.mark.slow
 @given(value=st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), min_size=8, max_size=40))
 def test_any_value_in_any_spelling(value: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -307,6 +308,7 @@ def test_skipped(moe_verified):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
 def test_a_session(pytester: pytest.Pytester, workers: list[str]) -> None:
     """Chained errors, arguments and locals of frames, captured output, options, reasons."""

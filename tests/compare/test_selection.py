@@ -13,11 +13,6 @@ from harness.compare.selection import Selection, choose, every_expert, expert_by
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
-from harness.load.process import LoadProcesses
-from harness.load.target import Target
-from harness.report.report import Status
-from harness.synthetic.writer import write_checkpoint
-from harness.verification.verify import verify
 
 Pairs = dict[Part, list[tuple[int, int]]]
 
@@ -100,30 +95,3 @@ def test_bad_numbers_of_layers(tiny_checkpoints: dict[str, Path], number: str) -
     result = CliRunner().invoke(main, ["verify", at, "--num-layers", number])
     assert result.exit_code == 2
     assert f"a load of {number} layers" in result.stderr
-
-
-def test_the_report_counts_what_was_left_out(
-    tiny_checkpoints: dict[str, Path], target: Target, load_processes: LoadProcesses
-) -> None:
-    selection = Selection(layers="0,-1", experts="0-1,-1")
-    report = verify(
-        tiny_checkpoints["qwen3.6-mtp"], target, selection=selection, processes=load_processes
-    )
-    assert report.status is Status.EQUAL
-    assert {t.part: (t.experts_compared, t.experts, t.left_out) for t in report.tallies} == {
-        Part.DECODER: (6, 16, 10),
-        Part.MTP: (3, 8, 5),
-    }
-    assert "--layers=0,-1 --experts=0-1,-1" in report.repeat
-
-
-@pytest.mark.parametrize("family", ["qwen3-vl-moe", "qwen3.5-moe"])
-def test_a_load_of_fewer_layers(
-    tmp_path: Path, family: str, target: Target, load_processes: LoadProcesses
-) -> None:
-    path = write_checkpoint(family, tmp_path / "c", layers=4).path
-    report = verify(path, target, num_layers=2, processes=load_processes)
-    assert (report.status, report.failure) == (Status.EQUAL, None)
-    (tally,) = report.tallies
-    assert (tally.layers, tally.experts_compared) == (2, 16)
-    assert "--num-layers 2" in report.repeat

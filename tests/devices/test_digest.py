@@ -95,11 +95,10 @@ def test_no_lane_pair_collides_over_many_random_matrices() -> None:
     assert all(len(np.unique(pairs[:, half])) == len(many) for half in (0, 1))
 
 
-@pytest.mark.parametrize("canonical", [False, True])
-@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize(  # bf16 alone has canonical NaNs here
+    ("width", "canonical"), [(1, False), (2, False), (2, True), (4, False)]
+)
 def test_any_order_of_memory_gives_the_same(width: int, canonical: bool) -> None:
-    if canonical and width != 2:
-        pytest.skip("bf16 alone has canonical NaNs here")
     top = 1 << (8 * width)
     dtype = np.dtype(f"<u{width}")
     matrix = np.random.default_rng(3).integers(0, top, (F, D), dtype=dtype)

@@ -34,15 +34,15 @@ def test_every_value_is_decoded_as_the_format_says(dtype: str) -> None:
     with np.errstate(invalid="ignore"):  # signalling NaNs are among them
         values = every.view(DTYPES[dtype]).astype(np.float64)
     finite = np.isfinite(values)
-    assert np.array_equal(distance._is_finite(every, dtype), finite)
-    decoded = [distance._value(int(code), dtype) for code in every[finite]]
+    assert np.array_equal(distance.is_finite(every, dtype), finite)
+    decoded = [distance.value_of(int(code), dtype) for code in every[finite]]
     assert np.array_equal(decoded, values[finite])
 
 
 def test_neighbours_are_one_apart() -> None:
     every = np.arange(1 << 16, dtype=np.uint16)
-    every = every[distance._is_finite(every, "BF16")]
-    ranks = distance._ordered(every)
+    every = every[distance.is_finite(every, "BF16")]
+    ranks = distance.in_order(every)
     values = every.view(ml_dtypes.bfloat16).astype(np.float64)
     order = np.argsort(ranks, kind="stable")
     assert (np.diff(values[order]) >= 0).all()

@@ -16,6 +16,8 @@ from harness.base.errors import InternalError, TargetUnavailable
 from harness.load.process import LoadProcess, LoadProcessError
 from harness.load.target import Target
 
+pytestmark = pytest.mark.alone
+
 IDLE = "tests.support.idle_jobs:"
 
 

@@ -10,8 +10,7 @@ import pytest
 from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
 from harness.load import target as targets
-from harness.load.process import LoadProcess
-from harness.load.target import Parallelism, Target, emulated_target, target_named, torch_xla_target
+from harness.load.target import Parallelism, emulated_target, target_named, torch_xla_target
 from harness.load.tpu import TpuHost, chip_environment, find_tpu
 from harness.load.vllm_platform import PLATFORM
 
@@ -217,22 +216,3 @@ def test_a_stack_without_torch_xla_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(targets, "version", absent)
     with pytest.raises(TargetUnavailable, match="torch-xla is not installed"):
         torch_xla_target()
-
-
-def test_the_count_of_devices_cannot_change_once_xla_is_alive(
-    target: Target, load_process: LoadProcess
-) -> None:
-    with pytest.raises(TargetUnavailable, match="XLA is alive with 5 CPU devices") as raised:
-        load_process.run("tests.support.jobs:load_eight_with_five_alive", b"", target, timeout=120)
-    assert raised.value.expected == "9, with 8 of the mesh"
-
-
-def test_two_targets_of_a_session_live_in_two_processes(load_process: LoadProcess) -> None:
-    """The same parent: each load sees the number of devices its target asked for."""
-    counts = {
-        devices: load_process.run(
-            "tests.support.jobs:count_devices", b"", emulated_target(devices), timeout=120
-        )
-        for devices in (2, 8)
-    }
-    assert counts == {2: b"3", 8: b"9"}

@@ -16,6 +16,8 @@ from harness.load.process import LoadProcess, LoadProcessError
 from harness.load.target import Target
 from tests.support.waiting import gone, wait_for
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 Pair = tuple[LoadProcess, LoadProcess]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import InternalError, TargetUnavailable
-from harness.load import engine
 from harness.load.child import JOBS
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcess, LoadProcesses
@@ -44,19 +43,6 @@ def test_an_import_that_touches_a_device_is_refused(target: Target, overlay: Ove
     ):
         process.run("tests.support.idle_jobs:echo", b"", target, timeout=60)
     assert raised.value.where == "the loading process of emulated"
-
-
-def test_what_compares_and_does_not_compile_is_the_harnesss_own_failure(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail() -> None:
-        raise TypeError("as planted")
-
-    monkeypatch.setattr("harness.load.tpu_engine.MODULES", ())
-    monkeypatch.setattr(engine, "_MODELS", ())
-    monkeypatch.setattr(engine, "warm_up", fail)
-    with pytest.raises(InternalError, match="not the load under test: TypeError: as planted"):
-        engine.preload("emulated")
 
 
 STUBS = (
@@ -94,6 +80,19 @@ def test_a_job_that_cannot_be_imported_is_the_harnesss_own_failure(
                 process.run("verify", b"", target, timeout=60)
             monkeypatch.setattr("subprocess.Popen", None)
     assert raised.value.exit_code == 5
+
+
+def test_what_compares_and_does_not_compile_is_the_harnesss_own_failure(
+    stubs: Overlay, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job's module says what to do once for all loads, after the stack's import."""
+    (stubs.packages["vllm"] / "job.py").write_text("def prepare(): raise TypeError('as planted')")
+    monkeypatch.setitem(JOBS, "verify", "vllm.job:verify")
+    with (
+        LoadProcess(target, stubs) as process,
+        pytest.raises(InternalError, match="not the load under test: TypeError: as planted"),
+    ):
+        process.run("verify", b"", target, timeout=60)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from tests.support.nested import NESTED_PYTEST, nested_environment
 from tests.support.reports import a_report
 from tests.support.waiting import gone, wait_for
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 
 #: Starts a Python that Ctrl-C ends: what a shell puts into the background is born deaf to it.

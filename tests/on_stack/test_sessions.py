@@ -14,6 +14,8 @@ from harness.load.target import torch_xla_target
 from harness.report.report import Row, Session
 from tests.support.nested import NESTED_PYTEST, nested_environment
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 ROWS = "mtp-fused-alone or vl-2-devices"
 

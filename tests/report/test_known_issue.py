@@ -589,6 +589,7 @@ def folded(scenarios: tuple[str, ...]) -> str:
     return f"<details><summary>{len(scenarios)} scenarios</summary>{html}</details>"
 
 
+@pytest.mark.slow
 def test_the_document_has_every_row(request: pytest.FixtureRequest) -> None:
     path = Path(__file__).parents[2] / "docs" / "known-issues.md"
     mark = "<!-- table -->"

@@ -105,7 +105,7 @@ def called(text: str, values: list[str]) -> set[str]:
     verbs = makefile_verbs()
     found = []
     for words in re.findall(r"^make (.+)$", text, re.MULTILINE):
-        named = takewhile(lambda word: "=" not in word, words.split())
+        named = takewhile(lambda word: word.isalpha() or word == '"$VERB"', words.split())
         found += [verb for word in named for verb in (values if word == '"$VERB"' else [word])]
     assert set(found) <= set(verbs)
     return {part for verb in found for part in verbs[verb] or [verb]}

@@ -210,3 +210,10 @@ def test_one_checkpoint_is_opened_once(given: Given, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(job, "ModelCheckpoint", noted)
     run(request, report)
     assert len(opened) == 1
+
+
+def test_what_compares_is_compiled_before_the_first_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = []
+    monkeypatch.setattr(job, "warm_up", lambda: prepared.append("kernels"))
+    job.prepare()
+    assert prepared == ["kernels"]

@@ -18,6 +18,8 @@ from harness.load import guard
 from tests.support.nested import nested_environment
 from tests.support.waiting import gone, wait_for
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 2.0  # what the loading process and its files may outlive their parent by
 
