@@ -29,18 +29,11 @@ from harness.compare.selection import Selection
 from harness.families.family import Part
 from harness.families.registry import recipes
 from harness.load.environment import cache_directory
-from harness.load.hosts import target_on
-from harness.load.meshes import meshed
 from harness.load.overlay import overlay_from
 from harness.load.process import LoadProcesses
 from harness.load.stack import PACKAGES, installed_versions, require_stack, stack_name
-from harness.load.target import (
-    TARGETS,
-    Parallelism,
-    Target,
-    emulated_target,
-    target_named,
-)
+from harness.load.target import Parallelism, Target
+from harness.load.targets.registry import meshed, target_named, target_on, targets
 from harness.report.message import failure_text
 from harness.report.report import Report
 from harness.report.terminal import closing_table
@@ -302,7 +295,7 @@ def audit_run_command(
     require_writable(output)
     require_stack()
     rows = []
-    for row in run_audit(emulated_target(2), models, timeout=timeout):
+    for row in run_audit(target_named("emulated", 2), models, timeout=timeout):
         click.echo(f"{row.model}: {row.outcome}", err=True)
         rows.append(row)
     _put(run_json(rows) if form == "json" else run_text(rows).encode(), output)
@@ -327,7 +320,7 @@ def doctor_command(wanted: str | None) -> None:
         click.echo(f"          {package} {versions.get(package, 'not installed')}")
     click.echo(f"caches    {cache_directory()}")
     click.echo(f"found     credentials: {', '.join(credentials_found()) or 'none'}")
-    for name in TARGETS:
+    for name in targets():
         click.echo(f"target    {name}: {_availability(name)}")
     require_stack()
     if wanted:

@@ -19,12 +19,12 @@ from harness.base.errors import HarnessError, InternalError, TargetUnavailable
 from harness.base.writing import require_writable, require_writable_directory
 from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
-from harness.load.hosts import target_on
-from harness.load.meshes import mesh_sizes, meshed
+from harness.load.meshes import mesh_sizes
 from harness.load.overlay import Overlay, overlay_from
 from harness.load.process import LoadProcess, LoadProcesses
 from harness.load.stack import installed_versions
 from harness.load.target import Parallelism, Target
+from harness.load.targets.registry import meshed, target_on
 from harness.report import session as collector
 from harness.report.known_issue import KnownIssue, Load, Verdict, judge, note
 from harness.report.message import failure_text, known_text

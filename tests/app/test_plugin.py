@@ -89,7 +89,7 @@ def test_a_mesh_that_cannot_be_had_skips_and_a_wrong_one_fails(
 
 def test_a_target_without_such_a_mesh_skips(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
-        "import harness.load.target\nharness.target._require_torch_xla = lambda: None\n"
+        "from harness.load.targets import xla\nxla._require_torch_xla = lambda: None\n"
     )
     pytester.makepyfile("def test_row(target_of):\n    target_of(mesh='data=2,model=2')\n")
     result = pytester.runpytest_subprocess("--target", "torch-xla", "-rs")

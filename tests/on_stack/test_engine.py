@@ -52,8 +52,8 @@ def test_what_compares_and_does_not_compile_is_the_harnesss_own_failure(
     def fail() -> None:
         raise TypeError("as planted")
 
-    monkeypatch.setattr("harness.load.tpu_engine.MODULES", ())
-    monkeypatch.setattr(engine, "_MODELS", ())
+    monkeypatch.setattr("harness.load.targets.emulated.Emulated.modules", ())
+    monkeypatch.setattr(engine, "_models", lambda: ())
     monkeypatch.setattr(engine, "warm_up", fail)
     with pytest.raises(InternalError, match="not the load under test: TypeError: as planted"):
         engine.preload("emulated")

@@ -11,8 +11,9 @@ import pytest
 from harness.base.bits import Nan
 from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
-from harness.load import tpu_engine
-from harness.load.target import Parallelism, Target, emulated_target
+from harness.load.target import Parallelism, Target
+from harness.load.targets import tpu_inference
+from harness.load.targets.registry import target_named
 
 TPU = Target(
     name="tpu", devices=4, platform="tpu", parallelism=Parallelism.TENSOR, backend=Backend.GMM_TP,
@@ -31,7 +32,7 @@ def worker(*ids: int, platform: str = "tpu") -> SimpleNamespace:
     ids=["as numbered", "v6e-4", "v6e-8"],
 )
 def test_a_tpu_mesh_may_have_the_order_of_its_wires(ids: tuple[int, ...]) -> None:
-    tpu_engine._require_mesh(worker(*ids), replace(TPU, devices=len(ids)))
+    tpu_inference._require_mesh(worker(*ids), replace(TPU, devices=len(ids)), ())
 
 
 @pytest.mark.parametrize(
@@ -39,21 +40,21 @@ def test_a_tpu_mesh_may_have_the_order_of_its_wires(ids: tuple[int, ...]) -> Non
 )
 def test_another_mesh_than_the_targets_is_named(ids: tuple[int, ...], platform: str) -> None:
     with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
-        tpu_engine._require_mesh(worker(*ids, platform=platform), TPU)
+        tpu_inference._require_mesh(worker(*ids, platform=platform), TPU, ())
     assert raised.value.expected == "4 different tpu devices"
 
 
 def test_an_axis_that_upstream_dropped_is_the_stacks_failure() -> None:
     with pytest.raises(RuntimeError, match=r"the worker's mesh is .*, not expert=4"):
-        tpu_engine._require_mesh(worker(0), replace(TPU, mesh="expert=4"))
+        tpu_inference._require_mesh(worker(0), replace(TPU, mesh="expert=4"), ())
 
 
 def test_an_order_that_was_asked_for_is_required() -> None:
-    target = emulated_target(3)
-    tpu_engine._require_mesh(worker(1, 2, 3, platform="cpu"), target)
+    target = target_named("emulated", 3)
+    tpu_inference._require_mesh(worker(1, 2, 3, platform="cpu"), target, target.device_indexes)
     for ids in ((1, 3, 2), (0, 1, 2)):
         with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
-            tpu_engine._require_mesh(worker(*ids, platform="cpu"), target)
+            tpu_inference._require_mesh(worker(*ids, platform="cpu"), target, target.device_indexes)
         assert raised.value.expected == "[('cpu', 1), ('cpu', 2), ('cpu', 3)]"
 
 
@@ -64,5 +65,5 @@ def test_an_order_that_was_asked_for_is_required() -> None:
 def test_releases_whose_worker_drafts(
     monkeypatch: pytest.MonkeyPatch, release: str, drafts: bool
 ) -> None:
-    monkeypatch.setattr(tpu_engine, "version", lambda package: release)
-    assert tpu_engine._worker_drafts_mtp() is drafts
+    monkeypatch.setattr(tpu_inference, "version", lambda package: release)
+    assert tpu_inference._worker_drafts_mtp() is drafts
