@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +15,7 @@ from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
 from harness.load.target import Parallelism, Target
 from harness.load.targets import tpu_inference
-from harness.load.targets.registry import target_named
+from harness.load.targets.registry import driver_named, target_named
 
 TPU = Target(
     name="tpu", devices=4, platform="tpu", parallelism=Parallelism.TENSOR, backend=Backend.GMM_TP,
@@ -56,6 +58,31 @@ def test_an_order_that_was_asked_for_is_required() -> None:
         with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
             tpu_inference._require_mesh(worker(*ids, platform="cpu"), target, target.device_indexes)
         assert raised.value.expected == "[('cpu', 1), ('cpu', 2), ('cpu', 3)]"
+
+
+def hbm_usage_gb() -> None:
+    raise TypeError("'NoneType' object is not subscriptable")
+
+
+def another_step() -> None:
+    raise TypeError("as planted")
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "raised"),
+    [
+        ("emulated", hbm_usage_gb, False),
+        ("emulated", another_step, True),
+        ("tpu", hbm_usage_gb, True),
+    ],
+)
+def test_only_where_there_are_no_memory_statistics_may_their_log_fail(
+    name: str, step: Callable[[], None], raised: bool
+) -> None:
+    driver = driver_named(name)
+    assert isinstance(driver, tpu_inference.TpuInference)
+    with pytest.raises(TypeError) if raised else nullcontext():
+        driver._with_memory_logged(step)
 
 
 @pytest.mark.parametrize(
