@@ -23,8 +23,7 @@ from harness.base.errors import TargetUnavailable
 from harness.load.environment import compilation_cache
 from harness.load.target import Parallelism, Target
 from harness.load.targets.driver import Capability
-from harness.load.targets.tpu_inference import TPU_PLATFORM, TpuInference
-from harness.load.vllm_platform import PLATFORM
+from harness.load.targets.tpu_inference import TpuInference, under_a_tpus_name
 
 _SECONDS_TO_MEET = 120
 
@@ -45,16 +44,12 @@ class Emulated(TpuInference):
         return (
             super().environment(devices, parallelism)
             | compilation_cache()
+            | under_a_tpus_name(self.name, devices)
             | {
-                PLATFORM: TPU_PLATFORM,
                 "JAX_PLATFORMS": "cpu",
                 "XLA_FLAGS": _xla_flags(
                     _ISA, f"--xla_force_host_platform_device_count={devices + 1}"
                 ),
-                # Named, so that tpu_inference does not ask a metadata server at import.
-                "TPU_ACCELERATOR_TYPE": f"v6e-{devices}",
-                "TPU_NAME": "emulated",
-                "TPU_WORKER_ID": "0",
             }
         )
 

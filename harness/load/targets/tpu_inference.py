@@ -34,14 +34,12 @@ from harness.load.meshes import as_asked
 from harness.load.recording import recording
 from harness.load.target import Parallelism, Target
 from harness.load.targets.driver import Capability, Driver
+from harness.load.vllm_platform import PLATFORM
 
 _WORKER = "TPUWorker.init_device"
 
 #: What an unknown release is taken for.
 _NEWEST = "999"
-
-#: The class of vLLM's platform, where vLLM does not find it by a TPU.
-TPU_PLATFORM = "tpu_inference.platforms.tpu_platform.TpuPlatform"
 
 
 class TpuInference(Driver):
@@ -200,6 +198,17 @@ class TpuInference(Driver):
             inside = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
             if self.can(Capability.MEMORY_STATISTICS) or "hbm_usage_gb" not in inside:
                 raise
+
+
+def under_a_tpus_name(name: str, devices: int) -> dict[str, str]:
+    """What vLLM and tpu-inference need to be told where JAX has devices that are no TPU."""
+    return {
+        PLATFORM: "tpu_inference.platforms.tpu_platform.TpuPlatform",
+        # Named, so that tpu_inference does not ask a metadata server at import.
+        "TPU_ACCELERATOR_TYPE": f"v6e-{devices}",
+        "TPU_NAME": name,
+        "TPU_WORKER_ID": "0",
+    }
 
 
 def _register_loader(
