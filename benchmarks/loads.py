@@ -18,8 +18,9 @@ import numpy as np
 from harness.compare.digest_comparison import Method
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
-from harness.load import engine, recording, tpu_engine
+from harness.load import engine, recording
 from harness.load.target import Target
+from harness.load.targets import tpu_inference
 from harness.report.report import Environment, Report, Status
 from harness.verification import job
 from harness.verification.job import VerifyRequest
@@ -51,7 +52,7 @@ def _given(argument: bytes) -> tuple[str, Target, tuple[Part, ...]]:
 
 def bare(argument: bytes) -> bytes:
     """Load by upstream's loader as it is."""
-    vars(tpu_engine)["recording"] = lambda base, family, ledgers: base
+    vars(tpu_inference)["recording"] = lambda base, family, ledgers: base
     return _loaded(argument)
 
 

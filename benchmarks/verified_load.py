@@ -30,7 +30,8 @@ from harness.families.experts import reference_parts
 from harness.families.model import ModelCheckpoint
 from harness.load import child
 from harness.load.process import LoadProcess
-from harness.load.target import Parallelism, Target, emulated_target
+from harness.load.target import Parallelism, Target
+from harness.load.targets.registry import target_named
 from harness.synthetic.writer import write_checkpoint
 
 _MIB = 1 << 20
@@ -215,7 +216,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="keep the rows")
     parser.add_argument("--plot", type=Path, help="draw the rows; needs matplotlib")
     options = parser.parse_args()
-    target = emulated_target(4, Parallelism(options.parallelism))
+    target = target_named("emulated", 4, Parallelism(options.parallelism))
     title = f"{options.family} {options.shapes}, {target}"
     print(f"{title}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     rows = []

@@ -9,14 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.load.target import Target, target_named
+    from harness.load.target import Target
+    from harness.load.targets.registry import target_named
     from harness.report.report import Report
     from harness.verification.verify import verify
 
 __all__ = ["Report", "Target", "target_named", "verify"]
 
 _MODULES = {
-    "Report": "report.report", "Target": "load.target", "target_named": "load.target",
+    "Report": "report.report", "Target": "load.target", "target_named": "load.targets.registry",
     "verify": "verification.verify",
 }  # fmt: skip
 

@@ -31,12 +31,8 @@ from harness.load.environment import cache_directory
 from harness.load.overlay import overlay_from
 from harness.load.process import LoadProcesses
 from harness.load.stack import PACKAGES, installed_versions, require_stack, stack_name
-from harness.load.target import (
-    TARGETS,
-    Target,
-    emulated_target,
-    target_named,
-)
+from harness.load.target import Target
+from harness.load.targets.registry import target_named, targets
 from harness.report.message import failure_text
 from harness.report.report import Report
 from harness.report.terminal import closing_table
@@ -254,7 +250,7 @@ def audit_run_command(
     require_writable(output)
     require_stack()
     rows = []
-    for row in run_audit(emulated_target(2), models, timeout=timeout):
+    for row in run_audit(target_named("emulated", 2), models, timeout=timeout):
         click.echo(f"{row.model}: {row.outcome}", err=True)
         rows.append(row)
     _put(run_json(rows) if form == "json" else run_text(rows).encode(), output)
@@ -279,7 +275,7 @@ def doctor_command(wanted: str | None) -> None:
         click.echo(f"          {package} {versions.get(package, 'not installed')}")
     click.echo(f"caches    {cache_directory()}")
     click.echo(f"found     credentials: {', '.join(credentials_found()) or 'none'}")
-    for name in TARGETS:
+    for name in targets():
         click.echo(f"target    {name}: {_availability(name)}")
     require_stack()
     if wanted:

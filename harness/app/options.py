@@ -17,9 +17,8 @@ import click
 
 from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
-from harness.load.hosts import target_on
-from harness.load.meshes import meshed
 from harness.load.target import Parallelism, Share, Target
+from harness.load.targets.registry import meshed, target_on
 
 #: What the plugin's options, fixtures, markers and attributes of test reports begin with.
 PREFIX = "moe"

@@ -87,6 +87,12 @@ def _tables(rectangle: Rectangle, itemsize: int) -> tuple[Words, Words]:
     return weights(words_of(sizes[rectangle.hidden_axis], itemsize)), part
 
 
+#: Axes along which XLA reduces several operands at once well, and those for which there is a kernel
+#: of ours, by what XLA calls the devices (docs/speed.md has the rates of each).
+_TOGETHER: dict[str, tuple[int, ...]] = {"cpu": (1, 2), "gpu": (2,)}
+_BY_KERNEL: dict[str, tuple[int, ...]] = {"gpu": (1,)}
+
+
 @cache
 def _program(rectangles: tuple[Rectangle, ...], platform: str) -> Any:
     """The program for devices of ``platform``."""
@@ -115,20 +121,19 @@ def _share(bits: Any, rectangle: Rectangle, factors: Any, part: Any, platform: s
 def _sums(bits: Any, rectangle: Rectangle, factors: Any, platform: str) -> Any:
     """The first level of a rectangle, uint32 [4, E, features].
 
-    Four operands are reduced together where XLA is good at that: on CPU devices, and on a GPU
-    along columns. Along rows a GPU has a kernel of ours (docs/speed.md has the rates of each).
+    Four operands are reduced together where XLA is good at that, one by one elsewhere.
     """
     import jax.numpy as jnp
     from jax import lax
 
     axis = 1 + rectangle.hidden_axis
     rows, columns = rectangle.rows.as_slice(), rectangle.columns.as_slice()
-    if platform == "gpu" and axis == 1 and fits(bits[:, rows].shape, bits.dtype.itemsize):
+    if axis in _BY_KERNEL.get(platform, ()) and fits(bits[:, rows].shape, bits.dtype.itemsize):
         return column_sums(bits[:, rows], factors)[:, :, columns].transpose(1, 0, 2)
     z = turned(_words(bits[:, rows, columns], axis))
     shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
     products = [z * factors[lane].reshape(shape) for lane in range(LANES)]
-    if platform == "cpu" or (platform == "gpu" and axis == 2):
+    if axis in _TOGETHER.get(platform, ()):
         return jnp.stack(lax.reduce(products, [np.uint32(0)] * LANES, _added, (axis,)))
     return jnp.stack([jnp.sum(product, axis=axis, dtype=np.uint32) for product in products])
 

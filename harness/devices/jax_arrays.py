@@ -13,10 +13,11 @@ from harness.devices.expert_layout import Span
 from harness.devices.tensors import DeviceShard, DeviceTensor
 
 
-def from_jax(name: str, array: Any) -> DeviceTensor:
+def from_jax(name: str, array: Any, *, in_host_memory: bool) -> DeviceTensor:
     """See a ``jax.Array`` as a :class:`DeviceTensor`; shards in order of device id.
 
-    Only the shards this process can address are seen.
+    Only the shards this process can address are seen. ``in_host_memory``: whether its devices
+    share the host's memory, as CPU devices do.
     """
     dtype = FROM_ARRAY_NAME.get(str(array.dtype), str(array.dtype))
     shards = sorted(array.addressable_shards, key=lambda shard: shard.device.id)
@@ -24,16 +25,18 @@ def from_jax(name: str, array: Any) -> DeviceTensor:
         name=name,
         dtype=dtype,
         shape=tuple(array.shape),
-        shards=tuple(_shard_from_jax(shard, array.shape, dtype) for shard in shards),
+        shards=tuple(
+            _shard_from_jax(shard, array.shape, dtype, in_host_memory) for shard in shards
+        ),
     )
 
 
-def _shard_from_jax(shard: Any, shape: tuple[int, ...], dtype: str) -> DeviceShard:
-    in_host_memory = shard.device.platform == "cpu"
-
+def _shard_from_jax(
+    shard: Any, shape: tuple[int, ...], dtype: str, in_host_memory: bool
+) -> DeviceShard:
     @cache
     def view() -> Bits:
-        """The whole part where it lies: CPU devices share the host's memory."""
+        """The whole part where it lies, in the host's memory."""
         whole: Bits = np.asarray(shard.data).view(bits_dtype(dtype))
         return whole
 

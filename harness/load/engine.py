@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterator
 from harness.base.errors import TargetUnavailable
 from harness.families.family import Family, Part
 from harness.families.registry import families
-from harness.load import emulated_slice, tpu_engine, xla_engine
 from harness.load.hook import Hook
 from harness.load.loaded import Adapt, Ledgers, Loaded
 from harness.load.target import Target
+from harness.load.targets.registry import driver_named, driver_of, targets
 
 
 def preload(target: str) -> None:
@@ -21,10 +21,9 @@ def preload(target: str) -> None:
         TargetUnavailable: an import touched a device: the loads forked from here would inherit it.
         Exception: whatever the stack raises when it is imported.
     """
-    modules = xla_engine.MODULES if target == "torch-xla" else tpu_engine.MODULES
-    for module in (*modules, *_models()):
+    for module in (*driver_named(target).modules, *_models()):
         importlib.import_module(module)
-    if tpu_engine.alive() or xla_engine.alive():
+    if any(driver.alive() for driver in targets().values()):
         raise TargetUnavailable(
             "importing the stack touched a device",
             where=f"the loading process of {target}",
@@ -40,8 +39,7 @@ def _models() -> Iterator[str]:
 
 def leave(target: Target) -> None:
     """End this process's part in a slice, when all hosts have come so far."""
-    if target.hosts > 1 and target.platform == "cpu":
-        emulated_slice.leave()
+    driver_of(target).leave(target)
 
 
 def load(
@@ -71,9 +69,8 @@ def load(
         TargetUnavailable: this process has other devices than the target's.
         Exception: whatever the stack under test raises, unchanged.
     """
-    load_onto = xla_engine.load if target.name == "torch-xla" else tpu_engine.load
     ledgers = {} if ledgers is None else ledgers
-    return load_onto(
+    return driver_of(target).load(
         checkpoint,
         family,
         target,

@@ -30,16 +30,6 @@ def stack_environment() -> dict[str, str]:
     }
 
 
-def tpu_inference_environment(*, expert_kernel: bool) -> dict[str, str]:
-    """What every load through tpu-inference needs; ``expert_kernel`` packs for the fused kernel."""
-    return stack_environment() | {
-        # The vLLM model classes, for target and draft alike: tpu-inference refuses a mix.
-        "MODEL_IMPL_TYPE": "vllm",
-        "DRAFT_MODEL_IMPL_TYPE": "vllm",
-        "USE_MOE_EP_KERNEL": "1" if expert_kernel else "0",
-    }
-
-
 def compilation_cache() -> dict[str, str]:
     """Have JAX keep what it compiled, by machine: a program for one CPU must not run on another.
 
@@ -54,10 +44,3 @@ def compilation_cache() -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-
-
-def xla_flags(*flags: str) -> str:
-    """The user's flags, with ``flags`` instead of theirs of the same names."""
-    ours = {flag.split("=")[0] for flag in flags}
-    given = os.environ.get("XLA_FLAGS", "").split()
-    return " ".join([*(f for f in given if f.split("=")[0] not in ours), *flags])

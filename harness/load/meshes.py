@@ -9,14 +9,12 @@ parallelism are taken out of the tensor parallel size.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import replace
 
 from harness.base.bounds import shown
-from harness.base.errors import BadInput, TargetUnavailable
-from harness.load.hosts import require_devices, target_on
-from harness.load.target import Parallelism, Share, Target
+from harness.base.errors import BadInput
+from harness.load.target import Target
 
 _AXES = ("data", "attn_dp", "expert", "model", "dcp", "pcp")
 #: A flag, not an axis: the mesh of (data, model) although another axis is asked for.
@@ -47,35 +45,13 @@ def mesh_sizes(mesh: str) -> tuple[dict[str, int], bool]:
     return sizes, not flagged and any(axis in sizes for axis in _NEEDS_NEW_DESIGN)
 
 
-def meshed(
-    name: str,
-    mesh: str,
-    parallelism: Parallelism = Parallelism.TENSOR,
-    hosts: int = 1,
-    share: Share = None,
-) -> Target:
-    """The named target with a mesh of several axes.
-
-    Args:
-        name: of the target, one that goes through tpu-inference.
-        mesh: sizes of its axes, ``expert=2,model=2``; ``,2d`` keeps the mesh of two axes.
-        parallelism: how experts are spread over it.
-        hosts: processes its devices are divided among.
-        share: see :func:`harness.load.target.target_named`.
+def as_asked(target: Target, mesh: str) -> Target:
+    """``target``, on as many devices as ``mesh`` has, with what asks upstream for that mesh.
 
     Raises:
-        BadInput: the mesh is malformed, or has too many devices.
-        TargetUnavailable: the target has no such mesh, or not so many devices.
+        BadInput: it is malformed.
     """
     sizes, new_design = mesh_sizes(mesh)
-    if name == "torch-xla":
-        raise TargetUnavailable(
-            "a mesh of several axes on torch-xla", where="mesh",
-            expected="a target that goes through tpu-inference", hint="--target emulated",
-        )  # fmt: skip
-    devices = math.prod(sizes.values())
-    require_devices(name, devices, where="--mesh")
-    target = target_on(name, devices, parallelism, hosts, share)
     attn_dp, dcp = sizes.get("attn_dp", 1), sizes.get("dcp", 1)
     engine = {
         "tensor_parallel_size": sizes.get("model", 1) * attn_dp * dcp,

@@ -10,26 +10,11 @@ vLLM decides as if this package were not there.
 from __future__ import annotations
 
 import os
-from enum import StrEnum
 
-#: Set, to a :class:`Platform`, in the processes of targets that name vLLM's platform.
+#: Set, to the class of vLLM's platform, in the processes of targets that name one.
 PLATFORM = "HARNESS_PLATFORM"
-
-
-class Platform(StrEnum):
-    """The platforms a target can name."""
-
-    EMULATED_TPU = "emulated-tpu"
-    HOST = "host"
-
-
-_CLASSES = {
-    Platform.EMULATED_TPU: "tpu_inference.platforms.tpu_platform.TpuPlatform",
-    Platform.HOST: "harness.load.host_platform.HostPlatform",
-}
 
 
 def platform() -> str | None:
     """The platform class vLLM is to use, or None where no target of the harness named one."""
-    named = os.environ.get(PLATFORM)
-    return _CLASSES[Platform(named)] if named else None
+    return os.environ.get(PLATFORM) or None

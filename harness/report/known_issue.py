@@ -23,7 +23,8 @@ from harness.base.text import numbers_of
 from harness.compare.difference import Difference, Kind
 from harness.explain.causes import Cause
 from harness.families.family import Part, Projection, Storage
-from harness.load.target import TARGETS, Parallelism
+from harness.load.target import Parallelism
+from harness.load.targets.registry import targets
 from harness.report.maps import PartMap, State
 from harness.report.report import Failure, Report, Status, contradictions
 
@@ -220,7 +221,7 @@ class KnownIssue:
     targets: tuple[str, ...] = ("emulated", "tpu")
 
     def __post_init__(self) -> None:
-        if unknown := set(self.targets) - set(TARGETS):
+        if unknown := set(self.targets) - set(targets()):
             raise ValueError(f"known issue {self.id}: no target {', '.join(sorted(unknown))}")
         if (self.raised is None) is (self.differs is None):
             raise ValueError(f"known issue {self.id}: it is an error, or it is differences")

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
-from packaging.version import Version
 
 from harness.base import progress
 from harness.base.bits import Nan
@@ -23,7 +22,6 @@ from harness.compare.equality import warm_up
 from harness.compare.fp8_experts import part_comparison
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.selection import Chosen, Selection, choose, expert_bytes
-from harness.devices.parameter_layout import HOST, Packing
 from harness.devices.tensors import DevicePart, DeviceTensor, device_part
 from harness.explain.diagnosis import Explainer
 from harness.explain.load_failure import diagnose_failure, never_arrived
@@ -38,6 +36,7 @@ from harness.load.hook import Hook
 from harness.load.ledger import Ledger
 from harness.load.loaded import Adapt, Ledgers, Loaded
 from harness.load.target import Target
+from harness.load.targets.registry import driver_of
 from harness.report.maps import map_of, with_missing
 from harness.report.report import (
     Delivery,
@@ -297,24 +296,6 @@ def _explain_failure(report: Report, parts: Sequence[ReferencePart], ledgers: Le
     report.maps = [with_missing(m, lost) if m.part is part.part else m for m in report.maps]
 
 
-#: What an unknown release is taken for.
-_NEWEST = "999"
-
-
-def packing_of(target: Target, versions: dict[str, str]) -> Packing:
-    """What the release under test does to parameters.
-
-    Up to 0.21 tpu-inference keeps linear weights as [outputs, inputs]
-    (``layers/vllm/quantization/configs.py``: ``P(ATTN_HEAD, None)`` for columns) and repeats no
-    k and v heads (there is no ``_tile_kv``).
-    """
-    if target.name == "torch-xla":
-        return HOST
-    if Version(versions.get("tpu-inference", _NEWEST)).release < (0, 22):
-        return Packing(transposes=False, repeats=False)
-    return Packing()
-
-
 def add_parameters(
     report: Report,
     part: ReferencePart,
@@ -342,7 +323,7 @@ def add_parameters(
 
     comparison = ParameterComparison(
         part, loaded.tensors[part.part], loaded.grid,
-        packing=packing_of(target, report.environment.versions), nan=nan, chosen=wanted,
+        packing=driver_of(target).packing(report.environment.versions), nan=nan, chosen=wanted,
         local=loaded.local,
     )  # fmt: skip
     differences = list(comparison.differences())

@@ -27,11 +27,11 @@ from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
 from harness.load.hook import Hook
-from harness.load.hosts import played_here
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
 from harness.load.stack import require_stack, stack_name
-from harness.load.target import Parallelism, Target, emulated_target
+from harness.load.target import Parallelism, Target
+from harness.load.targets.registry import driver_of, target_named
 from harness.report.maps import map_of
 from harness.report.merge import merged
 from harness.report.report import Environment, Report, Status, redacted_report
@@ -90,7 +90,7 @@ def verify(
         InternalError: not the load under test failed, but what judges it.
     """
     timeout = require_seconds(timeout, "--timeout")
-    target = target or emulated_target()
+    target = target or target_named("emulated")
     opened = ModelCheckpoint(checkpoint)
     against = ModelCheckpoint(reference) if reference is not None else opened
     for place in (opened.model, against.model):
@@ -180,7 +180,7 @@ def _completed(
 ) -> Report:
     """Have every host that this machine plays load and compare; one report of theirs."""
     with progress.shown(terminal) as watch:
-        hosts = played_here(request.target)
+        hosts = driver_of(request.target).played_here(request.target)
         reports = outcomes(request, report, hosts, processes, timeout, watch)
     return redacted_report(merged(reports) if len(reports) > 1 else reports[0])
 

@@ -9,13 +9,14 @@ import pytest
 
 import harness
 from harness.load import target
+from harness.load.targets import registry
 from harness.report import report
 from harness.verification import verify as verification
 
 
 def test_the_library_is_at_the_top() -> None:
     assert harness.verify is verification.verify
-    assert harness.target_named is target.target_named
+    assert harness.target_named is registry.target_named
     assert (harness.Report, harness.Target) == (report.Report, target.Target)
 
 

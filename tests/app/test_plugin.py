@@ -97,7 +97,7 @@ def test_a_mesh_that_cannot_be_had_skips_and_a_wrong_one_fails(
 
 def test_a_target_without_such_a_mesh_skips(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
-        "import harness.load.target\nharness.load.target._require_torch_xla = lambda: None\n"
+        "from harness.load.targets import xla\nxla._require_torch_xla = lambda: None\n"
     )
     pytester.makepyfile("def test_row(moe_target_of):\n    moe_target_of(mesh='data=2,model=2')\n")
     result = pytester.runpytest_subprocess("--moe-target", "torch-xla", "-rs")

@@ -29,9 +29,7 @@ from harness.base.errors import BadInput
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import reference_parts
 from harness.families.model import ModelCheckpoint
-from harness.load.hosts import target_on
-from harness.load.meshes import meshed
-from harness.load.target import TARGETS, emulated_target, target_named
+from harness.load.targets.registry import meshed, target_named, target_on, targets
 from harness.verification.verify import verify
 from tests.support.input_bombs import bombs
 from tests.support.spoiling import edit_json
@@ -111,10 +109,10 @@ def test_seconds_of_the_library(tiny_checkpoints: dict[str, Path], timeout: Any)
     with pytest.raises(BadInput, match="seconds"):
         verify(tiny_checkpoints["qwen3-vl-moe"], timeout=timeout)
     with pytest.raises(BadInput, match="seconds"):
-        next(run_audit(emulated_target(2), timeout=timeout))
+        next(run_audit(target_named("emulated", 2), timeout=timeout))
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", targets())
 @pytest.mark.parametrize("value", [*DEVICES, True, 2.0, "4"])
 def test_devices_of_the_library(name: str, value: Any) -> None:
     for make in (target_named, target_on):
@@ -123,7 +121,7 @@ def test_devices_of_the_library(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [*HOSTS, True, 2.0, "2", None])
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", targets())
 def test_hosts_of_the_library(name: str, value: Any) -> None:
     beyond = MOST_TPU_HOSTS + 1 if name == "tpu" and value in (17, 100) else value
     with pytest.raises(BadInput, match="hosts"):
@@ -137,7 +135,7 @@ def test_a_mesh_of_the_library(mesh: Any) -> None:
 
 
 def test_what_is_within_bounds() -> None:
-    assert emulated_target(MOST_EMULATED_DEVICES).devices == MOST_EMULATED_DEVICES
+    assert target_named("emulated", MOST_EMULATED_DEVICES).devices == MOST_EMULATED_DEVICES
     assert target_on("emulated", 16, hosts=MOST_EMULATED_HOSTS).hosts == MOST_EMULATED_HOSTS
     assert meshed("emulated", "data=16,model=16").devices == MOST_EMULATED_DEVICES
 

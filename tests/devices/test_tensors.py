@@ -55,7 +55,7 @@ def fake_jax_array() -> SimpleNamespace:
 
 
 def test_a_jax_array_is_seen_by_its_shards() -> None:
-    tensor = from_jax("w", fake_jax_array())
+    tensor = from_jax("w", fake_jax_array(), in_host_memory=True)
     assert tensor.dtype == "BF16"
     assert [shard.device for shard in tensor.shards] == list(MESH)
     assert tensor.shards[1].index == (Span(0, 2), Span(0, 4), Span(3, 6))
@@ -76,7 +76,7 @@ def test_what_is_read_back_of_a_device_is_kept_by_no_array_of_its() -> None:
     tpu = SimpleNamespace(platform="tpu", id=0)
     shard = SimpleNamespace(device=tpu, index=part, data=Array())
     array = SimpleNamespace(shape=WHOLE.shape, dtype="bfloat16", addressable_shards=[shard])
-    (seen,) = from_jax("w", array).shards
+    (seen,) = from_jax("w", array, in_host_memory=False).shards
     assert not seen.in_host_memory
     assert np.array_equal(seen.fetch(...), WHOLE)
     assert np.array_equal(seen.fetch(1), WHOLE[1])

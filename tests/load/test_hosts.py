@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from harness.base.errors import BadInput, TargetUnavailable
-from harness.load.hosts import host_number, played_here, target_on
-from harness.load.meshes import meshed
-from harness.load.target import emulated_target
+from harness.load.targets.registry import driver_of, meshed, target_named, target_on
+from harness.load.targets.tpu import host_number
 
 
 def test_one_host_is_the_target_itself() -> None:
-    assert target_on("emulated", 2) == emulated_target(2)
-    assert played_here(emulated_target(2)) == [emulated_target(2)]
+    assert target_on("emulated", 2) == target_named("emulated", 2)
+    target = target_named("emulated", 2)
+    assert driver_of(target).played_here(target) == [target]
 
 
 def test_the_emulated_hosts_meet_and_each_knows_its_number() -> None:
     target = target_on("emulated", 8, hosts=2)
     assert str(target) == "emulated, 8 devices on 2 hosts"
-    first, second = played_here(target)
+    first, second = driver_of(target).played_here(target)
     assert (first.host, second.host) == (0, 1)
     assert first.coordinator == second.coordinator
     assert first.coordinator.startswith("127.0.0.1:")

@@ -6,8 +6,9 @@ import pytest
 
 from harness.base.errors import BadInput, TargetUnavailable
 from harness.devices.mesh import Mesh
-from harness.load.meshes import mesh_sizes, meshed
+from harness.load.meshes import mesh_sizes
 from harness.load.target import Parallelism
+from harness.load.targets.registry import meshed
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 
 from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
-from harness.load import target as targets
-from harness.load.target import Parallelism, emulated_target, target_named, torch_xla_target
-from harness.load.tpu import TpuHost, chip_environment, find_tpu
+from harness.load.target import Parallelism
+from harness.load.targets import tpu, xla
+from harness.load.targets.registry import target_named
+from harness.load.targets.tpu import TpuHost, chip_environment, find_tpu
 from harness.load.vllm_platform import PLATFORM
 
 V6E, TPU7X, V4 = "0x006f", "0x0076", "0x005e"
@@ -104,7 +105,7 @@ def test_all_chips_need_no_bounds_and_odd_parts_have_none(tmp_path: Path) -> Non
 @pytest.fixture
 def eight_chips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TpuHost:
     host = found(fake_host(tmp_path, 8))
-    monkeypatch.setattr(targets, "find_tpu", lambda: host)
+    monkeypatch.setattr(tpu, "find_tpu", lambda: host)
     return host
 
 
@@ -145,14 +146,14 @@ def test_two_devices_of_a_chip_are_one_chip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = found(fake_host(tmp_path, 4, TPU7X))
-    monkeypatch.setattr(targets, "find_tpu", lambda: host)
+    monkeypatch.setattr(tpu, "find_tpu", lambda: host)
     assert target_named("tpu").devices == 8
     assert target_named("tpu", 2).chips == (0,)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_an_emulated_mesh_leaves_the_first_device_to_the_host(devices: int) -> None:
-    target = emulated_target(devices)
+    target = target_named("emulated", devices)
     assert target.device_indexes == tuple(range(1, devices + 1))
     assert target.environment["XLA_FLAGS"].endswith(f"device_count={devices + 1}")
 
@@ -160,7 +161,7 @@ def test_an_emulated_mesh_leaves_the_first_device_to_the_host(devices: int) -> N
 def test_the_users_xla_flags_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     given = "--xla_a=1 --xla_cpu_max_isa=AVX2 --xla_force_host_platform_device_count=64"
     monkeypatch.setenv("XLA_FLAGS", given)
-    flags = emulated_target(2).environment["XLA_FLAGS"]
+    flags = target_named("emulated", 2).environment["XLA_FLAGS"]
     assert flags == ("--xla_a=1 --xla_cpu_max_isa=AVX512 --xla_force_host_platform_device_count=3")
 
 
@@ -168,9 +169,9 @@ def test_what_was_compiled_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     name = "JAX_COMPILATION_CACHE_DIR"
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     monkeypatch.delenv(name, raising=False)
-    assert emulated_target().environment[name].startswith(f"{tmp_path}/jax/")
+    assert target_named("emulated").environment[name].startswith(f"{tmp_path}/jax/")
     monkeypatch.setenv(name, "/elsewhere")
-    assert name not in emulated_target().environment
+    assert name not in target_named("emulated").environment
 
 
 def test_numba_has_a_place_for_what_it_compiles(
@@ -178,13 +179,13 @@ def test_numba_has_a_place_for_what_it_compiles(
 ) -> None:
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
-    assert emulated_target().environment["NUMBA_CACHE_DIR"] == f"{tmp_path}/numba"
+    assert target_named("emulated").environment["NUMBA_CACHE_DIR"] == f"{tmp_path}/numba"
     monkeypatch.setenv("NUMBA_CACHE_DIR", "/elsewhere")
-    assert emulated_target().environment["NUMBA_CACHE_DIR"] == "/elsewhere"
+    assert target_named("emulated").environment["NUMBA_CACHE_DIR"] == "/elsewhere"
 
 
 def test_each_parallelism_has_its_packing() -> None:
-    of = {p: emulated_target(4, p) for p in Parallelism}
+    of = {p: target_named("emulated", 4, p) for p in Parallelism}
     assert [t.backend for t in of.values()] == [
         Backend.GMM_TP, Backend.GMM_EP, Backend.FUSED_MOE,
     ]  # fmt: skip
@@ -193,26 +194,26 @@ def test_each_parallelism_has_its_packing() -> None:
 
 def test_torch_xla_has_no_kernel_packing() -> None:
     with pytest.raises(TargetUnavailable, match="expert-kernel on torch-xla"):
-        torch_xla_target(4, Parallelism.EXPERT_KERNEL)
+        target_named("torch-xla", 4, Parallelism.EXPERT_KERNEL)
 
 
 def test_a_torch_that_does_not_fit_torch_xla_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch-xla": "2.9.0", "torch": "2.10.0"}
-    monkeypatch.setattr(targets, "version", versions.__getitem__)
+    monkeypatch.setattr(xla, "version", versions.__getitem__)
     with pytest.raises(TargetUnavailable, match=r"torch_xla 2\.9\.0 does not fit torch 2\.10\.0"):
-        torch_xla_target()
+        target_named("torch-xla")
 
 
 def test_a_build_of_torch_fits_its_release(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"torch-xla": "2.9.0", "torch": "2.9.1a0+cpu"}
-    monkeypatch.setattr(targets, "version", versions.__getitem__)
-    assert torch_xla_target().devices == 4
+    monkeypatch.setattr(xla, "version", versions.__getitem__)
+    assert target_named("torch-xla").devices == 4
 
 
 def test_a_stack_without_torch_xla_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(targets, "version", absent)
+    monkeypatch.setattr(xla, "version", absent)
     with pytest.raises(TargetUnavailable, match="torch-xla is not installed"):
-        torch_xla_target()
+        target_named("torch-xla")

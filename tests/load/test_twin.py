@@ -24,9 +24,9 @@ Pair = tuple[LoadProcess, LoadProcess]
 PARENT = """
 import time
 from harness.load.process import LoadProcess
-from harness.load.target import emulated_target
+from harness.load.targets.registry import target_named
 from tests.support import registered
-one, other = (LoadProcess(emulated_target(), preload=False) for _ in range(2))
+one, other = (LoadProcess(target_named("emulated"), preload=False) for _ in range(2))
 other.start_from(one)
 print(one.pid, other.pid, one.scratch, other.scratch, flush=True)
 time.sleep(600)

@@ -29,9 +29,9 @@ import os, sys, time
 from pathlib import Path
 from harness.load.process import LoadProcess
 from harness.load.overlay import Overlay
-from harness.load.target import emulated_target
+from harness.load.targets.registry import target_named
 from tests.support import registered
-target = emulated_target()
+target = target_named("emulated")
 plain = lambda: LoadProcess(target, preload=False)
 def run(process, job, timeout=600):
     return process.run("tests.support.idle_jobs:" + job, b"", target, timeout=timeout)

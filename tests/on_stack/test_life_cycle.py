@@ -17,7 +17,8 @@ import pytest
 from harness.base.errors import InternalError
 from harness.load.connection import Connection
 from harness.load.process import LoadProcess, LoadProcessError
-from harness.load.target import Target, emulated_target
+from harness.load.target import Target
+from harness.load.targets.registry import target_named
 from harness.report.report import Report, Status
 from harness.verification import outcomes
 from harness.verification.job import VerifyRequest
@@ -38,9 +39,8 @@ PYTHON = [
 #: A parent that starts a load which never ends, and says where its files are.
 PARENT = """
 from harness.load.process import LoadProcess
-from harness.load.target import emulated_target
 from tests.support import registered
-with LoadProcess(emulated_target(), preload=False) as process:
+with LoadProcess(target_named("emulated"), preload=False) as process:
     print(process.scratch, flush=True)
     process.run("tests.support.idle_jobs:hang_with_a_child", b"", process.target, timeout=600)
 """
@@ -156,7 +156,7 @@ def broken_off(
     how: str, phase: str, hosts: int, process: LoadProcess, monkeypatch: pytest.MonkeyPatch
 ) -> Report:
     """The report of a load that crashes or hangs in a phase."""
-    target = replace(emulated_target(), hosts=hosts)
+    target = replace(target_named("emulated"), hosts=hosts)
     request = VerifyRequest(checkpoint=phase, reference=how, target=target, parts=())
     monkeypatch.setattr(outcomes, "_JOB", "tests.support.idle_jobs:end_in_a_phase")
     timeout = 2 if how == "hang" else 60
@@ -275,7 +275,7 @@ def test_soak(target: Target, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         gc.collect()
         before = descriptors(psutil.Process()), descriptors(loading)
         for number in range(200):
-            mesh = emulated_target(1 + number % 8)
+            mesh = target_named("emulated", 1 + number % 8)
             object.__setattr__(mesh, "chips", chips[number % 3])
             answer = process.run("tests.support.idle_jobs:echo", b"%d" % number, mesh, timeout=60)
             assert answer == b"%d" % number

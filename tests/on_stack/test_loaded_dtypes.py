@@ -11,7 +11,8 @@ import pytest
 from harness.explain.causes import Cause
 from harness.families.model import ModelCheckpoint
 from harness.load.process import LoadProcesses
-from harness.load.target import Target, emulated_target
+from harness.load.target import Target
+from harness.load.targets.registry import target_named
 from harness.report.report import Status
 from harness.synthetic.writer import write_checkpoint
 from harness.verification.verify import verify
@@ -83,6 +84,6 @@ def test_the_type_of_a_model(
 def test_a_vocabulary_on_eight_devices(tmp_path: Path, load_processes: LoadProcesses) -> None:
     """500 rows are padded to 512, 64 a device; the last one's last 12 are zeros."""
     path = write_checkpoint("qwen3-vl-moe", tmp_path / "c", shapes="tiny:vocabulary").path
-    report = verify(path, emulated_target(8), processes=load_processes)
+    report = verify(path, target_named("emulated", 8), processes=load_processes)
     assert report.status is Status.EQUAL, (report.diagnoses, report.failure)
     assert report.parameters[0].padding_bytes == 2 * 12 * 128 * 2

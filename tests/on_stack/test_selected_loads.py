@@ -11,7 +11,8 @@ from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
 from harness.families.family import Part
 from harness.load.process import LoadProcess, LoadProcesses
-from harness.load.target import Target, emulated_target
+from harness.load.target import Target
+from harness.load.targets.registry import target_named
 from harness.report.report import Status
 from harness.synthetic.writer import write_checkpoint
 from harness.verification.verify import verify
@@ -76,7 +77,7 @@ def test_two_targets_of_a_session_live_in_two_processes(load_process: LoadProces
     """The same parent: each load sees the number of devices its target asked for."""
     counts = {
         devices: load_process.run(
-            "tests.support.jobs:count_devices", b"", emulated_target(devices), timeout=120
+            "tests.support.jobs:count_devices", b"", target_named("emulated", devices), timeout=120
         )
         for devices in (2, 8)
     }

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from harness.base.errors import TargetUnavailable
-from harness.load.target import torch_xla_target
+from harness.load.targets.registry import target_named
 from harness.report.report import Row, Session
 from tests.support.nested import NESTED_PYTEST, nested_environment
 
@@ -42,7 +42,7 @@ def facts(row: Row) -> object:
 
 def test_workers_and_order_change_nothing(tmp_path: Path) -> None:
     try:
-        torch_xla_target()
+        target_named("torch-xla")
     except TargetUnavailable as error:
         pytest.skip(str(error))
     one = run(tmp_path / "one")

@@ -13,7 +13,8 @@ from harness.explain.causes import Cause
 from harness.families.family import Part
 from harness.load.hook import Hook
 from harness.load.process import LoadProcesses
-from harness.load.target import Parallelism, Target, torch_xla_target
+from harness.load.target import Parallelism, Target
+from harness.load.targets.registry import target_named
 from harness.report.message import failure_text
 from harness.report.report import Report, Status
 from harness.verification.job import VerifyRequest
@@ -23,7 +24,7 @@ from tests.support.flips import FLIPS, with_one_byte_flipped
 
 def available(*mesh: int | Parallelism) -> Target:
     try:
-        return torch_xla_target(*mesh)  # type: ignore[arg-type]
+        return target_named("torch-xla", *mesh)  # type: ignore[arg-type]
     except TargetUnavailable as error:
         pytest.skip(str(error))
 

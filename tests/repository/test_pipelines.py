@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.load.target import TARGETS
+from harness.load.targets.registry import targets as known_targets
 from tests.support.manifests import JOBSET, WORKFLOWS, Document, job, load, parsed, pod
 from tests.support.pipelines import ROOT, linted, script, tool
 
@@ -88,7 +88,7 @@ def test_every_call_is_valid() -> None:
     found = [options for document in documents for options in calls(document)]
     targets = [parsed(options).target for options in [*found, jobset_call(load(JOBSET))]]
     assert len(targets) >= 12
-    assert set(targets) == set(TARGETS)
+    assert set(targets) == set(known_targets())
 
 
 @pytest.mark.parametrize("options", [" --stack 0.26", " --target gpu", " --stacks 0.19"])

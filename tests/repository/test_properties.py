@@ -36,8 +36,7 @@ from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import reference_parts
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
-from harness.load.hosts import target_on
-from harness.load.meshes import meshed
+from harness.load.targets.registry import meshed, target_on
 from harness.report.history import courses, print_courses
 from harness.report.maps import map_of
 from harness.report.merge import merged_session

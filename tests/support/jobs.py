@@ -19,11 +19,11 @@ from harness.explain.diagnosis import Explainer
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
-from harness.load import engine, tpu_engine, xla_engine
+from harness.load import engine
 from harness.load.ledger import Ledger
 from harness.load.recording import Recorder
-from harness.load.target import emulated_target
-from harness.load.xla_engine import seen_by_torch_xla
+from harness.load.targets.registry import driver_named, target_named, targets
+from harness.load.targets.xla import seen_by_torch_xla
 from harness.report.report import Status
 from harness.verification.job import VerifyRequest, run
 from tests.support.fault_catalogue import FAULTS
@@ -212,7 +212,11 @@ def _replicated_by_jax(device: DevicePart) -> DevicePart:
     bits = [tensor.rectangle(e, *(Span(0, n) for n in tensor.shape[1:])) for e in range(8)]
     mesh = Mesh(np.array(jax.devices("cpu")[1:5]), ("model",))
     array = np.stack(bits).view(jax.numpy.bfloat16)
-    spread = from_jax(tensor.name, jax.device_put(array, NamedSharding(mesh, PartitionSpec())))
+    spread = from_jax(
+        tensor.name,
+        jax.device_put(array, NamedSharding(mesh, PartitionSpec())),
+        in_host_memory=True,
+    )
     layers = {number: dict(tensors) for number, tensors in device.layers.items()}
     layers[0][Parameter.W13] = spread
     return replace(device, layers=layers)
@@ -226,9 +230,9 @@ def count_devices(_: bytes) -> bytes:
 
 def backends_alive(_: bytes) -> bytes:
     """Whether a backend is alive before and after a device is touched."""
-    before = tpu_engine.alive() or xla_engine.alive()
+    before = any(driver.alive() for driver in targets().values())
     count_devices(b"")
-    return msgspec.json.encode([before, tpu_engine.alive()])
+    return msgspec.json.encode([before, driver_named("emulated").alive()])
 
 
 def written_by_an_import(_: bytes) -> bytes:
@@ -241,7 +245,7 @@ def written_by_an_import(_: bytes) -> bytes:
 def load_eight_with_five_alive(_: bytes) -> bytes:
     """Ask for a mesh of eight in a process whose XLA was started for one of four."""
     count_devices(b"")
-    target = emulated_target(8)
+    target = target_named("emulated", 8)
     os.environ.update(target.environment)
     engine.load("/nowhere", None, target, [Part.DECODER])
     return b""

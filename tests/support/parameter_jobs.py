@@ -19,7 +19,8 @@ from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.stack import require_stack
-from harness.verification.job import VerifyRequest, packing_of
+from harness.load.targets.registry import driver_of
+from harness.verification.job import VerifyRequest
 
 Tensors = dict[str, DeviceTensor]
 Fault = Callable[[DeviceTensor], DeviceTensor]
@@ -36,7 +37,7 @@ def plant(argument: bytes) -> bytes:
     reference = ModelCheckpoint(request.reference)
     parts = {part.part: part for part in reference_parts(reference)}
     loaded = engine.load(request.checkpoint, reference.family, request.target, request.parts)
-    packing = packing_of(request.target, require_stack())
+    packing = driver_of(request.target).packing(require_stack())
     seen = {}
     for fault, (part, name, change) in PLANTED.items():
         tensors = [change(t) if t.name == name else t for t in loaded.tensors[part]]
@@ -94,7 +95,11 @@ def _put(tensor: DeviceTensor, order: list[int], spec: tuple[Any, ...]) -> Devic
         whole[tuple(span.as_slice() for span in shard.index)] = shard.fetch(...)
     mesh = Mesh(np.array([jax.devices("cpu")[i] for i in order]), ("model",))
     array = whole.view(jax.numpy.bfloat16)
-    return from_jax(tensor.name, jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec))))
+    return from_jax(
+        tensor.name,
+        jax.device_put(array, NamedSharding(mesh, PartitionSpec(*spec))),
+        in_host_memory=True,
+    )
 
 
 D, M = Part.DECODER, Part.MTP

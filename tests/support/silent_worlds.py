@@ -26,7 +26,7 @@ from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
-from harness.load.target import emulated_target
+from harness.load.targets.registry import target_named
 from harness.report.report import Report
 from harness.verification import verify as verification
 from harness.verification.job import run
@@ -152,7 +152,7 @@ def world(honest: Path, base: Path, devices: int = 4) -> World:
         reference,
         {part.part: PackedDevice(part, devices) for part in parts},
         {part.part: PackedParameters(opened, part.part, devices) for part in parts},
-        options={"target": emulated_target(devices)},
+        options={"target": target_named("emulated", devices)},
     )
 
 

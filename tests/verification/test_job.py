@@ -21,7 +21,8 @@ from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
-from harness.load.target import Parallelism, Target, emulated_target
+from harness.load.target import Parallelism, Target
+from harness.load.targets.registry import target_named
 from harness.report.maps import State
 from harness.report.report import Report, Status
 from harness.verification import job
@@ -58,7 +59,7 @@ def given(tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) ->
     def make(
         target: Target | None = None, local: frozenset[str] | None = None, **ledger: Any
     ) -> tuple[VerifyRequest, Report]:
-        target = target or emulated_target()
+        target = target or target_named("emulated")
         calls = [call("some.weight", source=name) for name in part.checkpoint.entries]
         names = list(part.checkpoint.entries)
         facts: dict[str, Any] = {"finished": True, "streamed": names, "calls": calls}
@@ -123,7 +124,7 @@ def test_a_part_that_was_not_compared_is_not_equal(given: Given) -> None:
 
 def test_a_host_marks_the_experts_it_holds(given: Given) -> None:
     """Experts whole: a host with two of four devices holds half of them, and says no more."""
-    target = replace(emulated_target(4, Parallelism.EXPERT), hosts=2, host=1)
+    target = replace(target_named("emulated", 4, Parallelism.EXPERT), hosts=2, host=1)
     report = run(*given(target, frozenset(MESH[2:])))
     assert (report.status, report.experts_compared) == (Status.EQUAL, 8)
     assert report.maps[0].count(State.EQUAL) == 8 * 3
@@ -191,7 +192,7 @@ def test_a_request_for_one_part_leaves_the_other_alone(
     monkeypatch.setattr(engine, "leave", lambda target: None)
     path = str(whole.checkpoint)
     request = VerifyRequest(
-        checkpoint=path, reference=path, target=emulated_target(), parts=(part,)
+        checkpoint=path, reference=path, target=target_named("emulated"), parts=(part,)
     )
     report = run(request, a_report(tallies=[]))
     assert report.status is Status.EQUAL

@@ -20,9 +20,9 @@ from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
-from harness.load.target import emulated_target
+from harness.load.targets.registry import driver_named, target_named
 from harness.report.report import Report
-from harness.verification.job import add_copies, add_parameters, expert_copies, packing_of
+from harness.verification.job import add_copies, add_parameters, expert_copies
 from tests.support.packing import PackedDevice
 from tests.support.parameter_packing import PackedParameters
 from tests.support.reports import a_report, an_environment
@@ -46,7 +46,9 @@ def added(
     report: Report, part: ReferencePart, tensors: list[DeviceTensor], selection: Selection
 ) -> None:
     chosen = choose([part], selection)[part.part]
-    add_parameters(report, part, loaded(tensors), emulated_target(), Nan.PAYLOAD, selection, chosen)
+    add_parameters(
+        report, part, loaded(tensors), target_named("emulated"), Nan.PAYLOAD, selection, chosen
+    )
 
 
 def test_all_is_compared_by_default(
@@ -135,13 +137,13 @@ def test_a_shard_outside_the_mesh_is_nobodys(decoder: ReferencePart) -> None:
 
 
 def test_what_a_release_does_to_parameters() -> None:
-    target = emulated_target()
-    assert packing_of(target, {"tpu-inference": "0.26.0"}) == Packing()
-    old = packing_of(target, {"tpu-inference": "0.21.0"})
+    driver = driver_named("emulated")
+    assert driver.packing({"tpu-inference": "0.26.0"}) == Packing()
+    old = driver.packing({"tpu-inference": "0.21.0"})
     assert (old.transposes, old.repeats, old.divides) == (False, False, True)
-    assert packing_of(replace(target, name="torch-xla"), {}) == HOST
+    assert driver_named("torch-xla").packing({}) == HOST
 
 
 @pytest.mark.parametrize(("release", "transposes"), [("0.21.1rc2", False), ("0.22.0rc1", True)])
 def test_a_candidate_is_of_its_release(release: str, transposes: bool) -> None:
-    assert packing_of(emulated_target(), {"tpu-inference": release}).transposes is transposes
+    assert driver_named("emulated").packing({"tpu-inference": release}).transposes is transposes

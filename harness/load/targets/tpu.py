@@ -1,9 +1,12 @@
-"""What TPU this host has, found without touching it.
+"""The TPU target: the chips of this host, found without touching them, or of a whole slice.
 
 Whoever initialises libtpu owns the chips until it ends, so the process that starts loads must
 not. All that is needed can be read from device files, PCI ids and the environment, the places
 libtpu, JAX (``jax/_src/hardware_utils.py``, 0.10.2) and tpu-inference (``tpu_info.py``, 0.26.0)
 read themselves.
+
+On a slice this process is one of its hosts: every host runs the same command, and ``harness
+merge`` makes one report of theirs.
 """
 
 from __future__ import annotations
@@ -12,11 +15,15 @@ import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from harness.base.bounds import MOST_EMULATED_DEVICES, MOST_TPU_HOSTS
 from harness.base.errors import TargetUnavailable
+from harness.load.target import Parallelism, Share, Target
+from harness.load.targets.driver import Capability, Limit
+from harness.load.targets.tpu_inference import TpuInference
 
 _GOOGLE = "0x1ae0"
 
@@ -36,6 +43,63 @@ _DEVICES_PER_CHIP = {"v3": 2, "tpu7x": 2}
 #: Process bounds of a part of a host's chips, ``x,y,z``. libtpu takes these shapes only.
 _BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
 _FIRST_PORT = 8476
+
+#: Who tells a host of a slice its number: GKE and Cloud TPU, and libtpu's own name for it.
+_NUMBER = ("TPU_WORKER_ID", "CLOUD_TPU_TASK_ID")
+
+
+class Tpu(TpuInference):
+    """The TPU chips of this host, or a part of them; all devices JAX shows by default."""
+
+    name = "tpu"
+    platform = "tpu"
+    capabilities = frozenset(
+        {
+            Capability.SEVERAL_HOSTS,
+            Capability.MESHES,
+            Capability.MEMORY_STATISTICS,
+            Capability.OWN_MEMORY,
+        }
+    )
+    hosts = Limit(MOST_TPU_HOSTS, "no slice has more")
+    devices = Limit(MOST_EMULATED_DEVICES * MOST_TPU_HOSTS, "no slice has more")
+
+    def target(self, devices: int | None, parallelism: Parallelism, share: Share) -> Target:
+        """What is asked for on this host; its chips are divided among workers by ``share``.
+
+        Raises:
+            BadInput: not a number of devices.
+            TargetUnavailable: no TPU here, or not so many chips.
+        """
+        if devices is not None:
+            self.devices_of_one_host(devices)
+        host = find_tpu()
+        chips = _share(host.chips, share)
+        wanted = len(chips) * host.devices_per_chip if devices is None else devices
+        count = -(-wanted // host.devices_per_chip)
+        if count > len(host.chips):
+            raise TargetUnavailable(
+                f"{wanted} devices", where="--devices",
+                expected=f"at most {host.devices} ({host})", hint=f"--devices {host.devices}",
+            )  # fmt: skip
+        # More than a worker's share: from the first chip on; the locks make the others wait.
+        chips = chips[:count] if count <= len(chips) else host.chips[:count]
+        asked = super().target(wanted, parallelism, share)
+        environment = asked.environment | chip_environment(host, chips)
+        return replace(asked, chips=chips, environment=environment)
+
+    def over_hosts(self, one: Target, hosts: int) -> Target:
+        """This host of a slice.
+
+        From the start it is a worker that looks its coordinates up, which a TPU has.
+        """
+        environment = one.environment | {"TPU_MULTIHOST_BACKEND": "ray"}
+        return replace(
+            super().over_hosts(one, hosts), host=host_number(hosts), environment=environment
+        )
+
+
+TARGET = Tpu()
 
 
 @dataclass(frozen=True)
@@ -104,6 +168,23 @@ def find_tpu(environ: Mapping[str, str] = os.environ, root: Path = Path("/")) ->
     )
 
 
+def host_number(hosts: int, environ: Mapping[str, str] = os.environ) -> int:
+    """Which host of a TPU slice this is.
+
+    Raises:
+        TargetUnavailable: the environment does not say, or not one of so many hosts.
+    """
+    stated = next((environ[name] for name in _NUMBER if environ.get(name)), "")
+    if not re.fullmatch(r"[0-9]{1,6}", stated) or int(stated) >= hosts:
+        raise TargetUnavailable(
+            f"not the number of one of {hosts} hosts: {stated!r}",
+            where=" or ".join(_NUMBER),
+            expected=f"0 to {hosts - 1}, as GKE sets it on the hosts of a slice",
+            hint="run one process on every host of the slice; --hosts 1 on a single host",
+        )
+    return int(stated)
+
+
 def chip_environment(host: TpuHost, chips: tuple[int, ...]) -> dict[str, str]:
     """The variables that give a process ``chips`` and no others.
 
@@ -132,6 +213,16 @@ def chip_environment(host: TpuHost, chips: tuple[int, ...]) -> dict[str, str]:
         "TPU_PROCESS_ADDRESSES": f"localhost:{port}",
         "CLOUD_TPU_TASK_ID": "0",
     }
+
+
+def _share(chips: tuple[int, ...], share: Share) -> tuple[int, ...]:
+    """The chips of worker ``number`` of ``count``; workers beyond the chips share the last ones."""
+    if share is None:
+        return chips
+    number, count = share
+    size = max(1, len(chips) // count)
+    start = min(number * size, len(chips) - size)
+    return chips[start : start + size]
 
 
 def _chip_numbers(root: Path) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,8 +13,9 @@ import pytest
 from harness.base.bits import Nan
 from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
-from harness.load import tpu_engine
-from harness.load.target import Parallelism, Target, emulated_target
+from harness.load.target import Parallelism, Target
+from harness.load.targets import tpu_inference
+from harness.load.targets.registry import driver_named, target_named
 
 TPU = Target(
     name="tpu", devices=4, platform="tpu", parallelism=Parallelism.TENSOR, backend=Backend.GMM_TP,
@@ -31,7 +34,7 @@ def worker(*ids: int, platform: str = "tpu") -> SimpleNamespace:
     ids=["as numbered", "v6e-4", "v6e-8"],
 )
 def test_a_tpu_mesh_may_have_the_order_of_its_wires(ids: tuple[int, ...]) -> None:
-    tpu_engine._require_mesh(worker(*ids), replace(TPU, devices=len(ids)))
+    tpu_inference._require_mesh(worker(*ids), replace(TPU, devices=len(ids)), ())
 
 
 @pytest.mark.parametrize(
@@ -39,22 +42,47 @@ def test_a_tpu_mesh_may_have_the_order_of_its_wires(ids: tuple[int, ...]) -> Non
 )
 def test_another_mesh_than_the_targets_is_named(ids: tuple[int, ...], platform: str) -> None:
     with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
-        tpu_engine._require_mesh(worker(*ids, platform=platform), TPU)
+        tpu_inference._require_mesh(worker(*ids, platform=platform), TPU, ())
     assert raised.value.expected == "4 different tpu devices"
 
 
 def test_an_axis_that_upstream_dropped_is_the_stacks_failure() -> None:
     with pytest.raises(RuntimeError, match=r"the worker's mesh is .*, not expert=4"):
-        tpu_engine._require_mesh(worker(0), replace(TPU, mesh="expert=4"))
+        tpu_inference._require_mesh(worker(0), replace(TPU, mesh="expert=4"), ())
 
 
 def test_an_order_that_was_asked_for_is_required() -> None:
-    target = emulated_target(3)
-    tpu_engine._require_mesh(worker(1, 2, 3, platform="cpu"), target)
+    target = target_named("emulated", 3)
+    tpu_inference._require_mesh(worker(1, 2, 3, platform="cpu"), target, target.device_indexes)
     for ids in ((1, 3, 2), (0, 1, 2)):
         with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
-            tpu_engine._require_mesh(worker(*ids, platform="cpu"), target)
+            tpu_inference._require_mesh(worker(*ids, platform="cpu"), target, target.device_indexes)
         assert raised.value.expected == "[('cpu', 1), ('cpu', 2), ('cpu', 3)]"
+
+
+def hbm_usage_gb() -> None:
+    raise TypeError("'NoneType' object is not subscriptable")
+
+
+def another_step() -> None:
+    raise TypeError("as planted")
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "raised"),
+    [
+        ("emulated", hbm_usage_gb, False),
+        ("emulated", another_step, True),
+        ("tpu", hbm_usage_gb, True),
+    ],
+)
+def test_only_where_there_are_no_memory_statistics_may_their_log_fail(
+    name: str, step: Callable[[], None], raised: bool
+) -> None:
+    driver = driver_named(name)
+    assert isinstance(driver, tpu_inference.TpuInference)
+    with pytest.raises(TypeError) if raised else nullcontext():
+        driver._with_memory_logged(step)
 
 
 @pytest.mark.parametrize(
@@ -64,5 +92,5 @@ def test_an_order_that_was_asked_for_is_required() -> None:
 def test_releases_whose_worker_drafts(
     monkeypatch: pytest.MonkeyPatch, release: str, drafts: bool
 ) -> None:
-    monkeypatch.setattr(tpu_engine, "version", lambda package: release)
-    assert tpu_engine._worker_drafts_mtp() is drafts
+    monkeypatch.setattr(tpu_inference, "version", lambda package: release)
+    assert tpu_inference._worker_drafts_mtp() is drafts

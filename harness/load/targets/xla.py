@@ -1,4 +1,4 @@
-"""Loads through vLLM's own streamer loader and torch_xla: the torch-xla target.
+"""The torch-xla target: vLLM's own streamer loader and torch_xla.
 
 vLLM has no torch_xla platform any more. Its loader streams the checkpoint into the model's
 parameters on the host, by the load format under test; each parameter then goes to the XLA
@@ -9,25 +9,34 @@ not run.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, ClassVar
 
-from harness.base.bits import FROM_ARRAY_NAME, Bits, bits_dtype
+from packaging.version import Version
+
+from harness.base.bits import FROM_ARRAY_NAME, Bits, Nan, bits_dtype
 from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend, Parameter
 from harness.devices.jax_arrays import spans
 from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.families.family import Family, Part
 from harness.load.cut import cut
+from harness.load.environment import stack_environment
 from harness.load.hook import Hook, attach
 from harness.load.loaded import Adapt, Ledgers, Loaded
 from harness.load.recording import recording
-from harness.load.target import Target
+from harness.load.target import Parallelism, Share, Target
+from harness.load.targets.driver import Capability, Driver
+from harness.load.targets.tpu import find_tpu
+from harness.load.vllm_platform import PLATFORM
 
-MODULES = ("torch", "vllm.engine.arg_utils", "vllm.model_executor.model_loader")
+_HOST_PLATFORM = "harness.load.host_platform.HostPlatform"
 
 #: The axis of [E, rows, columns] each expert parameter is cut along; all others are not cut.
 _CUT = {
@@ -36,58 +45,105 @@ _CUT = {
 }
 
 
-def load(
-    checkpoint: str,
-    family: Family | None,
-    target: Target,
-    parts: Collection[Part],
-    *,
-    hook: Hook = Hook.UPSTREAM,
-    num_layers: int | None = None,
-    ledgers: Ledgers,
-    adapt: Adapt,
-) -> Loaded:
-    """Stream ``checkpoint`` to the host, carry it to ``target``, return what arrived.
+class TorchXla(Driver):
+    """N XLA devices through torch_xla: the TPU where PJRT_DEVICE=TPU says so, else the CPU.
 
-    Args:
-        checkpoint: the model path vLLM is given.
-        family: the checkpoint's; None where nobody described it, so that nothing can be cut.
-        target: this process must have been started with its environment.
-        parts: the target model, the draft model, or both.
-        hook: the loader hook; ``upstream`` is none here, vLLM's own loaders are called as they are.
-        num_layers: build the decoder with its first layers only; all of it is streamed anyway.
-        ledgers: receives each part's loader calls, also those before an error.
-        adapt: changes the loader class under test, for tests that plant faults in it.
-
-    Raises:
-        TargetUnavailable: torch_xla has another number of devices.
-        Exception: whatever the stack under test raises, unchanged.
+    One device holds whole tensors; several share them by SPMD, which cuts experts along their
+    intermediate axis, or the expert axis.
     """
-    started = time.perf_counter()
-    _register_loader(family, num_layers, ledgers, adapt)
-    place = _placer(target)
-    overrides = family.config_overrides(num_layers) if family else {}
-    _initialise_distributed(checkpoint, overrides)
-    ready = time.perf_counter()
-    tensors = {part: list(_part(checkpoint, part, hook, overrides, place)) for part in parts}
-    return Loaded(
-        tensors=tensors,
-        mesh=tuple(f"xla:{index}" for index in range(target.devices)),
-        entry="model_loader.get_model_loader, initialize_model, RunaiModelStreamerLoader"
-        ".load_weights; torch_xla",
-        setup_seconds=ready - started,
-        load_seconds=time.perf_counter() - ready,
-    )
+
+    name = "torch-xla"
+    platform = "xla"  # as torch_xla names its devices
+    capabilities = frozenset({Capability.OWN_MEMORY})
+    backends: ClassVar = {Parallelism.TENSOR: Backend.XLA_TP, Parallelism.EXPERT: Backend.XLA_EP}
+    nan = Nan.PAYLOAD
+    modules = ("torch", "vllm.engine.arg_utils", "vllm.model_executor.model_loader")
+
+    def target(self, devices: int | None, parallelism: Parallelism, share: Share) -> Target:
+        """What is asked for; on a TPU, with all chips of the host."""
+        devices = self.devices_of_one_host(devices)
+        _require_torch_xla()
+        asked = super().target(devices, parallelism, share)
+        return replace(asked, chips=find_tpu().chips) if _on_tpu() else asked
+
+    def environment(self, devices: int, parallelism: Parallelism) -> dict[str, str]:
+        """vLLM on the host; CPU devices, where there is no TPU."""
+        return (
+            stack_environment()
+            | {PLATFORM: _HOST_PLATFORM, "VLLM_PLUGINS": "harness"}
+            | ({} if _on_tpu() else {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": str(devices)})
+        )
+
+    def load(
+        self,
+        checkpoint: str,
+        family: Family | None,
+        target: Target,
+        parts: Collection[Part],
+        *,
+        hook: Hook,
+        num_layers: int | None,
+        ledgers: Ledgers,
+        adapt: Adapt,
+    ) -> Loaded:
+        """Stream ``checkpoint`` to the host, carry it to ``target``, return what arrived.
+
+        The hook ``upstream`` is none here: vLLM's own loaders are called as they are.
+
+        Raises:
+            TargetUnavailable: torch_xla has another number of devices.
+            Exception: whatever the stack under test raises, unchanged.
+        """
+        started = time.perf_counter()
+        _register_loader(family, num_layers, ledgers, adapt)
+        place = _placer(target)
+        overrides = family.config_overrides(num_layers) if family else {}
+        _initialise_distributed(checkpoint, overrides)
+        ready = time.perf_counter()
+        tensors = {part: list(_part(checkpoint, part, hook, overrides, place)) for part in parts}
+        return Loaded(
+            tensors=tensors,
+            mesh=tuple(f"xla:{index}" for index in range(target.devices)),
+            entry="model_loader.get_model_loader, initialize_model, RunaiModelStreamerLoader"
+            ".load_weights; torch_xla",
+            setup_seconds=ready - started,
+            load_seconds=time.perf_counter() - ready,
+        )
+
+    def alive(self) -> bool:
+        """Whether torch_xla has touched a device in this process, as far as it can tell."""
+        if "torch_xla" not in sys.modules:
+            return False
+        import torch_xla
+
+        tell = getattr(torch_xla._XLAC, "_xla_runtime_is_initialized", None)
+        return bool(tell and tell())
 
 
-def alive() -> bool:
-    """Whether torch_xla has touched a device in this process, as far as it can tell."""
-    if "torch_xla" not in sys.modules:
-        return False
-    import torch_xla
+TARGET = TorchXla()
 
-    tell = getattr(torch_xla._XLAC, "_xla_runtime_is_initialized", None)
-    return bool(tell and tell())
+
+def _on_tpu() -> bool:
+    return os.environ.get("PJRT_DEVICE") == "TPU"
+
+
+def _require_torch_xla() -> None:
+    try:
+        xla, torch = version("torch-xla"), version("torch")
+    except PackageNotFoundError as error:
+        raise TargetUnavailable(
+            f"{error.name} is not installed",
+            where="--target torch-xla",
+            expected="torch_xla 2.9.0 with torch 2.9",
+            hint="a stack with torch 2.9, such as STACK=0.26",
+        ) from error
+    if Version(xla).release[:2] != Version(torch).release[:2]:
+        raise TargetUnavailable(
+            f"torch_xla {xla} does not fit torch {torch}",
+            where="--target torch-xla",
+            expected="the same minor release of both",
+            hint="a stack with torch 2.9, such as STACK=0.26",
+        )
 
 
 def _register_loader(
