@@ -50,9 +50,9 @@ def bits_dtype(dtype: str) -> np.dtype[np.unsignedinteger]:
     return _BITS_OF_WIDTH[ITEMSIZE[dtype]]
 
 
-def as_hex(value: int, dtype: str) -> str:
+def as_hex(value: int, itemsize: int) -> str:
     """``value`` as the fixed-width hexadecimal bit pattern of one element, ``0x3f80``."""
-    return f"0x{value:0{2 * ITEMSIZE[dtype]}x}"
+    return f"0x{value:0{2 * itemsize}x}"
 
 
 def _e4m3() -> npt.NDArray[np.float32]:

@@ -7,21 +7,18 @@ reports, as JSON; one place, :mod:`harness.report.message`, turns them into text
 from __future__ import annotations
 
 from enum import StrEnum
+from math import prod
+from typing import Annotated
 
 import msgspec
 
-from harness.families.experts import ExpertKey
+from harness.devices.sharding import Region
+from harness.families.experts import ExpertKey, TensorSlice
 from harness.families.family import Part, Projection
 
 
 class Kind(StrEnum):
-    """What departs: presence, shape, dtype, placement, padding, bits, or the way to the device.
-
-    ``unchecked`` is a device whose shards no host compared.
-    ``unaccounted`` is a parameter on the device that no rule explains, or a tensor of the
-    checkpoint that no parameter holds; ``values`` are quantised ones off by more than a second
-    quantisation explains.
-    """
+    """What departs; each is the tag of one class of :data:`Difference`."""
 
     MISSING = "missing"
     EXTRA = "extra"
@@ -35,46 +32,61 @@ class Kind(StrEnum):
     UNWRITTEN = "unwritten"
     UNACCOUNTED = "unaccounted"
     VALUES = "values"
+    REPLICAS = "replicas"
     UNCHECKED = "unchecked"
 
 
-class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One fact.
+class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
+    """What all differences have in common; :data:`Difference` is the union of them.
+
+    A difference has the fields of its kind and no others; the properties below answer for every
+    kind. What a reader is told of one is in :mod:`harness.compare.words`.
 
     Attributes:
-        kind: what departs.
         part: decoder or mtp.
-        layer: the layer, None for the part as a whole.
-        expert: the expert, None where a whole array is meant.
-        projection: the matrix, None where a whole array is meant.
-        parameter: the device array's name.
-        reference: what the reference says, in words or as the first unequal element's bits.
-        device: what the device holds, alike.
-        source: file, tensor and slice of the reference.
-        index: first unequal element, in the expert's matrix [output, input], or in the checkpoint's
-            tensor, for ``bits``; in the device array for ``padding``.
-        count: unequal elements; for ``sharding`` the elements the device holds.
-        total: elements compared; for ``sharding`` the elements that are the device's share.
-        shard: number of the shard that holds the element, in mesh order.
-        device_name: the device that holds it.
-        note: what the comparison found out about it, for ``values``.
     """
 
-    kind: Kind
     part: Part
-    layer: int | None = None
-    expert: int | None = None
-    projection: Projection | None = None
-    parameter: str = ""
-    reference: str = ""
-    device: str = ""
-    source: str = ""
-    index: tuple[int, ...] = ()
-    count: int = 0
-    total: int = 0
-    shard: int | None = None
-    device_name: str = ""
-    note: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """What departs."""
+        return Kind(self.__struct_config__.tag)  # type: ignore[arg-type]
+
+    @property
+    def layer(self) -> int | None:
+        """The layer; None for the part as a whole."""
+        return None
+
+    @property
+    def expert(self) -> int | None:
+        """The expert; None where a whole array is meant."""
+        return None
+
+    @property
+    def projection(self) -> Projection | None:
+        """The matrix; None where a whole array is meant."""
+        return None
+
+    @property
+    def parameter(self) -> str:
+        """The name of the device's array; empty where none is meant."""
+        return ""
+
+    @property
+    def shard(self) -> int | None:
+        """The number of the shard, in mesh order, where one is meant that the mesh has."""
+        return None
+
+    @property
+    def device_name(self) -> str:
+        """The device that holds it; empty where none is meant."""
+        return ""
+
+    @property
+    def name(self) -> str:
+        """What it is about: the device's array or, where none is meant, the tensor."""
+        return self.parameter
 
     @property
     def key(self) -> ExpertKey | None:
@@ -82,6 +94,275 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.layer is None or self.expert is None or self.projection is None:
             return None
         return ExpertKey(self.part, self.layer, self.expert, self.projection)
+
+
+#: Bytes of one element, and bits of one as an unsigned integer.
+_Itemsize = Annotated[int, msgspec.Meta(ge=1, le=8)]
+_Word = Annotated[int, msgspec.Meta(ge=0)]
+_Some = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Unequal(Fact, frozen=True, kw_only=True):
+    """Elements that were compared and are unequal.
+
+    Attributes:
+        index: the first of them.
+        count: how many there are.
+        total: how many were compared.
+    """
+
+    index: tuple[int, ...]
+    count: _Some
+    total: _Some
+
+
+class BitsDiffer(Unequal, frozen=True, kw_only=True, tag=Kind.BITS.value):
+    """Bits of a matrix, of a tensor, or of a buffer that is to be constant.
+
+    Attributes:
+        layer: its layer, None for the part as a whole.
+        expert: the expert, None besides experts.
+        projection: the matrix, None besides experts.
+        parameter: the device's array.
+        source: where the reference has it; None where no tensor does.
+        index: in the expert's matrix [output, input], or in the checkpoint's tensor.
+        reference: bits of the first unequal element that the device is to hold.
+        device: those it holds.
+        itemsize: bytes of an element.
+        shard: number of the shard that holds the element, in mesh order.
+        device_name: the device that holds it.
+    """
+
+    layer: int | None = None
+    expert: int | None = None
+    projection: Projection | None = None
+    parameter: str
+    source: TensorSlice | None = None
+    reference: _Word
+    device: _Word
+    itemsize: _Itemsize
+    shard: int | None = None
+    device_name: str = ""
+
+
+class ValuesDiffer(Unequal, frozen=True, kw_only=True, tag=Kind.VALUES.value):
+    """Quantised values that are off by more than a second quantisation explains.
+
+    Attributes:
+        layer, expert, projection, parameter, index: as those of :class:`BitsDiffer`.
+        source: where the reference has them.
+        reference: the first of them as the checkpoint has it, nine digits, or ``nan``, ``inf``.
+        device: the same on the device.
+        pattern: what the values are instead, in words.
+    """
+
+    layer: int | None = None
+    expert: int | None = None
+    projection: Projection | None = None
+    parameter: str
+    source: TensorSlice
+    reference: str
+    device: str
+    pattern: str
+
+
+class ReplicasDiffer(Unequal, frozen=True, kw_only=True, tag=Kind.REPLICAS.value):
+    """A device that holds other bits than the first device with the same part of an array.
+
+    Attributes:
+        layer: the array's.
+        parameter: the array.
+        index: in the whole array.
+        reference: bits of the first unequal element on the other device.
+        reference_device: that device.
+        device: its bits on this one.
+        itemsize: bytes of an element.
+        device_name: this device.
+    """
+
+    layer: int | None = None
+    parameter: str
+    reference: _Word
+    reference_device: str
+    device: _Word
+    itemsize: _Itemsize
+    device_name: str
+
+
+class PaddingWritten(Unequal, frozen=True, kw_only=True, tag=Kind.PADDING.value):
+    """Padding that is not zero.
+
+    Attributes:
+        layer: the array's.
+        expert: whose padding it is, None besides experts.
+        parameter: the array.
+        index: in the whole array.
+        device: bits of the first element that is not zero.
+        itemsize: bytes of an element.
+        shard: number of the shard that holds it, in mesh order.
+        device_name: the device that holds it.
+    """
+
+    layer: int | None = None
+    expert: int | None = None
+    parameter: str
+    device: _Word
+    itemsize: _Itemsize
+    shard: int | None = None
+    device_name: str = ""
+
+
+class ShardMisplaced(Fact, frozen=True, kw_only=True, tag=Kind.SHARDING.value):
+    """A device that holds another part of an array than its share.
+
+    Attributes:
+        layer: the array's.
+        parameter: the array.
+        share: the part that its partition gives the device; None for a device without one.
+        held: the parts it holds.
+        shard: number of its share, in mesh order.
+        device_name: the device.
+    """
+
+    layer: int | None = None
+    parameter: str
+    share: Region | None
+    held: tuple[Region, ...]
+    shard: int | None = None
+    device_name: str
+
+    @property
+    def replicated(self) -> bool:
+        """Whether the device holds more than its share."""
+        share = _elements(self.share) if self.share is not None else 0
+        return sum(map(_elements, self.held)) > share > 0
+
+
+class ArrayMissing(Fact, frozen=True, kw_only=True, tag=Kind.MISSING.value):
+    """An array that the device should have and has not; ``expected`` says what, in words."""
+
+    layer: int | None = None
+    parameter: str
+    expected: str
+
+
+class ArrayExtra(Fact, frozen=True, kw_only=True, tag=Kind.EXTRA.value):
+    """An array of experts that the reference has none for; with ``layer``, all of a layer's."""
+
+    layer: int | None = None
+    parameter: str
+
+
+class ShapeDiffers(Fact, frozen=True, kw_only=True, tag=Kind.SHAPE.value):
+    """An array of another shape than its layout's."""
+
+    layer: int | None = None
+    parameter: str
+    reference: tuple[int, ...]
+    device: tuple[int, ...]
+
+
+class DtypeDiffers(Fact, frozen=True, kw_only=True, tag=Kind.DTYPE.value):
+    """An array of another safetensors dtype than its layout's."""
+
+    layer: int | None = None
+    parameter: str
+    reference: str
+    device: str
+
+
+class DeliveredAgain(Fact, frozen=True, kw_only=True, tag=Kind.DELIVERY.value):
+    """An expert's matrix that was delivered ``times`` times, and not once."""
+
+    layer: int
+    expert: int
+    projection: Projection
+    source: TensorSlice
+    times: int
+
+    @property
+    def name(self) -> str:
+        """The tensor."""
+        return self.source.tensor
+
+
+class TensorUnread(Fact, frozen=True, kw_only=True, tag=Kind.UNREAD.value):
+    """A streamed tensor that no loader was called for; ``file`` is empty if the index lacks it."""
+
+    tensor: str
+    file: str = ""
+
+    @property
+    def name(self) -> str:
+        """The tensor."""
+        return self.tensor
+
+
+class ParameterUnwritten(Fact, frozen=True, kw_only=True, tag=Kind.UNWRITTEN.value):
+    """A parameter besides experts that nothing was ever written to."""
+
+    parameter: str
+
+
+class Subject(StrEnum):
+    """What nobody accounts for: an array on the device, or a tensor of a checkpoint's."""
+
+    ARRAY = "array"
+    TENSOR_OF_NO_PARAMETER = "tensor-of-no-parameter"
+    TENSOR_NOT_COMPARED = "tensor-not-compared"
+    TENSOR_NOT_IN_THE_REFERENCE = "tensor-not-in-the-reference"
+
+
+class Unaccounted(Fact, frozen=True, kw_only=True, tag=Kind.UNACCOUNTED.value):
+    """An array that no rule explains, or a tensor that has nothing to be compared with.
+
+    Attributes:
+        layer: its layer, None for the part as a whole.
+        subject: which of these it is.
+        name: the array's or the tensor's.
+        file: that has the tensor.
+        reason: why no rule explains the array.
+    """
+
+    layer: int | None = None
+    subject: Subject
+    name: str
+    file: str = ""
+    reason: str = ""
+
+    @property
+    def parameter(self) -> str:
+        """The array, where one is meant."""
+        return self.name if self.subject is Subject.ARRAY else ""
+
+
+class DeviceUnchecked(Fact, frozen=True, kw_only=True, tag=Kind.UNCHECKED.value):
+    """A device of the mesh whose shards no host compared."""
+
+    device_name: str
+
+
+#: One fact: where the device departs from the reference, and how.
+Difference = (
+    BitsDiffer
+    | ValuesDiffer
+    | ReplicasDiffer
+    | PaddingWritten
+    | ShardMisplaced
+    | ArrayMissing
+    | ArrayExtra
+    | ShapeDiffers
+    | DtypeDiffers
+    | DeliveredAgain
+    | TensorUnread
+    | ParameterUnwritten
+    | Unaccounted
+    | DeviceUnchecked
+)
+
+
+def _elements(region: Region) -> int:
+    return prod(stop - start for start, stop in region)
 
 
 class Tally(msgspec.Struct, kw_only=True):

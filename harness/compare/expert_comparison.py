@@ -13,9 +13,19 @@ from itertools import chain
 import numpy as np
 
 from harness.base import progress
-from harness.base.bits import ITEMSIZE, Bits, Nan, as_hex, bits_dtype, canonical_nans
+from harness.base.bits import ITEMSIZE, Bits, Nan, bits_dtype, canonical_nans
 from harness.compare.checks import Check, Digests, Gap, Verdict
-from harness.compare.difference import Difference, Kind, Tally
+from harness.compare.difference import (
+    ArrayExtra,
+    ArrayMissing,
+    BitsDiffer,
+    Difference,
+    DtypeDiffers,
+    PaddingWritten,
+    ShapeDiffers,
+    ShardMisplaced,
+    Tally,
+)
 from harness.compare.digest_comparison import Method, device_digests, dirty, reference_digest
 from harness.compare.equality import all_equal, on_all_cores, zeros
 from harness.compare.selection import Chosen, keys_of
@@ -87,15 +97,9 @@ class PartComparison:
         part = self.reference.part
         for layer in sorted(set(self.device.layers) - set(self.reference.layers)):
             name = next(iter(self.device.layers[layer].values())).name
-            yield Difference(
-                kind=Kind.EXTRA, part=part, layer=layer, parameter=name,
-                reference="no such layer", device="expert arrays",
-            )  # fmt: skip
+            yield ArrayExtra(part=part, layer=layer, parameter=name)
         for name in self.device.unknown:
-            yield Difference(
-                kind=Kind.EXTRA, part=part, parameter=name,
-                reference="no such parameter", device="an array",
-            )  # fmt: skip
+            yield ArrayExtra(part=part, parameter=name)
         for layer in self.reference.layers:
             yield from self._layer(layer)
 
@@ -129,11 +133,11 @@ class PartComparison:
         for parameter in Parameter:
             found = list(self._metadata(layer, parameter, tensors.get(parameter)))
             yield from found
-            kinds = {difference.kind for difference in found}
-            if not kinds & {Kind.MISSING, Kind.SHAPE, Kind.DTYPE}:
+            if not any(isinstance(d, ArrayMissing | ShapeDiffers | DtypeDiffers) for d in found):
                 readable[parameter] = tensor = tensors[parameter]
                 # digests are of whole blocks: only right shards are known to hold those
-                if Kind.SHARDING not in kinds and self._method.by_digests([tensor]):
+                placed = not any(isinstance(d, ShardMisplaced) for d in found)
+                if placed and self._method.by_digests([tensor]):
                     summed.add(parameter)
         experts = self.held.experts(self.chosen.of(layer)) if readable else []
         judge = partial(self._judge, layer, readable, self._digests(readable, summed))
@@ -147,20 +151,18 @@ class PartComparison:
     ) -> Iterator[Difference]:
         part, shape = self.reference.part, self.layout.shapes[parameter]
         if tensor is None:
-            yield Difference(
-                kind=Kind.MISSING, part=part, layer=layer, parameter=parameter,
-                reference=f"an array {list(shape)}", device="nothing",
-            )  # fmt: skip
+            yield ArrayMissing(
+                part=part, layer=layer, parameter=parameter, expected=f"an array {list(shape)}"
+            )
             return
         if tensor.shape != shape:
-            yield Difference(
-                kind=Kind.SHAPE, part=part, layer=layer, parameter=tensor.name,
-                reference=str(list(shape)), device=str(list(tensor.shape)),
-            )  # fmt: skip
+            yield ShapeDiffers(
+                part=part, layer=layer, parameter=tensor.name, reference=shape, device=tensor.shape
+            )
             return
         if tensor.dtype != self.reference.shape.dtype:
-            yield Difference(
-                kind=Kind.DTYPE, part=part, layer=layer, parameter=tensor.name,
+            yield DtypeDiffers(
+                part=part, layer=layer, parameter=tensor.name,
                 reference=self.reference.shape.dtype, device=tensor.dtype,
             )  # fmt: skip
         yield from self._placement(layer, parameter, tensor)
@@ -175,20 +177,18 @@ class PartComparison:
             wanted[axis] = self.layout.shard_span(parameter, number)
             shares[self.device.mesh[number]] = (number, tuple(wanted))
         for fact in misplaced(tensor, shares):
-            yield Difference(
-                kind=Kind.SHARDING, part=self.reference.part, layer=layer,
-                parameter=tensor.name, **fact,
-            )  # fmt: skip
+            yield ShardMisplaced(
+                part=self.reference.part, layer=layer, parameter=tensor.name, **fact
+            )
 
     def _gap(self, layer: int, tensor: DeviceTensor, expert: int, gap: Padding) -> Difference:
         bits = tensor.rectangle(expert, gap.rows, gap.columns)
         row, column = map(int, np.argwhere(bits)[0])
         at = (expert, gap.rows.start + row, gap.columns.start + column)
         shard, device_name = self._holder(tensor, at)
-        return Difference(
-            kind=Kind.PADDING, part=self.reference.part, layer=layer, expert=expert,
-            parameter=tensor.name, index=at, reference=as_hex(0, tensor.dtype),
-            device=as_hex(int(bits[row, column]), tensor.dtype),
+        return PaddingWritten(
+            part=self.reference.part, layer=layer, expert=expert, parameter=tensor.name, index=at,
+            device=int(bits[row, column]), itemsize=bits.itemsize,
             count=int(np.count_nonzero(bits)), total=bits.size,
             shard=shard, device_name=device_name,
         )  # fmt: skip
@@ -261,12 +261,10 @@ class PartComparison:
         width = self.reference.shape.intermediate
         output, input_ = self.held.index(key.projection, (first[0], first[1]), width)
         shard, device_name = self._holder(tensor, self._device_index(key, output, input_))
-        return Difference(
-            kind=Kind.BITS, part=key.part, layer=key.layer, expert=key.expert,
-            projection=key.projection, parameter=tensor.name,
-            source=str(self.reference.source(key)), index=(output, input_),
-            reference=as_hex(int(reference[first]), tensor.dtype),
-            device=as_hex(int(device[first]), tensor.dtype),
+        return BitsDiffer(
+            part=key.part, layer=key.layer, expert=key.expert, projection=key.projection,
+            parameter=tensor.name, source=self.reference.source(key), index=(output, input_),
+            reference=int(reference[first]), device=int(device[first]), itemsize=device.itemsize,
             count=int(np.count_nonzero(unequal)), total=unequal.size,
             shard=shard, device_name=device_name,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -28,7 +28,15 @@ from harness.checkpoint.fp8 import (
     scales_as_f32,
 )
 from harness.compare.checks import Check
-from harness.compare.difference import Difference, Kind
+from harness.compare.difference import (
+    ArrayMissing,
+    Difference,
+    DtypeDiffers,
+    ReplicasDiffer,
+    ShapeDiffers,
+    ShardMisplaced,
+    ValuesDiffer,
+)
 from harness.compare.digest_comparison import Method, no_digests
 from harness.compare.expert_comparison import PARAMETER_OF, PartComparison
 from harness.compare.parameter_view import ParameterView, recovered
@@ -37,7 +45,7 @@ from harness.devices.expert_layout import Backend, Block, Parameter, Span
 from harness.devices.replicas import odd_replicas
 from harness.devices.sharding import misplaced
 from harness.devices.tensors import DevicePart, DeviceTensor
-from harness.families.experts import ExpertKey, ReferencePart
+from harness.families.experts import ExpertKey, ReferencePart, TensorSlice
 from harness.families.model import ModelCheckpoint
 
 #: A block whose values are off by more than this, on the median, has another scale.
@@ -45,10 +53,21 @@ _NOTABLE = 0.02
 _SCALES = "F32"  # whatever the checkpoint's are
 
 
+class UnequalValues(TypedDict):
+    """How a matrix departs, as fields of a :class:`harness.compare.difference.ValuesDiffer`."""
+
+    index: tuple[int, ...]
+    reference: str
+    device: str
+    count: int
+    total: int
+    pattern: str
+
+
 def departs(
     codes: Bits, scales: Values, reference: Bits, grid: Values, arithmetic: Arithmetic
-) -> dict[str, Any] | None:
-    """How a matrix quantised anew departs from the checkpoint's, as fields of a difference.
+) -> UnequalValues | None:
+    """How a matrix quantised anew departs from the checkpoint's.
 
     Args:
         codes: what the device holds, [outputs, inputs].
@@ -68,11 +87,11 @@ def departs(
     if not off.any():
         return None
     first = tuple(int(i) for i in np.argwhere(off)[0])
-    return {
-        "index": first, "reference": f"{wanted[first]:.9g}", "device": f"{found[first]:.9g}",
-        "count": int(np.count_nonzero(off)), "total": off.size,
-        "note": _why(found, wanted, reference, grid),
-    }  # fmt: skip
+    return UnequalValues(
+        index=first, reference=f"{wanted[first]:.9g}", device=f"{found[first]:.9g}",
+        count=int(np.count_nonzero(off)), total=off.size,
+        pattern=_why(found, wanted, reference, grid),
+    )  # fmt: skip
 
 
 def _why(found: Values, wanted: Values, reference: Bits, grid: Values) -> str:
@@ -132,28 +151,24 @@ class Fp8PartComparison(PartComparison):
     ) -> Iterator[Difference]:
         part, shape = self.reference.part, self._scale_shape(parameter)
         if tensor is None:
-            yield Difference(
-                kind=Kind.MISSING, part=part, layer=layer,
-                parameter=f"{parameter}_scale", reference="scales", device="nothing",
-            )  # fmt: skip
+            yield ArrayMissing(
+                part=part, layer=layer, parameter=f"{parameter}_scale", expected="scales"
+            )
             return
         if tensor.folded().shape != shape:
-            yield Difference(
-                kind=Kind.SHAPE, part=part, layer=layer, parameter=tensor.name,
-                reference=str(list(shape)), device=str(list(tensor.shape)),
-            )  # fmt: skip
+            yield ShapeDiffers(
+                part=part, layer=layer, parameter=tensor.name, reference=shape, device=tensor.shape
+            )
             return
         if tensor.dtype != _SCALES:
-            yield Difference(
-                kind=Kind.DTYPE, part=part, layer=layer, parameter=tensor.name,
+            yield DtypeDiffers(
+                part=part, layer=layer, parameter=tensor.name,
                 reference=_SCALES, device=tensor.dtype,
             )  # fmt: skip
             return
         yield from self._scale_placement(layer, parameter, tensor)
         for odd in odd_replicas(tensor):
-            yield Difference(
-                kind=Kind.VALUES, part=part, layer=layer, parameter=tensor.name, **odd
-            )  # fmt: skip
+            yield ReplicasDiffer(part=part, layer=layer, parameter=tensor.name, **odd)
 
     def _scale_shape(self, parameter: Parameter) -> tuple[int, int, int]:
         """[E, rows, columns]: a row for each matrix, and, for the fused kernel, D's or F's padding.
@@ -184,10 +199,9 @@ class Fp8PartComparison(PartComparison):
             cut = (*whole[:axis], own, *whole[axis + 1 :])
             shares[device] = (number, whole if by_output else cut)
         for fact in misplaced(tensor, shares):
-            yield Difference(
-                kind=Kind.SHARDING, part=self.reference.part, layer=layer,
-                parameter=tensor.name, **fact,
-            )  # fmt: skip
+            yield ShardMisplaced(
+                part=self.reference.part, layer=layer, parameter=tensor.name, **fact
+            )
 
     def _matrix(self, key: ExpertKey, tensor: DeviceTensor, words: Words | None) -> Check:
         """Values are compared: what they are made of is no pair of arrays."""
@@ -196,19 +210,21 @@ class Fp8PartComparison(PartComparison):
 
     def _unequal(self, key: ExpertKey, tensor: DeviceTensor) -> Difference:
         source, _, found = self._departs(key)
-        return Difference(
-            kind=Kind.VALUES, part=key.part, layer=key.layer, expert=key.expert,
-            projection=key.projection, parameter=tensor.name, source=source, **found or {},
+        if found is None:
+            raise RuntimeError(f"the values of {key} were unequal, and are equal: a fault of ours")
+        return ValuesDiffer(
+            part=key.part, layer=key.layer, expert=key.expert, projection=key.projection,
+            parameter=tensor.name, source=source, **found,
         )  # fmt: skip
 
-    def _departs(self, key: ExpertKey) -> tuple[str, int, dict[str, Any] | None]:
+    def _departs(self, key: ExpertKey) -> tuple[TensorSlice, int, UnequalValues | None]:
         """Where a matrix stands, bytes of it, and how the device's values depart from it."""
         source = self.reference.source(key)
         checkpoint = self.reference.checkpoint
         entry = checkpoint.entries[f"{source.tensor}{SCALE_SUFFIX}"]
         reference, grid = self.reference[key], scales_as_f32(entry.bits(), entry.dtype)
         found = departs(self.device_bits(key), self._scales(key), reference, grid, EXPERTS)
-        return str(source), reference.nbytes + entry.nbytes, found
+        return source, reference.nbytes + entry.nbytes, found
 
     def _scales(self, key: ExpertKey) -> Values:
         """The device's scales of one matrix, one for each output."""
@@ -235,17 +251,14 @@ def part_comparison(reference: ReferencePart, device: DevicePart, **options: Any
 
 def unequal_values(
     checkpoint: ModelCheckpoint, weight: ParameterView, scales: ParameterView
-) -> Iterator[tuple[DeviceTensor, dict[str, Any]]]:
-    """What is off of a quantised parameter: an array and fields of a difference.
+) -> Iterator[tuple[TensorSlice, UnequalValues]]:
+    """What is off of a quantised parameter: where the reference has it, and how it departs.
 
     Args:
         checkpoint: holds its codes and the scales of their blocks.
         weight: the parameter, codes [inputs, outputs] on the device.
         scales: its scales, [outputs] on the device, laid out as a bias would be.
     """
-    for each in (weight, scales):
-        for odd in odd_replicas(each.tensor):
-            yield each.tensor, dict(odd)
     for name in weight.sources:
         entry = checkpoint.entries[f"{name}{SCALE_SUFFIX}"]
         reference, grid = checkpoint.bits(name), scales_as_f32(entry.bits(), entry.dtype)
@@ -254,5 +267,4 @@ def unequal_values(
             held = recovered(scales, name, copy, "", np.zeros(len(reference), dtype="<u4"))
             found = departs(codes, scales_as_f32(held, "F32"), reference, grid, LINEAR)
             if found:
-                source = f"{entry.file.name} {name}" + (f" (copy {copy})" if copy else "")
-                yield weight.tensor, {"source": source, **found}
+                yield TensorSlice(entry.file.name, name, copy=copy), found

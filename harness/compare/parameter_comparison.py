@@ -13,22 +13,46 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
+from typing import TypedDict
 
 import numpy as np
 
-from harness.base.bits import Bits, Nan, as_hex, canonical_nans, converted
+from harness.base.bits import ITEMSIZE, Bits, Nan, canonical_nans, converted
 from harness.checkpoint.fp8 import SCALE_SUFFIX
 from harness.compare.accounting import left_alone, model_parts
-from harness.compare.difference import Difference, Kind, ParameterTally
+from harness.compare.difference import (
+    ArrayMissing,
+    BitsDiffer,
+    Difference,
+    DtypeDiffers,
+    PaddingWritten,
+    ParameterTally,
+    ReplicasDiffer,
+    ShapeDiffers,
+    ShardMisplaced,
+    Subject,
+    Unaccounted,
+    ValuesDiffer,
+)
 from harness.compare.equality import on_all_cores
 from harness.compare.fp8_experts import unequal_values
 from harness.compare.parameter_view import Fault, ParameterView, ParameterViews, is_fp8, padding_of
 from harness.compare.pieces import Judged, Piece, judge_piece, note_fault, pieces_of
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import Packing, ParameterLayout
+from harness.devices.replicas import odd_replicas
 from harness.devices.sharding import misplaced
 from harness.devices.tensors import DeviceTensor, is_of_experts
-from harness.families.experts import ReferencePart
+from harness.families.experts import ReferencePart, TensorSlice
+from harness.families.family import Part
+
+
+class _Array(TypedDict):
+    """Which array a difference is of, as fields."""
+
+    part: Part
+    layer: int | None
+    parameter: str
 
 
 class ParameterComparison:
@@ -61,7 +85,7 @@ class ParameterComparison:
         self.mesh = mesh
         self.local = frozenset(mesh.devices) if local is None else local
         self.tally = ParameterTally(part=reference.part)
-        self.faults: dict[Difference, Fault] = {}
+        self.faults: dict[BitsDiffer, Fault] = {}
         self._tensors = [
             t for t in tensors if not is_of_experts(t.name, self._family.experts_module)
         ]
@@ -138,11 +162,11 @@ class ParameterComparison:
             self.tally.left_out += 1
             return
         if isinstance(placed, str):
-            yield self._difference(Kind.UNACCOUNTED, tensor, reference=placed, device="an array")
+            yield self._unaccounted(tensor, placed)
             return
         found = list(self._metadata(placed))
         yield from found
-        if not any(d.kind in (Kind.SHAPE, Kind.DTYPE) for d in found):
+        if not any(isinstance(d, ShapeDiffers | DtypeDiffers) for d in found):
             if is_fp8(placed):
                 yield from self._quantised(placed)
             else:
@@ -153,9 +177,7 @@ class ParameterComparison:
     def _quantised(self, placed: ParameterView) -> Iterator[Difference]:
         tensor = self.placements.scales.get(f"{placed.tensor.name}_scale")
         if tensor is None:
-            yield self._difference(
-                Kind.MISSING, placed.tensor, reference="an array of scales", device="nothing"
-            )
+            yield ArrayMissing(**self._array(placed.tensor), expected="an array of scales")
             return
         scales = replace(placed, tensor=tensor, layout=placed.layout.of_scales())
         if found := list(self._metadata(scales)):
@@ -164,23 +186,25 @@ class ParameterComparison:
         self.tally.compared += 1
         for name in placed.sources:
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
-        for unequal, fields in unequal_values(self.checkpoint, placed, scales):
-            yield self._difference(Kind.VALUES, unequal, **fields)
+        for each in (placed.tensor, tensor):
+            for odd in odd_replicas(each):
+                yield ReplicasDiffer(**self._array(each), **odd)
+        for source, found_values in unequal_values(self.checkpoint, placed, scales):
+            yield ValuesDiffer(**self._array(placed.tensor), source=source, **found_values)
 
     def _derived(self, tensor: DeviceTensor) -> Iterator[Difference]:
         """A buffer of no tensor: known, and as it must be where that is known, or unaccounted."""
         row = self._family.derived_for(self._family.in_checkpoint(self.reference.part, tensor.name))
         if row is None:
-            yield self._difference(
-                Kind.UNACCOUNTED, tensor, device="an array",
-                reference="no rule and no derivation for a parameter of this name",
-            )  # fmt: skip
+            yield self._unaccounted(
+                tensor, "no rule and no derivation for a parameter of this name"
+            )
             return
         self.tally.derived[row.kind] = self.tally.derived.get(row.kind, 0) + 1
         if row.constant is None:
             return
         if tensor.dtype != "F32":
-            yield self._difference(Kind.DTYPE, tensor, reference="F32", device=tensor.dtype)
+            yield DtypeDiffers(**self._array(tensor), reference="F32", device=tensor.dtype)
             return
         wanted = int(np.float32(row.constant).view("<u4"))
         yield from self._constant(tensor, wanted)
@@ -193,10 +217,9 @@ class ParameterComparison:
             return
         shard, bits, places = next(each for each in odd if len(each[2]))
         first = tuple(int(i) for i in places[0])
-        yield self._difference(
-            Kind.BITS, tensor, reference=as_hex(wanted, "F32"),
-            device=as_hex(int(bits[first]), "F32"),
-            count=count, total=sum(bits.size for _, bits in held),
+        yield BitsDiffer(
+            **self._array(tensor), reference=wanted, device=int(bits[first]),
+            itemsize=bits.itemsize, count=count, total=sum(bits.size for _, bits in held),
             index=tuple(i + s.start for i, s in zip(first, shard.index, strict=True)),
             device_name=shard.device,
         )  # fmt: skip
@@ -204,22 +227,17 @@ class ParameterComparison:
     def _metadata(self, placed: ParameterView) -> Iterator[Difference]:
         tensor, layout = placed.tensor, placed.layout
         if tensor.shape != layout.shape:
-            yield self._difference(
-                Kind.SHAPE,
-                tensor,
-                reference=str(list(layout.shape)),
-                device=str(list(tensor.shape)),
-            )
+            yield ShapeDiffers(**self._array(tensor), reference=layout.shape, device=tensor.shape)
             return
         if tensor.dtype != layout.dtype:
-            yield self._difference(Kind.DTYPE, tensor, reference=layout.dtype, device=tensor.dtype)
+            yield DtypeDiffers(**self._array(tensor), reference=layout.dtype, device=tensor.dtype)
         shares = {
             device: (number, layout.share(number))
             for device, number in self.mesh.shards(layout.axes).items()
             if device in self.local
         }
         for fact in misplaced(tensor, shares):
-            yield self._difference(Kind.SHARDING, tensor, **fact)
+            yield ShardMisplaced(**self._array(tensor), **fact)
 
     def _values(self, placed: ParameterView, judged: Iterator[Judged]) -> Iterator[Difference]:
         """Sum up what the parameter's pieces showed; they come next."""
@@ -237,14 +255,13 @@ class ParameterComparison:
         for key, fault in faults.items():
             yield self._bits(fault, totals[key])
 
-    def _bits(self, fault: Fault, total: int) -> Difference:
-        layout, copy = fault.placed.layout, fault.copy
+    def _bits(self, fault: Fault, total: int) -> BitsDiffer:
+        layout = fault.placed.layout
         file = self.checkpoint.entries[fault.source].file.name
-        difference = self._difference(
-            Kind.BITS, fault.placed.tensor, index=fault.at,
-            source=f"{file} {fault.source}" + (f" (copy {copy})" if copy else ""),
-            reference=as_hex(fault.reference, layout.dtype),
-            device=as_hex(fault.device, layout.dtype), count=fault.count, total=total,
+        difference = BitsDiffer(
+            **self._array(fault.placed.tensor), index=fault.at,
+            source=TensorSlice(file, fault.source, copy=fault.copy), reference=fault.reference,
+            device=fault.device, itemsize=ITEMSIZE[layout.dtype], count=fault.count, total=total,
             shard=self.mesh.shards(layout.axes).get(fault.device_name),
             device_name=fault.device_name,
         )  # fmt: skip
@@ -256,11 +273,10 @@ class ParameterComparison:
             self.tally.padding_bytes += bits.nbytes
             if bits.any():
                 first = tuple(int(i) for i in np.argwhere(bits)[0])
-                yield self._difference(
-                    Kind.PADDING, placed.tensor, device_name=shard.device,
+                yield PaddingWritten(
+                    **self._array(placed.tensor), device_name=shard.device,
                     index=tuple(i + o for i, o in zip(first, where, strict=True)),
-                    reference=as_hex(0, placed.tensor.dtype),
-                    device=as_hex(int(bits[first]), placed.tensor.dtype),
+                    device=int(bits[first]), itemsize=bits.itemsize,
                     count=int(np.count_nonzero(bits)), total=bits.size,
                     shard=self.mesh.shards(placed.layout.axes).get(shard.device),
                 )  # fmt: skip
@@ -275,14 +291,20 @@ class ParameterComparison:
                 or left_alone(self.reference, name, present)
             ):
                 continue
-            yield Difference(
-                kind=Kind.UNACCOUNTED, part=self.reference.part, layer=self._family.layer_of(name),
-                source=f"{entry.file.name} {name}", reference="a tensor of the checkpoint",
-                device="no parameter holds it",
+            yield Unaccounted(
+                part=self.reference.part, layer=self._family.layer_of(name),
+                subject=Subject.TENSOR_OF_NO_PARAMETER, name=name, file=entry.file.name,
             )  # fmt: skip
 
-    def _difference(self, kind: Kind, tensor: DeviceTensor, **fields: object) -> Difference:
-        return Difference(
-            kind=kind, part=self.reference.part, layer=self._family.layer_of(tensor.name),
-            parameter=tensor.name, **fields,  # type: ignore[arg-type]
+    def _unaccounted(self, tensor: DeviceTensor, reason: str) -> Unaccounted:
+        return Unaccounted(
+            part=self.reference.part, layer=self._family.layer_of(tensor.name),
+            subject=Subject.ARRAY, name=tensor.name, reason=reason,
         )  # fmt: skip
+
+    def _array(self, tensor: DeviceTensor) -> _Array:
+        return _Array(
+            part=self.reference.part,
+            layer=self._family.layer_of(tensor.name),
+            parameter=tensor.name,
+        )

@@ -7,24 +7,22 @@ from typing import TypedDict
 
 import numpy as np
 
-from harness.base.bits import Bits, as_hex
+from harness.base.bits import ITEMSIZE, Bits
 from harness.devices.expert_layout import Span
 from harness.devices.tensors import DeviceShard, DeviceTensor
-
-#: The note of a difference between replicas; by it its cause is told from that of wrong values.
-REPLICAS_DIFFER = "replicas differ"
 
 
 class OddReplica(TypedDict):
     """One device that holds a part otherwise than the first that holds it, as fields."""
 
-    reference: str
-    device: str
+    reference: int
+    reference_device: str
+    device: int
+    itemsize: int
     index: tuple[int, ...]
     count: int
     total: int
     device_name: str
-    note: str
 
 
 def odd_replicas(tensor: DeviceTensor) -> Iterator[OddReplica]:
@@ -59,9 +57,9 @@ def _odd(
     unequal = found != wanted
     at = tuple(int(i) for i in np.argwhere(unequal)[0])
     return OddReplica(
-        reference=f"{as_hex(int(wanted[at]), tensor.dtype)} on {first.device}",
-        device=as_hex(int(found[at]), tensor.dtype),
+        reference=int(wanted[at]), reference_device=first.device, device=int(found[at]),
+        itemsize=ITEMSIZE[tensor.dtype],
         index=tuple(i + span.start for i, span in zip(at, shard.index, strict=True)),
         count=int(np.count_nonzero(unequal)), total=unequal.size,
-        device_name=shard.device, note=REPLICAS_DIFFER,
+        device_name=shard.device,
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypedDict
 
@@ -10,17 +9,17 @@ from harness.devices.expert_layout import Span
 from harness.devices.tensors import DeviceTensor
 
 Part = tuple[Span, ...]
+#: The same as plain numbers: start and stop on each axis.
+Region = tuple[tuple[int, int], ...]
 
 
 class Misplaced(TypedDict):
     """One device that holds another part than its own, as fields of a difference."""
 
-    reference: str
-    device: str
+    share: Region | None
+    held: tuple[Region, ...]
     shard: int | None
     device_name: str
-    count: int
-    total: int
 
 
 def misplaced(tensor: DeviceTensor, shares: Mapping[str, tuple[int, Part]]) -> Iterator[Misplaced]:
@@ -36,24 +35,17 @@ def misplaced(tensor: DeviceTensor, shares: Mapping[str, tuple[int, Part]]) -> I
     for device, (number, share) in shares.items():
         found = held.pop(device, [])
         if found != [share]:
-            yield _fact(number, device, [share], found)
+            yield _fact(number, device, share, found)
     for device, found in held.items():
-        yield _fact(None, device, [], found)
+        yield _fact(None, device, None, found)
 
 
-def _fact(
-    shard: int | None, device: str, wanted: Sequence[Part], found: Sequence[Part]
-) -> Misplaced:
+def _fact(shard: int | None, device: str, share: Part | None, found: Sequence[Part]) -> Misplaced:
     return Misplaced(
-        reference=_text(wanted), device=_text(found), shard=shard, device_name=device,
-        count=_elements(found), total=_elements(wanted),
+        share=None if share is None else _region(share), held=tuple(map(_region, found)),
+        shard=shard, device_name=device,
     )  # fmt: skip
 
 
-def _text(parts: Sequence[Part]) -> str:
-    texts = ["[" + ", ".join(f"{s.start}:{s.stop}" for s in spans) + "]" for spans in parts]
-    return " and ".join(texts) or "nothing"
-
-
-def _elements(parts: Sequence[Part]) -> int:
-    return sum(math.prod(map(len, spans)) for spans in parts)
+def _region(part: Part) -> Region:
+    return tuple((span.start, span.stop) for span in part)

@@ -9,9 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from harness.compare.difference import Difference, Kind
+from harness.compare.difference import (
+    BitsDiffer,
+    DeliveredAgain,
+    Difference,
+    PaddingWritten,
+    ParameterUnwritten,
+    ReplicasDiffer,
+    ShardMisplaced,
+    TensorUnread,
+    ValuesDiffer,
+)
 from harness.compare.expert_comparison import PartComparison
-from harness.devices.replicas import REPLICAS_DIFFER
+from harness.compare.words import device_words, reference_words, source_words
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of, fix_of
 from harness.explain.evidence import Evidence
 from harness.explain.provenance import ReferenceIndex
@@ -62,11 +72,11 @@ class Explainer:
 
     def _explain(self, difference: Difference) -> Finding:
         key = difference.key
-        if difference.kind is Kind.UNREAD and (
-            known := self._undelivered.get(difference.parameter)
+        if isinstance(difference, TensorUnread) and (
+            known := self._undelivered.get(difference.tensor)
         ):
             return known
-        if difference.kind is not Kind.BITS or key is None:
+        if not isinstance(difference, BitsDiffer) or key is None:
             return explain_metadata(difference)
         slice_ = Evidence(
             key,
@@ -131,56 +141,60 @@ class Explainer:
 def explain_metadata(difference: Difference) -> Finding:
     """What a difference in presence, shape, placement, padding or delivery comes from."""
     where = _at(difference.part, difference.layer)
-    evidence = f"{where}: expected {difference.reference}, found {difference.device}"
-    match difference.kind:
-        case Kind.SHARDING:
+    evidence = f"{where}: expected {reference_words(difference)}, found {device_words(difference)}"
+    parameter = ""
+    match difference:
+        case ShardMisplaced():
             return _sharding(difference)
-        case Kind.PADDING:
+        case ReplicasDiffer():
+            return odd_replica(difference, f"{where} {difference.parameter.rsplit('.', 1)[-1]}")
+        case PaddingWritten():
+            parameter = difference.parameter
             cause, summary = Cause.PADDING, "the padding of an expert array is not zero"
-        case Kind.DELIVERY:
+        case DeliveredAgain():
             cause = Cause.DELIVERED_TWICE
             summary = f"{{experts}} of {where} were delivered more than once"
-            evidence = f"{difference.key}: {difference.device}"
-        case Kind.VALUES if difference.note == REPLICAS_DIFFER:
-            return odd_replica(difference, f"{where} {difference.parameter.rsplit('.', 1)[-1]}")
-        case Kind.VALUES:
+            evidence = f"{difference.key}: {device_words(difference)}"
+        case ValuesDiffer():
             cause, summary = Cause.SCALE, f"scales of {where} are not the checkpoint's"
-            evidence = f"{difference.key or difference.parameter}: {difference.note}"
-        case Kind.UNREAD:
+            evidence = f"{difference.key or difference.parameter}: {difference.pattern}"
+        case TensorUnread():
             cause, summary = Cause.TENSOR_UNREAD, "tensors of the checkpoint were not read"
-            evidence = f"{difference.source}: {difference.device}"
-        case Kind.UNWRITTEN:
+            evidence = f"{source_words(difference)}: {device_words(difference)}"
+        case ParameterUnwritten():
             cause, summary = Cause.PARAMETER_UNWRITTEN, "parameters were never written"
-            evidence = f"{difference.parameter}: {difference.device}"
+            evidence = f"{difference.parameter}: {device_words(difference)}"
         case _:
+            parameter = difference.parameter
             cause, summary = Cause.STRUCTURE, "the array is not what the layout says"
-    parameter = "" if difference.kind in _COLLECTED else difference.parameter
     return Finding(cause, f"{cause} {where} {parameter}", summary, evidence)
 
 
-def odd_replica(difference: Difference, name: str) -> Finding:
+def odd_replica(difference: ReplicasDiffer, name: str) -> Finding:
     """A device that holds another part than its replicas; ``name`` is the array's."""
     evidence = (
-        f"at {list(difference.index)} {difference.device_name} holds {difference.device}, not "
-        f"{difference.reference}; {difference.count} of {difference.total} elements are unequal"
+        f"at {list(difference.index)} {difference.device_name} holds "
+        f"{device_words(difference)}, not {reference_words(difference)}; "
+        f"{difference.count} of {difference.total} elements are unequal"
     )
     cause = Cause.REPLICAS_DIFFER
     return Finding(cause, f"{cause} {name}", f"replicas of {name} hold other bits", evidence)
 
 
-_COLLECTED = (Kind.VALUES, Kind.DELIVERY, Kind.UNREAD, Kind.UNWRITTEN)
+def holding(difference: ShardMisplaced) -> str:
+    """What a device holds of an array, and what it should."""
+    found, share = device_words(difference), reference_words(difference)
+    return f"{difference.device_name} holds {found}, its share is {share}"
 
 
 def _at(part: Part, layer: int | None) -> str:
     return f"{part} layer {layer}" if layer is not None else str(part)
 
 
-def _sharding(difference: Difference) -> Finding:
+def _sharding(difference: ShardMisplaced) -> Finding:
     where = f"{_at(difference.part, difference.layer)} {difference.parameter.rsplit('.', 1)[-1]}"
-    evidence = (
-        f"{difference.device_name} holds {difference.device}, its share is {difference.reference}"
-    )
-    if difference.count > difference.total > 0:
+    evidence = holding(difference)
+    if difference.replicated:
         summary = f"{where} is replicated instead of sharded"
         return Finding(Cause.REPLICATED, f"replicated {where}", summary, evidence)
     summary = f"shards of {where} lie on the wrong devices"

@@ -13,12 +13,21 @@ from functools import cached_property
 import numpy as np
 
 from harness.base.bits import Bits, canonical_nans
-from harness.compare.difference import Difference, Kind
+from harness.compare.difference import (
+    BitsDiffer,
+    Difference,
+    PaddingWritten,
+    ReplicasDiffer,
+    ShardMisplaced,
+    Subject,
+    Unaccounted,
+    ValuesDiffer,
+)
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.parameter_view import Fault, ParameterView, held, recovered
-from harness.devices.replicas import REPLICAS_DIFFER
+from harness.compare.words import device_words, reference_words
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
-from harness.explain.diagnosis import odd_replica
+from harness.explain.diagnosis import holding, odd_replica
 from harness.explain.distance import farthest
 from harness.explain.rules import nans_of_a_conversion, taken_for, went_through
 from harness.families.blocks import Pieces
@@ -50,9 +59,9 @@ class ParameterExplainer:
         return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
 
     def _explain(self, difference: Difference) -> Finding:
-        fault = self._comparison.faults.get(difference)
-        if fault is None:
+        if not isinstance(difference, BitsDiffer) or difference not in self._comparison.faults:
             return _headless(difference, self._comparison) or _metadata(difference)
+        fault = self._comparison.faults[difference]
         evidence = ParameterEvidence(self._comparison, fault)
         found = next((f for rule in _RULES if (f := rule(evidence))), None)
         cause, summary, detail = found or _unexplained(evidence, difference)
@@ -135,7 +144,7 @@ class ParameterEvidence:
 _Found = tuple[Cause, str, str] | None
 
 
-def _unexplained(e: ParameterEvidence, difference: Difference) -> tuple[Cause, str, str]:
+def _unexplained(e: ParameterEvidence, difference: BitsDiffer) -> tuple[Cause, str, str]:
     """The raw facts, and how far off the values are."""
     far = farthest(e.reference, np.where(e.held, e.device, e.reference), e.dtype)
     detail = f"{difference.count} of {difference.total} elements are unequal"
@@ -193,8 +202,10 @@ def _headless(difference: Difference, comparison: ParameterComparison) -> Findin
     """A head of the checkpoint's that the model has none for, where config.json says both."""
     checkpoint = comparison.checkpoint
     head = checkpoint.family.head
-    lost = difference.kind is Kind.UNACCOUNTED and difference.source.endswith(f" {head}")
-    if not lost or not checkpoint.family.contradicts_ties(checkpoint.config):
+    lost = Subject.TENSOR_OF_NO_PARAMETER, head
+    if not isinstance(difference, Unaccounted) or (difference.subject, difference.name) != lost:
+        return None
+    if not checkpoint.family.contradicts_ties(checkpoint.config):
         return None
     group = f"{Cause.TIED} {difference.part}"
     return Finding(Cause.TIED, group, _TIED, f"no parameter holds {head}; {_ties_text(checkpoint)}")
@@ -303,32 +314,26 @@ _RULES = (
 
 def _metadata(difference: Difference) -> Finding:
     """What a difference in presence, shape, dtype, placement or padding comes from."""
-    name = difference.parameter or difference.source.rpartition(" ")[2]
-    evidence = f"{name}: expected {difference.reference}, found {difference.device}"
-    match difference.kind:
-        case Kind.SHARDING:
-            evidence = (
-                f"{difference.device_name} holds {difference.device}, its share is "
-                f"{difference.reference}"
-            )
-            replicated = difference.count > difference.total > 0
+    name = difference.name
+    evidence = f"{name}: expected {reference_words(difference)}, found {device_words(difference)}"
+    match difference:
+        case ShardMisplaced(replicated=replicated):
             cause = Cause.REPLICATED if replicated else Cause.MISPLACED
             what = "is replicated instead of sharded" if replicated else "lies on other devices"
-            return Finding(cause, f"{cause} {name}", f"{name} {what}", evidence)
-        case Kind.PADDING:
-            never = difference.device in {f"0x{bits:x}" for bits in POISON.values()}
+            return Finding(cause, f"{cause} {name}", f"{name} {what}", holding(difference))
+        case PaddingWritten():
+            never = difference.device == POISON.get(difference.itemsize)
             cause = Cause.PARAMETER_UNWRITTEN if never else Cause.PADDING
             what = "was never written" if never else "is not zero"
             return Finding(cause, f"{cause} {name}", f"the padding of {name} {what}", evidence)
-        case Kind.VALUES if difference.note == REPLICAS_DIFFER:
+        case ReplicasDiffer():
             return odd_replica(difference, name)
-        case Kind.VALUES:
-            source = difference.source or difference.parameter
+        case ValuesDiffer(source=source):
             summary = f"scales of {source} are not the checkpoint's"
             return Finding(
-                Cause.SCALE, f"{Cause.SCALE} {name}", summary, f"{source}: {difference.note}"
+                Cause.SCALE, f"{Cause.SCALE} {name}", summary, f"{source}: {difference.pattern}"
             )
-        case Kind.UNACCOUNTED:
+        case Unaccounted():
             part = difference.part
             summary = f"{name} is unaccounted for"
             return Finding(Cause.UNACCOUNTED, f"unaccounted {part}", summary, evidence)

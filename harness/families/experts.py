@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from harness.base.bits import Bits, converted, model_dtype
 from harness.base.bounds import MOST_EXPERTS, shown, size
 from harness.base.errors import BadInput
@@ -44,16 +46,24 @@ class ExpertShape:
     dtype: str
 
 
-@dataclass(frozen=True)
-class ExpertSource:
-    """Where a matrix stands: file, tensor, and the slice of it."""
+class TensorSlice(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a checkpoint has a matrix or a tensor.
+
+    Attributes:
+        file: its name.
+        tensor: in that file.
+        slice: of the tensor, as Python would write it; empty for all of it.
+        copy: which of its copies on the device is meant, 0 for the first.
+    """
 
     file: str
     tensor: str
-    slice: str
+    slice: str = ""
+    copy: int = 0
 
     def __str__(self) -> str:
-        return f"{self.file} {self.tensor}{self.slice}"
+        copy = f" (copy {self.copy})" if self.copy else ""
+        return f"{self.file} {self.tensor}{self.slice}{copy}"
 
 
 class ReferencePart(Mapping[ExpertKey, Bits]):
@@ -128,13 +138,13 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         bits: Bits = last[1]
         return bits
 
-    def source(self, key: ExpertKey) -> ExpertSource:
+    def source(self, key: ExpertKey) -> TensorSlice:
         """File, tensor and slice of ``key``, as a reader would write them."""
         name, index = self._locate(key)
         file = self.checkpoint.entries[name].file.name
         if self.naming.storage is Storage.PER_EXPERT:
-            return ExpertSource(file, name, "")
-        return ExpertSource(file, name, f"[{', '.join(map(_as_text, index))}]")
+            return TensorSlice(file, name)
+        return TensorSlice(file, name, f"[{', '.join(map(_as_text, index))}]")
 
     def _locate(self, key: ExpertKey) -> tuple[str, tuple[int | slice, ...]]:
         naming, width = self.naming, self.shape.intermediate

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.base.errors import BadInput
 from harness.base.foreign import one_line, presentable
-from harness.report.report import Report, Session, Status, believed
+from harness.report.report import SCHEMA, Report, Session, Status, believed
 
 
 class Night(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +107,7 @@ def _read(file: Path) -> Session:
         raise BadInput(
             f"not a session: {error}",
             where=str(file),
-            expected="the JSON that pytest scenarios --reports writes",
+            expected=f"the JSON that pytest scenarios --reports writes, of schema {SCHEMA}",
             hint="take the file out of the directory",
         ) from error
     for row in session.rows:

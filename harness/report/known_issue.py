@@ -449,7 +449,7 @@ def signs_of(report: Report) -> Counter[Sign]:
 def sign_of(difference: Difference, cause: Cause | None) -> Sign:
     """What of a difference an issue foresees: not the bits, and not the device."""
     d = difference
-    name = d.parameter.removeprefix("vllm_model.") or d.source.rsplit(" ", 1)[-1]
+    name = d.name.removeprefix("vllm_model.")
     name = name if d.key is None else name.rsplit(".", 1)[-1]
     return Sign(cause, d.kind, d.part, d.layer, d.expert, d.projection, name)
 

@@ -14,7 +14,7 @@ from itertools import groupby, pairwise
 import msgspec
 
 from harness.base.text import numbers_of, runs_text
-from harness.compare.difference import Difference, Kind
+from harness.compare.difference import ArrayExtra, ArrayMissing, Difference, ShardMisplaced
 from harness.explain.causes import Cause, Diagnosis
 from harness.families.family import Part, Projection
 
@@ -107,7 +107,7 @@ def map_of(
     cells = {(layer, p): _before(compared(layer), experts) for p in Projection for layer in layers}
     lost = {n for d in diagnoses if d.cause in NEVER_WRITTEN for n in numbers_of(d.members)}
     for number, difference in enumerate(differences, start=offset):
-        state = State.MISSING if number in lost else _STATE.get(difference.kind, State.DIFFERS)
+        state = State.MISSING if number in lost else _state(difference)
         for projection in _projections(difference):
             row = cells.get((difference.layer or 0, projection), [])
             _mark(row, difference.expert, state)
@@ -125,7 +125,15 @@ def with_missing(part_map: PartMap, experts: Mapping[int, Collection[int]]) -> P
     return msgspec.structs.replace(part_map, states=states)
 
 
-_STATE = {Kind.MISSING: State.MISSING, Kind.SHARDING: State.MISPLACED}
+def _state(difference: Difference) -> State:
+    match difference:
+        case ArrayMissing():
+            return State.MISSING
+        case ShardMisplaced():
+            return State.MISPLACED
+        case _:
+            return State.DIFFERS
+
 
 #: A state hides those before it: bits that differ weigh more than their place.
 _WEIGHT = [State.EQUAL, State.NOT_COMPARED, State.MISPLACED, State.DIFFERS, State.MISSING]
@@ -142,7 +150,7 @@ def _mark(row: list[State], expert: int | None, state: State) -> None:
 
 
 def _projections(difference: Difference) -> Sequence[Projection]:
-    if difference.layer is None or difference.kind is Kind.EXTRA:
+    if difference.layer is None or isinstance(difference, ArrayExtra):
         return ()
     if difference.projection is not None:
         return (difference.projection,)

@@ -12,7 +12,7 @@ import msgspec
 
 from harness.base.errors import BadInput
 from harness.base.text import numbers_of, runs_text
-from harness.compare.difference import Difference, Kind, ParameterTally, Tally
+from harness.compare.difference import DeviceUnchecked, Difference, ParameterTally, Tally
 from harness.explain.causes import NEXT_STEP, Cause, Diagnosis
 from harness.families.family import Part
 from harness.report.maps import PartMap, map_of, merged_map
@@ -109,12 +109,8 @@ def _with_unchecked(report: Report) -> Report:
     if not unchecked:
         return report
     found = [
-        Difference(
-            kind=Kind.UNCHECKED, part=report.tallies[0].part, device_name=device,
-            reference="one of the hosts compares its shards", device="no host did",
-        )
-        for device in unchecked
-    ]  # fmt: skip
+        DeviceUnchecked(part=report.tallies[0].part, device_name=device) for device in unchecked
+    ]
     offset = len(report.differences)
     diagnosis = Diagnosis(
         cause=Cause.UNCHECKED,

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.base.foreign import one_line, several_lines
-from harness.compare.difference import Difference, Kind
+from harness.compare.difference import (
+    BitsDiffer,
+    DeliveredAgain,
+    Difference,
+    DtypeDiffers,
+    PaddingWritten,
+    ShapeDiffers,
+    ShardMisplaced,
+    Subject,
+    TensorUnread,
+    Unaccounted,
+    Unequal,
+)
+from harness.compare.words import device_words, reference_words, source_words
 from harness.devices.expert_layout import is_expert_array
 from harness.report.figures import counted
 from harness.report.known_issue import Judgement, Verdict
@@ -99,11 +112,15 @@ def _headline(report: Report) -> str:
     )
 
 
+_OF_PARAMETERS = (
+    BitsDiffer | ShapeDiffers | DtypeDiffers | ShardMisplaced | PaddingWritten | Unaccounted
+)
+
+
 def _unequal_parameters(report: Report) -> str:
     """How many of the other parameters are in other places, or hold other bits."""
-    kinds = (Kind.BITS, Kind.SHAPE, Kind.DTYPE, Kind.SHARDING, Kind.PADDING, Kind.UNACCOUNTED)
-    named = [d for d in report.differences if d.kind in kinds and not is_expert_array(d.parameter)]
-    names = {d.parameter or d.source for d in named if d.key is None}
+    named = [d for d in report.differences if isinstance(d, _OF_PARAMETERS) and d.key is None]
+    names = {d.name for d in named if not is_expert_array(d.parameter)}
     if not names:
         return ""
     return f"{counted(len(names), 'other parameter')} of {report.parameters_compared} unequal, "
@@ -111,28 +128,42 @@ def _unequal_parameters(report: Report) -> str:
 
 def _difference(difference: Difference) -> Iterator[str]:
     yield from _field("where", _where(difference))
-    source = f"  in {difference.source}" if difference.source else ""
-    yield from _field("reference", f"{difference.reference}{source}")
+    source = f"  in {source_words(difference)}" if source_words(difference) else ""
+    yield from _field("reference", f"{reference_words(difference)}{source}")
     holder = "" if difference.shard is None else f", shard {difference.shard}"
     holder += f" on {difference.device_name}" if difference.device_name else ""
-    parameter = f"  in {difference.parameter}{holder}" if difference.parameter else ""
-    yield from _field("device", f"{difference.device}{parameter}")
+    name = _held_in(difference)
+    yield from _field("device", device_words(difference) + (f"  in {name}{holder}" if name else ""))
     # A report that was handed in may state no total.
-    if difference.kind in (Kind.BITS, Kind.PADDING, Kind.VALUES) and difference.total:
+    if isinstance(difference, Unequal) and difference.total:
         share = difference.count / difference.total
         yield from _field(
             "unequal", f"{difference.count} of {difference.total} elements ({share:.2%})"
         )
 
 
+def _held_in(difference: Difference) -> str:
+    """The array that is meant, or the tensor that the stack was given and the reference lacks."""
+    match difference:
+        case TensorUnread():
+            return difference.tensor
+        case Unaccounted(subject=Subject.TENSOR_NOT_IN_THE_REFERENCE):
+            return difference.name
+        case _:
+            return difference.parameter
+
+
 def _where(difference: Difference) -> str:
-    if key := difference.key:
-        return f"{key}, first at [output, input] {list(difference.index)}"
+    at = str(list(difference.index)) if isinstance(difference, Unequal) and difference.index else ""
+    if difference.key and at:
+        return f"{difference.key}, first at [output, input] {at}"
+    if isinstance(difference, DeliveredAgain):
+        return f"{difference.key}: {difference.kind}"
     place = [str(difference.part)]
     place += [] if difference.layer is None else [f"layer {difference.layer}"]
     place += [] if difference.expert is None else [f"expert {difference.expert}"]
-    at = f", first at {list(difference.index)}" if difference.index else ""
-    return f"{' '.join(place)}: {difference.kind}{at}"
+    first = f", first at {at}" if at else ""
+    return f"{' '.join(place)}: {difference.kind}{first}"
 
 
 def _load_failure(report: Report) -> Iterator[str]:

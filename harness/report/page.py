@@ -18,6 +18,8 @@ import msgspec
 
 from harness.base.foreign import presentable
 from harness.base.text import numbers_of
+from harness.compare.difference import Difference, Unequal
+from harness.compare.words import device_words, reference_words, source_words
 from harness.report.figures import figures, issue_lines, skipped_lines
 from harness.report.junit import summary_line, verdict_line
 from harness.report.maps import PartMap, State, decoded, places
@@ -128,10 +130,16 @@ def _told(report: Report) -> Iterator[dict[str, Any]]:
         yield {
             "part": difference.part, "layer": difference.layer, "expert": difference.expert,
             "projection": difference.projection, "kind": difference.kind,
-            "reference": difference.reference, "device": difference.device,
-            "source": difference.source, "on": difference.device_name,
-            "index": list(difference.index), "count": difference.count, "total": difference.total,
+            "reference": reference_words(difference), "device": device_words(difference),
+            "source": source_words(difference), "on": difference.device_name,
+            **_unequal(difference),
         }  # fmt: skip
+
+
+def _unequal(difference: Difference) -> dict[str, Any]:
+    if not isinstance(difference, Unequal):
+        return {}
+    return {"index": difference.index, "count": difference.count, "total": difference.total}
 
 
 def _map(report: Report, part_map: PartMap) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from harness.base.writing import append
 from harness.report.junit import junit_xml
 from harness.report.markdown import markdown
 from harness.report.page import page
-from harness.report.report import Report, Row, Session, Status, believed
+from harness.report.report import SCHEMA, Report, Row, Session, Status, believed
 
 #: By file name: what a session directory holds beside the JSON.
 FILES: Mapping[str, Callable[[Session], bytes]] = {
@@ -59,7 +59,8 @@ def session_from(path: Path) -> Session:
         raise BadInput(
             f"not a report: {error}",
             where=str(path),
-            expected="the JSON that harness verify --json or pytest --reports writes",
+            expected="the JSON that harness verify --json or pytest --reports writes, of schema "
+            f"{SCHEMA}",
             hint="harness report DIR/session.json --junit junit.xml",
         ) from error
     for row in session.rows:

@@ -7,6 +7,7 @@ for other programs. ``schema`` is raised when a field is added or changes its me
 4 added what a scenario is there to catch, scenarios that were skipped, the session's options, and
 the owner of a known issue and the issue that a checkout mends.
 5 added the accounts of tensors.
+6 gave each kind of difference fields of its own: bits and shares as numbers, a source by its parts.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from harness.base.errors import BadInput, InternalError
 from harness.base.foreign import presentable
 from harness.base.secrets import redacted
 from harness.base.writing import indented, write
-from harness.compare.difference import Account, Difference, Kind, ParameterTally, Tally
+from harness.compare.difference import Account, Difference, ParameterTally, Tally, Unaccounted
 from harness.explain.causes import Diagnosis
 from harness.families.family import Part, Projection
 from harness.load.deliveries import Calls
 from harness.report.maps import PartMap, State, map_of
 
-SCHEMA = 5
+SCHEMA = 6
 
 
 class Status(StrEnum):
@@ -416,7 +417,7 @@ def _bad(part_map: PartMap) -> set[tuple[Projection, int, int]]:
 def _differing(report: Report, part_map: PartMap) -> set[tuple[Projection, int, int]]:
     """The matrices that the differences of a part are about; no parameter that is unaccounted."""
     of_part = [d for d in report.differences if d.part is part_map.part]
-    own = [d for d in of_part if d.layer is not None and d.kind is not Kind.UNACCOUNTED]
+    own = [d for d in of_part if d.layer is not None and not isinstance(d, Unaccounted)]
     if not own:
         return set()
     numbers = range(part_map.experts)

@@ -20,8 +20,22 @@ from typing import NamedTuple
 from harness.base.errors import InternalError
 from harness.checkpoint.fp8 import SCALE_SUFFIX
 from harness.compare.accounting import left_alone, model_parts
-from harness.compare.difference import Account, Difference, Kind, Side
+from harness.compare.difference import (
+    Account,
+    ArrayMissing,
+    BitsDiffer,
+    DeliveredAgain,
+    Difference,
+    ParameterUnwritten,
+    ReplicasDiffer,
+    Side,
+    Subject,
+    TensorUnread,
+    Unaccounted,
+    ValuesDiffer,
+)
 from harness.compare.selection import Chosen
+from harness.compare.words import device_words
 from harness.devices.tensors import is_of_experts
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
 from harness.families.experts import ReferencePart
@@ -44,7 +58,7 @@ class Counts(NamedTuple):
 
 
 #: What the devices hold when nothing came; others are of arrays, or of the ledger alone.
-_NOTHING_CAME = (Kind.MISSING, Kind.BITS, Kind.VALUES, Kind.UNWRITTEN)
+_NOTHING_CAME = ArrayMissing | BitsDiffer | ValuesDiffer | ReplicasDiffer | ParameterUnwritten
 
 
 def require_recorded(part: Part, ledger: Ledger) -> None:
@@ -65,7 +79,7 @@ def require_streamed(part: Part, ledger: Ledger, differences: Iterable[Differenc
     Raises:
         InternalError: nothing in ``differences`` shows it, so the weights came some other way.
     """
-    if any(difference.kind in _NOTHING_CAME for difference in differences):
+    if any(isinstance(difference, _NOTHING_CAME) for difference in differences):
         return
     missing = [] if ledger.streamed else ["a streamed tensor"]
     missing += [] if ledger.calls else ["a call of a weight_loader"]
@@ -119,11 +133,7 @@ def coverage(
 def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
     for name in names:
         entry = part.checkpoint.entries.get(name)
-        yield Difference(
-            kind=Kind.UNREAD, part=part.part, parameter=name, reference="a loader call",
-            device="no weight_loader was called for it",
-            source=f"{entry.file.name} {name}" if entry else name,
-        )  # fmt: skip
+        yield TensorUnread(part=part.part, tensor=name, file=entry.file.name if entry else "")
 
 
 def _unwritten(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
@@ -131,21 +141,16 @@ def _unwritten(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
         if not is_of_experts(
             name, part.checkpoint.family.experts_module
         ):  # of experts the comparison tells more
-            yield Difference(
-                kind=Kind.UNWRITTEN, part=part.part, parameter=name,
-                reference="a value from the checkpoint",
-                device="never written: all of it is the poison",
-            )  # fmt: skip
+            yield ParameterUnwritten(part=part.part, parameter=name)
 
 
 def _repeated(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
     counts = ledger.counts()
     for key in part:
         if (count := counts[ledger.slot(key.layer, key.expert, key.projection)]) > 1:
-            yield Difference(
-                kind=Kind.DELIVERY, part=key.part, layer=key.layer, expert=key.expert,
-                projection=key.projection, source=str(part.source(key)),
-                reference="delivered once", device=f"delivered {count} times",
+            yield DeliveredAgain(
+                part=key.part, layer=key.layer, expert=key.expert, projection=key.projection,
+                source=part.source(key), times=count,
             )  # fmt: skip
 
 
@@ -215,7 +220,7 @@ def _expert_names(
             yield naming.expert_name(layer, expert, projection), expert
 
 
-def account_of_reference(scope: Scope, told: Collection[str]) -> tuple[Account, list[Difference]]:
+def account_of_reference(scope: Scope, told: Collection[str]) -> tuple[Account, list[Unaccounted]]:
     """Account for every tensor of the reference.
 
     Args:
@@ -231,7 +236,7 @@ def account_of_reference(scope: Scope, told: Collection[str]) -> tuple[Account, 
 
 def account_of_checkpoint(
     checkpoint: ModelCheckpoint, scope: Scope, told: Collection[str]
-) -> tuple[Account, list[Difference]]:
+) -> tuple[Account, list[Unaccounted]]:
     """Account for every tensor of a checkpoint that is compared with another.
 
     Its tensors are those of the reference, by name; experts may be stored in another way that the
@@ -275,10 +280,10 @@ def _account(
     scope: Scope,
     present: Collection[Part],
     told: Collection[str],
-) -> tuple[Account, list[Difference]]:
+) -> tuple[Account, list[Unaccounted]]:
     account = Account(side=side, tensors=len(checkpoint.entries))
     left: Counter[str] = Counter()
-    differences = []
+    differences: list[Unaccounted] = []
     for name, entry in checkpoint.entries.items():
         if scope.sources.get(name):
             account.compared += 1
@@ -295,27 +300,29 @@ def _account(
     return account, differences
 
 
-def _unaccounted(side: Side, family: Family, name: str, file: str) -> Difference:
-    part = family.part_of(name)
-    if side is Side.REFERENCE:
-        return Difference(
-            kind=Kind.UNACCOUNTED, part=part, layer=family.layer_of(name), source=f"{file} {name}",
-            reference="a tensor of the reference", device="nothing was compared with it",
-        )  # fmt: skip
-    return Difference(
-        kind=Kind.UNACCOUNTED, part=part, layer=family.layer_of(name), parameter=name,
-        reference="no tensor of this name", device=f"a tensor of the checkpoint, in {file}",
+def _unaccounted(side: Side, family: Family, name: str, file: str) -> Unaccounted:
+    return Unaccounted(
+        part=family.part_of(name), layer=family.layer_of(name), subject=_SUBJECT[side], name=name,
+        file=file,
     )  # fmt: skip
 
 
+_SUBJECT = {
+    Side.REFERENCE: Subject.TENSOR_NOT_COMPARED,
+    Side.CHECKPOINT: Subject.TENSOR_NOT_IN_THE_REFERENCE,
+}
+_LACKING = {
+    Subject.TENSOR_NOT_COMPARED: "tensors of the reference were not compared",
+    Subject.TENSOR_NOT_IN_THE_REFERENCE: "the reference lacks tensors of the checkpoint",
+}
+
+
 def named(differences: Iterable[Difference]) -> set[str]:
-    """The tensors that differences say were not accounted for."""
-    kinds = (Kind.UNACCOUNTED, Kind.UNREAD)
-    found = (difference for difference in differences if difference.kind in kinds)
-    return {each.source.partition(" ")[2] or each.parameter for each in found}
+    """The tensors and arrays that differences say were not accounted for."""
+    return {each.name for each in differences if isinstance(each, Unaccounted | TensorUnread)}
 
 
-def diagnosed(differences: Iterable[Difference], offset: int) -> list[Diagnosis]:
+def diagnosed(differences: Iterable[Unaccounted], offset: int) -> list[Diagnosis]:
     """The diagnoses of what :func:`account_of_reference` and its like found.
 
     Args:
@@ -325,11 +332,8 @@ def diagnosed(differences: Iterable[Difference], offset: int) -> list[Diagnosis]
     return diagnoses_of(((each, _finding(each)) for each in differences), offset)
 
 
-def _finding(difference: Difference) -> Finding:
-    name = difference.source.partition(" ")[2] or difference.parameter
-    what = "tensors of the reference were not compared"
-    if not difference.source:
-        what = "the reference lacks tensors of the checkpoint"
-    evidence = f"{name}: {difference.device}"
+def _finding(difference: Unaccounted) -> Finding:
+    what = _LACKING[difference.subject]
+    evidence = f"{difference.name}: {device_words(difference)}"
     group = f"{Cause.UNACCOUNTED} {what} {difference.part}"
     return Finding(Cause.UNACCOUNTED, group, f"{what} ({difference.part})", evidence)

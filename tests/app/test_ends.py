@@ -21,10 +21,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness.app.cli import main
-from harness.compare.difference import Difference, Kind
-from harness.families.family import Part
 from harness.report.report import Report, Row, Session, Status, report_from_json
 from harness.synthetic.writer import write_checkpoint
+from tests.support.differences import unread
 from tests.support.reports import a_report
 
 #: Runs the real command with a report that is given instead of a load.
@@ -51,7 +50,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def report() -> Report:
     """A report long enough for a pipe to break and a small disk to be full."""
-    lost = Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="t")
+    lost = unread()
     return a_report(
         status=Status.DIFFERENT,
         differences=[lost],

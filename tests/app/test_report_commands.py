@@ -11,13 +11,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness.app.cli import main
-from harness.compare.difference import Difference, Kind
-from harness.families.family import Part
 from harness.report.renderings import json_schema
 from harness.report.report import Broken, Report, Row, Session, Status, report_from_json
+from tests.support.differences import unread
 from tests.support.host_reports import host
 
-UNREAD = Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="t")
+UNREAD = unread()
 
 
 def ran(*arguments: object) -> Result:

@@ -19,11 +19,13 @@ from harness.base.errors import BadInput
 from harness.compare.difference import Difference, Kind
 from harness.compare.digest_comparison import Method
 from harness.compare.expert_comparison import PartComparison
+from harness.compare.words import device_words, reference_words, source_words
 from harness.explain.causes import Cause, Diagnosis
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
+from tests.support.differences import elements
 from tests.support.packing import PackedDevice
 from tests.support.parameter_cases import Case, Paths
 from tests.support.parameter_packing import LANGUAGE, PackedParameters, line
@@ -186,7 +188,7 @@ def test_a_parameter_of_another_type_with_the_same_bytes_differs(
     reference = relabelled(tiny_checkpoints[QWEN], tmp_path / "r", {KINDS[kind]: dtype})
     differences, (diagnosis,), _ = parameters(reference, packed).compared()
     assert {d.kind for d in differences} == {Kind.BITS}
-    assert len({d.source.partition(" (copy")[0] for d in differences}) == 1
+    assert len({source_words(d).partition(" (copy")[0] for d in differences}) == 1
     if dtype == "F16":
         assert diagnosis.cause is Cause.OTHER_DTYPE
         assert "is F16 in the reference, and came as BF16" in diagnosis.summary
@@ -266,7 +268,7 @@ def test_truncating_where_rounding_is_due_differs(tiny_checkpoints: Paths, tmp_p
     assert parameters(reference, device).compared()[0] == []
     held.array[3, 5] = 0x3F80
     (difference,), _, _ = parameters(reference, device).compared()
-    assert (difference.index, difference.reference, difference.device) == (
+    assert (elements(difference).index, reference_words(difference), device_words(difference)) == (
         (3, 5), "0x3f81", "0x3f80",
     )  # fmt: skip
 
@@ -284,7 +286,7 @@ def test_nans_that_a_conversion_made_others_are_named(
     device = PackedParameters(ModelCheckpoint(tiny_checkpoints[QWEN]), Part.DECODER)
     device.packed[f"{LANGUAGE}norm.weight"].array[7] = bits
     (difference,), (diagnosis,), _ = parameters(reference, device).compared()
-    assert (difference.index, difference.reference) == ((7,), "0xffc1")
+    assert (elements(difference).index, reference_words(difference)) == ((7,), "0xffc1")
     assert diagnosis.cause is Cause.NAN_CANONICALISED
     assert "NaNs stored as F32 are others as BF16" in diagnosis.summary
 
@@ -297,7 +299,9 @@ def test_a_model_in_f16(tiny_checkpoints: Paths, tmp_path: Path) -> None:
     device = PackedParameters(ModelCheckpoint(reference), Part.DECODER)
     case = parameters(reference, device)
     found = case.compared()[0]
-    assert {(d.kind, d.reference, d.device) for d in found} == {(Kind.DTYPE, "F16", "BF16")}
+    assert {(d.kind, reference_words(d), device_words(d)) for d in found} == {
+        (Kind.DTYPE, "F16", "BF16")
+    }
     for packed in device.packed.values():
         if packed.dtype == "BF16":
             wide = (packed.array.astype("<u4") << 16).view(np.float32)
@@ -358,4 +362,6 @@ def test_experts_on_a_device_of_another_type_differ(
     file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float16"}))
     device = PackedDevice(experts_of(tiny_checkpoints[QWEN])).part()
     differences, _ = explained(PartComparison(experts_of(reference), device))
-    assert {(d.kind, d.reference, d.device) for d in differences} == {(Kind.DTYPE, "F16", "BF16")}
+    assert {(d.kind, reference_words(d), device_words(d)) for d in differences} == {
+        (Kind.DTYPE, "F16", "BF16")
+    }

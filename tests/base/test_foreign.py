@@ -22,9 +22,9 @@ from harness.audit.run import Outcome, RunRow
 from harness.audit.run_table import run_json, run_text
 from harness.base.errors import BadInput, HarnessError, InternalError
 from harness.base.foreign import LINE, TEXT, one_line, presentable, several_lines
-from harness.compare.difference import Difference, Kind
+from harness.compare.difference import Kind, Subject
 from harness.explain.causes import Cause, Diagnosis
-from harness.families.family import Part
+from harness.families.experts import TensorSlice
 from harness.report.history import courses, print_courses
 from harness.report.junit import junit_xml
 from harness.report.markdown import cell, markdown
@@ -33,6 +33,7 @@ from harness.report.page import page
 from harness.report.renderings import session_from
 from harness.report.report import Broken, Failure, Frame, Report, Row, Session, Skipped, Status
 from harness.report.terminal import closing_table
+from tests.support.differences import a_difference
 from tests.support.pages import all_equal, canary, rank_shift
 
 #: What no reader may get, by what it does.
@@ -100,10 +101,16 @@ def test_both_ends_stay_and_what_is_left_out_is_counted() -> None:
 def hostile(text: str, status: Status = Status.DIFFERENT) -> Session:
     """A session with ``text`` in every field that anybody else fills."""
     report = all_equal().rows[0].report
-    difference = Difference(
-        kind=Kind.UNACCOUNTED, part=Part.DECODER, parameter=text, source=text, reference=text,
-        device=text, device_name=text, note=text,
-    )  # fmt: skip
+    differences = [
+        a_difference(Kind.UNACCOUNTED, subject=Subject.ARRAY, name=text, file=text, reason=text),
+        a_difference(
+            Kind.VALUES, parameter=text, source=TensorSlice(text, text, text), reference=text,
+            device=text, pattern=text,
+        ),
+        a_difference(Kind.REPLICAS, parameter=text, reference_device=text, device_name=text),
+        a_difference(Kind.MISSING, parameter=text, expected=text),
+        a_difference(Kind.UNREAD, tensor=text, file=text),
+    ]  # fmt: skip
     first = Diagnosis(
         cause=Cause.UNWRITTEN, summary=text, evidence=text, next_step=text, first=0, covers=1,
         members="0",
@@ -113,7 +120,7 @@ def hostile(text: str, status: Status = Status.DIFFERENT) -> Session:
         report.environment, stack=text, target=text, versions={"vllm": text}, overlay=text
     )
     report = msgspec.structs.replace(
-        report, status=status, differences=[difference], diagnoses=[first], calls=[call],
+        report, status=status, differences=differences, diagnoses=[first], calls=[call],
         environment=environment, checkpoint=text, reference=f"{text}x", family=text, repeat=text,
         known_issue=text,
     )  # fmt: skip

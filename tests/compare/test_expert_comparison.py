@@ -10,12 +10,14 @@ import pytest
 from harness.base.bits import Bits, Nan, canonical_nans
 from harness.compare.difference import Difference, Kind
 from harness.compare.expert_comparison import PartComparison
+from harness.compare.words import device_words, reference_words, source_words
 from harness.devices.expert_layout import Backend, Parameter, expert_layout
 from harness.devices.tensors import DevicePart, DeviceTensor
 from harness.explain.causes import Cause, Diagnosis
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Part, Projection
+from tests.support.differences import elements
 from tests.support.packing import PackedDevice, replicated
 
 PIECE, PADDED = 12, 128  # F 48 over 4 devices, padded
@@ -62,7 +64,7 @@ def test_every_backend_is_compared_and_a_bit_of_it_found(
     w13.reshape(8, -1, w13.shape[-1])[6, up.rows.stop - 1, up.columns.stop - 1] ^= 1
     (found,) = differences()
     assert found.key == ExpertKey(Part.DECODER, 1, 6, Projection.UP)
-    assert found.index == (up.outputs.stop - 1, up.inputs.stop - 1)
+    assert elements(found).index == (up.outputs.stop - 1, up.inputs.stop - 1)
     assert found.shard == 3
 
 
@@ -113,14 +115,14 @@ def test_one_bit_flipped(decoder: ReferencePart, device: PackedDevice, bit: int)
     device.arrays[1][Parameter.W13][6, 77, column] ^= np.uint16(1 << bit)
     (difference,), (diagnosis,) = compare(decoder, device.part())
     assert difference.key == ExpertKey(Part.DECODER, 1, 6, Projection.UP)
-    assert difference.index == (2 * PIECE + 5, 77)
-    assert (difference.count, difference.total) == (1, 48 * 128)
+    assert elements(difference).index == (2 * PIECE + 5, 77)
+    assert (elements(difference).count, elements(difference).total) == (1, 48 * 128)
     assert (difference.shard, difference.device_name) == (2, "cpu:3")
-    reference = int(decoder[difference.key][difference.index])
-    assert difference.reference == f"0x{reference:04x}"
-    assert difference.device == f"0x{reference ^ (1 << bit):04x}"
+    reference = int(decoder[difference.key][elements(difference).index])
+    assert reference_words(difference) == f"0x{reference:04x}"
+    assert device_words(difference) == f"0x{reference ^ (1 << bit):04x}"
     assert diagnosis.cause is Cause.BIT_FLIP
-    assert "gate_up_proj[6, :, 48:96]" in difference.source
+    assert "gate_up_proj[6, :, 48:96]" in source_words(difference)
 
 
 def test_negative_zero_turned_positive(decoder: ReferencePart, device: PackedDevice) -> None:
@@ -130,7 +132,7 @@ def test_negative_zero_turned_positive(decoder: ReferencePart, device: PackedDev
     differences, (diagnosis,) = compare(decoder, device.part())
     assert len(differences) == len(decoder)
     assert diagnosis.cause is Cause.SIGN_OF_ZERO
-    assert {(d.reference, d.device) for d in differences} == {("0x8000", "0x0000")}
+    assert {(reference_words(d), device_words(d)) for d in differences} == {("0x8000", "0x0000")}
 
 
 @pytest.mark.parametrize(("held", "cause"), [(0xDEAD, Cause.UNWRITTEN), (0, Cause.ZEROS)])
@@ -152,8 +154,8 @@ def test_padding_that_is_not_zero(decoder: ReferencePart, device: PackedDevice) 
     device.arrays[0][Parameter.W13][2, 9, 3 * PADDED + PIECE + 1] = 0x3F80
     (difference,), (diagnosis,) = compare(decoder, device.part())
     assert difference.kind is Kind.PADDING
-    assert difference.index == (2, 9, 3 * PADDED + PIECE + 1)
-    assert (difference.expert, difference.device, difference.shard) == (2, "0x3f80", 1)
+    assert elements(difference).index == (2, 9, 3 * PADDED + PIECE + 1)
+    assert (difference.expert, device_words(difference), difference.shard) == (2, "0x3f80", 1)
     assert diagnosis.cause is Cause.PADDING
 
 
@@ -172,8 +174,8 @@ def test_a_replicated_array(decoder: ReferencePart, device: PackedDevice) -> Non
     whole = replicated(tensor, device.arrays[0][Parameter.W13])
     differences, (diagnosis,) = compare(decoder, with_tensor(device.part(), 0, whole))
     assert [d.kind for d in differences] == [Kind.SHARDING] * 4
-    assert differences[1].reference == "[0:8, 0:128, 256:512]"
-    assert differences[1].device == "[0:8, 0:128, 0:1024]"
+    assert reference_words(differences[1]) == "[0:8, 0:128, 256:512]"
+    assert device_words(differences[1]) == "[0:8, 0:128, 0:1024]"
     assert diagnosis.cause is Cause.REPLICATED
     assert diagnosis.summary == "decoder layer 0 w13_weight is replicated instead of sharded"
 
@@ -193,7 +195,7 @@ def test_a_shard_on_a_device_outside_the_mesh(decoder: ReferencePart, device: Pa
     stray = replace(tensor.shards[3], device="cpu:0")
     moved = replace(tensor, shards=(*tensor.shards[:3], stray))
     differences, _ = compare(decoder, with_tensor(device.part(), 1, moved))
-    assert [(d.device_name, d.reference, d.device) for d in differences] == [
+    assert [(d.device_name, reference_words(d), device_words(d)) for d in differences] == [
         ("cpu:4", "[0:8, 0:128, 768:1024]", "nothing"),
         ("cpu:0", "nothing", "[0:8, 0:128, 768:1024]"),
     ]
@@ -202,7 +204,11 @@ def test_a_shard_on_a_device_outside_the_mesh(decoder: ReferencePart, device: Pa
 def test_an_absent_array(decoder: ReferencePart, device: PackedDevice) -> None:
     comparison = PartComparison(decoder, with_tensor(device.part(), 0, None))
     (difference,) = comparison.differences()
-    assert (difference.kind, difference.layer, difference.device) == (Kind.MISSING, 0, "nothing")
+    assert (difference.kind, difference.layer, device_words(difference)) == (
+        Kind.MISSING,
+        0,
+        "nothing",
+    )
     assert comparison.tally.experts_compared == 8
 
 
@@ -215,14 +221,14 @@ def test_an_absent_layer(decoder: ReferencePart, device: PackedDevice) -> None:
 def test_an_array_of_another_shape(decoder: ReferencePart, device: PackedDevice) -> None:
     tensor = replace(device.tensor(0, Parameter.W13), shape=(8, 128, 96))
     (difference,), (diagnosis,) = compare(decoder, with_tensor(device.part(), 0, tensor))
-    assert (difference.kind, difference.reference) == (Kind.SHAPE, "[8, 128, 1024]")
+    assert (difference.kind, reference_words(difference)) == (Kind.SHAPE, "[8, 128, 1024]")
     assert diagnosis.cause is Cause.STRUCTURE
 
 
 def test_an_array_of_another_dtype(decoder: ReferencePart, device: PackedDevice) -> None:
     tensor = replace(device.tensor(0, Parameter.W13), dtype="F16")
     (difference,), _ = compare(decoder, with_tensor(device.part(), 0, tensor))
-    assert (difference.kind, difference.reference, difference.device) == (
+    assert (difference.kind, reference_words(difference), device_words(difference)) == (
         Kind.DTYPE, "BF16", "F16",
     )  # fmt: skip
 
@@ -245,7 +251,7 @@ def test_noise_is_unexplained(decoder: ReferencePart, device: PackedDevice) -> N
     noisy = device.arrays[0][Parameter.W2][1, ::16, :]
     noisy ^= np.uint16(0x0101)
     (difference,), (diagnosis,) = compare(decoder, device.part())
-    assert difference.count == noisy.size
+    assert elements(difference).count == noisy.size
     assert diagnosis.cause is Cause.UNEXPLAINED
 
 
@@ -265,7 +271,9 @@ def test_a_rewritten_nan_payload(decoder: ReferencePart, device: PackedDevice) -
     differences = list(strict.differences())
     (diagnosis,) = Explainer(strict).diagnose(differences)
     assert diagnosis.cause is Cause.NAN_CANONICALISED
-    assert {(d.reference, d.device, d.count) for d in differences} == {("0xff81", "0xffc0", 1)}
+    assert {(reference_words(d), device_words(d), elements(d).count) for d in differences} == {
+        ("0xff81", "0xffc0", 1)
+    }
     assert list(WithNan(decoder, device.part(), nan=Nan.CANONICAL).differences()) == []
 
 

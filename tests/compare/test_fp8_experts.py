@@ -14,6 +14,7 @@ from harness.checkpoint.fp8 import EXPERTS, SCALE_SUFFIX, Values, block_values, 
 from harness.compare.difference import Difference, Kind
 from harness.compare.digest_comparison import Method
 from harness.compare.fp8_experts import Fp8PartComparison, departs, part_comparison
+from harness.compare.words import device_words, reference_words
 from harness.devices.expert_layout import Backend, Parameter
 from harness.devices.tensors import DevicePart, DeviceShard, DeviceTensor, device_part
 from harness.explain.causes import Cause
@@ -23,6 +24,7 @@ from harness.families.family import Part, Projection
 from harness.families.model import ModelCheckpoint
 from harness.load.ledger import POISON
 from harness.synthetic.writer import write_checkpoint
+from tests.support.differences import elements, pattern
 from tests.support.packing import replicated, sharded
 from tests.support.quantising import matrix, quantised_anew
 from tests.support.retyping import cast, relabelled
@@ -135,7 +137,7 @@ def test_a_wrong_scale_is_named(
     differences = compared(reference, device(reference, grid))
     (difference,) = differences
     assert (difference.kind, difference.key) == (Kind.VALUES, wrong)
-    assert note in difference.note
+    assert note in pattern(difference)
 
 
 def test_scales_of_another_expert_are_seen(reference: ReferencePart) -> None:
@@ -146,7 +148,7 @@ def test_scales_of_another_expert_are_seen(reference: ReferencePart) -> None:
 
     (difference,) = compared(reference, device(reference, grid))
     assert (difference.kind, difference.key) == (Kind.VALUES, wrong)
-    assert difference.note.startswith("4 of 8 blocks, [1, 0]")  # the others are alike in both
+    assert pattern(difference).startswith("4 of 8 blocks, [1, 0]")  # the others are alike in both
 
 
 @pytest.mark.parametrize(
@@ -162,7 +164,7 @@ def test_scales_that_were_lost_on_the_device(bits: int, device_value: str, facto
     found = departs(new_codes, held, codes, scales, EXPERTS)
     assert found is not None
     assert (found["count"], found["device"]) == (found["total"], device_value)
-    assert found["note"] == f"4 of 4 blocks, [0, 0], [0, 1], [1, 0]; by a factor of {factor}"
+    assert found["pattern"] == f"4 of 4 blocks, [0, 0], [0, 1], [1, 0]; by a factor of {factor}"
 
 
 def test_a_transposed_grid_is_named() -> None:
@@ -170,7 +172,7 @@ def test_a_transposed_grid_is_named() -> None:
     new_codes, new_scales = quantised_anew(block_values(codes, scales.T))
     found = departs(new_codes, new_scales, codes, scales, EXPERTS)
     assert found is not None
-    assert found["note"] == "the scales' grid is transposed"
+    assert found["pattern"] == "the scales' grid is transposed"
 
 
 def test_a_code_that_is_another() -> None:
@@ -232,9 +234,9 @@ def test_scales_of_another_shape_or_dtype(
     wrong = replace(sharded(right.name, array, 0, MESH), dtype=dtype)
     changed = with_scales(part, 1, part.scales[1][Parameter.W13], wrong)
     (difference,) = compared(reference, changed)
-    assert (difference.kind, difference.device, difference.layer) == (kind, told, 1)
+    assert (difference.kind, device_words(difference), difference.layer) == (kind, told, 1)
     wanted = "F32" if kind is Kind.DTYPE else "[8, 1, 256]"
-    assert (difference.reference, difference.parameter) == (wanted, right.name)
+    assert (reference_words(difference), difference.parameter) == (wanted, right.name)
 
 
 def cut(part: DevicePart, odd: str = "") -> DevicePart:
@@ -282,10 +284,14 @@ def test_a_wrong_scale_on_one_device_alone_is_named(reference: ReferencePart) ->
     part = cut(device(reference), odd="cpu:3")
     comparison = part_comparison(reference, part, backend=Backend.GMM_TP)
     (difference,) = differences = list(comparison.differences())
-    assert (difference.kind, difference.layer, difference.device_name) == (Kind.VALUES, 1, "cpu:3")
-    assert (difference.index, difference.count) == ((3, 0, 7), 1)
-    assert difference.total == 8 * 256
-    assert difference.reference.endswith(" on cpu:1")
+    assert (difference.kind, difference.layer, difference.device_name) == (
+        Kind.REPLICAS,
+        1,
+        "cpu:3",
+    )
+    assert (elements(difference).index, elements(difference).count) == ((3, 0, 7), 1)
+    assert elements(difference).total == 8 * 256
+    assert reference_words(difference).endswith(" on cpu:1")
     (diagnosis,) = Explainer(comparison).diagnose(differences)
     assert diagnosis.cause is Cause.REPLICAS_DIFFER
     assert diagnosis.summary == ("replicas of decoder layer 1 w2_weight_scale_inv hold other bits")

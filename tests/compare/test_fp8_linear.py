@@ -11,6 +11,7 @@ import pytest
 from harness.checkpoint.fp8 import LINEAR, SCALE_SUFFIX, block_values, scales_as_f32
 from harness.compare.difference import Difference, Kind
 from harness.compare.parameter_comparison import ParameterComparison
+from harness.compare.words import device_words, reference_words, source_words
 from harness.devices.parameter_layout import Packing
 from harness.explain.causes import Cause, Diagnosis
 from harness.explain.parameter_diagnosis import ParameterExplainer
@@ -19,6 +20,7 @@ from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
 from harness.report import message
 from harness.synthetic.writer import write_checkpoint
+from tests.support.differences import elements, pattern
 from tests.support.parameter_packing import LANGUAGE, Array, Packed, PackedParameters, line
 from tests.support.quantising import quantised_anew
 from tests.support.retyping import cast, relabelled
@@ -128,7 +130,7 @@ def _replicate(device: PackedParameters) -> None:
         (_roll, Kind.VALUES, Cause.SCALE),
         (_lose, Kind.VALUES, Cause.SCALE),
         (_another_shard, Kind.VALUES, Cause.SCALE),
-        (_one_replica, Kind.VALUES, Cause.REPLICAS_DIFFER),
+        (_one_replica, Kind.REPLICAS, Cause.REPLICAS_DIFFER),
         (_remove, Kind.MISSING, Cause.STRUCTURE),
         (_replicate, Kind.SHARDING, Cause.REPLICATED),
     ],
@@ -168,9 +170,9 @@ def test_a_code_of_one_tensor_is_placed(checkpoints: dict[str, ModelCheckpoint])
     row, column = np.argwhere((packed.array[:, :256] & 0x78) > 0x60)[0]
     packed.array[row, column] ^= 0x08
     (difference,), _ = compared(checkpoint, Part.DECODER, device)
-    assert difference.source.endswith("layers.1.self_attn.q_proj.weight")
-    assert difference.index == (column, row)
-    assert difference.note == "no scale is off as a whole: some codes are other ones"
+    assert source_words(difference).endswith("layers.1.self_attn.q_proj.weight")
+    assert elements(difference).index == (column, row)
+    assert pattern(difference) == "no scale is off as a whole: some codes are other ones"
 
 
 def test_an_odd_replica_is_counted_and_told(checkpoints: dict[str, ModelCheckpoint]) -> None:
@@ -179,10 +181,10 @@ def test_an_odd_replica_is_counted_and_told(checkpoints: dict[str, ModelCheckpoi
     _one_replica(device)
     (difference,), (diagnosis,) = compared(checkpoint, Part.DECODER, device)
     scales = device.packed[f"{O_PROJ}_scale"].array
-    assert (difference.count, difference.total) == (scales.size, scales.size)
-    assert (difference.device_name, difference.index) == ("cpu:3", (0,))
-    assert difference.reference == f"0x{scales[0]:08x} on cpu:1"
-    assert difference.device == f"0x{scales[0] ^ 1:08x}"
+    assert (elements(difference).count, elements(difference).total) == (scales.size, scales.size)
+    assert (difference.device_name, elements(difference).index) == ("cpu:3", (0,))
+    assert reference_words(difference) == f"0x{scales[0]:08x} on cpu:1"
+    assert device_words(difference) == f"0x{scales[0] ^ 1:08x}"
     assert diagnosis.evidence.startswith("at [0] cpu:3 holds 0x")
     lines = list(message._difference(difference))
     assert lines[-1].endswith(f"{scales.size} of {scales.size} elements (100.00%)")
@@ -199,7 +201,7 @@ def test_codes_of_another_type_differ(
     spoiled = ModelCheckpoint(relabelled(Path(checkpoint.path), tmp_path / "r", {pattern: dtype}))
     differences, _ = compared(spoiled, Part.DECODER, quantised(checkpoint, Part.DECODER))
     assert (differences[0].kind, differences[0].parameter) == (Kind.UNACCOUNTED, QKV)
-    assert f"tensors of F8_E4M3, {dtype}" in differences[0].reference
+    assert f"tensors of F8_E4M3, {dtype}" in reference_words(differences[0])
 
 
 @pytest.mark.parametrize("dtype", ["F16", "I16"])

@@ -13,6 +13,7 @@ import pytest
 from harness.base.bits import Nan, canonical_nans
 from harness.compare.difference import Difference, Kind
 from harness.compare.parameter_comparison import ParameterComparison
+from harness.compare.words import device_words, reference_words, source_words
 from harness.devices.expert_layout import Span
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import Packing
@@ -24,6 +25,7 @@ from harness.families.model import ModelCheckpoint
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from scenarios.rewriting import contradict_ties
+from tests.support.differences import elements
 from tests.support.parameter_cases import Case, Paths, case
 from tests.support.parameter_faults import (
     ATTENTION,
@@ -102,10 +104,10 @@ def test_the_first_unequal_element_is_placed(vl: Case) -> None:
     """Column 40 of shard 2's columns is row 8 of q head 5: [168, 3] of q_proj, on cpu:3."""
     array_of(vl.device, ATTENTION)[3, 2 * 128 + 40] ^= 2
     (difference,), _, _ = vl.compared()
-    assert difference.index == (168, 3)
+    assert elements(difference).index == (168, 3)
     assert (difference.device_name, difference.shard) == ("cpu:3", 2)
-    assert difference.source.endswith("layers.1.self_attn.q_proj.weight")
-    assert (difference.count, difference.total) == (1, 256 * 128)
+    assert source_words(difference).endswith("layers.1.self_attn.q_proj.weight")
+    assert (elements(difference).count, elements(difference).total) == (1, 256 * 128)
 
 
 def test_dirty_vocabulary_padding(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_dirty_vocabulary_padding(tmp_path: Path) -> None:
     assert each.compared()[2].tally.padding_bytes == 2 * 12 * 128 * 2
     array_of(device, HEAD)[505, 9] = 0x3F80
     (difference,), (diagnosis,), _ = each.compared()
-    assert (difference.kind, difference.index) == (Kind.PADDING, (505, 9))
+    assert (difference.kind, elements(difference).index) == (Kind.PADDING, (505, 9))
     assert difference.device_name == "cpu:4"
     assert diagnosis.cause is Cause.PADDING
     poison_the_head(device)
@@ -144,7 +146,7 @@ def test_a_vocabulary_is_cut_with_its_padding(tmp_path: Path, devices: int) -> N
     assert found() == []
     for row, kind in ((0, Kind.BITS), (499, Kind.BITS), (500, Kind.PADDING), (511, Kind.PADDING)):
         head.array[row, 77] ^= 2
-        assert [(d.kind, d.index) for d in found()] == [(kind, (row, 77))]
+        assert [(d.kind, elements(d).index) for d in found()] == [(kind, (row, 77))]
         head.array[row, 77] ^= 2
 
 
@@ -167,7 +169,7 @@ def test_a_shard_outside_the_mesh(vl: Case) -> None:
     at = next(i for i, t in enumerate(tensors) if t.name == ATTENTION)
     tensors[at] = _on(tensors[at], {"cpu:2": "cpu:0"})
     differences, diagnoses, _ = vl.compared(tensors)
-    assert [(d.device_name, d.reference, d.device) for d in differences] == [
+    assert [(d.device_name, reference_words(d), device_words(d)) for d in differences] == [
         ("cpu:2", "[0:128, 128:256]", "nothing"),
         ("cpu:0", "nothing", "[0:128, 128:256]"),
     ]
@@ -202,7 +204,7 @@ def test_an_unknown_parameter_and_a_tensor_nobody_holds(vl: Case) -> None:
     differences, (diagnosis,), _ = vl.compared()
     assert [(d.kind, d.layer) for d in differences] == [(Kind.UNACCOUNTED, 0)] * 2
     assert diagnosis.cause is Cause.UNACCOUNTED
-    assert differences[1].source.endswith("layers.0.input_layernorm.weight")
+    assert source_words(differences[1]).endswith("layers.0.input_layernorm.weight")
 
 
 @pytest.mark.parametrize("contradict", [True, False])
@@ -243,14 +245,18 @@ def test_the_element_of_a_buffer_that_is_another_is_told(vl: Case) -> None:
     )
     (difference,), _, _ = vl.compared()
     assert (difference.kind, difference.device_name) == (Kind.BITS, "cpu:2")
-    assert (difference.index, difference.count, difference.total) == ((1, 1), 1, 4 * 6)
-    assert (difference.reference, difference.device) == ("0x3f800000", "0x40000000")
+    assert (elements(difference).index, elements(difference).count, elements(difference).total) == (
+        (1, 1),
+        1,
+        4 * 6,
+    )
+    assert (reference_words(difference), device_words(difference)) == ("0x3f800000", "0x40000000")
 
 
 def test_a_buffer_of_another_dtype(vl: Case) -> None:
     vl.device.packed[SCALE] = Packed(np.full((2, 3), 0x3F80, "<u2"), None, "BF16")
     (difference,), _, _ = vl.compared()
-    assert (difference.kind, difference.reference, difference.device) == (
+    assert (difference.kind, reference_words(difference), device_words(difference)) == (
         Kind.DTYPE, "F32", "BF16",
     )  # fmt: skip
 
@@ -258,7 +264,11 @@ def test_a_buffer_of_another_dtype(vl: Case) -> None:
 def test_a_scalar_buffer(vl: Case) -> None:
     vl.device.packed[SCALE] = Packed(np.array(0x40000000, "<u4"), None, "F32")
     (difference,), _, _ = vl.compared()
-    assert (difference.index, difference.count, difference.total) == ((), 4, 4)
+    assert (elements(difference).index, elements(difference).count, elements(difference).total) == (
+        (),
+        4,
+        4,
+    )
     assert difference.device_name == "cpu:1"
 
 
@@ -266,7 +276,7 @@ def test_another_dtype(vl: Case) -> None:
     packed = vl.device.packed[f"{LANGUAGE}norm.weight"]
     packed.array, packed.dtype = packed.array.astype("<u4") << 16, "F32"
     (difference,), (diagnosis,), _ = vl.compared()
-    assert (difference.reference, difference.device) == ("BF16", "F32")
+    assert (reference_words(difference), device_words(difference)) == ("BF16", "F32")
     assert diagnosis.cause is Cause.STRUCTURE
 
 
@@ -274,7 +284,7 @@ def test_another_shape(vl: Case) -> None:
     packed = vl.device.packed[f"{LANGUAGE}layers.0.mlp.gate.weight"]
     packed.array = packed.array.T
     (difference,), (diagnosis,), _ = vl.compared()
-    assert (difference.reference, difference.device) == ("[128, 8]", "[8, 128]")
+    assert (reference_words(difference), device_words(difference)) == ("[128, 8]", "[8, 128]")
     assert diagnosis.cause is Cause.STRUCTURE
 
 
@@ -320,7 +330,7 @@ def test_a_mesh_with_copies_is_compared_copy_by_copy(tiny_checkpoints: Paths) ->
     shards = (*copied[at].shards[:3], replace(copied[at].shards[3], fetch=lambda i: bad[i]))
     copied[at] = replace(copied[at], shards=shards)
     (difference,), (diagnosis,), _ = each.compared(copied)
-    assert (difference.device_name, difference.index) == ("cpu:4", (256, 0))
+    assert (difference.device_name, elements(difference).index) == ("cpu:4", (256, 0))
     assert diagnosis.cause is Cause.REPLICAS_DIFFER
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from harness.compare.difference import Difference, Kind
 from harness.explain.causes import NEXT_STEP, Cause, Finding, diagnoses_of
-from harness.families.family import Part
+from tests.support.differences import a_difference
 
 
 def found(expert: int | None, group: str, evidence: str = "e") -> tuple[Difference, Finding]:
-    difference = Difference(kind=Kind.BITS, part=Part.DECODER, layer=1, expert=expert)
+    difference = a_difference(Kind.BITS, layer=1, expert=expert)
     return difference, Finding(Cause.ZEROS, group, "{experts} of layer 1 hold zeros", evidence)
 
 

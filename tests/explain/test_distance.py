@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from harness.base.bits import ITEMSIZE, bits_dtype
-from harness.compare.difference import Difference, Kind
+from harness.compare.difference import Kind
 from harness.explain import distance
 from harness.explain.distance import farthest
 from harness.explain.evidence import Evidence
@@ -20,6 +20,7 @@ from harness.explain.provenance import ReferenceIndex
 from harness.explain.rules import unexplained
 from harness.families.experts import ExpertKey
 from harness.families.family import Part, Projection
+from tests.support.differences import a_difference
 
 DTYPES = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
 
@@ -90,7 +91,7 @@ def test_an_unexplained_parameter_does_too_of_what_is_held_here() -> None:
     evidence: Any = SimpleNamespace(
         name="norm", reference=reference, device=device, held=held, dtype="BF16"
     )
-    difference = Difference(kind=Kind.BITS, part=Part.DECODER, count=1, total=2)
+    difference = a_difference(Kind.BITS, count=1, total=2)
     assert _unexplained(evidence, difference)[2] == (
         "1 of 2 elements are unequal; farthest off at [0]: 1 unit in the last place, "
         "1 in the reference, 1.0078125 on the device"

@@ -16,6 +16,7 @@ from harness.report.report import Report, Status
 from harness.synthetic.writer import write_checkpoint
 from harness.verification import outcomes
 from harness.verification.verify import verify
+from tests.support.differences import elements
 from tests.support.slice_jobs import FAULT
 
 SECOND_HOST = {"cpu:2048", "cpu:2049", "cpu:2050", "cpu:2051"}
@@ -50,7 +51,7 @@ def test_experts_spoiled_on_the_second_host(with_fault: Report) -> None:
         (Cause.UNWRITTEN, "expert 7 of decoder layer 1 never written"),
     ]
     flipped = next(d for d in with_fault.differences if d.expert == 6)
-    assert (flipped.index, flipped.shard, flipped.device_name) == ((3, 25), 4, "cpu:2048")
+    assert (elements(flipped).index, flipped.shard, flipped.device_name) == ((3, 25), 4, "cpu:2048")
     assert [(part.status, part.differences) for part in with_fault.hosts] == [
         (Status.EQUAL, 0),
         (Status.DIFFERENT, 4),

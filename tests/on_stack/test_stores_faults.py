@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.base.errors import BadInput
+from harness.compare.words import source_words
 from harness.explain.causes import Cause
 from harness.families.model import ModelCheckpoint
 from harness.load.process import LoadProcesses
@@ -29,6 +30,7 @@ from scenarios.stores import (
     BUCKET,
     SECRET,
 )
+from tests.support.differences import elements
 from tests.support.proxy import Proxy
 from tests.support.s3 import FAMILY, FILE, TENSOR, key_of
 
@@ -137,8 +139,11 @@ def test_damaged_on_the_streamers_way(
     behind(damage)
     report = verify(stored, target, processes=load_processes, timeout=300)
     (difference,) = report.differences
-    assert (str(difference.key), difference.count) == ("decoder layer 1 expert 7 up_proj", 1)
-    assert difference.source == f"{FILE} {TENSOR}[7, :, 48:96]"
+    assert (str(difference.key), elements(difference).count) == (
+        "decoder layer 1 expert 7 up_proj",
+        1,
+    )
+    assert source_words(difference) == f"{FILE} {TENSOR}[7, :, 48:96]"
     assert [d.cause for d in report.diagnoses] == [Cause.BIT_FLIP]
 
 

@@ -18,6 +18,7 @@ from harness.app.cli import main
 from harness.base.bits import Nan
 from harness.base.errors import BadInput, InternalError
 from harness.base.progress import Figures
+from harness.compare.words import source_words
 from harness.explain.causes import Cause
 from harness.families.family import Part
 from harness.load.overlay import Overlay
@@ -30,6 +31,7 @@ from harness.synthetic.writer import write_checkpoint
 from harness.verification import verify as verification
 from harness.verification.job import VerifyRequest
 from harness.verification.verify import verify
+from tests.support.differences import elements
 from tests.support.flips import FLIPS, D, F, with_one_byte_flipped
 
 
@@ -47,8 +49,12 @@ def test_one_byte_of_one_expert(
     report = verify(tiny_checkpoints[recipe], target, reference=reference, processes=load_processes)
     assert report.status is Status.DIFFERENT
     (difference,) = report.differences
-    assert (difference.key, difference.index, difference.count) == (key, index, 1)
-    assert tensor in difference.source
+    assert (difference.key, elements(difference).index, elements(difference).count) == (
+        key,
+        index,
+        1,
+    )
+    assert tensor in source_words(difference)
     (diagnosis,) = report.diagnoses
     assert diagnosis.cause is Cause.BIT_FLIP
     text = failure_text(report)

@@ -12,11 +12,10 @@ from rich.console import Console
 
 from harness.app.cli import main
 from harness.base.errors import BadInput
-from harness.compare.difference import Difference, Kind
 from harness.explain.causes import Cause, Diagnosis
-from harness.families.family import Part
 from harness.report.history import Course, courses, print_courses
 from harness.report.report import Report, Row, Session, Status
+from tests.support.differences import unread
 from tests.support.pages import CANARY
 from tests.support.reports import a_report, an_environment
 
@@ -29,7 +28,7 @@ def report(cause: Cause | None = None, *, vllm: str = "0.26.0", overlay: str = "
     return a_report(
         status=Status.DIFFERENT if cause else Status.EQUAL,
         diagnoses=found,
-        differences=[Difference(kind=Kind.UNREAD, part=Part.DECODER)] * len(found),
+        differences=[unread()] * len(found),
         environment=an_environment(versions=versions, overlay=overlay),
     )
 

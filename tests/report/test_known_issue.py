@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from harness.base.text import numbers_of, runs_text
-from harness.compare.difference import Difference, Kind
+from harness.compare.difference import Difference, Kind, TensorUnread
 from harness.explain.causes import Cause, Diagnosis
 from harness.families.family import Part, Projection
 from harness.load.target import Parallelism
@@ -35,6 +35,7 @@ from harness.report.renderings import session_from
 from harness.report.report import Frame, Report, Row, Status
 from scenarios.catalogue import SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
+from tests.support.differences import a_difference, unread
 from tests.support.known_issue import FAILURES, ISSUE, LOAD, VERSIONS, failed, pinned_versions
 from tests.support.reports import a_report, an_environment
 
@@ -118,7 +119,7 @@ def more(report: Report) -> None:
 def stray(report: Report) -> None:
     """A tensor beside, with the cause of those that are expected."""
     causes = causes_of(report)
-    tensor = Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="model.stray.weight")
+    tensor = unread("model.stray.weight")
     put(report, [*report.differences, tensor], [*causes, causes[0]])
 
 
@@ -137,9 +138,37 @@ def changing(**given: Any) -> Tamper:
     return tamper
 
 
+def another_name(report: Report) -> None:
+    field = "tensor" if isinstance(report.differences[0], TensorUnread) else "parameter"
+    changing(**{field: "model.other.weight"})(report)
+
+
+def of_expert(*, layer: int, expert: int, projection: Projection = Projection.DOWN) -> Tamper:
+    """The first difference as one of this matrix."""
+
+    def tamper(report: Report) -> None:
+        first, *others = report.differences
+        found = a_difference(
+            Kind.BITS, part=first.part, layer=layer, expert=expert, projection=projection,
+            parameter=first.parameter,
+        )  # fmt: skip
+        put(report, [found, *others], causes_of(report))
+
+    return tamper
+
+
 def another_projection(report: Report) -> None:
     wanted = report.differences[0].projection is Projection.GATE
-    changing(projection=Projection.UP if wanted else Projection.GATE, layer=0, expert=0)(report)
+    of_expert(layer=0, expert=0, projection=Projection.UP if wanted else Projection.GATE)(report)
+
+
+def another_kind(report: Report) -> None:
+    first, *others = report.differences
+    found = a_difference(
+        Kind.VALUES, part=first.part, layer=first.layer, expert=first.expert,
+        projection=first.projection, parameter=first.name,
+    )  # fmt: skip
+    put(report, [found, *others], causes_of(report))
 
 
 def another_cause(report: Report) -> None:
@@ -171,11 +200,11 @@ TAMPERED = {
     "half of them": half,
     "one more": more,
     "a stray tensor": stray,
-    "another parameter": changing(parameter="model.other.weight", source=""),
-    "another layer": changing(layer=1, expert=7, projection=Projection.DOWN),
-    "another expert": changing(layer=0, expert=3, projection=Projection.DOWN),
+    "another parameter": another_name,
+    "another layer": of_expert(layer=1, expert=7),
+    "another expert": of_expert(layer=0, expert=3),
     "another projection": another_projection,
-    "another kind": changing(kind=Kind.SHAPE),
+    "another kind": another_kind,
     "another cause": another_cause,
     "no cause": no_cause,
     "another part": other_part,
@@ -231,7 +260,7 @@ def second_cause(report: Report) -> None:
 
 
 def beside(report: Report) -> None:
-    report.differences = [Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="t")]
+    report.differences = [unread()]
 
 
 def one_arrived(report: Report) -> None:
@@ -303,7 +332,7 @@ SECOND = replace(FIRST, id="second", differs=lambda load: [SIGN._replace(paramet
 
 
 def different(*names: str) -> Report:
-    found = [Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter=name) for name in names]
+    found = [unread(name) for name in names]
     report = a_report(
         status=Status.DIFFERENT,
         environment=an_environment(stack="0.21", versions=VERSIONS),
@@ -348,8 +377,7 @@ def test_experts_that_were_left_out_are_not_expected() -> None:
     signs = [Sign(Cause.ZEROS, Kind.BITS, Part.DECODER, 0, e, Projection.UP, "w") for e in (1, 2)]
     row = replace(FIRST, differs=lambda load: signs)
     report = different()
-    (found,) = [Difference(kind=Kind.BITS, part=Part.DECODER, layer=0, expert=1, parameter="a.w",
-                           projection=Projection.UP)]  # fmt: skip
+    found = a_difference(Kind.BITS, layer=0, expert=1, parameter="a.w", projection=Projection.UP)
     put(report, [found], [Cause.ZEROS])
     assert sign_of(found, Cause.ZEROS) == signs[0]
     assert judge(report, LOAD, [row]).verdict is Verdict.UNEXPECTED

@@ -20,12 +20,14 @@ from harness.report.maps import (
     places,
     with_missing,
 )
+from tests.support.differences import a_difference
 
 W13 = "model.layers.1.mlp.experts.w13_weight"
 
 
 def difference(kind: Kind = Kind.BITS, layer: int | None = 1, **given: Any) -> Difference:
-    return Difference(kind=kind, part=Part.DECODER, layer=layer, **given)
+    found: Difference = a_difference(kind, layer=layer, **given)
+    return found
 
 
 def diagnosis(cause: Cause, members: str) -> Diagnosis:
@@ -136,9 +138,7 @@ def test_experts_in_words(experts: range | list[int], total: int, words: str) ->
 
 def test_places_in_words() -> None:
     lost = [
-        Difference(
-            kind=Kind.BITS, part=Part.DECODER, layer=layer, expert=e, projection=Projection.GATE
-        )
+        difference(layer=layer, expert=e, projection=Projection.GATE)
         for layer in (0, 1)
         for e in (2, 3)
     ]

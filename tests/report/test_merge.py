@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from harness.base.errors import BadInput, InternalError
-from harness.compare.difference import Difference, Kind, ParameterTally, Tally
+from harness.compare.difference import Kind, ParameterTally, Tally
 from harness.explain.causes import Cause, Diagnosis
 from harness.families.family import Part, Projection
 from harness.report.history import courses
@@ -19,6 +19,7 @@ from harness.report.merge import merged, merged_session
 from harness.report.message import known_text
 from harness.report.renderings import session_from
 from harness.report.report import Delivery, Failure, Report, Row, Session, Status, report_from_json
+from tests.support.differences import unread
 from tests.support.host_reports import bits, different, host
 from tests.support.reports import a_report
 
@@ -51,9 +52,9 @@ def test_experts_that_no_host_compared_are_not_equal() -> None:
 
 
 def test_differences_of_hosts_stand_together_and_what_both_say_stands_once() -> None:
-    unread = Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="t")
-    first = different(0, unread, bits(0, "cpu:1"))
-    second = different(1, unread, bits(2, "cpu:3"), bits(3, "cpu:2"))
+    lost = unread()
+    first = different(0, lost, bits(0, "cpu:1"))
+    second = different(1, lost, bits(2, "cpu:3"), bits(3, "cpu:2"))
     whole = merged([first, second])
     assert whole.status is Status.DIFFERENT
     assert [d.device_name for d in whole.differences] == ["", "cpu:1", "cpu:3", "cpu:2"]
@@ -181,7 +182,7 @@ def odd_map(row: str, **given: Any) -> list[PartMap]:
     return [replace(whole, **{"states": states} | given)]
 
 
-UNREAD = Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="t")
+UNREAD = unread()
 BROKEN = Failure(error="E", message="m")
 #: Reports that were changed, or written by a fault: what they say of themselves is not so.
 CONTRADICTIONS: dict[str, Report] = {

@@ -9,8 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from harness.compare.difference import Kind
+from harness.families.experts import TensorSlice
+from harness.families.family import Projection
 from harness.report.page import page
 from harness.report.report import Broken, Session
+from tests.support.differences import a_difference
 from tests.support.pages import all_equal, canary, rank_shift
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
@@ -79,7 +83,10 @@ def test_no_text_is_markup(field: str) -> None:
     session = rank_shift()
     report = session.rows[0].report
     setattr(report, field, HOSTILE)
-    report.differences[0] = msgspec.structs.replace(report.differences[0], source=HOSTILE)
+    report.differences[0] = a_difference(
+        Kind.BITS, layer=0, expert=0, projection=Projection.GATE,
+        source=TensorSlice(HOSTILE, HOSTILE),
+    )  # fmt: skip
     report.diagnoses[0] = msgspec.structs.replace(report.diagnoses[0], summary=HOSTILE)
     session.rows[0].scenario = HOSTILE
     html = page(session).decode()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from harness.compare.difference import Difference, Kind
-from harness.families.family import Part
 from harness.report.report import Report, Status
+from tests.support.differences import unread
 from tests.support.reports import a_report, an_environment
 
 CONFTEST = """
@@ -23,8 +22,6 @@ def report(status: Status) -> Report:
     return a_report(
         status=status,
         environment=an_environment(versions={"vllm": "0.26.0"}),
-        differences=[Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="t")]
-        if status is Status.DIFFERENT
-        else [],
+        differences=[unread()] if status is Status.DIFFERENT else [],
         repeat="harness verify /c",
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from harness.compare.difference import Difference, Kind, ParameterTally, Tally
+from harness.compare.difference import BitsDiffer, Difference, ParameterTally, Tally
 from harness.explain.causes import Cause, Diagnosis
 from harness.families.family import Part, Projection
 from harness.report.maps import map_of
@@ -37,9 +37,10 @@ def host(number: int, *, divided: bool = False, **given: Any) -> Report:
 
 
 def bits(expert: int, device: str) -> Difference:
-    return Difference(
-        kind=Kind.BITS, part=Part.DECODER, layer=0, expert=expert, projection=Projection.UP,
-        parameter="w13_weight", device_name=device, count=1, total=9,
+    return BitsDiffer(
+        part=Part.DECODER, layer=0, expert=expert, projection=Projection.UP,
+        parameter="w13_weight", device_name=device, reference=0, device=1, itemsize=2,
+        index=(0, 0), count=1, total=9,
     )  # fmt: skip
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.compare.difference import Difference, Kind, Tally
+from harness.compare.difference import BitsDiffer, Difference, Tally
 from harness.explain.causes import NEXT_STEP, Cause, Diagnosis
+from harness.families.experts import TensorSlice
 from harness.families.family import Part, Projection
 from harness.load.deliveries import Calls
 from harness.report.maps import map_of
@@ -35,10 +36,11 @@ def _calls(layers: int, experts: int) -> list[Calls]:
 
 def _report(layers: int, experts: int, shifted: tuple[int, ...] = ()) -> Report:
     """A report in which the experts ``shifted`` of every layer hold those of the next rank."""
-    differences = [
-        Difference(
-            kind=Kind.BITS, part=Part.DECODER, layer=layer, expert=expert, projection=projection,
-            reference="0x3f80", device="0x1a87", source=f"model-00001.safetensors layer {layer}",
+    differences: list[Difference] = [
+        BitsDiffer(
+            part=Part.DECODER, layer=layer, expert=expert, projection=projection,
+            parameter="", reference=0x3F80, device=0x1A87, itemsize=2,
+            source=TensorSlice("model-00001.safetensors", f"layer {layer}"),
             index=(0, expert), count=100, total=6144, shard=1, device_name="cpu:2",
         )
         for layer in range(layers) for projection in Projection for expert in shifted

@@ -18,7 +18,7 @@ import numpy as np
 
 from harness.base.bits import Bits, Nan, canonical_nans
 from harness.checkpoint.checkpoint import INDEX
-from harness.compare.difference import Account, Difference, Kind, Side, Tally
+from harness.compare.difference import Account, Kind, Side, Tally
 from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
 from harness.devices.expert_layout import Parameter
@@ -26,6 +26,7 @@ from harness.families.experts import ExpertKey, ReferencePart, reference_parts
 from harness.families.family import Part, Projection
 from harness.families.model import ModelCheckpoint
 from harness.report.report import Failure
+from tests.support.differences import unread
 from tests.support.ledgers import call
 from tests.support.packing import pack
 from tests.support.parameter_faults import FAULTS, Change
@@ -771,7 +772,7 @@ UNKNOWN: dict[str, Tamper] = {
 }
 
 _FAILURE = Failure(error="RuntimeError", message="no")
-_UNREAD = Difference(kind=Kind.UNREAD, part=Part.DECODER, parameter="foo")
+_UNREAD = unread("foo")
 
 #: Reports that say "equal", and something else.
 REPORTS: dict[str, dict[str, Any]] = {

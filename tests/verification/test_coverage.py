@@ -14,6 +14,7 @@ from harness.compare.accounting import CUT, left_alone
 from harness.compare.difference import Difference, Kind, Tally
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.selection import Chosen
+from harness.compare.words import device_words, source_words
 from harness.devices.parameter_layout import Packing
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
@@ -32,6 +33,7 @@ from harness.verification.coverage import (
     require_recorded,
     require_streamed,
 )
+from tests.support.differences import a_difference
 from tests.support.ledgers import call, whole
 from tests.support.parameter_packing import PackedParameters, line
 from tests.support.silent_worlds import change_tensors, some
@@ -56,7 +58,7 @@ def test_all_is_accounted_for(decoder: ReferencePart) -> None:
 def test_a_tensor_nobody_read(decoder: ReferencePart) -> None:
     (difference,) = uncovered(decoder, streamed=[HEAD])
     assert difference.kind is Kind.UNREAD
-    assert difference.source.endswith(f".safetensors {HEAD}")
+    assert source_words(difference).endswith(f".safetensors {HEAD}")
 
 
 def test_a_parameter_nobody_wrote(decoder: ReferencePart) -> None:
@@ -74,7 +76,7 @@ def test_an_expert_delivered_twice(decoder: ReferencePart) -> None:
     calls = [c._replace(parameter=c.parameter.replace(".3.", ".1.")) for c in whole(2) * 2]
     differences = uncovered(decoder, calls=calls)
     assert [(d.kind, d.layer, d.expert) for d in differences] == [(Kind.DELIVERY, 1, 2)] * 3
-    assert differences[0].device == "delivered 2 times"
+    assert device_words(differences[0]) == "delivered 2 times"
 
 
 @pytest.mark.parametrize(
@@ -175,8 +177,8 @@ def test_a_load_past_the_recorder(ledger: Ledger, missing: str) -> None:
 @pytest.mark.parametrize("kind", Kind)
 def test_a_load_of_nothing_is_told_by_what_the_devices_hold(kind: Kind) -> None:
     """Of all differences those of the weights alone show that nothing came."""
-    nothing, differences = Ledger(finished=True), [Difference(kind=kind, part=Part.MTP)]
-    if kind in (Kind.MISSING, Kind.BITS, Kind.VALUES, Kind.UNWRITTEN):
+    nothing, differences = Ledger(finished=True), [a_difference(kind, part=Part.MTP)]
+    if kind in (Kind.MISSING, Kind.BITS, Kind.VALUES, Kind.REPLICAS, Kind.UNWRITTEN):
         require_streamed(Part.MTP, nothing, differences)
     else:
         with pytest.raises(InternalError, match=f"{PAST}a streamed tensor, a call of a weight"):
