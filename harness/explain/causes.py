@@ -151,13 +151,18 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 class Finding(msgspec.Struct, frozen=True):
     """What one difference was explained by. Findings with the same ``group`` become one diagnosis.
 
-    ``{experts}`` in the summary stands for the experts of all of them.
+    ``{experts}`` in the summary stands for the experts of all of them, and a verb in braces,
+    ``{hold}``, for its form that agrees with them.
     """
 
     cause: Cause
     group: str
     summary: str
     evidence: str
+
+
+#: What experts do: of several, and of one.
+_VERBS = {"hold": "holds", "stand": "stands", "are": "is", "were": "was"}
 
 
 def experts_text(experts: Iterable[int]) -> str:
@@ -189,9 +194,12 @@ def diagnoses_of(found: Iterable[tuple[Difference, Finding]], offset: int = 0) -
 def _diagnosis(group: list[tuple[int, Difference, Finding]]) -> Diagnosis:
     first, _, finding = group[0]
     experts = {d.expert for _, d, _ in group if d.expert is not None}
+    summary = finding.summary.replace("{experts}", experts_text(experts))
+    for plural, singular in _VERBS.items():
+        summary = summary.replace(f"{{{plural}}}", singular if len(experts) == 1 else plural)
     return Diagnosis(
         cause=finding.cause,
-        summary=finding.summary.replace("{experts}", experts_text(experts)),
+        summary=summary,
         evidence=finding.evidence,
         next_step=NEXT_STEP[finding.cause],
         first=first,

@@ -153,7 +153,7 @@ def explain_metadata(difference: Difference) -> Finding:
             cause, summary = Cause.PADDING, "the padding of an expert array is not zero"
         case DeliveredAgain():
             cause = Cause.DELIVERED_TWICE
-            summary = f"{{experts}} of {where} were delivered more than once"
+            summary = f"{{experts}} of {where} {{were}} delivered more than once"
             evidence = f"{difference.key}: {device_words(difference)}"
         case ValuesDiffer():
             cause, summary = Cause.SCALE, f"scales of {where} are not the checkpoint's"

@@ -47,7 +47,7 @@ def another_slice(slice_: Evidence) -> Finding | None:
         return slice_.finding(
             Cause.EXPERTS_PERMUTED,
             key.layer,
-            f"{{experts}} of {slice_.where} stand in another order",
+            f"{{experts}} of {slice_.where} {{stand}} in another order",
             evidence,
         )
     return slice_.finding(

@@ -41,7 +41,7 @@ def zeros(slice_: Evidence) -> Finding | None:
     return slice_.finding(
         Cause.ZEROS,
         slice_.key.layer,
-        f"{{experts}} of {slice_.where} hold only zeros",
+        f"{{experts}} of {slice_.where} {{hold}} only zeros",
         f"{slice_.key} holds zeros, not the poison it held before the load",
     )
 
@@ -163,7 +163,7 @@ def other_dtype(slice_: Evidence) -> Finding | None:
     return slice_.finding(
         Cause.OTHER_DTYPE,
         f"{slice_.key.layer} {other}",
-        f"{{experts}} of {slice_.where} are {dtype} in the reference, and came as {other}",
+        f"{{experts}} of {slice_.where} {{are}} {dtype} in the reference, and came as {other}",
         f"{slice_.key} is what becomes of its bytes where they are taken for {other}",
     )
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 from harness.base.foreign import one_line, presentable
-from harness.report.figures import figures, issue_lines, skipped_lines, sums
+from harness.report.figures import counted, figures, issue_lines, skipped_lines, sums
 from harness.report.junit import summary_line, verdict_line
 from harness.report.message import WHOLE_REPORT, failure_text
 from harness.report.report import Report, Row, Session, Status
@@ -83,7 +83,8 @@ def _failures(session: Session) -> Iterator[str]:
     for row in failed[:_SHOWN_FAILURES]:
         yield from _failure(row, row.report)
     if len(failed) > _SHOWN_FAILURES:
-        yield f"{len(failed) - _SHOWN_FAILURES} more failures: {WHOLE_REPORT} has all."
+        more = counted(len(failed) - _SHOWN_FAILURES, "more failure")
+        yield f"{more}: {WHOLE_REPORT} has all."
 
 
 def _failure(row: Row, report: Report) -> Iterator[str]:

@@ -11,7 +11,7 @@ from tests.support.differences import a_difference
 
 def found(expert: int | None, group: str, evidence: str = "e") -> tuple[Difference, Finding]:
     difference = a_difference(Kind.BITS, layer=1, expert=expert)
-    return difference, Finding(Cause.ZEROS, group, "{experts} of layer 1 hold zeros", evidence)
+    return difference, Finding(Cause.ZEROS, group, "{experts} of layer 1 {hold} zeros", evidence)
 
 
 def test_a_group_is_one_diagnosis_with_the_first_ones_evidence() -> None:
@@ -24,11 +24,15 @@ def test_a_group_is_one_diagnosis_with_the_first_ones_evidence() -> None:
 
 @pytest.mark.parametrize(
     ("experts", "text"),
-    [([3], "expert 3"), ([5, 3, 4, 9], "experts 3-5, 9"), ([3, 3], "expert 3")],
+    [
+        ([3], "expert 3 of layer 1 holds zeros"),
+        ([5, 3, 4, 9], "experts 3-5, 9 of layer 1 hold zeros"),
+        ([3, 3], "expert 3 of layer 1 holds zeros"),
+    ],
 )
 def test_the_summary_names_all_experts(experts: list[int], text: str) -> None:
     (diagnosis,) = diagnoses_of(found(expert, "a") for expert in experts)
-    assert diagnosis.summary == f"{text} of layer 1 hold zeros"
+    assert diagnosis.summary == text
 
 
 def test_nothing_found_is_no_diagnosis() -> None:

@@ -56,7 +56,7 @@ EXPECTED = {
         [Cause.SIGN_OF_ZERO],
         ["zeros lost or gained their sign, all else is equal"],
     ),
-    "zeroed": ([Cause.ZEROS], ["expert 7 of decoder layer 1 hold only zeros"]),
+    "zeroed": ([Cause.ZEROS], ["expert 7 of decoder layer 1 holds only zeros"]),
     "padding": ([Cause.PADDING], ["the padding of an expert array is not zero"]),
     "replicated by jax": (
         [Cause.REPLICATED],

@@ -34,7 +34,7 @@ def test_what_is_cut_short_says_how_to_get_the_rest() -> None:
     rows = [Row(scenario=f"s{number}", report=report, failed=True) for number in range(31)]
     text = markdown(Session(complete=True, rows=rows))
     assert text.count(f"… {how} the rest") == 30
-    assert f"1 more failures: {how} all." in text
+    assert f"1 more failure: {how} all." in text
 
 
 def test_a_known_issue_says_what_kind_it_is() -> None:
