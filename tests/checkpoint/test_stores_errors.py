@@ -602,6 +602,7 @@ def test_credentials_in_a_url(tiny_checkpoints: dict[str, Path], url: str, optio
     assert "not the URL of a store" in verify(*here, url)
 
 
+@pytest.mark.slow
 @given(
     text=st.builds(
         "{}{}{}".format,

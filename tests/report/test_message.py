@@ -26,6 +26,7 @@ def test_the_purpose_of_the_scenario_is_told() -> None:
     assert "purpose" not in failure_text(report)
 
 
+@pytest.mark.slow
 def test_what_is_cut_short_says_how_to_get_the_rest() -> None:
     report = rank_shift().rows[0].report
     report.diagnoses *= 22
