@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from harness.report.known_issue import Judgement, Nature, Verdict
 from harness.report.markdown import markdown
 from harness.report.message import failure_text, known_text
