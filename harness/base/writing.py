@@ -32,7 +32,7 @@ import msgspec
 from harness.base.errors import BadInput, NotWritten
 
 _MOST_LINKS = 40  # as the kernel
-_READER_SECONDS = 10.0  # a named pipe's reader may come that late
+READER_SECONDS = 10.0  # a named pipe's reader may come that late
 _DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 
 
@@ -237,7 +237,7 @@ def _neighbour(path: Path, there: os.stat_result | None) -> tuple[int, Path]:
 
 def _opened(path: Path) -> int:
     """A device or a pipe, open for writing; waits a while for a pipe's reader."""
-    deadline = time.monotonic() + _READER_SECONDS
+    deadline = time.monotonic() + READER_SECONDS
     while True:
         try:
             opened = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)

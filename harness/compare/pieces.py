@@ -21,8 +21,8 @@ from harness.devices.parameter_layout import ParameterLayout
 from harness.devices.tensors import DeviceShard
 from harness.families.model import ModelCheckpoint
 
-_BYTES = 4 << 20  # cores share a cache of some of these
-_ROWS = 256  # tiles of the compiled comparison are as high
+PIECE_BYTES = 4 << 20  # cores share a cache of some of these
+PIECE_ROWS = 256  # tiles of the compiled comparison are as high
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def pieces_of(placed: ParameterView, checkpoint: ModelCheckpoint) -> Iterator[Pi
     for name in dict.fromkeys(placed.sources):
         entry = checkpoint.entries[name]
         count = entry.shape[0]
-        fitting = _BYTES * count // max(entry.nbytes, 1)
-        height = max(fitting // _ROWS * _ROWS, _ROWS) if cut else count
+        fitting = PIECE_BYTES * count // max(entry.nbytes, 1)
+        height = max(fitting // PIECE_ROWS * PIECE_ROWS, PIECE_ROWS) if cut else count
         for first in range(0, count, height):
             yield Piece(placed, name, Span(first, min(first + height, count)))
 

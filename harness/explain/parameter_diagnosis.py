@@ -64,7 +64,7 @@ class ParameterExplainer:
         fault = self._comparison.faults[difference]
         evidence = ParameterEvidence(self._comparison, fault)
         found = next((f for rule in _RULES if (f := rule(evidence))), None)
-        cause, summary, detail = found or _unexplained(evidence, difference)
+        cause, summary, detail = found or unexplained_parameter(evidence, difference)
         if cause in (Cause.NAN_CANONICALISED, Cause.TIED):
             return Finding(cause, f"{cause} {difference.part}", summary, detail)
         where = f"{difference.part} {evidence.placed.row.kind}"
@@ -144,7 +144,7 @@ class ParameterEvidence:
 _Found = tuple[Cause, str, str] | None
 
 
-def _unexplained(e: ParameterEvidence, difference: BitsDiffer) -> tuple[Cause, str, str]:
+def unexplained_parameter(e: ParameterEvidence, difference: BitsDiffer) -> tuple[Cause, str, str]:
     """The raw facts, and how far off the values are."""
     far = farthest(e.reference, np.where(e.held, e.device, e.reference), e.dtype)
     detail = f"{difference.count} of {difference.total} elements are unequal"

@@ -16,7 +16,7 @@ from harness.load.target import Target
 from harness.report.report import Failure, HostPart, Report
 from harness.verification.job import VerifyRequest
 
-_JOB = "verify"
+JOB = "verify"
 #: The phases in which the stack under test runs.
 _UNDER_TEST = (IMPORT, STREAM)
 #: For the other hosts, once one failed: most fail alike, one that waits for it would wait long.
@@ -94,7 +94,7 @@ def _outcome(
     argument = msgspec.json.encode((request, unfinished))
     try:
         answer = process.run(
-            _JOB, argument, request.target, timeout=timeout, cancelled=cancelled, watch=watch
+            JOB, argument, request.target, timeout=timeout, cancelled=cancelled, watch=watch
         )
         with InternalError.instead():
             report = msgspec.json.decode(answer, type=Report)

@@ -194,6 +194,7 @@ def test_runs_of_numbers_are_never_cut() -> None:
     assert presentable(session) == session
 
 
+@pytest.mark.slow
 def test_presentable_changes_no_report_of_ours() -> None:
     for session in (canary(), rank_shift()):
         assert presentable(session) == session

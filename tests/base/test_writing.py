@@ -173,7 +173,7 @@ def test_a_named_pipe_is_written_to(tmp_path: Path) -> None:
 def test_a_named_pipe_that_nobody_reads_does_not_hang(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writing, "_READER_SECONDS", 0.1)
+    monkeypatch.setattr(writing, "READER_SECONDS", 0.1)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="No such device or address"):
         write(tmp_path / "pipe", CONTENT)

@@ -110,7 +110,7 @@ def test_what_an_embedding_costs() -> None:
 
 def test_pieces_are_cut_out_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece within a block, one over a border, one over three blocks, the last and none."""
-    monkeypatch.setattr("harness.checkpoint.stores.object_store._BLOCK", 32)
+    monkeypatch.setattr("harness.checkpoint.stores.object_store.BLOCK_BYTES", 32)
     bucket = Counting(1000)
     tensor = entry(bucket, (20, 3), 7)
     whole = tensor.bits()

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,17 +43,20 @@ def read_or_refuse(content: bytes) -> None:
         assert length == len(content) - 8 - int.from_bytes(content[:8], "little")
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     read_or_refuse(content)
 
 
+@pytest.mark.slow
 @given(_HEADERS, st.binary(max_size=64))
 def test_any_header_is_read_or_refused(header: Any, data: bytes) -> None:
     encoded = json.dumps(header).encode()
     read_or_refuse(len(encoded).to_bytes(8, "little") + encoded + data)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_a_header_with_some_bytes_changed_is_read_or_refused(data: st.DataObject) -> None:
     header = bytearray(b'{"a":{"dtype":"U8","shape":[2,2],"data_offsets":[0,4]}}')

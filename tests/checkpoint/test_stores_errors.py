@@ -57,7 +57,7 @@ def to_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[s
 @pytest.fixture
 def to_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[str]]]:
     """Put a server in the place of GCS; gives the requests it gets. A second of attempts."""
-    monkeypatch.setattr(gcs, "_DEADLINE", 0.5)
+    monkeypatch.setattr(gcs, "DEADLINE_SECONDS", 0.5)
     with _Servers() as servers:
 
         def put(answer: Answer) -> list[str]:
@@ -462,7 +462,7 @@ def test_an_answer_that_drips_in(
 def test_a_listing_without_end(
     to_s3: Callable[[Answer], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "_MOST_OBJECTS", 25)
+    monkeypatch.setattr(object_store, "MOST_OBJECTS", 25)
     number = iter(range(10**6))
 
     def page(head: bytes, client: socket.socket) -> None:
@@ -545,7 +545,7 @@ def test_an_emulator_that_is_not_there_is_asked_once(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("host", ["not a url", "http://", "http://127.0.0.1:port", "ftp://x"])
 def test_an_emulators_host_that_is_no_url(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    monkeypatch.setattr(gcs, "_DEADLINE", 0.5)
+    monkeypatch.setattr(gcs, "DEADLINE_SECONDS", 0.5)
     for name, value in gcs_environment(host).items():
         monkeypatch.setenv(name, value)
     verify("gs://weights/x")
@@ -604,6 +604,7 @@ def test_credentials_in_a_url(tiny_checkpoints: dict[str, Path], url: str, optio
 
 # A client's thread of an earlier test may draw its jitter while a strategy draws.
 @pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+@pytest.mark.slow
 @given(
     text=st.builds(
         "{}{}{}".format,
@@ -617,7 +618,7 @@ def test_credentials_in_a_url(tiny_checkpoints: dict[str, Path], url: str, optio
 def test_any_url(text: str) -> None:
     """Bad input or a place, and never a word of what may be a credential."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "_BUCKETS", {"s3": lambda name: Empty(), "gs": lambda name: Empty()})
+        patch.setattr(opening, "BUCKETS", {"s3": lambda name: Empty(), "gs": lambda name: Empty()})
         with pytest.raises(BadInput) as raised:
             opening.open_place(text)
     assert "planted-pw" not in str(raised.value)

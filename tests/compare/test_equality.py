@@ -52,6 +52,7 @@ def test_every_pair_of_forms(
             device[at] = reference[at]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 12), (36, 8), (132, 36)])
 def test_every_bit_of_every_element_of_a_transposed_pair(shape: tuple[int, int]) -> None:
     matrix = np.random.default_rng(5).integers(0, 1 << 16, shape, dtype=np.uint16)

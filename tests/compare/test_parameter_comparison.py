@@ -69,6 +69,7 @@ def test_every_byte_of_the_checkpoint_besides_experts_counts(vl: Case) -> None:
     assert tally.bytes_compared == sum(e.nbytes for n, e in entries.items() if "experts" not in n)
 
 
+@pytest.mark.slow
 def test_one_bit_of_any_parameter_is_found(
     qwen3_5: Case, vl: Case, tiny_checkpoints: Paths
 ) -> None:

@@ -36,8 +36,8 @@ def vl(tiny_checkpoints: dict[str, Path]) -> Case:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "_BYTES", 1)
-    monkeypatch.setattr(pieces, "_ROWS", 5)  # divides nothing
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
+    monkeypatch.setattr(pieces, "PIECE_ROWS", 5)  # divides nothing
 
 
 def with_faults(vl: Case, name: str) -> list[Difference]:
@@ -55,8 +55,8 @@ def test_pieces_find_what_the_whole_shows(
     vl: Case, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = with_faults(vl, name)
-    monkeypatch.setattr(pieces, "_BYTES", 1)
-    monkeypatch.setattr(pieces, "_ROWS", 5)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
+    monkeypatch.setattr(pieces, "PIECE_ROWS", 5)
     assert vl.compared()[0] == whole
     assert {difference.parameter for difference in whole} == {name}
 

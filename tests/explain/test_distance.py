@@ -15,7 +15,7 @@ from harness.compare.difference import Kind
 from harness.explain import distance
 from harness.explain.distance import farthest
 from harness.explain.evidence import Evidence
-from harness.explain.parameter_diagnosis import _unexplained
+from harness.explain.parameter_diagnosis import unexplained_parameter
 from harness.explain.provenance import ReferenceIndex
 from harness.explain.rules import unexplained
 from harness.families.experts import ExpertKey
@@ -92,7 +92,7 @@ def test_an_unexplained_parameter_does_too_of_what_is_held_here() -> None:
         name="norm", reference=reference, device=device, held=held, dtype="BF16"
     )
     difference = a_difference(Kind.BITS, count=1, total=2)
-    assert _unexplained(evidence, difference)[2] == (
+    assert unexplained_parameter(evidence, difference)[2] == (
         "1 of 2 elements are unequal; farthest off at [0]: 1 unit in the last place, "
         "1 in the reference, 1.0078125 on the device"
     )

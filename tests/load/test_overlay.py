@@ -94,6 +94,7 @@ def test_only_the_packages_of_a_checkout_are_laid_over(tmp_path: Path) -> None:
     assert [path.name for path in linked.iterdir()] == ["vllm"]
 
 
+@pytest.mark.slow
 def test_the_loading_process_imports_the_overlay(target: Target, tmp_path: Path) -> None:
     """A broken package laid over the installed one breaks the import, and the error says so."""
     at = checkout(tmp_path / "c", "vllm")

@@ -103,6 +103,7 @@ def test_a_cancel_between_start_and_request(
     assert run(load_process, "echo", b"on") == b"on"
 
 
+@pytest.mark.slow
 def test_a_process_that_never_started_is_not_started_again(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

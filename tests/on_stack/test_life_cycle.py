@@ -158,7 +158,7 @@ def broken_off(
     """The report of a load that crashes or hangs in a phase."""
     target = replace(target_named("emulated"), hosts=hosts)
     request = VerifyRequest(checkpoint=phase, reference=how, target=target, parts=())
-    monkeypatch.setattr(outcomes, "_JOB", "tests.support.idle_jobs:end_in_a_phase")
+    monkeypatch.setattr(outcomes, "JOB", "tests.support.idle_jobs:end_in_a_phase")
     timeout = 2 if how == "hang" else 60
     return outcomes._outcome(request, a_report(status=Status.LOAD_FAILED), process, timeout)
 

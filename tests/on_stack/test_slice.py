@@ -29,7 +29,7 @@ def with_fault(
     tiny_checkpoints: dict[str, Path],
     request: pytest.FixtureRequest,
 ) -> Report:
-    monkeypatch.setattr(outcomes, "_JOB", "tests.support.slice_jobs:verify_with_fault_on_host_1")
+    monkeypatch.setattr(outcomes, "JOB", "tests.support.slice_jobs:verify_with_fault_on_host_1")
     return verify(
         tiny_checkpoints["qwen3-vl-moe"],
         target_on("emulated", 8, hosts=2),

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.base.errors import BadInput
+from harness.compare.difference import BitsDiffer
 from harness.explain.causes import Cause
 from harness.load.targets.registry import target_named, targets
 from harness.report.report import Session, Status
@@ -75,6 +76,7 @@ def test_a_fault_is_found_on_its_devices(tmp_path: Path, tiny_checkpoints: dict[
     spoiled = with_one_byte_flipped(published, tmp_path / "spoiled", tensor, element)
     report = verify(published, target_named("toy", 4), reference=spoiled)
     (difference,) = report.differences
+    assert isinstance(difference, BitsDiffer)
     assert (difference.key, difference.index, difference.count) == (key, index, 1)
     assert difference.shard is not None
     assert difference.device_name == f"cpu:{4 - difference.shard}"

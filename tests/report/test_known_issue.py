@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from harness.base.text import numbers_of, runs_text
-from harness.compare.difference import Difference, Kind, TensorUnread
+from harness.compare.difference import Difference, Kind, TensorUnread, Unaccounted
 from harness.explain.causes import Cause, Diagnosis
 from harness.families.family import Part, Projection
 from harness.load.target import Parallelism
@@ -139,7 +139,9 @@ def changing(**given: Any) -> Tamper:
 
 
 def another_name(report: Report) -> None:
-    field = "tensor" if isinstance(report.differences[0], TensorUnread) else "parameter"
+    field = {TensorUnread: "tensor", Unaccounted: "name"}.get(
+        type(report.differences[0]), "parameter"
+    )
     changing(**{field: "model.other.weight"})(report)
 
 

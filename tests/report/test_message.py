@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from harness.report.known_issue import Judgement, Nature, Verdict
 from harness.report.markdown import markdown
 from harness.report.message import failure_text, known_text
@@ -26,6 +28,7 @@ def test_the_purpose_of_the_scenario_is_told() -> None:
     assert "purpose" not in failure_text(report)
 
 
+@pytest.mark.slow
 def test_what_is_cut_short_says_how_to_get_the_rest() -> None:
     report = rank_shift().rows[0].report
     report.diagnoses *= 22

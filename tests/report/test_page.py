@@ -34,10 +34,12 @@ def test_it_needs_no_network() -> None:
     assert "default-src 'none'" in html
 
 
+@pytest.mark.slow
 def test_the_largest_is_small() -> None:
     assert len(page(rank_shift())) < 3_000_000
 
 
+@pytest.mark.slow
 def test_what_is_embedded_covers_every_difference() -> None:
     (first, _) = embedded(page(rank_shift()).decode())
     (part_map,) = first["maps"]  # type: ignore[misc]
@@ -46,6 +48,7 @@ def test_what_is_embedded_covers_every_difference() -> None:
     assert sum(runs[::2]) == 128
 
 
+@pytest.mark.slow
 def test_patterns_are_told_in_words() -> None:
     html = page(rank_shift()).decode()
     assert "gate_proj: layers 0-93, every 8th expert from 0 to 120" in html
@@ -78,6 +81,7 @@ def test_what_broke_off_is_told() -> None:
     assert "test_y" in html
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["checkpoint", "repeat", "family"])
 def test_no_text_is_markup(field: str) -> None:
     session = rank_shift()

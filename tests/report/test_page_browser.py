@@ -13,6 +13,8 @@ from harness.report.page import page
 from harness.report.report import Session
 from tests.support.pages import all_equal, canary, rank_shift
 
+pytestmark = pytest.mark.slow
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PICTURES = Path(__file__).parents[2] / "docs" / "pictures"
 Open = Callable[[Session], Any]

@@ -30,6 +30,7 @@ def broken_off() -> Session:
 EVERY = pytest.mark.parametrize("session", [all_equal, canary, rank_shift, broken_off])
 
 
+@pytest.mark.slow
 @EVERY
 def test_junit(session: Callable[[], Session]) -> None:
     JUNIT.validate(junit_xml(session()).decode())
@@ -41,6 +42,7 @@ def test_junit_that_is_none() -> None:
                        .replace("</properties>", "</propertys>", 1))  # fmt: skip
 
 
+@pytest.mark.slow
 @EVERY
 def test_json(session: Callable[[], Session]) -> None:
     given = json.loads(msgspec.json.encode(session()))

@@ -38,6 +38,7 @@ def written(session: pytest.Pytester) -> Session:
     return msgspec.json.decode((session.path / "out/session.json").read_bytes(), type=Session)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
 def test_skips_purposes_and_options(session: pytest.Pytester, workers: list[str]) -> None:
     report(Status.EQUAL).write(session.path / "given.json")
@@ -51,6 +52,7 @@ def test_skips_purposes_and_options(session: pytest.Pytester, workers: list[str]
     assert kept.options == ["--moe-layers=0-3", "--moe-checksums", "--moe-reports=out"]
 
 
+@pytest.mark.slow
 def test_a_session_of_skips_alone_is_told(session: pytest.Pytester) -> None:
     report(Status.EQUAL).write(session.path / "given.json")
     result = session.runpytest_subprocess("--moe-reports=out", "-k", "second")
@@ -58,6 +60,7 @@ def test_a_session_of_skips_alone_is_told(session: pytest.Pytester) -> None:
     assert "1 skipped" in (session.path / "out/summary.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_failure_says_what_the_scenario_is_for(session: pytest.Pytester) -> None:
     report(Status.DIFFERENT).write(session.path / "given.json")
     result = session.runpytest_subprocess("-k", "first")

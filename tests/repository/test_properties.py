@@ -291,7 +291,7 @@ class NoBucket:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(opening, "_BUCKETS", {"s3": NoBucket, "gs": NoBucket})
+    monkeypatch.setattr(opening, "BUCKETS", {"s3": NoBucket, "gs": NoBucket})
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
 

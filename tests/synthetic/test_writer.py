@@ -68,6 +68,7 @@ def test_tiny_shapes_are_never_square() -> None:
         assert shape.hidden not in (shape.intermediate, 2 * shape.intermediate)
 
 
+@pytest.mark.slow
 def test_published_shapes_with_fewer_layers_and_experts(tmp_path: Path) -> None:
     written = write_checkpoint(
         "qwen3-vl-moe", tmp_path / "out", shapes="published:qwen3-vl-30b-a3b", layers=1, experts=8

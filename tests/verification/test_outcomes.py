@@ -63,6 +63,7 @@ def failures(session: Session) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "xdist"])
 def test_a_known_issue_that_did_not_happen_fails(
     pytester: pytest.Pytester, workers: list[str]
@@ -75,6 +76,7 @@ def test_a_known_issue_that_did_not_happen_fails(
     assert "its known issue did not happen" in markdown(session)
 
 
+@pytest.mark.slow
 def test_what_broke_off_is_an_error(pytester: pytest.Pytester) -> None:
     session = ran(pytester, Status.EQUAL)
     its_own, broken = session.broken
@@ -87,6 +89,7 @@ def test_what_broke_off_is_an_error(pytester: pytest.Pytester) -> None:
     assert "setup: OSError: no such store" in markdown(session)
 
 
+@pytest.mark.slow
 def test_a_difference_is_a_failure(pytester: pytest.Pytester) -> None:
     session = ran(pytester, Status.DIFFERENT)
     assert {row.scenario for row in session.rows if row.failed} == {

@@ -26,7 +26,7 @@ from harness.checkpoint.stores.trouble import (
 )
 
 _SECONDS = (10, 60)  # to connect, to read
-_DEADLINE = 120.0
+DEADLINE_SECONDS = 120.0
 _CREDENTIALS = "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS"
 _ENDPOINT = "look at the network, at HTTPS_PROXY and, for an emulator, at STORAGE_EMULATOR_HOST"
 
@@ -124,7 +124,7 @@ def _retry() -> Any:
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     worth: Callable[[Exception], bool] = DEFAULT_RETRY._predicate
-    return DEFAULT_RETRY.with_timeout(_DEADLINE).with_predicate(
+    return DEFAULT_RETRY.with_timeout(DEADLINE_SECONDS).with_predicate(
         lambda error: worth(error) and not _is_absent(error)
     )
 

@@ -24,10 +24,10 @@ from harness.checkpoint.stores.location import File, Place
 from harness.checkpoint.stores.range_cache import RangeCache
 
 #: What one request takes of a tensor that is read whole, in pieces: a piece alone is a few MiB.
-_BLOCK = 32 * 2**20
+BLOCK_BYTES = 32 * 2**20
 _CHUNK = 8 * 2**20
 #: A checkpoint of a trillion parameters has some hundred files.
-_MOST_OBJECTS = 100_000
+MOST_OBJECTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def listed(
     """
     found: dict[str, StoredObject] = {}
     for number, (key, size, version) in enumerate(objects):
-        if number >= _MOST_OBJECTS:
-            raise _no_listing(url, f"the store lists more than {_MOST_OBJECTS} objects")
+        if number >= MOST_OBJECTS:
+            raise _no_listing(url, f"the store lists more than {MOST_OBJECTS} objects")
         if not (isinstance(key, str) and key):
             raise _no_listing(url, "the store lists an object without a name")
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
@@ -135,10 +135,10 @@ class StoreFile(File):
         """Bytes ``start`` to ``stop``, cut out of the blocks of ``first`` to ``last``."""
         if start >= stop:
             return b""
-        begin = first + (start - first) // _BLOCK * _BLOCK
+        begin = first + (start - first) // BLOCK_BYTES * BLOCK_BYTES
         parts = [
-            memoryview(self.read(at, min(at + _BLOCK, last)))[max(start - at, 0) : stop - at]
-            for at in range(begin, stop, _BLOCK)
+            memoryview(self.read(at, min(at + BLOCK_BYTES, last)))[max(start - at, 0) : stop - at]
+            for at in range(begin, stop, BLOCK_BYTES)
         ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -19,7 +19,7 @@ from harness.checkpoint.stores.s3 import S3Bucket
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.S)
 #: No bucket's name has a colon, an at-sign or a percent sign (S3 and GCS, "Bucket naming rules").
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_BUCKETS: dict[str, Callable[[str], Bucket]] = {"s3": S3Bucket, "gs": GcsBucket}
+BUCKETS: dict[str, Callable[[str], Bucket]] = {"s3": S3Bucket, "gs": GcsBucket}
 
 #: Variables by which the stores, the hub and the streamer find their way: a load has them as
 #: they are when it starts, not as they were when its process was made.
@@ -81,7 +81,7 @@ def _shown(scheme: str, rest: str) -> str:
 def _store(text: str, scheme: str, rest: str) -> Store:
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
-    if scheme not in _BUCKETS or not _BUCKET.fullmatch(bucket) or "?" in rest:
+    if scheme not in BUCKETS or not _BUCKET.fullmatch(bucket) or "?" in rest:
         raise BadInput(
             "not the URL of a store",
             where=_shown(scheme, rest),
@@ -90,7 +90,7 @@ def _store(text: str, scheme: str, rest: str) -> Store:
         )
     path = f"{bucket}/{prefix}".rstrip("/")
     try:
-        client = _BUCKETS[scheme](bucket)
+        client = BUCKETS[scheme](bucket)
     except ModuleNotFoundError as error:
         raise BadInput(
             f"{error.name} is not installed, which reads {scheme}://",
