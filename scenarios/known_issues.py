@@ -136,7 +136,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         "fused and is loaded without one",
         threads=("tpu-inference#2647",),
         releases=("tpu-inference<0.22",),
-        when=lambda load: Part.DECODER in load.parts and not _fused_first(load),
+        when=lambda load: Part.DECODER in load.parts and load.nested and not _fused_first(load),
         raised=Raised(
             error="AssertionError",
             message="Expecting shard_id as the only argument",
