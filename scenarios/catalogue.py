@@ -33,6 +33,17 @@ SCENARIOS: tuple[Scenario, ...] = (
         "A draft model that stores one tensor per expert and projection is loaded.",
         "qwen3.5-mtp",
     ),
+    Scenario(
+        "text-per-expert",
+        "A text model that stores one tensor per expert and projection is loaded, each expert cut.",
+        "qwen3-moe",
+    ),
+    Scenario(
+        "text-experts-whole",
+        "Every device holds some experts of a text model whole (GMM_EP).",
+        "qwen3-moe",
+        parallelism=Parallelism.EXPERT,
+    ),
     # A draft model alone: on releases whose decoder fails first it shows its own faults.
     Scenario(
         "mtp-fused-alone",
