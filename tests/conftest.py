@@ -15,10 +15,12 @@ from harness.families.registry import recipes
 from harness.load.process import LoadProcess, LoadProcesses
 from harness.load.target import Target
 from harness.synthetic.writer import write_checkpoint
+from scenarios.urls import gcs_url, s3_url
 from tests.support import registered as registered  # its jobs, for every loading process
 from tests.support.reports import a_report
 
-pytest_plugins = ["pytester", "scenarios.urls", "tests.support.s3"]
+pytest_plugins = ["pytester", "tests.support.s3"]
+__all__ = ["gcs_url", "s3_url"]  # fixtures; the scenarios have their own of the same kind
 
 # The same examples every time; a slow machine is no fault of what is tested. The nightly run takes
 # more of them: --hypothesis-profile=nightly.
