@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from harness.base.bounds import MOST_EXPERTS
 from harness.base.errors import BadInput
 
 
@@ -88,6 +89,9 @@ class ModelShape:
         return self.linear is None or (layer + 1) % self.full_attention_interval == 0
 
 
+#: Ten times those of the deepest published model.
+_MOST_LAYERS = 1024
+
 #: A vision tower and a language model that load in about a second.
 TINY_VISION = VisionShape(depth=2, hidden=64, intermediate=96, heads=8, positions=16)
 #: Not square: F != D and 2F != D, because vLLM 0.26 guesses a fused tensor's orientation from its
@@ -128,15 +132,18 @@ def resized(shape: ModelShape, layers: int | None, experts: int | None) -> Model
         layers=shape.layers if layers is None else layers,
         experts=shape.experts if experts is None else experts,
     )
-    if shape.layers < 1:
+    if not 1 <= shape.layers <= _MOST_LAYERS:
         raise BadInput(
-            f"{shape.layers} layers", where="--layers", expected="at least 1", hint="--layers 1"
+            f"{shape.layers} layers",
+            where="--layers",
+            expected=f"1 to {_MOST_LAYERS}",
+            hint="--layers 1",
         )
-    if shape.experts < shape.top_k:
+    if not shape.top_k <= shape.experts <= MOST_EXPERTS:
         raise BadInput(
             f"{shape.experts} experts with {shape.top_k} chosen per token",
             where="--experts",
-            expected=f"at least {shape.top_k}, the router's top-k",
+            expected=f"{shape.top_k}, the router's top-k, to {MOST_EXPERTS}",
             hint=f"--experts {shape.top_k}",
         )
     return shape

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.base.errors import BadInput
 from harness.base.foreign import one_line, presentable
-from harness.report.report import SCHEMA, Report, Session, Status, believed
+from harness.report.report import SCHEMA, Report, Session, Status, believed, content_of
 
 
 class Night(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +102,7 @@ def _sessions(directory: Path) -> Iterable[tuple[str, Session]]:
 
 def _read(file: Path) -> Session:
     try:
-        session = presentable(msgspec.json.decode(file.read_bytes(), type=Session))
+        session = presentable(msgspec.json.decode(content_of(file), type=Session))
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(
             f"not a session: {error}",

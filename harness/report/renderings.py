@@ -15,7 +15,7 @@ from harness.base.writing import append
 from harness.report.junit import junit_xml
 from harness.report.markdown import markdown
 from harness.report.page import page
-from harness.report.report import SCHEMA, Report, Row, Session, Status, believed
+from harness.report.report import SCHEMA, Report, Row, Session, Status, believed, content_of
 
 #: By file name: what a session directory holds beside the JSON.
 FILES: Mapping[str, Callable[[Session], bytes]] = {
@@ -47,8 +47,7 @@ def session_from(path: Path) -> Session:
         BadInput: it is neither, or a report's status is not what its content says.
     """
     try:
-        content = path.read_bytes()
-        given: dict[str, Any] = msgspec.json.decode(content, type=dict[str, Any])
+        given: dict[str, Any] = msgspec.json.decode(content_of(path), type=dict[str, Any])
         if "rows" in given:
             session = msgspec.convert(given, Session)
         else:

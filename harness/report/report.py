@@ -266,6 +266,10 @@ class Session(msgspec.Struct, kw_only=True):
         write(path, self.to_json())
 
 
+#: What is read of a report's file at most.
+MOST_BYTES = 256 * 2**20
+
+
 def redacted_report(report: Report) -> Report:
     """``report`` with every credential that is known here replaced by its name."""
     whole: Report = redacted(report)
@@ -280,6 +284,25 @@ def report_from_json(encoded: bytes) -> Report:
         BadInput: its status is not what its content says.
     """
     return believed(msgspec.json.decode(encoded, type=Report), "the JSON of a report")
+
+
+def content_of(path: Path) -> bytes:
+    """The content of a report's or a session's file, which may be anything that can be read.
+
+    Raises:
+        BadInput: it has more bytes than any report has, or no end.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise BadInput(
+            f"more than {MOST_BYTES} bytes",
+            where=str(path),
+            expected="the JSON that harness verify --json or pytest --reports writes",
+            hint="look at what stands there: with all experts of a model unequal it has 50 MB",
+        )
+    return content
 
 
 def believed(report: Report, where: str) -> Report:

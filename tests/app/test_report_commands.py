@@ -98,6 +98,13 @@ def test_no_report(tmp_path: Path, content: bytes | None) -> None:
     assert not (tmp_path / "j.xml").exists()
 
 
+@pytest.mark.parametrize("command", [["report"], ["merge", "--output", "OUT"]])
+def test_a_report_without_an_end(command: list[str], tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "out") if each == "OUT" else each for each in command]
+    ended = CliRunner().invoke(main, [*arguments, "/dev/zero"])
+    assert (ended.exit_code, "more than 268435456 bytes" in ended.stderr) == (2, True)
+
+
 def test_the_schema(session_file: Path, tiny_report: Path) -> None:
     schema = json.loads(ran("schema").output)
     assert schema == json.loads(json.dumps(json_schema()))

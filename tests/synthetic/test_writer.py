@@ -84,6 +84,8 @@ def test_published_shapes_with_fewer_layers_and_experts(tmp_path: Path) -> None:
         ("qwen3.5-mtp", {"shapes": "huge"}, "unknown shapes"),
         ("qwen3.5-mtp", {"shapes": "published:qwen3-vl-30b-a3b"}, "unknown shapes"),
         ("qwen3.5-mtp", {"layers": 0}, "0 layers"),
+        ("qwen3.5-mtp", {"layers": 10**9}, "1000000000 layers"),
+        ("qwen3.5-mtp", {"experts": 10**9}, "1000000000 experts"),
         ("qwen3.5-mtp", {"experts": 1}, "1 experts with 2 chosen"),
         ("qwen3.5-mtp", {"files": 0}, "0 files"),
     ],
