@@ -199,7 +199,7 @@ def _print(report: Report) -> None:
 def checkpoint_command(family: str, out: Path, **options: Any) -> None:
     """Write a synthetic checkpoint of FAMILY, in its published layout, to OUT.
 
-    FAMILY is one of qwen3-vl-moe, qwen3.5-moe, qwen3.5-mtp, qwen3.6-mtp.
+    FAMILY is the name of a recipe, such as qwen3.5-mtp; an unknown one is told all of them.
     """
     written = write_checkpoint(family, out, **options)
     click.echo(
