@@ -39,6 +39,7 @@ PYTHON = [
 #: A parent that starts a load which never ends, and says where its files are.
 PARENT = """
 from harness.load.process import LoadProcess
+from harness.load.targets.registry import target_named
 from tests.support import registered
 with LoadProcess(target_named("emulated"), preload=False) as process:
     print(process.scratch, flush=True)
