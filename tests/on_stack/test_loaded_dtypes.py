@@ -59,8 +59,15 @@ def test_tensors_that_the_reference_calls_something_else(
 
 
 @pytest.mark.parametrize(
-    ("stated", "stored"),
-    [("float16", "F16"), ("float16", "BF16"), ("float32", "F32"), (None, "F32"), (None, "F16")],
+    ("stated", "stored", "loads"),
+    [
+        ("float32", "F32", True),
+        (None, "F32", True),
+        # Upstream (0.26) loads no model in float16: what frees a linear layer's host weight raises.
+        ("float16", "F16", False),
+        ("float16", "BF16", False),
+        (None, "F16", False),
+    ],
 )
 def test_the_type_of_a_model(
     tiny_checkpoints: dict[str, Path],
@@ -69,6 +76,7 @@ def test_the_type_of_a_model(
     load_processes: LoadProcesses,
     stated: str | None,
     stored: str,
+    loads: bool,
 ) -> None:
     """What config.json asks for, or, where it asks for nothing, what the tensors are stored as."""
     path = cast(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "c", {r".*": stored})
@@ -78,7 +86,11 @@ def test_the_type_of_a_model(
         part |= {"dtype": stated} if stated else {}
     (path / "config.json").write_text(json.dumps(config))
     report = verify(path, target, processes=load_processes)
-    assert report.status is Status.EQUAL, (report.diagnoses, report.failure)
+    if loads:
+        assert report.status is Status.EQUAL, (report.diagnoses, report.failure)
+    else:
+        assert report.failure is not None
+        assert report.failure.frames[-1].text == "layer.weight.untyped_storage().resize_(0)"
 
 
 def test_a_vocabulary_on_eight_devices(tmp_path: Path, load_processes: LoadProcesses) -> None:

@@ -20,6 +20,12 @@ FLIPS = {
         ExpertKey(Part.DECODER, 1, 5, Projection.UP),
         (17, 100),
     ),
+    "qwen3-moe": (
+        "model.layers.1.mlp.experts.3.up_proj.weight",
+        11 * D + 90,
+        ExpertKey(Part.DECODER, 1, 3, Projection.UP),
+        (11, 90),
+    ),
     "qwen3.5-moe": (
         f"{DECODER}.down_proj",
         (6 * D + 3) * F + 40,
