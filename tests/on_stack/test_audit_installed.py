@@ -67,7 +67,8 @@ def packages_of(stack: str) -> Path:
         assert spec is not None
         assert spec.origin is not None
         return Path(spec.origin).parent.parent
-    found = sorted(ROOT.glob(f".venv-{stack}/lib/python3.*/site-packages/vllm"))
+    # The default stack's is called .venv alone.
+    found = sorted(ROOT.glob(f".venv*/lib/python3.*/site-packages/vllm-{stack}.*.dist-info"))
     if not found:
         pytest.skip(f"stack {stack} is not set up: make setup STACK={stack}")
     return found[0].parent
