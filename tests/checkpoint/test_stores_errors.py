@@ -42,7 +42,7 @@ from tests.support.answering import Answer, answering, http
 @pytest.fixture
 def to_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[str]]]:
     """Put a server in the place of S3; gives the requests it gets. One attempt each."""
-    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
     with _Servers() as servers:
 
         def put(answer: Answer) -> list[str]:
@@ -319,7 +319,7 @@ PROFILE = "[default]\naws_access_key_id = x\naws_secret_access_key = planted-sec
 def test_wrong_variables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str | None], match: str
 ) -> None:
-    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     with socket.socket() as deaf:  # bound, so that nobody else listens there
@@ -417,7 +417,7 @@ def test_wrong_answers_of_s3(
 def test_a_throttled_request_is_tried_three_times(
     to_s3: Callable[[Answer], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_ATTEMPTS", 3)
+    monkeypatch.setattr(s3, "ATTEMPTS", 3)
     asked = to_s3(http("503 Slow Down", error("SlowDown")))
     verify("s3://weights/x")
     assert len(asked) == 3

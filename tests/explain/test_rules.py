@@ -218,11 +218,19 @@ def test_what_was_found_once_is_looked_at_first(
 
 
 def test_the_lines_of_one_layer_are_kept(decoder: ReferencePart) -> None:
-    index = ReferenceIndex([decoder], decoder.__getitem__)
+    read: list[int] = []
+
+    def reading(key: ExpertKey) -> Bits:
+        read.append(key.layer)
+        return decoder[key]
+
+    index = ReferenceIndex([decoder], reading)
     for layer in (0, 1):
         key = KEY._replace(layer=layer)
-        for axis in (0, 1):
+        for axis in (0, 1, 0, 1):
             lines = index.lines(key, decoder[key], axis)
             assert [line and line.key for line in lines] == [key] * len(lines)
-    assert {place[1] for place in index._lines} == {1}
-    assert len(index._lines) == 2
+    of_a_layer = len(list(decoder.keys_of(0)))
+    assert read == [0] * 2 * of_a_layer + [1] * 2 * of_a_layer
+    index.lines(KEY._replace(layer=0), decoder[KEY], 0)
+    assert read[4 * of_a_layer :] == [0] * of_a_layer
