@@ -26,7 +26,6 @@ from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
-from harness.load.hook import Hook
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
 from harness.load.stack import require_stack, stack_name
@@ -51,7 +50,6 @@ def verify(
     nan: Nan = Nan.PAYLOAD,
     method: Method = Method.AUTO,
     parts: Collection[Part] = tuple(Part),
-    hook: Hook = Hook.UPSTREAM,
     stream_options: Mapping[str, str] | None = None,
     selection: Selection = _EVERYTHING,
     num_layers: int | None = None,
@@ -69,7 +67,6 @@ def verify(
         nan: how NaNs in the reference count.
         method: how bits of experts are compared.
         parts: load and compare these parts only, of those the checkpoint has.
-        hook: the loader hook the load goes through.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
         selection: the experts to compare; the load is whole all the same.
         num_layers: load the decoder with its first layers only, by an override of its
@@ -102,7 +99,7 @@ def verify(
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
-        parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method, hook=hook,
+        parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
     )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
