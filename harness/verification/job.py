@@ -273,7 +273,7 @@ def compare_part(
         )
     )  # fmt: skip
     held = add_parameters(
-        report, part, loaded, request.target, request.nan, request.selection, chosen
+        report, part, loaded, request.target, request.nan, request.selection, chosen, ledger
     )
     return {**held, **expert_sources(part, chosen)}
 
@@ -304,6 +304,7 @@ def add_parameters(
     nan: Nan,
     selection: Selection,
     chosen: Chosen,
+    ledger: Ledger,
 ) -> Mapping[str, bool]:
     """Compare a part's parameters besides experts and add tally, differences and diagnoses.
 
@@ -327,7 +328,7 @@ def add_parameters(
         local=loaded.local,
     )  # fmt: skip
     differences = list(comparison.differences())
-    report.diagnoses += ParameterExplainer(comparison).diagnose(
+    report.diagnoses += ParameterExplainer(comparison, ledger).diagnose(
         differences, len(report.differences)
     )
     report.differences += differences

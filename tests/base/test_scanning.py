@@ -35,8 +35,9 @@ def test_a_transposed_view_is_passed_in_its_own_order() -> None:
     bits = np.zeros((4, 6), np.uint16)
     bits[3, 1] = bits[0, 5] = 1
     found, turned = nonzero(bits), nonzero(bits.T)
-    assert found and found.first == (0, 5)
-    assert turned and turned.first == (1, 3)
+    assert found is not None
+    assert turned is not None
+    assert (found.first, turned.first) == ((0, 5), (1, 3))
 
 
 @pytest.mark.parametrize("value", [0, 3])

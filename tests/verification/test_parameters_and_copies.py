@@ -47,8 +47,9 @@ def added(
 ) -> None:
     chosen = choose([part], selection)[part.part]
     add_parameters(
-        report, part, loaded(tensors), target_named("emulated"), Nan.PAYLOAD, selection, chosen
-    )
+        report, part, loaded(tensors), target_named("emulated"), Nan.PAYLOAD, selection, chosen,
+        Ledger(),
+    )  # fmt: skip
 
 
 def test_all_is_compared_by_default(
