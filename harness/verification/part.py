@@ -126,7 +126,8 @@ class PartVerification:
             packing=self.how.packing, nan=self.how.nan, chosen=self._is_wanted,
             local=self.loaded.local,
         )  # fmt: skip
-        found = Findings.of(comparison.differences(), ParameterExplainer(comparison).diagnose)
+        explain = ParameterExplainer(comparison, self.ledger).diagnose
+        found = Findings.of(comparison.differences(), explain)
         return comparison.tally, found, comparison.sources
 
     def _comparison(self, device: DevicePart) -> PartComparison:
