@@ -28,7 +28,7 @@ from harness.explain.load_failure import diagnose_failure, never_arrived
 from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.blocks import TENSOR
 from harness.families.experts import ReferencePart, reference_parts
-from harness.families.family import Part
+from harness.families.family import Part, Storage
 from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.deliveries import calls_of
@@ -79,6 +79,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, str] = {}
     selection: Selection = Selection()
     num_layers: int | None = None
+    storage: Storage | None = None
 
 
 def prepare() -> None:
@@ -111,9 +112,9 @@ def run(request: VerifyRequest, report: Report, adapt: Adapt = lambda loader: lo
         report: names the checkpoint, the target and what there is to compare.
         adapt: changes the loader class under test, for tests that plant faults in it.
     """
-    reference = ModelCheckpoint(request.reference)
+    reference = ModelCheckpoint(request.reference, request.storage)
     same = request.checkpoint == request.reference
-    checkpoint = reference if same else ModelCheckpoint(request.checkpoint)
+    checkpoint = reference if same else ModelCheckpoint(request.checkpoint, request.storage)
     parts = reference_parts(reference, request.num_layers)
     parts = tuple(part for part in parts if part.part in request.parts)
     ledgers: Ledgers = {}
