@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import ClassVar
 
 from harness.base.errors import TargetUnavailable
 from harness.load.environment import compilation_cache
@@ -46,7 +47,7 @@ class Gpu(TpuInference):
         }
     )
 
-    modules = ("torch", "jax")
+    modules: ClassVar = ("torch", "jax", "vllm.engine.arg_utils")
     imports_models = False
 
     def target(self, devices: int | None, parallelism: Parallelism, share: Share) -> Target:
