@@ -21,7 +21,7 @@ from harness.compare.equality import warm_up
 from harness.compare.selection import Selection, choose, expert_bytes
 from harness.explain.load_failure import diagnose_failure, never_arrived
 from harness.families.experts import ReferencePart, reference_parts
-from harness.families.family import Part
+from harness.families.family import Part, Storage
 from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.deliveries import calls_of
@@ -63,6 +63,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, str] = {}
     selection: Selection = Selection()
     num_layers: int | None = None
+    storage: Storage | None = None
 
 
 def prepare() -> None:
@@ -119,9 +120,10 @@ class _Verification:
         self._meter = meter
         self._planted = planted
         self._ledgers: Ledgers = {}
-        self._reference = ModelCheckpoint(request.reference)
+        self._reference = ModelCheckpoint(request.reference, request.storage)
         same = request.checkpoint == request.reference
-        self._checkpoint = self._reference if same else ModelCheckpoint(request.checkpoint)
+        other = request.checkpoint, request.storage
+        self._checkpoint = self._reference if same else ModelCheckpoint(*other)
         self._parts = tuple(
             part
             for part in reference_parts(self._reference, request.num_layers)
