@@ -131,6 +131,12 @@ SCENARIOS: tuple[Scenario, ...] = (
         numbered=True,
     ),
     Scenario(
+        "text-float16",
+        "A model that config.json wants in float16 is converted from the stored bf16.",
+        "qwen3-moe",
+        dtype="float16",
+    ),
+    Scenario(
         "vl-square",
         "With 2F = D an orientation that is guessed from the shape can be guessed wrong.",
         "qwen3-vl-moe",
