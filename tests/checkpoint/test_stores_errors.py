@@ -12,6 +12,7 @@ import string
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,10 +44,10 @@ from tests.support.answering import Answer, answering, http
 def to_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[str]]]:
     """Put a server in the place of S3; gives the requests it gets. One attempt each."""
     monkeypatch.setattr(s3, "ATTEMPTS", 1)
-    with _Servers() as servers:
+    with ExitStack() as servers:
 
         def put(answer: Answer) -> list[str]:
-            url, asked = servers.start(answer)
+            url, asked = servers.enter_context(answering(answer))
             for name, value in s3_environment(url).items():
                 monkeypatch.setenv(name, value)
             return asked
@@ -58,33 +59,15 @@ def to_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[s
 def to_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[str]]]:
     """Put a server in the place of GCS; gives the requests it gets. A second of attempts."""
     monkeypatch.setattr(gcs, "DEADLINE_SECONDS", 0.5)
-    with _Servers() as servers:
+    with ExitStack() as servers:
 
         def put(answer: Answer) -> list[str]:
-            url, asked = servers.start(answer)
+            url, asked = servers.enter_context(answering(answer))
             for name, value in gcs_environment(url).items():
                 monkeypatch.setenv(name, value)
             return asked
 
         yield put
-
-
-class _Servers:
-    def __init__(self) -> None:
-        self._running: list[Any] = []
-
-    def __enter__(self) -> _Servers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for server in self._running:
-            server.__exit__(None, None, None)
-
-    def start(self, answer: Answer) -> tuple[str, list[str]]:
-        server = answering(answer)
-        started = server.__enter__()
-        self._running.append(server)
-        return started
 
 
 def verify(*arguments: str) -> str:
