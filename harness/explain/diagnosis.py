@@ -80,12 +80,13 @@ class Explainer:
         key = difference.key
         if not isinstance(difference, BitsDiffer) or key is None:
             return explain_metadata(difference, of_experts=True)
-        finding = explain(self._evidence(key))
+        finding = explain(self.evidence(key))
         if finding.cause is Cause.NOT_DELIVERED:
             self._undelivered[self._comparison.reference.source(key).tensor] = finding
         return finding
 
-    def _evidence(self, key: ExpertKey) -> Evidence:
+    def evidence(self, key: ExpertKey) -> Evidence:
+        """What rules may look at of a matrix that differs."""
         comparison = self._comparison
         around = AroundExpert(key, self._index, self._search, comparison.device_bits)
         granules = self._shards(key)

@@ -63,7 +63,7 @@ class ParameterExplainer:
 
     def _explain(self, difference: Difference) -> Finding:
         if isinstance(difference, BitsDiffer) and difference in self._comparison.faults:
-            return explain(self._evidence(difference))
+            return explain(self.evidence(difference))
         never = self._never(difference.parameter)
         return _headless(difference, self._comparison) or explain_metadata(
             difference, of_experts=False, never=never
@@ -73,7 +73,8 @@ class ParameterExplainer:
         """Whether nothing was ever written to a parameter; the ledger has vLLM's name of it."""
         return any(f".{parameter}".endswith(f".{name}") for name in self._ledger.unwritten)
 
-    def _evidence(self, difference: BitsDiffer) -> Evidence:
+    def evidence(self, difference: BitsDiffer) -> Evidence:
+        """What rules may look at of a tensor that differs; the difference is the comparison's."""
         comparison, fault = self._comparison, self._comparison.faults[difference]
         around = AroundTensor(comparison, fault, self._search)
         checkpoint, placed = comparison.checkpoint, fault.placed
@@ -245,14 +246,19 @@ def _granules(around: AroundTensor) -> Iterator[Granule]:
     """Heads and shards: what pieces of the tensor could change places."""
     row, layout = around.placed.row, around.placed.layout
     sizes, rows = around.comparison.placements.sizes, around.reference.shape[0]
+    head = 1
     if row.pieces is Pieces.QKV:
         of_q = around.fault.source == around.placed.sources[0]  # with its output gate, in Qwen3.5
-        yield Granule("head", 0, rows // sizes.heads if of_q else sizes.head_dim)
+        head = rows // sizes.heads if of_q else sizes.head_dim
     if row.pieces is Pieces.QKV_FUSED:
-        yield Granule("head", 0, rows // (3 * sizes.vision_heads))
+        head = rows // (3 * sizes.vision_heads)
+    if head > 1:
+        yield Granule("head", 0, head)
     if layout.cut_axis is not None and layout.shards > 1:
         axis = 0 if layout.cut_axis == layout.output_axis else 1
-        yield Granule("shard", axis, around.reference.shape[axis] // layout.shards)
+        length = around.reference.shape[axis] // layout.shards
+        if not length % head:  # a part of a head is no shard: those are repeated
+            yield Granule("shard", axis, length)
 
 
 def _has(around: AroundTensor, granules: Sequence[Granule]) -> frozenset[Need]:

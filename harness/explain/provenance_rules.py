@@ -205,7 +205,11 @@ def _transposes(e: Evidence) -> Iterator[Bits]:
 
 @rule(Cause.HEADS_EXCHANGED, Cause.HEADS_REPEATED, Need.HEADS)
 def heads_exchanged(e: Evidence) -> Finding | None:
-    """Its heads are those of it and of its fellows, in other places."""
+    """Its heads are those of it and of its fellows, in other places; whole shards are not heads."""
+    heads = [g.length for g in e.granules if g.noun == "head"]
+    for shard in (g for g in e.granules if (g.noun, g.axis) == ("shard", 0)):
+        if all(shard.length > head for head in heads) and _moved(e, shard):
+            return None
     return _pieces_exchanged(e, "head", Cause.HEADS_EXCHANGED)
 
 
