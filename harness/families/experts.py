@@ -14,11 +14,17 @@ from typing import NamedTuple
 import msgspec
 
 from harness.base.bits import Bits, converted, model_dtype
-from harness.base.bounds import MOST_EXPERTS, shown, size
+from harness.base.bounds import shown, size
 from harness.base.errors import BadInput
 from harness.checkpoint.fp8 import CODES, SCALE_SUFFIX
-from harness.families.family import ExpertNaming, Part, Projection, Storage
 from harness.families.model import ModelCheckpoint
+from harness.families.storage import (
+    ExpertNaming,
+    ExpertTensor,
+    Part,
+    Place,
+    Projection,
+)
 
 
 class ExpertKey(NamedTuple):
@@ -90,15 +96,17 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
     ) -> None:
         self.part = naming.part
         self.naming = naming
-        self.layers = naming.layers_in(checkpoint.entries)
+        self.layers = checkpoint.family.layers_of(naming, checkpoint.entries)
         if num_layers is not None and self.part is Part.DECODER:
-            self.layers = self.layers[:num_layers]
+            self.layers = tuple(layer for layer in self.layers if layer < num_layers)
         self.checkpoint = checkpoint
         self._last = threading.local()
         stored = {entry.dtype for entry in checkpoint.entries.values()}
         where = checkpoint.place.where("config.json")
         self.model_dtype = model_dtype(checkpoint.config, stored, where)
-        self.shape = self._shape()
+        sizes = checkpoint.expert_sizes
+        dtype = CODES if checkpoint.fp8 else self.model_dtype
+        self.shape = ExpertShape(sizes.experts, sizes.hidden, sizes.intermediate, dtype)
         for layer in self.layers:
             self._require_layout(layer)
 
@@ -120,12 +128,12 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def stored(self, key: ExpertKey) -> tuple[Bits, str]:
         """The bits of ``key`` as the checkpoint has them, [output, input], and their dtype."""
-        name, index = self._locate(key)
+        name, index, transposed = self._place(key)
         dtype = self.checkpoint.entries[name].dtype
-        if self.naming.storage is Storage.PER_EXPERT:
-            return self.checkpoint.bits(name, index), dtype
+        if not index:
+            return self.checkpoint.bits(name), dtype
         matrix = self._block(name, key.expert)[index[1:]]
-        return (matrix.T if self.naming.storage is Storage.FUSED_TRANSPOSED else matrix), dtype
+        return (matrix.T if transposed else matrix), dtype
 
     def _block(self, name: str, expert: int) -> Bits:
         """One expert's part of a fused tensor; gate and up are asked for one after the other.
@@ -140,66 +148,26 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def source(self, key: ExpertKey) -> TensorSlice:
         """File, tensor and slice of ``key``, as a reader would write them."""
-        name, index = self._locate(key)
+        name, index, _ = self._place(key)
         file = self.checkpoint.entries[name].file.name
-        if self.naming.storage is Storage.PER_EXPERT:
+        if not index:
             return TensorSlice(file, name)
         return TensorSlice(file, name, f"[{', '.join(map(_as_text, index))}]")
 
-    def _locate(self, key: ExpertKey) -> tuple[str, tuple[int | slice, ...]]:
-        naming, width = self.naming, self.shape.intermediate
-        if naming.storage is Storage.PER_EXPERT:
-            return naming.expert_name(key.layer, key.expert, key.projection), ()
-        if key.projection is Projection.DOWN:
-            return naming.fused_name(key.layer, "down_proj"), (key.expert,)
-        half = slice(0, width) if key.projection is Projection.GATE else slice(width, 2 * width)
-        name = naming.fused_name(key.layer, "gate_up_proj")
-        if naming.storage is Storage.FUSED_TRANSPOSED:
-            return name, (key.expert, slice(None), half)
-        return name, (key.expert, half)
-
-    def _shape(self) -> ExpertShape:
-        """The sizes, from config.json: the orientation of a fused tensor must not be guessed."""
-        text, where = self.checkpoint.text, self.checkpoint.place.where("config.json")
-        experts, hidden, width = (self.checkpoint.family.size_key(text, n) for n in range(3))
-        dtype = CODES if self.checkpoint.fp8 else self.model_dtype
-        return ExpertShape(
-            experts=size(text, experts, where, most=MOST_EXPERTS),
-            hidden=size(text, hidden, where),
-            intermediate=size(text, width, where),
-            dtype=dtype,
-        )
+    def _place(self, key: ExpertKey) -> Place:
+        return self.naming.place(key.layer, key.expert, key.projection, self.shape.intermediate)
 
     def names_of(self, layer: int) -> Collection[str]:
         """The names of a layer's expert tensors."""
-        shape = self.shape
-        return self._expected(layer, shape.experts, shape.hidden, shape.intermediate).keys()
+        return [tensor.name for tensor in self.tensors_of(layer)]
 
-    def _expected(
-        self, layer: int, experts: int, hidden: int, width: int
-    ) -> dict[str, tuple[int, ...]]:
-        """The tensors a layer must have, and their shapes."""
-        naming = self.naming
-        if naming.storage is Storage.PER_EXPERT:
-            return {
-                naming.expert_name(layer, expert, projection): (
-                    (hidden, width) if projection is Projection.DOWN else (width, hidden)
-                )
-                for expert in range(experts)
-                for projection in Projection
-            }
-        gate_up, down = (2 * width, hidden), (hidden, width)
-        if naming.storage is Storage.FUSED_TRANSPOSED:
-            gate_up, down = gate_up[::-1], down[::-1]
-        return {
-            naming.fused_name(layer, "gate_up_proj"): (experts, *gate_up),
-            naming.fused_name(layer, "down_proj"): (experts, *down),
-        }
+    def tensors_of(self, layer: int, naming: ExpertNaming | None = None) -> Iterator[ExpertTensor]:
+        """The tensors a layer must have, by its own naming or by another."""
+        return (naming or self.naming).tensors(layer, self.checkpoint.expert_sizes)
 
     def _require_layout(self, layer: int) -> None:
-        shape = self.shape
-        wanted = self._expected(layer, shape.experts, shape.hidden, shape.intermediate)
-        for name, sizes in wanted.items():
+        wanted = list(self.tensors_of(layer))
+        for name, sizes, _ in wanted:
             entry = self.checkpoint.entries.get(name)
             if entry is None:
                 raise BadInput(
@@ -213,16 +181,18 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
                 raise BadInput(
                     f"expert tensor {name!r} is {entry.dtype} {list(entry.shape)}",
                     where=str(entry.file),
-                    expected=f"{dtype} {list(sizes)}, the layout "
-                    f"{self.checkpoint.family.name} is published in ({self.naming.storage})",
-                    hint="the published files; transformers saves other layouts than these",
+                    expected=f"{dtype} {list(sizes)}, by config.json and the storage of the other "
+                    f"tensors or of the published {self.checkpoint.family.name} "
+                    f"({self.naming.storage})",
+                    hint="config.json and files of one model, complete",
                 )
 
 
 def _as_text(index: int | slice) -> str:
     if isinstance(index, int):
         return str(index)
-    return ":" if index.start is None else f"{index.start}:{index.stop}"
+    start, stop = ("" if end is None else str(end) for end in (index.start, index.stop))
+    return f"{start}:{stop}" + ("" if index.step is None else f":{index.step}")
 
 
 def reference_parts(
@@ -237,13 +207,9 @@ def reference_parts(
 
     Raises:
         BadInput: there is no expert tensor, expert tensors of a part stand in two storages, or
-            a tensor that looks like an expert's has a name the family does not publish.
+            a tensor that looks like an expert's has a name that no storage gives it.
     """
-    parts = [
-        ReferencePart(checkpoint, naming)
-        for naming in checkpoint.namings
-        if naming.layers_in(checkpoint.entries)
-    ]
+    parts = [ReferencePart(checkpoint, naming) for naming in checkpoint.namings]
     names = [part.part for part in parts]
     if Part.DECODER not in names or len(set(names)) != len(names):
         raise BadInput(
@@ -263,13 +229,16 @@ def reference_parts(
 
 
 def _require_cut(parts: list[ReferencePart], num_layers: int) -> None:
-    count = next(len(part.layers) for part in parts if part.part is Part.DECODER)
-    if not 1 <= num_layers <= count:
+    """The cut leaves a layer with experts, and leaves the draft model where it was."""
+    decoder = next(part for part in parts if part.part is Part.DECODER)
+    count, least = announced_layers(decoder.checkpoint, Part.DECODER), decoder.layers[0] + 1
+    if not least <= num_layers <= count:
         raise BadInput(
             f"a load of {num_layers} layers",
             where="--num-layers",
-            expected=f"1 to {count}, the layers of the checkpoint",
-            hint="--num-layers 1",
+            expected=f"{least} to {count}, the layers of the checkpoint"
+            + (f"; those before {decoder.layers[0]} have no experts" if least > 1 else ""),
+            hint=f"--num-layers {least}",
         )
 
 
@@ -284,16 +253,37 @@ def announced_layers(checkpoint: ModelCheckpoint, part: Part) -> int:
     return size(checkpoint.text, key, where, least=0, most=most, default=0)
 
 
+def announced_moe_layers(checkpoint: ModelCheckpoint, part: Part) -> tuple[int, ...]:
+    """The layers of ``part`` that have experts, as config.json announces them.
+
+    Raises:
+        BadInput: as :func:`announced_layers`, or it says no such thing of dense layers.
+    """
+    family, where = checkpoint.family, checkpoint.place.where("config.json")
+    count = announced_layers(checkpoint, part)
+    if part is Part.DECODER:
+        return family.moe_layers.of(checkpoint.text, count, where)
+    return family.drafts if family.drafts_follow else tuple(range(count))
+
+
+def _listed(layers: tuple[int, ...]) -> str:
+    if not layers:
+        return "none"
+    first, last = layers[0], layers[-1]
+    if layers == tuple(range(first, last + 1)):
+        return f"layers {first} to {last}"
+    return f"layers {shown(list(layers))}"
+
+
 def _require_layers(checkpoint: ModelCheckpoint, part: Part, found: tuple[int, ...]) -> None:
     """The layers in the files must be those config.json announces: the loader builds the latter."""
     key = checkpoint.family.layer_counts[part]
-    announced = tuple(range(announced_layers(checkpoint, part)))
+    announced = announced_moe_layers(checkpoint, part)
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {shown(list(found)) if found else 'none'}",
             where=checkpoint.path,
-            expected=(f"layers 0 to {len(announced) - 1}" if announced else "none")
-            + f", as {key} of config.json says",
+            expected=_listed(announced) + f", as {key} of config.json says",
             hint="finish the download, or take config.json and files from the same revision",
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from harness.base.bounds import (
@@ -19,8 +19,10 @@ from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.fp8 import BLOCK, CODES, SCALE_SUFFIX
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.checkpoint.stores.location import Place
-from harness.families.family import TIE, ExpertNaming, Family, Part
+from harness.families.family import TIE, ExpertNaming, Family, Part, Storage
+from harness.families.found import found_namings
 from harness.families.registry import families, family_of_architecture
+from harness.families.storage import Sizes
 
 
 class ModelCheckpoint(Checkpoint):
@@ -28,13 +30,15 @@ class ModelCheckpoint(Checkpoint):
 
     Args:
         path: see :class:`harness.checkpoint.checkpoint.Checkpoint`.
+        storage: how its experts are stored, where names and shapes allow several readings.
 
     Raises:
         BadInput: anything of it is absent, contradicts itself, or is of no known family.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], storage: Storage | None = None) -> None:
         super().__init__(path)
+        self.storage = storage
         where = self.place.where("config.json")
         self.family = _family(self.place, self.config)
         below = section(self.config, self.family.text_key, where) if self.family.text_key else None
@@ -43,17 +47,40 @@ class ModelCheckpoint(Checkpoint):
         self.fp8 = _is_fp8(self.place, self.config, self.text)
         if self.fp8:
             _require_scales(self.entries)
-        _require_sizes(self.config, self.text, self.family, self.entries, where)
+        layers = _require_sizes(self.config, self.text, self.family, self.entries, where)
+        self.family = self.family.bound(layers[Part.DECODER], layers.get(Part.MTP, 0))
 
     @property
     def tied(self) -> bool:
         """Whether the head is the embedding."""
         return self.family.is_tied(self.config)
 
-    @property
+    @cached_property
+    def expert_sizes(self) -> Sizes:
+        """E, D and F, as config.json says.
+
+        Raises:
+            BadInput: it does not, or they are out of bounds.
+        """
+        where = self.place.where("config.json")
+        experts, hidden, width = (self.family.size_key(self.text, n) for n in range(3))
+        return Sizes(
+            size(self.text, experts, where, most=MOST_EXPERTS),
+            size(self.text, hidden, where),
+            size(self.text, width, where),
+        )
+
+    @cached_property
     def namings(self) -> tuple[ExpertNaming, ...]:
-        """How this release may name and store its experts."""
-        return self.family.fp8_namings if self.fp8 else self.family.namings
+        """How its experts are named and stored, part by part: what its tensors say.
+
+        Raises:
+            BadInput: see :func:`harness.families.found.found_namings`.
+        """
+        if self.fp8:
+            published = self.family.fp8_namings
+            return tuple(n for n in published if self.family.layers_of(n, self.entries))
+        return found_namings(self.entries, self.family, self.expert_sizes, self.storage, self.path)
 
 
 def _family(place: Place, config: dict[str, Any]) -> Family:
@@ -111,17 +138,21 @@ def _require_sizes(
     family: Family,
     entries: dict[str, TensorEntry],
     where: str,
-) -> None:
+) -> dict[Part, int]:
     """What the load builds a model by is no larger than the tensors that are there for it.
 
     Whether the numbers are right is for the reader of each; here they are only kept from making a
     model that no memory holds, in the load under test or in this process.
+
+    Returns:
+        The number of layers of each part.
     """
     vision = section(config, "vision_config", where) or {}
     modules = partial(
         size, where=where, least=0, default=0, most=len(entries), why="the tensors that are there"
     )
-    layers = {part: modules(text, key) for part, key in family.layer_counts.items()}[Part.DECODER]
+    counts = {part: modules(text, key) for part, key in family.layer_counts.items()}
+    layers = counts[Part.DECODER]
     modules(vision, "depth")
     most = min(MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS // max(layers, 1))
     size(text, family.size_key(text, 0), where, least=0, default=0, most=most,
@@ -131,3 +162,4 @@ def _require_sizes(
              why=f"the rows of {family.embedding}")  # fmt: skip
     for each in (config, text):
         flag(each, TIE, where)
+    return counts
