@@ -102,18 +102,25 @@ def run(
         meter: counts what is streamed and what is compared.
         planted: layers around the loader under test, for tests that plant faults in it.
     """
-    return _Verification(request, unfinished, meter or Meter(), planted).run()
+    return Verification(request, unfinished, meter or Meter(), planted).run()
 
 
-class _Verification:
-    """One request, in the process that holds the tensors. The unfinished report stays as it is."""
+class Verification:
+    """One request, in the process that holds the tensors. The unfinished report stays as it is.
+
+    Args:
+        request: what to verify.
+        unfinished: names the checkpoint, the target and what there is to compare.
+        meter: counts what is streamed and what is compared.
+        planted: layers around the loader under test.
+    """
 
     def __init__(
         self,
         request: VerifyRequest,
         unfinished: Report,
         meter: Meter,
-        planted: Sequence[LoaderLayer],
+        planted: Sequence[LoaderLayer] = (),
     ) -> None:
         self._request = request
         self._unfinished = unfinished
@@ -134,13 +141,13 @@ class _Verification:
         """Load; compare what arrived, or explain why nothing did."""
         self._meter.begin(STREAM, len(self._parts) * self._checkpoint.nbytes)
         try:
-            loaded = self._load()
+            loaded = self.load()
         except HarnessError:
             raise
         except Exception as error:  # the stack's, whatever it is
             return self._of_failed_load(error)
         started = time.perf_counter()
-        report = self._compared(loaded)
+        report = self.compared(loaded)
         if (gone := self._left()) is not None:
             report = msgspec.structs.replace(
                 report, status=Status.LOAD_FAILED, failure=failure_of(gone)
@@ -148,7 +155,12 @@ class _Verification:
         timings = self._timings(loaded, time.perf_counter() - started)
         return msgspec.structs.replace(report, timings=timings)
 
-    def _load(self) -> Loaded:
+    def load(self) -> Loaded:
+        """Stream the checkpoint onto the target.
+
+        Raises:
+            Exception: whatever the stack under test raises, unchanged.
+        """
         request = self._request
         return engine.load(
             request.checkpoint, self._reference.family, request.target, request.parts,
@@ -181,8 +193,8 @@ class _Verification:
     def _ended_in(self, part: ReferencePart) -> bool:
         return part.part in self._ledgers and not self._ledgers[part.part].finished
 
-    def _compared(self, loaded: Loaded) -> Report:
-        """The report of all parts, here put together from what each step found."""
+    def compared(self, loaded: Loaded) -> Report:
+        """The report of all parts of a load, here put together from what each step found."""
         target = self._request.target
         parts = self._of_parts(loaded)
         found = reduce(add, (part.found for part in parts), Findings())
