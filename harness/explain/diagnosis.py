@@ -28,7 +28,7 @@ from harness.explain.metadata import explain_metadata
 from harness.explain.provenance import FileSearch, Place, ReferenceIndex
 from harness.explain.rules import explain
 from harness.families.experts import ExpertKey, ReferencePart
-from harness.families.family import Projection, Storage
+from harness.families.family import Projection
 from harness.load.ledger import Ledger
 
 #: Matrices of an expert that one array holds.
@@ -102,7 +102,7 @@ class Explainer:
             dtype=dtype,
             stored=partial(comparison.stored_bits, key),
             around=around,
-            stored_transposed=comparison.reference.naming.storage is Storage.FUSED_TRANSPOSED,
+            stored_transposed=comparison.reference.naming.storage.is_transposed,
             granules=granules,
             deliveries=partial(self._deliveries, key),
             has=frozenset(Need) - lacking,
