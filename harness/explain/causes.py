@@ -124,6 +124,11 @@ class Cause(StrEnum):
         "look at how the fused tensor is split: halves, or interleaved rows; per shard, "
         "or as a whole",
     )
+    INTERLEAVED = (
+        "interleaved",
+        "look at how the model tells gate and up of a fused tensor apart: as halves, or as every "
+        "other row; and at the layout this release takes the file for",
+    )
     OTHER_DTYPE = (
         "other-dtype",
         "compare the dtypes that the headers of reference and checkpoint give this "

@@ -261,6 +261,32 @@ def _cut(bits: Bits, granule: Granule) -> Iterator[bytes]:
         yield digest(bits[piece] if granule.axis == 0 else bits[:, piece])
 
 
+@rule(Cause.INTERLEAVED, Need.FELLOWS)
+def interleaved(e: Evidence) -> Finding | None:
+    """Alternating rows of it and of its fellow were taken for halves, or halves for such rows."""
+    fellows = e.around.fellows()
+    halves = [e.around.expected(each) for each in fellows]
+    if e.slice not in fellows or len(halves) != 2 or halves[0].shape != halves[1].shape:
+        return None
+    number, rows = fellows.index(e.slice), len(e.reference)
+    both = np.concatenate(halves)
+    alternating = np.stack(halves, axis=1).reshape(both.shape)
+    ways = {
+        "alternating rows are taken for halves": alternating[number * rows :][:rows],
+        "halves are taken for alternating rows": both[number::2],
+    }
+    for way, wanted in ways.items():
+        if equal(wanted, e.device):
+            first, second = (each.matrix for each in fellows)
+            return e.finding(
+                Cause.INTERLEAVED,
+                f"{e.words.they} {{hold}} rows of {first} and {second} in turn: {way}",
+                f"all {rows} rows of {e.name} are as if {way}",
+                way,
+            )
+    return None
+
+
 @rule(Cause.ROLLED)
 def rows_rolled(e: Evidence) -> Finding | None:
     """Its rows are its own, all as many places further on."""

@@ -27,6 +27,7 @@ from harness.explain.provenance_rules import (
     columns_reordered,
     columns_rolled,
     heads_exchanged,
+    interleaved,
     other_bytes,
     rows_reordered,
     rows_rolled,
@@ -280,6 +281,6 @@ RULES: tuple[Rule, ...] = (
     never_written, zeros, replicas_differ, tied, another_expert, another_of_its_array,
     another_layer, another_tensor, transposed, sign_of_zero, subnormals_flushed, bit_flip,
     nans_of_a_conversion, nan_canonicalised, narrowed, wrong_corner, other_dtype,
-    dtype_round_trip, heads_exchanged, rows_rolled, columns_rolled, shards_exchanged,
+    dtype_round_trip, interleaved, heads_exchanged, rows_rolled, columns_rolled, shards_exchanged,
     rows_reordered, columns_reordered, other_bytes, damaged,
 )  # fmt: skip

@@ -149,6 +149,10 @@ CASES: dict[str, tuple[Change, Cause]] = {
     "two columns exchanged": (
         lambda b, _: b[:, [9, *range(1, 9), 0, *range(10, 128)]], Cause.ROWS_EXCHANGED,
     ),
+    "halves taken for alternating rows": (
+        lambda b, r: np.concatenate([r[KEY._replace(projection=Projection.GATE)], b])[1::2],
+        Cause.INTERLEAVED,
+    ),
     "columns rolled": (lambda b, _: np.roll(b, -3, 1), Cause.ROLLED),
     "half of another expert": (halves_of_two, Cause.MIXED),
     "bytes of another tensor": (bytes_of_attention, Cause.OTHER_BYTES),

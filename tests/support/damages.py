@@ -103,6 +103,7 @@ class Site:
 
     own: Any
     fellow: Any = None
+    is_first = True  # of the two
     another_expert: Any = None
     another_layer: Any = None
     dtype = "BF16"
@@ -148,6 +149,8 @@ Placement = Callable[[Site, DeviceTensor], DeviceTensor]
 
 class ExpertSite(Site):
     """The up projection of an expert."""
+
+    is_first = False
 
     def __init__(self, checkpoint: ModelCheckpoint) -> None:
         self.part: ReferencePart = reference_parts(checkpoint)[0]
@@ -370,6 +373,16 @@ def _half_of_its_fellow(site: Site) -> Bits:
     return bits
 
 
+def _not_deinterleaved(site: Site) -> Changes | str:
+    """Both as one tensor, in alternating rows, which is cut in the middle."""
+    pair = [site.own, site.fellow] if site.is_first else [site.fellow, site.own]
+    halves = [site.expected(key) for key in pair]
+    if halves[0].shape != halves[1].shape:
+        return "no other tensor of its array has its shape"
+    mixed = np.stack(halves, axis=1).reshape(-1, *halves[0].shape[1:])
+    return dict(zip(pair, np.split(mixed, 2), strict=True))
+
+
 def _with_its_fellow(site: Site) -> Changes | str:
     other = site.expected(site.fellow)
     if other.shape != site.bits.shape:
@@ -472,6 +485,9 @@ DAMAGES: tuple[Damage, ...] = (
     Damage(
         "half of it another's of its array", Cause.MIXED, _half_of_its_fellow, P.rows_reordered,
         FELLOWS,
+    ),
+    Damage(
+        "gate and up not de-interleaved", Cause.INTERLEAVED, _not_deinterleaved, P.interleaved,
     ),
     Damage(
         "exchanged with another of its array", Cause.PROJECTIONS_EXCHANGED, _with_its_fellow,
