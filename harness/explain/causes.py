@@ -73,6 +73,11 @@ class Cause(StrEnum):
         "experts-permuted",
         "look at the order of expert ids: sorted as strings, or a permuted expert map",
     )
+    EXPERT_GROUPS = (
+        "expert-groups-mixed",
+        "look at how expert ids are counted: group by group, or one of each group in turn "
+        "(expert_placement_strategy linear and round_robin)",
+    )
     PROJECTIONS_EXCHANGED = (
         "projections-exchanged",
         "look at the shard_id each half is loaded under (w1, w2, w3) and at how the fused "

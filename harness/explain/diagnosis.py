@@ -88,7 +88,10 @@ class Explainer:
     def evidence(self, key: ExpertKey) -> Evidence:
         """What rules may look at of a matrix that differs."""
         comparison = self._comparison
-        around = AroundExpert(key, self._index, self._search, comparison.device_bits)
+        around = AroundExpert(
+            key, self._index, self._search, comparison.device_bits,
+            comparison.reference.shape.experts, comparison.held.experts,
+        )  # fmt: skip
         granules = self._shards(key)
         dtype = comparison.reference.shape.dtype
         lacking = {Need.HEADS, Need.REPLICAS, Need.TIE}
@@ -138,12 +141,16 @@ class AroundExpert(Around):
         index: digests of the reference.
         search: of the files.
         bits_of: what the devices hold for any key.
+        count: of the layer's experts.
+        held_of: of some experts, those of which this process holds something.
     """
 
     key: ExpertKey
     index: ReferenceIndex
     search: FileSearch
     bits_of: Callable[[ExpertKey], Bits]
+    count: int
+    held_of: Callable[[Sequence[int]], Sequence[int]] = list
 
     @cached_property
     def device(self) -> Bits:
@@ -172,6 +179,14 @@ class AroundExpert(Around):
     def _whose(self) -> Slice | None:
         found = self.index.slice(self.key, self.device)
         return None if found in (None, self.key) else slice_of(found)
+
+    def order(self) -> dict[int, int | None]:
+        """See :meth:`Around.order`."""
+        return self.index.order(self.key, self.held_of(range(self.count)), self.bits_of)
+
+    def experts(self) -> int:
+        """See :meth:`Around.experts`."""
+        return self.count
 
     def line(self, axis: int, digest: bytes) -> tuple[Slice, int] | None:
         """See :meth:`Around.line`; of all experts of the layer."""

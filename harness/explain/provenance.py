@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +52,7 @@ class ReferenceIndex:
         self.bits_of = bits_of
         self._slices: dict[tuple[str, int], dict[bytes, ExpertKey]] = {}
         self._lines: dict[tuple[str, int, int], dict[bytes, Line]] = {}  # of one layer
+        self._orders: dict[ExpertKey, dict[int, int | None]] = {}
 
     def slice(self, near: ExpertKey, bits: Bits) -> ExpertKey | None:
         """The slice whose bytes ``bits`` are; those nearest to ``near`` are looked at first."""
@@ -60,6 +61,27 @@ class ReferenceIndex:
             if found := self._layer(part, layer).get(wanted):
                 return found
         return None
+
+    def order(
+        self, near: ExpertKey, experts: Iterable[int], bits_of: Callable[[ExpertKey], Bits]
+    ) -> dict[int, int | None]:
+        """For each of these experts, whose matrix of the same kind and layer stands in its place.
+
+        Args:
+            near: a matrix of the kind and layer.
+            experts: of the layer.
+            bits_of: what the devices hold for a key.
+        """
+        place = near._replace(expert=0)
+        if place not in self._orders:
+            known = self._layer(near.part, near.layer)
+            keys = {expert: near._replace(expert=expert) for expert in experts}
+            held = {e: known.get(digest(bits_of(key))) for e, key in keys.items()}
+            self._orders[place] = {
+                e: found.expert if found and found.projection is near.projection else None
+                for e, found in held.items()
+            }
+        return self._orders[place]
 
     def lines(self, near: ExpertKey, axis: int) -> dict[bytes, Line]:
         """By digest, the rows (axis 0) or columns (axis 1) of all slices of a layer."""

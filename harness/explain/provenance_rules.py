@@ -30,6 +30,24 @@ def tied(e: Evidence) -> Finding | None:
 TIED = "head and embedding are tied otherwise than config.json says"
 
 
+@rule(Cause.EXPERT_GROUPS, Need.EXPERTS)
+def expert_groups(e: Evidence) -> Finding | None:
+    """All experts of its layer stand as if one of each group came in turn, or the reverse."""
+    if (other := e.around.whose()) is None or other.layer != e.slice.layer:
+        return None
+    count, order = e.around.experts(), e.around.order()
+    for groups in (n for n in range(2, count // 2 + 1) if not count % n):
+        size = count // groups
+        dealt = {expert: expert % groups * size + expert // groups for expert in order}
+        if dealt == order and sum(e != o for e, o in dealt.items()) > 2:  # two are an exchange
+            return e.finding(
+                Cause.EXPERT_GROUPS,
+                f"{e.words.they} {{are}} mixed: one of each of {groups} groups of {size} in turn",
+                f"{e.name} holds the bytes of {other.name}, as that order has it",
+            )
+    return None
+
+
 @rule(Cause.EXPERTS_EXCHANGED, Cause.EXPERTS_PERMUTED, Need.EXPERTS)
 def another_expert(e: Evidence) -> Finding | None:
     """It holds the same matrix of another expert of its layer."""

@@ -49,7 +49,7 @@ def evidence(
         return change(bits.copy(), reference) if other == key else bits
 
     index = index or ReferenceIndex([reference], reference.__getitem__)
-    around = AroundExpert(key, index, search or FileSearch(reference.checkpoint), held)
+    around = AroundExpert(key, index, search or FileSearch(reference.checkpoint), held, 8)
     return Evidence(
         slice=slice_of(key), words=words_of(key), reference=reference[key], device=around.device,
         dtype="BF16", stored=lambda: reference.stored(key), around=around, stored_transposed=True,

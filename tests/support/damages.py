@@ -455,6 +455,15 @@ def _on_every_device(_: Site, tensor: DeviceTensor) -> DeviceTensor:
     return replicated(tensor, whole)
 
 
+def _dealt(site: Site) -> Changes:
+    """The same matrix of all experts: one of each of two groups in turn."""
+    assert isinstance(site, ExpertSite)
+    count = site.part.shape.experts
+    order = [*range(0, count, 2), *range(1, count, 2)]
+    keys = [site.own._replace(expert=expert) for expert in range(count)]
+    return {keys[at]: site.expected(keys[expert]) for at, expert in enumerate(order)}
+
+
 def _of(key: str) -> Plant:
     return lambda site: site.expected(getattr(site, key))
 
@@ -506,6 +515,7 @@ DAMAGES: tuple[Damage, ...] = (
         "another expert's, which is right itself", Cause.EXPERTS_PERMUTED, _of("another_expert"),
         P.another_expert,
     ),
+    Damage("experts of two groups in turn", Cause.EXPERT_GROUPS, _dealt, P.expert_groups),
     Damage("another layer's", Cause.OTHER_LAYER, _of("another_layer"), P.another_layer),
     Damage(
         "head for embedding, or the reverse", Cause.TIED,
