@@ -113,6 +113,11 @@ class Cause(StrEnum):
         "look for a view of the streamer's buffer that was kept past the next tensor, or "
         "for a layer number taken from the wrong name",
     )
+    DRAFT_LAYER = (
+        "draft-layer-off-by-one",
+        "look at where the draft's layers are numbered from: num_hidden_layers, and whether the "
+        "first of them is counted as 0 or as that",
+    )
     OTHER_BYTES = (
         "other-bytes",
         "look for a view of the streamer's buffer that was kept past the next tensor",

@@ -25,7 +25,7 @@ from harness.explain.evidence import (
     Words,
 )
 from harness.explain.metadata import explain_metadata
-from harness.explain.provenance import FileSearch, Place, ReferenceIndex
+from harness.explain.provenance import FileSearch, Place, ReferenceIndex, depth
 from harness.explain.rules import explain
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Projection
@@ -179,6 +179,11 @@ class AroundExpert(Around):
     def _whose(self) -> Slice | None:
         found = self.index.slice(self.key, self.device)
         return None if found in (None, self.key) else slice_of(found)
+
+    def depth(self, other: Slice) -> int:
+        """See :meth:`Around.depth`."""
+        key = _key(other)
+        return depth(self.search.checkpoint, key.part, key.layer)
 
     def order(self) -> dict[int, int | None]:
         """See :meth:`Around.order`."""

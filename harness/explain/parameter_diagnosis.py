@@ -27,7 +27,7 @@ from harness.explain.evidence import (
     Words,
 )
 from harness.explain.metadata import explain_metadata
-from harness.explain.provenance import FileSearch, Place, lines_of
+from harness.explain.provenance import FileSearch, Place, depth, lines_of
 from harness.explain.provenance_rules import TIED
 from harness.explain.rules import explain
 from harness.families.blocks import Pieces
@@ -185,6 +185,12 @@ class AroundTensor(Around):
             (wanted[part] == self.device[part])[self.mask[part]].all()
             for part in stretches(wanted.shape)
         )
+
+    def depth(self, other: Slice) -> int | None:
+        """See :meth:`Around.depth`; None for what is no layer of the language model."""
+        family, name = self.checkpoint.family, str(other.key)
+        layer = family.layer_of(name)
+        return None if layer is None else depth(self.checkpoint, family.part_of(name), layer)
 
     def line(self, axis: int, digest: bytes) -> tuple[Slice, int] | None:
         """See :meth:`Around.line`; of the tensors of its array."""

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.base.bits import Bits
-from harness.families.experts import ExpertKey, ReferencePart
+from harness.families.experts import ExpertKey, ReferencePart, announced_layers
+from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
 
 _NEEDLE_ELEMENTS = 24
@@ -120,11 +121,12 @@ class FileSearch:
         checkpoint: the files.
 
     Attributes:
+        checkpoint: the files.
         unsearched: slices whose bytes were not looked for, since the searches were spent.
     """
 
     def __init__(self, checkpoint: ModelCheckpoint) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._searched: Counter[Hashable] = Counter()
         self._last_found: dict[Hashable, str] = {}
         self.unsearched: set[Hashable] = set()
@@ -135,14 +137,14 @@ class FileSearch:
         What was found for the last slice of its layer is looked at first, and always.
         """
         last = self._last_found.get(layer)
-        if last and (at := self._checkpoint.bits(last).tobytes().find(run)) >= 0:
+        if last and (at := self.checkpoint.bits(last).tobytes().find(run)) >= 0:
             return last, at
         if self._searched[layer] >= OF_LAYER or self._searched.total() >= OF_ALL:
             self.unsearched.add(near)
             return None
-        if found := find_bytes(self._checkpoint, run):
+        if found := find_bytes(self.checkpoint, run):
             self._last_found[layer] = found[0]
-        self._searched[layer] += _read(self._checkpoint, found)
+        self._searched[layer] += _read(self.checkpoint, found)
         return found
 
 
@@ -169,6 +171,13 @@ def find_bytes(checkpoint: ModelCheckpoint, run: bytes) -> Place | None:
         if (at := checkpoint.bits(name).tobytes().find(run)) >= 0:
             return name, at
     return None
+
+
+def depth(checkpoint: ModelCheckpoint, part: Part, layer: int) -> int:
+    """The place of a layer in the stack: drafts stand after the decoder, however numbered."""
+    if part is Part.DECODER or checkpoint.family.drafts_follow:
+        return layer
+    return announced_layers(checkpoint, Part.DECODER) + layer
 
 
 def lines_of(bits: Bits, axis: int) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from harness.base.scanning import equal, stretches
 from harness.explain.causes import Cause, Finding
 from harness.explain.evidence import Evidence, Granule, Lines, Need, Slice, rule
 from harness.explain.provenance import digest, needle
+from harness.families.family import Part
 
 _MOST = 0.9  # the share of unequal rows whose origin must be known before they explain a slice
 _TELLING = 16  # bytes; a shorter row may be alike by chance, so that all must be known
@@ -92,6 +93,25 @@ def another_of_its_array(e: Evidence) -> Finding | None:
         Cause.OTHER_SLICE,
         f"{e.words.they} {{hold}} the bytes of others in the same array",
         evidence,
+    )
+
+
+@rule(Cause.DRAFT_LAYER, Need.LAYERS)
+def draft_layer(e: Evidence) -> Finding | None:
+    """A layer of the draft model holds the one before or after it, or the decoder's last does."""
+    own, other = e.slice, e.around.whose()
+    if other is None or own.layer is None or other.layer is None:
+        return None
+    here, there = e.around.depth(own), e.around.depth(other)
+    if Part.MTP not in (own.layer[0], other.layer[0]) or here is None or there is None:
+        return None
+    if abs(here - there) != 1:
+        return None
+    return e.finding(
+        Cause.DRAFT_LAYER,
+        f"{e.words.they} {{hold}} what belongs to {other.place}, one layer off",
+        f"{own.name} holds the bytes of {other.name}",
+        other.place,
     )
 
 
