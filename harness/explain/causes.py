@@ -183,6 +183,11 @@ class Cause(StrEnum):
         "structure",
         "look at the parameter's creation: shape, dtype or name changed upstream",
     )
+    DENSE_LAYER = (
+        "dense-layer",
+        "look at which layers the model gives experts: first_k_dense_replace, mlp_only_layers, "
+        "decoder_sparse_step, moe_layer_freq and their like, and from which layer they count",
+    )
     TENSOR_UNREAD = (
         "tensor-unread",
         "look at the name mapping of the model's load_weights, or tell the harness why "

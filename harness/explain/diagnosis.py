@@ -24,7 +24,7 @@ from harness.explain.evidence import (
     Slice,
     Words,
 )
-from harness.explain.metadata import explain_metadata
+from harness.explain.metadata import Known, explain_metadata, mistaken
 from harness.explain.provenance import FileSearch, Place, ReferenceIndex, depth
 from harness.explain.rules import explain
 from harness.families.experts import ExpertKey, ReferencePart
@@ -79,7 +79,10 @@ class Explainer:
             return known
         key = difference.key
         if not isinstance(difference, BitsDiffer) or key is None:
-            return explain_metadata(difference, of_experts=True)
+            one_sided = mistaken(
+                difference, self._comparison.reference, self._comparison.device.layers
+            )
+            return explain_metadata(difference, Known(of_experts=True, mistaken=one_sided))
         finding = explain(self.evidence(key))
         if finding.cause is Cause.NOT_DELIVERED:
             self._undelivered[self._comparison.reference.source(key).tensor] = finding

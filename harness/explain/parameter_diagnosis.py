@@ -26,7 +26,7 @@ from harness.explain.evidence import (
     Slice,
     Words,
 )
-from harness.explain.metadata import explain_metadata
+from harness.explain.metadata import Known, explain_metadata, mistaken
 from harness.explain.provenance import FileSearch, Place, depth, lines_of
 from harness.explain.provenance_rules import TIED
 from harness.explain.rules import explain
@@ -64,10 +64,12 @@ class ParameterExplainer:
     def _explain(self, difference: Difference) -> Finding:
         if isinstance(difference, BitsDiffer) and difference in self._comparison.faults:
             return explain(self.evidence(difference))
-        never = self._never(difference.parameter)
-        return _headless(difference, self._comparison) or explain_metadata(
-            difference, of_experts=False, never=never
-        )
+        comparison = self._comparison
+        known = Known(
+            of_experts=False, never=self._never(difference.parameter),
+            mistaken=mistaken(difference, comparison.reference, comparison.expert_layers),
+        )  # fmt: skip
+        return _headless(difference, comparison) or explain_metadata(difference, known)
 
     def _never(self, parameter: str) -> bool:
         """Whether nothing was ever written to a parameter; the ledger has vLLM's name of it."""
