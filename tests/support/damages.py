@@ -75,8 +75,12 @@ KINDS: tuple[Kind, ...] = (
         fellow=f"{LAYER}mlp.shared_expert.up_proj.weight",
     ),
     Kind(
-        "the same, of heads", f"{LAYER}self_attn.q_proj.weight",
+        "attention heads", f"{LAYER}self_attn.q_proj.weight",
         "layers.1.self_attn.qkv_proj.weight", fellow=f"{LAYER}self_attn.k_proj.weight",
+    ),
+    Kind(
+        "bias, cut by columns", "model.visual.blocks.{n}.mlp.linear_fc1.bias", "blocks.0.mlp.linear_fc1.bias",
+        (0, 1),
     ),
     Kind("linear, cut by rows", f"{LAYER}self_attn.o_proj.weight", "self_attn.o_proj.weight"),
     Kind("router", f"{LAYER}mlp.gate.weight", "layers.1.mlp.gate.weight"),
@@ -360,6 +364,13 @@ def _exchanged(places: Callable[[Site], tuple[int, int]]) -> Plant:
     return plant
 
 
+def _first_everywhere(site: Site) -> Bits:
+    """Every device holds the first shard, as if it were not cut by rank."""
+    axis, length = site.length("shard")
+    first = site.bits[:length] if axis == 0 else site.bits[:, :length]
+    return np.concatenate([first] * (site.bits.shape[axis] // length), axis=axis)
+
+
 def _two_rows(site: Site) -> Bits:
     bits = site.bits.copy()
     bits[[1, -2]] = bits[[-2, 1]]
@@ -489,6 +500,10 @@ DAMAGES: tuple[Damage, ...] = (
     ),
     Damage(
         "two shards exchanged", Cause.SHARDS_EXCHANGED, _exchanged(lambda s: s.length("shard")),
+        P.shards_exchanged,
+    ),
+    Damage(
+        "the first shard on every device", Cause.SHARDS_EXCHANGED, _first_everywhere,
         P.shards_exchanged,
     ),
     Damage(
