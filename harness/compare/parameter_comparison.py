@@ -104,6 +104,10 @@ class ParameterComparison:
         self.local = frozenset(mesh.devices) if local is None else local
         self.tally = ParameterTally(part=reference.part)
         self.faults: dict[BitsDiffer, Fault] = {}
+        tensors = list(tensors)
+        of_experts = [t for t in tensors if is_of_experts(t.name, self._family, reference.part)]
+        #: The layers that have an array of experts on the devices.
+        self.expert_layers = {self._family.layer_of(tensor.name) for tensor in of_experts}
         self._tensors = [
             t for t in tensors if not is_of_experts(t.name, self._family, reference.part)
         ]

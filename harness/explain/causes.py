@@ -73,6 +73,11 @@ class Cause(StrEnum):
         "experts-permuted",
         "look at the order of expert ids: sorted as strings, or a permuted expert map",
     )
+    EXPERT_GROUPS = (
+        "expert-groups-mixed",
+        "look at how expert ids are counted: group by group, or one of each group in turn "
+        "(expert_placement_strategy linear and round_robin)",
+    )
     PROJECTIONS_EXCHANGED = (
         "projections-exchanged",
         "look at the shard_id each half is loaded under (w1, w2, w3) and at how the fused "
@@ -108,6 +113,11 @@ class Cause(StrEnum):
         "look for a view of the streamer's buffer that was kept past the next tensor, or "
         "for a layer number taken from the wrong name",
     )
+    DRAFT_LAYER = (
+        "draft-layer-off-by-one",
+        "look at where the draft's layers are numbered from: num_hidden_layers, and whether the "
+        "first of them is counted as 0 or as that",
+    )
     OTHER_BYTES = (
         "other-bytes",
         "look for a view of the streamer's buffer that was kept past the next tensor",
@@ -123,6 +133,11 @@ class Cause(StrEnum):
         "mixed",
         "look at how the fused tensor is split: halves, or interleaved rows; per shard, "
         "or as a whole",
+    )
+    INTERLEAVED = (
+        "interleaved",
+        "look at how the model tells gate and up of a fused tensor apart: as halves, or as every "
+        "other row; and at the layout this release takes the file for",
     )
     OTHER_DTYPE = (
         "other-dtype",
@@ -167,6 +182,11 @@ class Cause(StrEnum):
     STRUCTURE = (
         "structure",
         "look at the parameter's creation: shape, dtype or name changed upstream",
+    )
+    DENSE_LAYER = (
+        "dense-layer",
+        "look at which layers the model gives experts: first_k_dense_replace, mlp_only_layers, "
+        "decoder_sparse_step, moe_layer_freq and their like, and from which layer they count",
     )
     TENSOR_UNREAD = (
         "tensor-unread",

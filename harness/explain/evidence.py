@@ -119,6 +119,18 @@ class Around:
         """The slices that share one array with it, itself among them, in order."""
         raise NotImplementedError
 
+    def depth(self, other: Slice) -> int | None:
+        """The place of its layer in the stack, the draft model's after the decoder's."""
+        raise NotImplementedError
+
+    def order(self) -> dict[int, int | None]:
+        """For each expert of its layer that is held here, whose such matrix stands in its place."""
+        raise NotImplementedError
+
+    def experts(self) -> int:
+        """How many experts its layer has."""
+        raise NotImplementedError
+
     def line(self, axis: int, digest: bytes) -> tuple[Slice, int] | None:
         """Whose row (axis 0) or column (axis 1) has this digest, and which of them it is."""
         raise NotImplementedError

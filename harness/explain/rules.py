@@ -26,7 +26,10 @@ from harness.explain.provenance_rules import (
     another_tensor,
     columns_reordered,
     columns_rolled,
+    draft_layer,
+    expert_groups,
     heads_exchanged,
+    interleaved,
     other_bytes,
     rows_reordered,
     rows_rolled,
@@ -277,9 +280,9 @@ def _becomes(e: Evidence, made: Callable[[Bits], Bits]) -> bool:
 
 #: In the order they are tried: what needs no other slice first, whole slices before their pieces.
 RULES: tuple[Rule, ...] = (
-    never_written, zeros, replicas_differ, tied, another_expert, another_of_its_array,
-    another_layer, another_tensor, transposed, sign_of_zero, subnormals_flushed, bit_flip,
-    nans_of_a_conversion, nan_canonicalised, narrowed, wrong_corner, other_dtype,
-    dtype_round_trip, heads_exchanged, rows_rolled, columns_rolled, shards_exchanged,
-    rows_reordered, columns_reordered, other_bytes, damaged,
+    never_written, zeros, replicas_differ, tied, expert_groups, another_expert,
+    another_of_its_array, draft_layer, another_layer, another_tensor, transposed, sign_of_zero,
+    subnormals_flushed, bit_flip, nans_of_a_conversion, nan_canonicalised, narrowed,
+    wrong_corner, other_dtype, dtype_round_trip, interleaved, heads_exchanged, rows_rolled,
+    columns_rolled, shards_exchanged, rows_reordered, columns_reordered, other_bytes, damaged,
 )  # fmt: skip
