@@ -87,7 +87,7 @@ class ParameterComparison:
         self.tally = ParameterTally(part=reference.part)
         self.faults: dict[BitsDiffer, Fault] = {}
         self._tensors = [
-            t for t in tensors if not is_of_experts(t.name, self._family.experts_module)
+            t for t in tensors if not is_of_experts(t.name, self._family, reference.part)
         ]
         self.placements = ParameterViews(reference, self._tensors, mesh, packing)
         self._nan = nan

@@ -279,9 +279,10 @@ class Family:
         """A device parameter's name as the checkpoint has it; itself where nothing is known.
 
         tpu-inference puts ``vllm_model.`` before vLLM's names (``vllm_model_wrapper.py``,
-        ``_VllmRunner``).
+        ``_VllmRunner``), and vLLM, from 0.26 on, ``routed_experts.`` before those of experts.
         """
         name = name.removeprefix("vllm_model.")
+        name = name.replace(f".{self.experts_module}.routed_experts.", f".{self.experts_module}.")
         for prefix, instead in self._names_on_device.get(part, ()):
             if name.startswith(prefix):
                 return instead + name.removeprefix(prefix)

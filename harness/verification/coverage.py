@@ -138,9 +138,8 @@ def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
 
 def _unwritten(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
     for name in ledger.unwritten:
-        if not is_of_experts(
-            name, part.checkpoint.family.experts_module
-        ):  # of experts the comparison tells more
+        # Of experts the comparison tells more.
+        if not is_of_experts(name, part.checkpoint.family, part.part):
             yield ParameterUnwritten(part=part.part, parameter=name)
 
 
