@@ -70,10 +70,10 @@ def sizes_of(
     read = partial(size, where=where, most=MOST_HEADS)
     linear = any(key in text for key in _KEYS)
     heads = read(text, "num_attention_heads")
-    hidden = size(text, "hidden_size", where)
+    width = None if "head_dim" in text else max(size(text, "hidden_size", where) // heads, 1)
     return Sizes(
         heads=heads,
-        head_dim=read(text, "head_dim", default=max(hidden // heads, 1)),
+        head_dim=read(text, "head_dim", default=width),
         kv_heads=read(text, "num_key_value_heads", default=heads),
         vision_heads=read(vision, "num_heads", default=1),
         linear_keys=math.prod([read(text, key) for key in _KEYS]) if linear else 0,
