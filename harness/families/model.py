@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from harness.base.bounds import (
@@ -19,8 +19,10 @@ from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.fp8 import BLOCK, CODES, SCALE_SUFFIX
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.checkpoint.stores.location import Place
-from harness.families.family import TIE, ExpertNaming, Family, Part
+from harness.families.family import TIE, ExpertNaming, Family, Part, Storage
+from harness.families.found import found_namings
 from harness.families.registry import families, family_of_architecture
+from harness.families.storage import Sizes
 
 
 class ModelCheckpoint(Checkpoint):
@@ -28,13 +30,15 @@ class ModelCheckpoint(Checkpoint):
 
     Args:
         path: see :class:`harness.checkpoint.checkpoint.Checkpoint`.
+        storage: how its experts are stored, where names and shapes allow several readings.
 
     Raises:
         BadInput: anything of it is absent, contradicts itself, or is of no known family.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], storage: Storage | None = None) -> None:
         super().__init__(path)
+        self.storage = storage
         where = self.place.where("config.json")
         self.family = _family(self.place, self.config)
         below = section(self.config, self.family.text_key, where) if self.family.text_key else None
@@ -51,10 +55,32 @@ class ModelCheckpoint(Checkpoint):
         """Whether the head is the embedding."""
         return self.family.is_tied(self.config)
 
-    @property
+    @cached_property
+    def expert_sizes(self) -> Sizes:
+        """E, D and F, as config.json says.
+
+        Raises:
+            BadInput: it does not, or they are out of bounds.
+        """
+        where = self.place.where("config.json")
+        experts, hidden, width = (self.family.size_key(self.text, n) for n in range(3))
+        return Sizes(
+            size(self.text, experts, where, most=MOST_EXPERTS),
+            size(self.text, hidden, where),
+            size(self.text, width, where),
+        )
+
+    @cached_property
     def namings(self) -> tuple[ExpertNaming, ...]:
-        """How this release may name and store its experts."""
-        return self.family.fp8_namings if self.fp8 else self.family.namings
+        """How its experts are named and stored, part by part: what its tensors say.
+
+        Raises:
+            BadInput: see :func:`harness.families.found.found_namings`.
+        """
+        if self.fp8:
+            published = self.family.fp8_namings
+            return tuple(n for n in published if self.family.layers_of(n, self.entries))
+        return found_namings(self.entries, self.family, self.expert_sizes, self.storage, self.path)
 
 
 def _family(place: Place, config: dict[str, Any]) -> Family:

@@ -38,7 +38,7 @@ from harness.compare.selection import Chosen
 from harness.compare.words import device_words
 from harness.devices.tensors import is_of_experts
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
-from harness.families.experts import ReferencePart, layers_of
+from harness.families.experts import ReferencePart
 from harness.families.family import Family, Part
 from harness.families.model import ModelCheckpoint
 from harness.load.ledger import Ledger
@@ -247,8 +247,7 @@ def _stored_otherwise(
     part: ReferencePart, checkpoint: ModelCheckpoint, scope: Scope
 ) -> dict[str, bool]:
     """Expert tensors of a part that ``checkpoint`` stores in another way than the reference."""
-    namings = [naming for naming in checkpoint.namings if naming.part is part.part]
-    used = [naming for naming in namings if layers_of(checkpoint, naming)]
+    used = [naming for naming in checkpoint.namings if naming.part is part.part]
     if len(used) != 1 or used[0] == part.naming:
         return {}
     found: dict[str, bool] = {}
@@ -307,14 +306,9 @@ def named(differences: Iterable[Difference]) -> set[str]:
     return {each.name for each in differences if isinstance(each, Unaccounted | TensorUnread)}
 
 
-def diagnosed(differences: Iterable[Unaccounted], offset: int) -> list[Diagnosis]:
-    """The diagnoses of what :func:`account_of_reference` and its like found.
-
-    Args:
-        differences: theirs.
-        offset: the place of the first of them in the report.
-    """
-    return diagnoses_of(((each, _finding(each)) for each in differences), offset)
+def diagnosed(differences: Iterable[Unaccounted]) -> list[Diagnosis]:
+    """The diagnoses of what :func:`account_of_reference` and its like found."""
+    return diagnoses_of((each, _finding(each)) for each in differences)
 
 
 def _finding(difference: Unaccounted) -> Finding:

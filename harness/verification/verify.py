@@ -24,9 +24,8 @@ from harness.compare.expert_comparison import tally_of
 from harness.compare.selection import Selection, choose
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, reference_parts
-from harness.families.family import Part
+from harness.families.family import Part, Storage
 from harness.families.model import ModelCheckpoint
-from harness.load.hook import Hook
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
 from harness.load.stack import require_stack, stack_name
@@ -51,9 +50,9 @@ def verify(
     nan: Nan = Nan.PAYLOAD,
     method: Method = Method.AUTO,
     parts: Collection[Part] = tuple(Part),
-    hook: Hook = Hook.UPSTREAM,
     stream_options: Mapping[str, str] | None = None,
     selection: Selection = _EVERYTHING,
+    storage: Storage | None = None,
     num_layers: int | None = None,
     checksums: bool = False,
     timeout: float = TIMEOUT,
@@ -69,9 +68,9 @@ def verify(
         nan: how NaNs in the reference count.
         method: how bits of experts are compared.
         parts: load and compare these parts only, of those the checkpoint has.
-        hook: the loader hook the load goes through.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
         selection: the experts to compare; the load is whole all the same.
+        storage: how experts are stored, where names and shapes allow several readings.
         num_layers: load the decoder with its first layers only, by an override of its
             configuration.
         checksums: read every file whole first and compare it with its store's checksums.
@@ -91,8 +90,8 @@ def verify(
     """
     timeout = require_seconds(timeout, "--timeout")
     target = target or target_named("emulated")
-    opened = ModelCheckpoint(checkpoint)
-    against = ModelCheckpoint(reference) if reference is not None else opened
+    opened = ModelCheckpoint(checkpoint, storage)
+    against = ModelCheckpoint(reference, storage) if reference is not None else opened
     for place in (opened.model, against.model):
         _require_text(place)
     _require_one_host_for_fp8(against, target)
@@ -102,8 +101,9 @@ def verify(
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
-        parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method, hook=hook,
+        parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
+        storage=storage,
     )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
         report = _unfinished(opened, against, chosen, request, running.overlay)
@@ -247,6 +247,7 @@ def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: fl
     words += ["--compare", request.method] if request.method is not Method.AUTO else []
     words += [word for part in request.parts for word in ("--only", part)] if some else []
     words += request.selection.options()
+    words += ["--storage", request.storage] if request.storage else []
     words += ["--num-layers", str(request.num_layers)] if request.num_layers else []
     words += ["--timeout", f"{timeout:g}"] if timeout != TIMEOUT else []
     return shlex.join(words)

@@ -53,9 +53,9 @@ def test_a_size_that_is_absent_is_refused_before_the_load(
 ) -> None:
     path = shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "c")
     config = json.loads((path / "config.json").read_text())
-    del config["text_config"]["head_dim"]
+    del config["text_config"]["num_attention_heads"]
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match=f"head_dim is absent .{path}/config.json"):
+    with pytest.raises(BadInput, match=f"num_attention_heads is absent .{path}/config.json"):
         verify(path)
 
 

@@ -17,9 +17,9 @@ from harness.base.bounds import MOST_EMULATED_DEVICES, MOST_EMULATED_HOSTS, requ
 from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
 from harness.devices.parameter_layout import HOST, Packing
-from harness.families.family import Family, Part
-from harness.load.hook import Hook
-from harness.load.loaded import Adapt, Ledgers, Loaded
+from harness.families.family import Part
+from harness.load.loaded import Loaded
+from harness.load.loader_layers import LoaderLayer
 from harness.load.target import Parallelism, Share, Target
 
 
@@ -61,6 +61,7 @@ class Driver(ABC):
         backends: the packing of experts that follows from how they are spread.
         nan: what the way to the device does to NaNs.
         modules: of the stack, imported before the first fork; none of them touches a device.
+        imports_models: whether vLLM's modules of the families are imported then, too.
         default_devices: size of the mesh where none is asked for.
         hosts: how many a mesh can be over.
         devices: how many a mesh can have, of all hosts together.
@@ -72,6 +73,7 @@ class Driver(ABC):
     backends: ClassVar[Mapping[Parallelism, Backend]]
     nan: ClassVar[Nan]
     modules: ClassVar[tuple[str, ...]]
+    imports_models: ClassVar[bool] = True
     default_devices: ClassVar[int] = 4
     hosts: ClassVar[Limit] = Limit(
         MOST_EMULATED_HOSTS, "each is a process here that holds the stack"
@@ -199,16 +201,21 @@ class Driver(ABC):
     def load(
         self,
         checkpoint: str,
-        family: Family | None,
         target: Target,
         parts: Collection[Part],
         *,
-        hook: Hook,
-        num_layers: int | None,
-        ledgers: Ledgers,
-        adapt: Adapt,
+        overrides: Mapping[str, Any],
+        layers: Sequence[LoaderLayer],
     ) -> Loaded:
-        """Stream ``checkpoint`` onto ``target``: see :func:`harness.load.engine.load`."""
+        """Stream ``checkpoint`` onto ``target``: see :func:`harness.load.engine.load`.
+
+        Args:
+            checkpoint: the model path vLLM is given.
+            target: where to.
+            parts: what to load.
+            overrides: of the model's configuration, as vLLM's ``hf_overrides``.
+            layers: around the loader under test, the innermost first.
+        """
 
     @abstractmethod
     def alive(self) -> bool:
