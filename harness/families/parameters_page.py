@@ -81,6 +81,7 @@ def _transform(row: Row) -> str:
         words.append("part i of each piece side by side for device i")
     words += [text] if (text := _PIECES[row.pieces]) else []
     words += ["made as f32"] if row.widened else []
+    words += ["without its first axis, of size 1"] if row.squeezed else []
     return "; ".join(words) or "none"
 
 

@@ -24,10 +24,15 @@ def test_sizes_are_of_the_text_model() -> None:
     assert sizes_of(TEXT | linear, {}).linear_keys == 48
 
 
+def test_heads_share_the_hidden_size_where_nobody_says_their_width() -> None:
+    """As in OLMoE and LFM2; where there is no number of key and value heads they are as many."""
+    assert sizes_of({"num_attention_heads": 8, "hidden_size": 128}, {}) == Sizes(8, 16, 8, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"head_dim": ...}, "head_dim is absent"),
+        ({"head_dim": ...}, "hidden_size is absent"),
         ({"num_attention_heads": ...}, "num_attention_heads is absent"),
         ({"num_key_value_heads": None}, "num_key_value_heads is None"),
         ({"head_dim": "32"}, "head_dim is '32'"),
@@ -48,9 +53,9 @@ def test_a_size_that_is_absent_is_refused_before_the_load(
 ) -> None:
     path = shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "c")
     config = json.loads((path / "config.json").read_text())
-    del config["text_config"]["head_dim"]
+    del config["text_config"]["num_attention_heads"]
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match=f"head_dim is absent .{path}/config.json"):
+    with pytest.raises(BadInput, match=f"num_attention_heads is absent .{path}/config.json"):
         verify(path)
 
 
