@@ -94,7 +94,7 @@ SAVED = {
     ),
     "granite-moe": Saved(
         "GraniteMoeForCausalLM", "GraniteMoeConfig",
-        _TEXT | {"intermediate_size": 48, "num_local_experts": 8},
+        _TEXT | {"intermediate_size": 48, "num_local_experts": 8, "head_dim": 16},
     ),
     "llama4": Saved(
         "Llama4ForCausalLM", "Llama4TextConfig",
