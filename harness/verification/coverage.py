@@ -284,6 +284,22 @@ def _account(
     return account, differences
 
 
+def beside_the_index(checkpoint: ModelCheckpoint) -> list[Unaccounted]:
+    """A difference for each tensor that is streamed from a file the index does not name.
+
+    Copies of the index's own tensors are equal (``Checkpoint.require_copies_equal``); whether one
+    of them arrived, or both, the devices do not tell.
+    """
+    family = checkpoint.family
+    return [
+        Unaccounted(
+            part=family.part_of(entry.name), layer=family.layer_of(entry.name),
+            subject=Subject.TENSOR_NOT_IN_THE_INDEX, name=entry.name, file=entry.file.name,
+        )
+        for entry in checkpoint.beside
+    ]  # fmt: skip
+
+
 def _unaccounted(side: Side, family: Family, name: str, file: str) -> Unaccounted:
     return Unaccounted(
         part=family.part_of(name), layer=family.layer_of(name), subject=_SUBJECT[side], name=name,
@@ -298,6 +314,8 @@ _SUBJECT = {
 _LACKING = {
     Subject.TENSOR_NOT_COMPARED: "tensors of the reference were not compared",
     Subject.TENSOR_NOT_IN_THE_REFERENCE: "the reference lacks tensors of the checkpoint",
+    Subject.TENSOR_NOT_IN_THE_INDEX: "tensors of files that the index does not name are streamed, "
+    "too",
 }
 
 

@@ -37,6 +37,7 @@ from harness.verification.coverage import (
     Scope,
     account_of_checkpoint,
     account_of_reference,
+    beside_the_index,
     diagnosed,
     named,
     require_recorded,
@@ -261,6 +262,7 @@ class _Verification:
         scope = self._scope(parts)
         account, differences = account_of_reference(scope, named(found.differences))
         accounts, unaccounted = [account], Findings.of(differences, diagnosed)
+        unaccounted += Findings.of(beside_the_index(self._checkpoint), diagnosed)
         if self._checkpoint is not self._reference:
             told = named([*found.differences, *differences])
             account, differences = account_of_checkpoint(self._checkpoint, scope, told)
