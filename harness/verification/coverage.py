@@ -115,7 +115,7 @@ def coverage(
         each expert's matrix that was delivered more than once.
     """
     present = model_parts(part.checkpoint) if present is None else present
-    unread = set(ledger.unread())
+    unread = _not_read(part, ledger)
     unused = {name for name in unread if left_alone(part, name, present)}
     counts = Counts(
         streamed=len(ledger.streamed),
@@ -128,6 +128,23 @@ def coverage(
         *_unwritten(part, ledger),
         *_repeated(part, ledger),
     ]
+
+
+def _not_read(part: ReferencePart, ledger: Ledger) -> set[str]:
+    """Streamed tensors that no loader was called for.
+
+    Of a gathered stream the parameters tell that the calls were for: one of several tensors counts
+    with as many calls, a layer's experts once all have come.
+    """
+    if not ledger.is_gathered:
+        return set(ledger.unread())
+    family, read = part.checkpoint.family, set[str]()
+    for parameter, calls in Counter(call.parameter for call in ledger.calls).items():
+        _, sources = family.rule_for(family.in_checkpoint(part.part, parameter)) or (None, ())
+        read |= set(sources) if calls >= len(sources) else set()
+    missing = ledger.undelivered(part.layers, part.shape.experts)
+    whole = (part.names_of(layer) for layer in part.layers if layer not in missing)
+    return set(ledger.streamed) - read.union(*whole)
 
 
 def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
