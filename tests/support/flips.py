@@ -1,8 +1,9 @@
-"""One byte of a tiny checkpoint flipped, and which expert's element that is."""
+"""Bytes of a tiny checkpoint flipped, and which elements of what these are."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness.families.experts import ExpertKey
@@ -47,12 +48,37 @@ FLIPS = {
 }
 
 
+_LAYER, _EXPERT = "model.layers.2", "mlp.experts.5.up_proj.weight"
+_NORMS = ("input_layernorm.weight", "self_attn.q_norm.weight", "self_attn.k_norm.weight")
+
+
+def _of_layer(*names: str, layer: str = _LAYER) -> tuple[str, ...]:
+    return tuple(f"{layer}.{name}" for name in names)
+
+
+#: By scenario, tensors of every kind that its family has besides the attention of all others. An
+#: element of each is flipped.
+KINDS: dict[str, tuple[str, ...]] = {
+    "olmoe": (
+        *_of_layer(_EXPERT, "mlp.gate.weight", *_NORMS, layer="model.layers.1"),
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
+}  # fmt: skip
+
+
 def with_one_byte_flipped(checkpoint: Path, copy: Path, tensor: str, element: int) -> Path:
+    return with_bytes_flipped(checkpoint, copy, {tensor: element})
+
+
+def with_bytes_flipped(checkpoint: Path, copy: Path, elements: Mapping[str, int]) -> Path:
+    """A copy of which the low bit of one byte a tensor is flipped, at twice the given number."""
     shutil.copytree(checkpoint, copy)
-    entry = ModelCheckpoint(copy).entries[tensor]
-    with (copy / entry.file.name).open("r+b") as file:
-        file.seek(entry.offset + 2 * element)
-        byte = file.read(1)[0]
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 1]))
+    entries = ModelCheckpoint(copy).entries
+    for tensor, element in elements.items():
+        entry = entries[tensor]
+        with (copy / entry.file.name).open("r+b") as file:
+            file.seek(entry.offset + 2 * element)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
     return copy

@@ -1,0 +1,30 @@
+"""Every further family, its experts cut over the devices and whole on each: two rows by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from harness.load.target import Parallelism
+
+from .scenario import Scenario
+
+#: By recipe, what is special about how the family's experts are stored.
+_FAMILIES = {
+    "olmoe": "Experts beside norms over all heads of q and k at once are loaded",
+}
+#: By recipe, what else its scenarios are made with.
+_OPTIONS: dict[str, dict[str, Any]] = {}
+
+
+def _rows() -> Iterator[Scenario]:
+    for recipe, what in _FAMILIES.items():
+        options = _OPTIONS.get(recipe, {})
+        yield Scenario(recipe, f"{what}, each cut over the devices.", recipe, **options)
+        yield Scenario(
+            f"{recipe}-experts-whole", f"{what}, each whole on one device (GMM_EP).", recipe,
+            parallelism=Parallelism.EXPERT, **options,
+        )  # fmt: skip
+
+
+OF_FAMILIES: tuple[Scenario, ...] = tuple(_rows())
