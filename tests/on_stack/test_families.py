@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.compare.difference import BitsDiffer
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
 from harness.report.report import Status
 from harness.verification.verify import verify
 from scenarios.catalogue import SCENARIOS
-from tests.support.differences import elements
+from tests.support.differences import as_a
 from tests.support.flips import KINDS, with_bytes_flipped
 
 _SCENARIOS = {scenario.id: scenario for scenario in SCENARIOS}
@@ -29,9 +30,10 @@ def test_one_bit_of_each_kind_of_tensor(
         stream_options=scenario.stream_options, processes=load_processes,
     )  # fmt: skip
     assert report.status is Status.DIFFERENT
-    of_tensor = {d.source.tensor: d for d in report.differences if d.source}
+    differences = [as_a(BitsDiffer, difference) for difference in report.differences]
+    of_tensor = {d.source.tensor: d for d in differences if d.source}
     assert set(of_tensor) == set(KINDS[name])
-    counts = {elements(difference).count for difference in report.differences}
+    counts = {difference.count for difference in differences}
     assert counts <= {1, target.devices}  # one element, on one device or on each
     told = [diagnosis.summary for diagnosis in report.diagnoses]
     for tensor, difference in of_tensor.items():
