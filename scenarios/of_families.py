@@ -12,6 +12,7 @@ from .scenario import Scenario
 #: By recipe, what is special about how the family's experts are stored.
 _FAMILIES = {
     "olmoe": "Experts beside norms over all heads of q and k at once are loaded",
+    "glm4-moe": "Experts behind a dense layer, beside shared ones and a router's bias, are loaded",
 }
 #: By recipe, what else its scenarios are made with.
 _OPTIONS: dict[str, dict[str, Any]] = {}

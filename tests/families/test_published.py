@@ -17,7 +17,10 @@ from tests.support.saved import tensors_of_classes
 Shapes = dict[str, tuple[int, ...]]
 
 #: Recipes of a family's decoder, whose experts transformers saves as they are published.
-DECODERS = ("olmoe",)
+DECODERS = (
+    "olmoe",
+    "glm4-moe",
+)
 SIZES = {
     f"{recipe} {sizes}": (recipe, sizes)
     for recipe in DECODERS

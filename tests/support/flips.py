@@ -63,6 +63,13 @@ KINDS: dict[str, tuple[str, ...]] = {
         *_of_layer(_EXPERT, "mlp.gate.weight", *_NORMS, layer="model.layers.1"),
         "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
     ),
+    "glm4-moe": (
+        *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.gate.e_score_correction_bias",
+                   "mlp.shared_experts.up_proj.weight", "mlp.shared_experts.down_proj.weight",
+                   *_NORMS),
+        "model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias",
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
 }  # fmt: skip
 
 
