@@ -13,6 +13,7 @@ from .scenario import Scenario
 _FAMILIES = {
     "olmoe": "Experts beside norms over all heads of q and k at once are loaded",
     "glm4-moe": "Experts behind a dense layer, beside shared ones and a router's bias, are loaded",
+    "ernie4.5-moe": "Experts behind a router in float32, whose bias lies elsewhere, are loaded",
 }
 #: By recipe, what else its scenarios are made with.
 _OPTIONS: dict[str, dict[str, Any]] = {}

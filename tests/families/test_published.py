@@ -20,6 +20,7 @@ Shapes = dict[str, tuple[int, ...]]
 DECODERS = (
     "olmoe",
     "glm4-moe",
+    "ernie4.5-moe",
 )
 SIZES = {
     f"{recipe} {sizes}": (recipe, sizes)

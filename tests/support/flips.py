@@ -70,6 +70,11 @@ KINDS: dict[str, tuple[str, ...]] = {
         "model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias",
         "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
     ),
+    "ernie4.5-moe": (
+        *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.moe_statics.e_score_correction_bias",
+                   "mlp.shared_experts.gate_proj.weight", "post_attention_layernorm.weight"),
+        "model.layers.0.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight",
+    ),
 }  # fmt: skip
 
 
