@@ -21,6 +21,7 @@ DECODERS = (
     "olmoe",
     "glm4-moe",
     "ernie4.5-moe",
+    "qwen3-next",
 )
 SIZES = {
     f"{recipe} {sizes}": (recipe, sizes)

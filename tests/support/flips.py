@@ -75,6 +75,14 @@ KINDS: dict[str, tuple[str, ...]] = {
                    "mlp.shared_experts.gate_proj.weight", "post_attention_layernorm.weight"),
         "model.layers.0.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight",
     ),
+    "qwen3-next-mtp": (
+        *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.shared_expert.down_proj.weight",
+                   "mlp.shared_expert_gate.weight", "linear_attn.in_proj_qkvz.weight",
+                   "linear_attn.in_proj_ba.weight", "linear_attn.A_log",
+                   "linear_attn.conv1d.weight", layer="model.layers.0"),
+        *_of_layer(_EXPERT, "mlp.gate.weight", *_NORMS, layer="mtp.layers.0"),
+        "mtp.fc.weight", "mtp.pre_fc_norm_hidden.weight", "model.norm.weight", "lm_head.weight",
+    ),
 }  # fmt: skip
 
 
