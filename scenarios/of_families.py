@@ -11,6 +11,9 @@ from .scenario import Scenario
 
 #: By recipe, what is special about how the family's experts are stored.
 _FAMILIES = {
+    "mixtral": "Experts called w1, w3 and w2 are loaded",
+    "granite-moe": "Fused experts that the model itself cuts into single ones are loaded",
+    "llama4": "Fused and transposed experts of every other layer are loaded",
     "olmoe": "Experts beside norms over all heads of q and k at once are loaded",
     "glm4-moe": "Experts behind a dense layer, beside shared ones and a router's bias, are loaded",
     "ernie4.5-moe": "Experts behind a router in float32, whose bias lies elsewhere, are loaded",

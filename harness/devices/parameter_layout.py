@@ -18,7 +18,7 @@ parameter's output axis. The code that moves bytes reads the table and nothing e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -240,21 +240,26 @@ def parameter_dtype(row: Row, sources: Sequence[Source], model: str, *, fp8: boo
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows that are divided together: of one tensor, heads of ``head`` rows, each ``copies``."""
+    """Rows that are divided together: of one tensor, heads of ``head`` rows, each ``copies``.
+
+    ``even_first``: of each head the even rows come first, then the odd ones.
+    """
 
     source: str
     rows: Span
     copies: int = 1
     head: int = 1
+    even_first: bool = False
 
 
 def _pieces(row: Row, sources: Sequence[Source], sizes: Sizes, shards: int) -> Iterator[_Piece]:
     match row.pieces:
-        case Pieces.QKV:
+        case Pieces.QKV | Pieces.QKV_ROTARY:
             for source, letter in zip(sources, _QKV, strict=True):
                 heads = shards if letter == "q" else sizes.kv_heads
                 rows = Span(0, source.shape[0])
-                yield _Piece(source.name, rows, _copies(shards, heads), sizes.head_dim)
+                sorted_ = row.pieces is Pieces.QKV_ROTARY and letter != "v"
+                yield _Piece(source.name, rows, _copies(shards, heads), sizes.head_dim, sorted_)
         case Pieces.QKV_FUSED:
             third = sources[0].shape[0] // 3
             for number, letter in enumerate(_QKV):
@@ -295,11 +300,22 @@ def _blocks(pieces: Sequence[_Piece], shards: int) -> Iterator[RowBlock]:
             if total % shards:
                 raise UnknownParameterLayout(f"{total} rows of {piece.source} over {shards}")
             part = total // shards
-            for block in _runs(piece, Span(shard * part, (shard + 1) * part)):
+            runs = _runs(piece, Span(shard * part, (shard + 1) * part))
+            for block in _even_first(piece, runs) if piece.even_first else runs:
                 yield RowBlock(
                     block.source, block.rows, Span(start, start + len(block.rows)), block.copy
                 )
                 start += len(block.rows)
+
+
+def _even_first(piece: _Piece, runs: Iterable[RowBlock]) -> Iterator[RowBlock]:
+    """The rows of runs, one by one, as they are once each head's are sorted."""
+    for run in runs:
+        for place in range(run.rows.start, run.rows.stop):
+            head, within = divmod(place - piece.rows.start, piece.head)
+            odd, number = divmod(within, piece.head // 2)
+            first = piece.rows.start + head * piece.head + 2 * number + odd
+            yield RowBlock(run.source, Span(first, first + 1), run.at, run.copy)
 
 
 def _runs(piece: _Piece, part: Span) -> Iterator[RowBlock]:

@@ -6,24 +6,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.explain.causes import Cause, Diagnosis, experts_text, fix_of
+from harness.families.misread import Misread
 from harness.load.ledger import Ledger, LoaderCall
 
 _LAYERS_LISTED = 4
 
 
-def diagnose_failure(ledger: Ledger, layers: Sequence[int], experts: int) -> list[Diagnosis]:
+def diagnose_failure(
+    ledger: Ledger, layers: Sequence[int], experts: int, misread: Misread | None = None
+) -> list[Diagnosis]:
     """The cause of a failed load, if its ledger explains it; else "unexplained".
 
     Args:
         ledger: of the part whose load raised.
         layers: the part's layers of experts.
         experts: how many each has.
+        misread: what the stack takes the part's storage for, where that is another one.
     """
     call = ledger.calls[-1] if ledger.failed else None
     known = (
         (_contract(call, ledger.undelivered(layers, experts)) if call else None)
         or _streamed_twice(ledger)
         or _processed_early(ledger, layers, experts)
+        or (_misread(call, misread) if call and misread else None)
     )
     if known:
         return [known]
@@ -62,6 +67,18 @@ def _contract(call: LoaderCall, undelivered: dict[int, tuple[int, ...]]) -> Diag
         summary = "the hook wants a shard_id for a tensor that is stored fused and has none"
         return _failed(Cause.FUSED_WITHOUT_SHARD, summary, _called(call))
     return None
+
+
+def _misread(call: LoaderCall, misread: Misread) -> Diagnosis | None:
+    """The load ended at an expert, and the release is known to take this storage for another."""
+    if not call.is_of_expert:
+        return None
+    return _failed(
+        Cause.STORAGE_MISREAD,
+        f"the experts are stored {misread.storage.layout}, and vllm{misread.releases} takes them "
+        f"for {misread.taken_for.layout}",
+        f"{call.source} ended the load; {misread.upstream}; {_called(call)}",
+    )
 
 
 def _streamed_twice(ledger: Ledger) -> Diagnosis | None:

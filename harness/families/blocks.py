@@ -68,6 +68,7 @@ class Pieces(StrEnum):
     - ``whole``: each tensor is a piece.
     - ``qkv``: tensors q, k, v; heads of k and v are repeated when there are more shards than
       heads.
+    - ``qkv-rotary``: the same, and of each head of q and k the even rows come first.
     - ``qkv-fused``: one tensor holds q, k and v, of equal size.
     - ``thirds``: one tensor holds three parts of equal size.
     - ``qkvz``: tensors qkv and z of linear attention; the first holds q, k and v.
@@ -76,6 +77,7 @@ class Pieces(StrEnum):
 
     WHOLE = "whole"
     QKV = "qkv"
+    QKV_ROTARY = "qkv-rotary"
     QKV_FUSED = "qkv-fused"
     THIRDS = "thirds"
     QKVZ = "qkvz"
@@ -198,6 +200,7 @@ def attention(
     norms: tuple[ShapeOf, ShapeOf] | None = OF_A_HEAD,
     output: str = "o_proj",
     norm: str = "norm",
+    rotary: bool = False,
 ) -> Block:
     """Attention of q, k, v and an output.
 
@@ -207,6 +210,7 @@ def attention(
         norms: the shapes of the norms of q and k; None where there are none.
         output: what the output projection is called.
         norm: what the norms are called, after ``q_`` and ``k_``.
+        rotary: upstream sorts the rows of each head of q and k, even ones first (Llama-4).
     """
     kind = "attention q, k, v" + (" (with the output gate in q)" if gated else "")
     keys = lambda s: (s.kv_heads * s.head_dim, s.hidden)  # noqa: E731
@@ -214,7 +218,7 @@ def attention(
         lambda s: ((2 if gated else 1) * s.heads * s.head_dim, s.hidden), keys, keys,
     )  # fmt: skip
     return Block((
-        _qkv(kind, "weight", shapes),
+        _qkv(kind, "weight", shapes, Pieces.QKV_ROTARY if rotary else Pieces.QKV),
         *([_qkv(f"{kind}: biases", "bias", tuple(map(_bias_of, shapes)))] if biased else []),
         by_inputs(
             "attention output", f"{output}.weight", lambda s: (s.hidden, s.heads * s.head_dim),
@@ -227,12 +231,12 @@ def attention(
     ))  # fmt: skip
 
 
-def _qkv(kind: str, suffix: str, shapes: tuple[ShapeOf, ...]) -> Row:
+def _qkv(kind: str, suffix: str, shapes: tuple[ShapeOf, ...], pieces: Pieces = Pieces.QKV) -> Row:
     return Row(
         kind, f"qkv_proj.{suffix}",
         tuple((f"{letter}_proj.{suffix}", shape)
               for letter, shape in zip("qkv", shapes, strict=True)),
-        _TILED, cut=Cut.OUTPUTS, transposed=True, pieces=Pieces.QKV, fp8=suffix == "weight",
+        _TILED, cut=Cut.OUTPUTS, transposed=True, pieces=pieces, fp8=suffix == "weight",
     )  # fmt: skip
 
 

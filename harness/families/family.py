@@ -17,6 +17,7 @@ from harness.base.bounds import shown
 from harness.base.errors import BadInput
 from harness.families.blocks import DERIVED, Block, Derived, Row, Shape
 from harness.families.layers import ALL_LAYERS, MoeLayers
+from harness.families.misread import COMMON_ROAD, Misread
 from harness.families.sizes import ModelShape, named_shapes, resized
 from harness.families.storage import ExpertNaming, Part, Projection, Sizes, Storage
 
@@ -150,6 +151,7 @@ class Family:
         sizes: the keys of E, D and F there, each with its synonyms. Of the first it needs one that
             is there; where several are, they must agree.
         layer_counts: by part, the key of the number of its layers there.
+        misread: the storages that releases of vLLM take for others.
         moe_layers: the keys there that say which of the decoder's layers have experts.
         experts_module: what a layer's module of experts is called on the device.
         head: the name of the head's tensor.
@@ -186,6 +188,7 @@ class Family:
             Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers",
         }
     )  # fmt: skip
+    misread: tuple[Misread, ...] = COMMON_ROAD
     moe_layers: MoeLayers = ALL_LAYERS
     experts_module: str = "mlp.experts"
     head: str = "lm_head.weight"

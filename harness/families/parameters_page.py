@@ -14,6 +14,8 @@ BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 _PIECES = {
     Pieces.WHOLE: "",
     Pieces.QKV: "k and v heads repeated where there are more devices than heads",
+    Pieces.QKV_ROTARY: "of each head of q and k the even rows first; k and v heads repeated where "
+    "there are more devices than heads",
     Pieces.QKV_FUSED: "q, k and v thirds of one tensor, each cut for itself",
     Pieces.THIRDS: "thirds of one tensor, each cut for itself",
     Pieces.QKVZ: "q, k, v and z, each cut for itself",

@@ -27,6 +27,24 @@ FLIPS = {
         ExpertKey(Part.DECODER, 1, 3, Projection.UP),
         (11, 90),
     ),
+    "mixtral": (
+        "model.layers.1.block_sparse_moe.experts.6.w2.weight",
+        77 * F + 31,
+        ExpertKey(Part.DECODER, 1, 6, Projection.DOWN),
+        (77, 31),
+    ),
+    "granite-moe": (
+        "model.layers.0.block_sparse_moe.input_linear.weight",
+        (4 * 2 * F + 21) * D + 55,
+        ExpertKey(Part.DECODER, 0, 4, Projection.GATE),
+        (21, 55),
+    ),
+    "llama4": (
+        "model.layers.1.feed_forward.experts.gate_up_proj",
+        (2 * D + 64) * 2 * F + F + 9,
+        ExpertKey(Part.DECODER, 1, 2, Projection.UP),
+        (9, 64),
+    ),
     "qwen3.5-moe": (
         f"{DECODER}.down_proj",
         (6 * D + 3) * F + 40,

@@ -105,7 +105,7 @@ SAVED = {
     ),
     "granite-moe": Saved(
         "GraniteMoeForCausalLM", "GraniteMoeConfig",
-        _TEXT | {"intermediate_size": 48, "num_local_experts": 8},
+        _TEXT | {"intermediate_size": 48, "num_local_experts": 8, "head_dim": 16},
     ),
     "llama4": Saved(
         "Llama4ForCausalLM", "Llama4TextConfig",
@@ -175,17 +175,16 @@ def save_all(names: Iterable[str], out: Path) -> dict[str, Path]:
     return places
 
 
-def tensors_of_classes(configs: Iterable[Path]) -> list[dict[str, tuple[int, ...]]]:
+def tensors_of_class(config: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes that transformers' own class of a ``config.json`` saves; none is made.
 
     Args:
-        configs: the directories that hold one each.
+        config: the directory that holds it.
     """
-    command = [sys.executable, "-m", "tests.support.saved", "--class", *map(str, configs)]
+    command = [sys.executable, "-m", "tests.support.saved", "--class", str(config)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr[-3000:]
-    told = json.loads(done.stdout)
-    return [{name: tuple(shape) for name, shape in each.items()} for each in told]
+    return {name: tuple(shape) for name, shape in json.loads(done.stdout).items()}
 
 
 def _save(row: Saved, out: str) -> None:
@@ -215,7 +214,7 @@ def _shapes(config: str) -> dict[str, list[int]]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--class":
-        print(json.dumps([_shapes(config) for config in sys.argv[2:]]))
+        print(json.dumps(_shapes(sys.argv[2])))
     else:
         for asked, place in json.loads(sys.argv[1]).items():
             _save(SAVED[asked], place)
