@@ -85,12 +85,13 @@ class Packing:
     """How a release holds parameters: transposed or not, divided or not, k and v repeated or not.
 
     vLLM's own host layout, which the torch-xla target carries to every device whole, is none of
-    them.
+    them. ``vllm`` is that release, which decides of some linear layers whether they are left alone.
     """
 
     transposes: bool = True
     divides: bool = True
     repeats: bool = True
+    vllm: tuple[int, ...] = (1000,)
 
 
 HOST = Packing(transposes=False, divides=False, repeats=False)
@@ -182,6 +183,8 @@ def parameter_layout(
     Raises:
         UnknownParameterLayout: the tensors have different inputs, or a piece does not divide.
     """
+    if packing.vllm < row.left_alone_before:
+        row = replace(row, cut=Cut.NONE, transposed=False, casts=False)
     first = sources[0].shape
     if any(source.shape[1:] != first[1:] for source in sources):
         raise UnknownParameterLayout(f"tensors of shapes {[s.shape for s in sources]}")
@@ -264,6 +267,10 @@ def _pieces(row: Row, sources: Sequence[Source], sizes: Sizes, shards: int) -> I
                 rows = Span(number * third, (number + 1) * third)
                 head = third // sizes.vision_heads
                 yield _Piece(sources[0].name, rows, _copies(shards, heads), head)
+        case Pieces.THIRDS:
+            third = sources[0].shape[0] // 3
+            for number in range(3):
+                yield _Piece(sources[0].name, Span(number * third, (number + 1) * third))
         case Pieces.QKVZ:
             mixed, z = sources
             keys = sizes.linear_keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ def diagnose_failure(
     call = ledger.calls[-1] if ledger.failed else None
     known = (
         (_contract(call, ledger.undelivered(layers, experts)) if call else None)
+        or (_no_expert(call, ledger, ledger.undelivered(layers, experts)) if call else None)
         or _streamed_twice(ledger)
         or _processed_early(ledger, layers, experts)
         or (_misread(call, misread) if call and misread else None)
@@ -48,7 +50,7 @@ def never_arrived(
         layers: the part's layers of experts.
         experts: how many each has.
     """
-    if diagnosis.cause is Cause.ARGUMENT_CONTRACT:
+    if diagnosis.cause in (Cause.ARGUMENT_CONTRACT, Cause.HOOKED_AS_EXPERT):
         return ledger.undelivered(layers, experts)
     if diagnosis.cause is Cause.DELIVERED_LATE:
         return _early(ledger, layers, experts)
@@ -79,6 +81,28 @@ def _misread(call: LoaderCall, misread: Misread) -> Diagnosis | None:
         f"for {misread.taken_for.layout}",
         f"{call.source} ended the load; {misread.upstream}; {_called(call)}",
     )
+
+
+def _no_expert(
+    call: LoaderCall, ledger: Ledger, undelivered: dict[int, tuple[int, ...]]
+) -> Diagnosis | None:
+    """The hook asked for an expert's ids of a parameter that experts only share.
+
+    tpu-inference wraps the ``weight_loader`` of every parameter of every module; one that is of two
+    modules, as MiniMax-M2's correction bias, gets the experts' hook, too (``vllm_model_loader.py``,
+    ``attach_incremental_weight_loader``, 0.26 and 0.32).
+    """
+    module, _, name = call.parameter.rpartition(".")
+    shared = re.compile(rf"{re.escape(module)}\.(?:\w+\.)*experts\.(?:\w+\.)*{re.escape(name)}")
+    if call.is_of_expert or call.ids != (None, None):
+        return None
+    if not any(shared.fullmatch(parameter) for parameter in ledger.parameters):
+        return None
+    summary = (
+        f"the hook wants an expert's ids for {name}, which the experts only share; "
+        f"{_lost(undelivered)}"
+    )
+    return _failed(Cause.HOOKED_AS_EXPERT, summary, _called(call))
 
 
 def _streamed_twice(ledger: Ledger) -> Diagnosis | None:

@@ -70,6 +70,7 @@ class Pieces(StrEnum):
       heads.
     - ``qkv-rotary``: the same, and of each head of q and k the even rows come first.
     - ``qkv-fused``: one tensor holds q, k and v, of equal size.
+    - ``thirds``: one tensor holds three parts of equal size.
     - ``qkvz``: tensors qkv and z of linear attention; the first holds q, k and v.
     - ``rows``: whole, and padded with rows of zeros to a multiple of 64 (the vocabulary).
     """
@@ -78,6 +79,7 @@ class Pieces(StrEnum):
     QKV = "qkv"
     QKV_ROTARY = "qkv-rotary"
     QKV_FUSED = "qkv-fused"
+    THIRDS = "thirds"
     QKVZ = "qkvz"
     ROWS = "rows"
 
@@ -101,6 +103,8 @@ class Row:
         fp8: whether FP8 releases store it as codes with block scales.
         stored_as: the safetensors dtype that publishers store it in, where the model's is BF16.
         squeezed: whether the device lacks the tensor's first axis, which is of size 1.
+        left_alone_before: releases of vLLM before this one make the linear layer without a
+            quantisation config, and tpu-inference leaves those as they are, on every device.
         copies: further names on the device, where upstream holds it under several.
     """
 
@@ -117,6 +121,7 @@ class Row:
     fp8: bool = False
     stored_as: str = "BF16"
     squeezed: bool = False
+    left_alone_before: tuple[int, ...] = ()
     copies: tuple[str, ...] = ()
 
 
@@ -289,25 +294,24 @@ INTERLEAVED_LINEAR_ATTENTION = Block((
 ))  # fmt: skip
 
 
-def _renamed(kind: str, name: str, stored: str, shape: ShapeOf) -> Row:
-    """A parameter that upstream calls otherwise and leaves alone."""
-    return Row(kind, name, ((stored, shape),), casts=False)
-
-
-#: The gated short convolution of LFM2, its module ``conv``, which vLLM calls ``short_conv``. Its
-#: linear layers are made without a quantisation config, and tpu-inference leaves those alone.
+#: The first release seen whose short convolutions get a quantisation config.
+_CONFIGURED = (0, 32)
+#: The gated short convolution of LFM2, its module ``conv``, which vLLM calls ``short_conv``.
 SHORT_CONVOLUTION = Block((
-    _renamed(
-        "short convolution b, c, x", "short_conv.in_proj.weight", "conv.in_proj.weight",
-        lambda s: (3 * s.hidden, s.hidden),
+    Row(
+        "short convolution b, c, x", "short_conv.in_proj.weight",
+        (("conv.in_proj.weight", lambda s: (3 * s.hidden, s.hidden)),),
+        _REORDER, cut=Cut.OUTPUTS, transposed=True, pieces=Pieces.THIRDS,
+        left_alone_before=_CONFIGURED,
     ),
-    _renamed(
-        "short convolution", "short_conv.conv.weight", "conv.conv.weight",
-        lambda s: (s.hidden, 1, s.short_kernel),
+    Row(
+        "short convolution", "short_conv.conv.weight",
+        (("conv.conv.weight", lambda s: (s.hidden, 1, s.short_kernel)),), casts=False,
     ),
-    _renamed(
-        "short convolution output", "short_conv.out_proj.weight", "conv.out_proj.weight",
-        lambda s: (s.hidden, s.hidden),
+    Row(
+        "short convolution output", "short_conv.out_proj.weight",
+        (("conv.out_proj.weight", lambda s: (s.hidden, s.hidden)),),
+        _LINEAR, cut=Cut.INPUTS, transposed=True, left_alone_before=_CONFIGURED,
     ),
 ))  # fmt: skip
 

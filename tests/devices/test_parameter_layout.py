@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 
 from harness.base.errors import BadInput
-from harness.devices.parameter_layout import Sizes, sizes_of
+from harness.devices.parameter_layout import (
+    Packing,
+    ParameterLayout,
+    Sizes,
+    Source,
+    parameter_layout,
+    sizes_of,
+)
+from harness.families.blocks import SHORT_CONVOLUTION, Row
 from harness.families.registry import families
 from harness.verification.verify import verify
+from tests.support.parameter_packing import line
 
 TEXT = {"num_attention_heads": 8, "head_dim": 32, "num_key_value_heads": 2}
 
@@ -64,3 +73,22 @@ def test_what_is_replicated_from_the_host_is_not_cast() -> None:
     by_table = [row.casts for row in rows]
     assert by_table == ["replicate" not in row.upstream.split(", ") for row in rows]
     assert set(by_table) == {True, False}
+
+
+def layout_of(row: Row, name: str, shape: tuple[int, ...], packing: Packing) -> ParameterLayout:
+    sources = [Source(name, shape, "BF16")]
+    return parameter_layout(
+        row, sources, line(("cpu:1", "cpu:2")), Sizes(8, 16, 8, 1), packing, "BF16"
+    )
+
+
+def test_thirds_of_a_tensor_are_cut_each_for_itself() -> None:
+    """Device 0 holds the first half of each third, device 1 the second; before 0.32 all of it."""
+    row = next(r for r in SHORT_CONVOLUTION.rows if "in_proj" in r.parameter)
+    layout = layout_of(row, "in", (12, 4), Packing())
+    rows = [(block.rows.start, block.rows.stop) for block in layout.blocks]
+    assert rows == [(0, 2), (4, 6), (8, 10), (2, 4), (6, 8), (10, 12)]
+    assert (layout.shape, layout.cut_axis, layout.casts) == ((4, 12), 1, True)
+    before = layout_of(row, "in", (12, 4), Packing(vllm=(0, 26, 0)))
+    assert (before.shape, before.cut_axis, before.casts) == ((12, 4), None, False)
+    assert [block.at for block in before.blocks] == [block.rows for block in before.blocks]

@@ -40,6 +40,24 @@ def test_fused_qkv() -> None:
     assert diagnosed(Ledger(calls=[at], failed=True)).cause is Cause.FUSED_WITHOUT_SHARD
 
 
+def test_a_bias_that_experts_share() -> None:
+    """The same of a bias that no module of experts has is another failure."""
+    bias = "model.layers.3.block_sparse_moe.e_score_correction_bias"
+    experts = "model.layers.3.block_sparse_moe.experts.routed_experts.e_score_correction_bias"
+    at = call(bias)._replace(layer_type="MiniMaxM2MoE")
+    ledger = Ledger(calls=[at], failed=True, streamed=["a"], parameters=[bias, experts, W13])
+    diagnosis = diagnosed(ledger)
+    assert diagnosis.cause is Cause.HOOKED_AS_EXPERT
+    assert diagnosis.summary.endswith("only share; never arrived: layer 3: experts 0-1")
+    assert (
+        diagnosis.evidence == "m.py:1 called weight_loader(param, loaded_weight) of a MiniMaxM2MoE"
+    )
+    assert never_arrived(diagnosis, ledger, [3], 2) == {3: (0, 1)}
+    for parameters in ([bias, W13], [bias, experts.replace("layers.3", "layers.2")]):
+        alone = Ledger(calls=[at], failed=True, streamed=["a"], parameters=parameters)
+        assert diagnosed(alone).cause is Cause.UNEXPLAINED
+
+
 def test_a_tensor_streamed_twice() -> None:
     ledger = Ledger(calls=whole(0), streamed=["a", "b", "a"], processed=[W13])
     diagnosis = diagnosed(ledger)
