@@ -7,6 +7,7 @@ from harness.load.target import Parallelism
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order
 
+from .of_families import OF_FAMILIES
 from .on_meshes import ON_MESHES
 from .scenario import Scenario, Store
 
@@ -230,5 +231,6 @@ SCENARIOS: tuple[Scenario, ...] = (
         "qwen3-vl-moe",
         shapes="tiny:vocabulary",
     ),
+    *OF_FAMILIES,
     *ON_MESHES,
 )

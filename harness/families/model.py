@@ -161,5 +161,6 @@ def _require_sizes(
         size(text, "vocab_size", where, default=1, most=max(shape[0], 1),
              why=f"the rows of {family.embedding}")  # fmt: skip
     for each in (config, text):
-        flag(each, TIE, where)
+        for key in (TIE, *family.tie_keys):
+            flag(each, key, where)
     return counts

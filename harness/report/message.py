@@ -147,7 +147,9 @@ def _held_in(difference: Difference) -> str:
     match difference:
         case TensorUnread():
             return difference.tensor
-        case Unaccounted(subject=Subject.TENSOR_NOT_IN_THE_REFERENCE):
+        case Unaccounted(
+            subject=Subject.TENSOR_NOT_IN_THE_REFERENCE | Subject.TENSOR_NOT_IN_THE_INDEX
+        ):
             return difference.name
         case _:
             return difference.parameter

@@ -115,7 +115,7 @@ def coverage(
         each expert's matrix that was delivered more than once.
     """
     present = model_parts(part.checkpoint) if present is None else present
-    unread = set(ledger.unread())
+    unread = _not_read(part, ledger)
     unused = {name for name in unread if left_alone(part, name, present)}
     counts = Counts(
         streamed=len(ledger.streamed),
@@ -128,6 +128,23 @@ def coverage(
         *_unwritten(part, ledger),
         *_repeated(part, ledger),
     ]
+
+
+def _not_read(part: ReferencePart, ledger: Ledger) -> set[str]:
+    """Streamed tensors that no loader was called for.
+
+    Of a gathered stream the parameters tell that the calls were for: one of several tensors counts
+    with as many calls, a layer's experts once all have come.
+    """
+    if not ledger.is_gathered:
+        return set(ledger.unread())
+    family, read = part.checkpoint.family, set[str]()
+    for parameter, calls in Counter(call.parameter for call in ledger.calls).items():
+        _, sources = family.rule_for(family.in_checkpoint(part.part, parameter)) or (None, ())
+        read |= set(sources) if calls >= len(sources) else set()
+    missing = ledger.undelivered(part.layers, part.shape.experts)
+    whole = (part.names_of(layer) for layer in part.layers if layer not in missing)
+    return set(ledger.streamed) - read.union(*whole)
 
 
 def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
@@ -284,6 +301,22 @@ def _account(
     return account, differences
 
 
+def beside_the_index(checkpoint: ModelCheckpoint) -> list[Unaccounted]:
+    """A difference for each tensor that is streamed from a file the index does not name.
+
+    Copies of the index's own tensors are equal (``Checkpoint.require_copies_equal``); whether one
+    of them arrived, or both, the devices do not tell.
+    """
+    family = checkpoint.family
+    return [
+        Unaccounted(
+            part=family.part_of(entry.name), layer=family.layer_of(entry.name),
+            subject=Subject.TENSOR_NOT_IN_THE_INDEX, name=entry.name, file=entry.file.name,
+        )
+        for entry in checkpoint.beside
+    ]  # fmt: skip
+
+
 def _unaccounted(side: Side, family: Family, name: str, file: str) -> Unaccounted:
     return Unaccounted(
         part=family.part_of(name), layer=family.layer_of(name), subject=_SUBJECT[side], name=name,
@@ -298,6 +331,8 @@ _SUBJECT = {
 _LACKING = {
     Subject.TENSOR_NOT_COMPARED: "tensors of the reference were not compared",
     Subject.TENSOR_NOT_IN_THE_REFERENCE: "the reference lacks tensors of the checkpoint",
+    Subject.TENSOR_NOT_IN_THE_INDEX: "tensors of files that the index does not name are streamed, "
+    "too",
 }
 
 

@@ -22,6 +22,7 @@ from harness.compare.selection import Selection, choose, expert_bytes
 from harness.explain.load_failure import diagnose_failure, never_arrived
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
+from harness.families.misread import Misread, misread_by
 from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.deliveries import calls_of
@@ -36,6 +37,7 @@ from harness.verification.coverage import (
     Scope,
     account_of_checkpoint,
     account_of_reference,
+    beside_the_index,
     diagnosed,
     named,
     require_recorded,
@@ -182,13 +184,22 @@ class Verification:
             diagnoses = diagnose_failure(Ledger(), (), 0)
             return msgspec.structs.replace(report, diagnoses=diagnoses)
         ledger = self._ledgers[failed.part]
-        (diagnosis,) = diagnose_failure(ledger, failed.layers, failed.shape.experts)
+        (diagnosis,) = diagnose_failure(
+            ledger, failed.layers, failed.shape.experts, self._misread(failed.part)
+        )
         lost = never_arrived(diagnosis, ledger, failed.layers, failed.shape.experts)
         return msgspec.structs.replace(
             report,
             diagnoses=[diagnosis],
             maps=[with_missing(m, lost) if m.part is failed.part else m for m in report.maps],
         )
+
+    def _misread(self, part: Part) -> Misread | None:
+        """What the stack takes the storage of the checkpoint's experts for, if for another."""
+        versions, family = self._unfinished.environment.versions, self._checkpoint.family
+        stored = (naming.storage for naming in self._checkpoint.namings if naming.part is part)
+        found = (misread_by(family.misread, storage, versions) for storage in stored)
+        return next(filter(None, found), None)
 
     def _ended_in(self, part: ReferencePart) -> bool:
         return part.part in self._ledgers and not self._ledgers[part.part].finished
@@ -263,6 +274,7 @@ class Verification:
         scope = self._scope(parts)
         account, differences = account_of_reference(scope, named(found.differences))
         accounts, unaccounted = [account], Findings.of(differences, diagnosed)
+        unaccounted += Findings.of(beside_the_index(self._checkpoint), diagnosed)
         if self._checkpoint is not self._reference:
             told = named([*found.differences, *differences])
             account, differences = account_of_checkpoint(self._checkpoint, scope, told)

@@ -97,6 +97,8 @@ def verify(
     _require_one_host_for_fp8(against, target)
     there = reference_parts(against, num_layers)
     sizes_of(against.text, against.config, against.place.where("config.json"))  # before the load
+    for each in {opened, against}:
+        each.require_copies_equal()
     chosen = _chosen(against, there, parts)
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(

@@ -1,0 +1,36 @@
+"""Every further family, its experts cut over the devices and whole on each: two rows by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from harness.load.target import Parallelism
+
+from .scenario import Scenario
+
+#: By recipe, what is special about how the family's experts are stored.
+_FAMILIES = {
+    "mixtral": "Experts called w1, w3 and w2 are loaded",
+    "granite-moe": "Fused experts that the model itself cuts into single ones are loaded",
+    "llama4": "Fused and transposed experts of every other layer are loaded",
+    "olmoe": "Experts beside norms over all heads of q and k at once are loaded",
+    "glm4-moe": "Experts behind a dense layer, beside shared ones and a router's bias, are loaded",
+    "ernie4.5-moe": "Experts behind a router in float32, whose bias lies elsewhere, are loaded",
+    "qwen3-next-mtp": "Experts beside linear attention, and those of a draft model, are loaded",
+}
+#: By recipe, what else its scenarios are made with.
+_OPTIONS: dict[str, dict[str, Any]] = {}
+
+
+def _rows() -> Iterator[Scenario]:
+    for recipe, what in _FAMILIES.items():
+        options = _OPTIONS.get(recipe, {})
+        yield Scenario(recipe, f"{what}, each cut over the devices.", recipe, **options)
+        yield Scenario(
+            f"{recipe}-experts-whole", f"{what}, each whole on one device (GMM_EP).", recipe,
+            parallelism=Parallelism.EXPERT, **options,
+        )  # fmt: skip
+
+
+OF_FAMILIES: tuple[Scenario, ...] = tuple(_rows())
