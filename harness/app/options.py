@@ -149,6 +149,11 @@ OF_PYTEST = (
         help="Write the reports here: JSON, JUnit, HTML ….",
     ),
     Option(
+        name="families", choices=("chosen", "all"), default="chosen",
+        help="all: every family, in every storage, tensor and expert parallel; chosen: one load "
+        "of each family, and the special ones.",
+    ),
+    Option(
         name="expect", choices=("equal", "known"), default="equal",
         help="known: exactly the known upstream failures of this stack must happen.",
     ),

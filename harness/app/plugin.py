@@ -52,8 +52,9 @@ _SESSION = pytest.StashKey[pytest.Session]()
 #: Where the reports are, or why they are not there, in words.
 _PLACE = pytest.StashKey[str]()
 
-#: Options that a verification is not repeated with: one is there anyway, two are the session's.
-_OF_THE_SESSION = ("target", "reports", "expect")
+#: Options that a verification is not repeated with: one is there anyway, the others are the
+#: session's.
+_OF_THE_SESSION = ("target", "reports", "expect", "families")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

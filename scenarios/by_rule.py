@@ -1,0 +1,62 @@
+"""Rows that follow from a rule: every recipe of every family, each expert cut and each whole.
+
+A family brings its rows by being there. A row of the catalogue that asks for the same load, under
+an id and with a sentence of its own, stands in the place of the rule's.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from harness.families.family import Family
+from harness.families.registry import families
+from harness.load.target import Parallelism
+
+from .scenario import Scenario
+
+#: By the end of its id: how a row spreads experts, and that in words.
+_SPREADS: dict[str, tuple[Parallelism | None, str]] = {
+    "cut": (None, "each expert cut over all devices"),
+    "whole": (Parallelism.EXPERT, "each expert whole on one device"),
+}
+
+
+def by_rule(written: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """The rows of the rule, but for those that ask for the load of one of ``written``."""
+    loads = {_load(row) for row in written}
+    rows = (row for family in families() for row in _rows(family))
+    return tuple(row for row in rows if _load(row) not in loads)
+
+
+def chosen(written: Sequence[Scenario], rows: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """Of the rule's ``rows`` those that every run takes: one of each family.
+
+    A family whose load is in a row of ``written`` has its own there. Which row stands for a family
+    follows from its name alone, so that it stays when others come.
+    """
+    there = {row.recipe for row in written if row.is_plain}
+    picked = []
+    for family in families():
+        names = {recipe.name for recipe in family.recipes}
+        own = [row for row in rows if row.recipe in names]
+        if own and not names & there:
+            picked.append(own[zlib.crc32(family.name.encode()) % len(own)])
+    return tuple(picked)
+
+
+def _rows(family: Family) -> Iterator[Scenario]:
+    for recipe in family.recipes:
+        for spread, (parallelism, words) in _SPREADS.items():
+            yield Scenario(
+                f"{recipe.name}-{spread}",
+                f"A checkpoint of the recipe {recipe.name} is loaded, {words}.",
+                recipe.name,
+                parallelism=parallelism,
+            )
+
+
+def _load(row: Scenario) -> str:
+    """What a row asks for, whatever it is called."""
+    return repr(replace(row, id="", why=""))
