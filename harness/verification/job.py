@@ -30,6 +30,7 @@ from harness.families.blocks import TENSOR
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
+from harness.families.registry import bring
 from harness.load import engine
 from harness.load.deliveries import calls_of
 from harness.load.hook import Hook
@@ -65,7 +66,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a loading process is asked to verify.
 
     ``parts`` are those that were asked for and that both sides have, ``asked`` all that were, there
-    or not; ``parts`` where it says none.
+    or not; ``parts`` where it says none. ``families`` are files that describe families, by their
+    absolute paths.
     """
 
     checkpoint: str
@@ -79,6 +81,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, str] = {}
     selection: Selection = Selection()
     num_layers: int | None = None
+    families: tuple[str, ...] = ()
 
 
 def prepare() -> None:
@@ -96,6 +99,7 @@ def verify_job(argument: bytes) -> bytes:
     request, report = msgspec.json.decode(argument, type=tuple[VerifyRequest, Report])
     os.environ.update(request.stream_options)
     try:
+        bring(request.families)
         return msgspec.json.encode(run(request, report))
     except HarnessError:
         raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TextIO
 
@@ -26,6 +26,7 @@ from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
+from harness.families.registry import bring
 from harness.load.hook import Hook
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
@@ -56,6 +57,7 @@ def verify(
     selection: Selection = _EVERYTHING,
     num_layers: int | None = None,
     checksums: bool = False,
+    families: Iterable[str | os.PathLike[str]] = (),
     timeout: float = TIMEOUT,
     processes: LoadProcesses | None = None,
     terminal: TextIO | None = None,
@@ -75,6 +77,8 @@ def verify(
         num_layers: load the decoder with its first layers only, by an override of its
             configuration.
         checksums: read every file whole first and compare it with its store's checksums.
+        families: Python files that describe families, known from then on here and in the loading
+            processes; they are run.
         timeout: seconds until the load is ended and reported as failed.
         processes: running load processes to use.
         terminal: where to show progress, if that is a terminal.
@@ -85,12 +89,13 @@ def verify(
 
     Raises:
         BadInput: a checkpoint cannot be used, not on several hosts, or has none of ``parts``;
-            or a file of it changed meanwhile.
+            or a file of it changed meanwhile; or one of ``families`` describes none.
         TargetUnavailable: the stack is not installed, or the target's chips are not free.
         InternalError: not the load under test failed, but what judges it.
     """
     timeout = require_seconds(timeout, "--timeout")
     target = target or target_named("emulated")
+    brought = bring(families)
     opened = ModelCheckpoint(checkpoint)
     against = ModelCheckpoint(reference) if reference is not None else opened
     for place in (opened.model, against.model):
@@ -104,6 +109,7 @@ def verify(
         checkpoint=opened.model, reference=against.model, target=target,
         parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method, hook=hook,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
+        families=brought,
     )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
         report = _unfinished(opened, against, chosen, request, running.overlay)
@@ -239,6 +245,7 @@ def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: fl
     """The command line that repeats ``request``; ``some``: not all of its checkpoint's parts."""
     words = [f"{name}={value}" for name, value in request.stream_options.items()]
     words += ["harness", "verify", request.checkpoint]
+    words += [word for file in request.families for word in ("--family", file)]
     words += [f"--stack={overlay.option}"] if overlay.option else []
     words += _target_options(request.target)
     if request.reference != request.checkpoint:
