@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
 from harness.base.bits import Nan
-from harness.families.family import Part, Storage
+from harness.families.family import Family, Part, Storage
 from harness.families.registry import recipe_named
+from harness.families.sizes import ModelShape
 from harness.load.meshes import mesh_sizes
 from harness.load.target import Parallelism, Target
 from harness.report.known_issue import Load
@@ -120,13 +122,12 @@ class Scenario:
         """
         family, recipe = recipe_named(self.recipe)
         shape = family.shape_named(self.shapes)
-        storage = {Part.DECODER: family.namings[0].storage}
+        storage = {Part.DECODER: recipe.decoder or family.namings[0].storage}
         storage |= {Part.MTP: recipe.mtp} if recipe.mtp else {}
         sizes = mesh_sizes(self.mesh)[0].values() if self.mesh else [self.devices or 4]
         return Load(
             family=family.name,
-            layers={p: range(min(shape.layers, layers or shape.layers) if p is Part.DECODER else 1)
-                    for p in storage if p in self.parts},
+            layers={p: self._layers(p, family, shape, layers) for p in storage if p in self.parts},
             experts=shape.experts,
             storage={p: Storage.PER_EXPERT if self.fp8 else s for p, s in storage.items()},
             hidden=shape.hidden,
@@ -145,6 +146,15 @@ class Scenario:
             store=str(self.store),
             nested=family.is_nested,
         )  # fmt: skip
+
+    def _layers(
+        self, part: Part, family: Family, shape: ModelShape, layers: int | None
+    ) -> Sequence[int]:
+        """A part's layers of experts; of the decoder, among its first ``layers``."""
+        if part is Part.MTP:
+            return [shape.layers] if family.drafts_follow else [0]
+        loaded = range(min(shape.layers, layers or shape.layers))
+        return [layer for layer in loaded if shape.has_experts(layer)]
 
     def nan(self, target: Target) -> Nan:
         """How NaNs count: as the target's way to the device leaves them, where some are planted."""

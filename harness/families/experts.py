@@ -17,8 +17,15 @@ from harness.base.bits import Bits, converted, model_dtype
 from harness.base.bounds import MOST_EXPERTS, shown, size
 from harness.base.errors import BadInput
 from harness.checkpoint.fp8 import CODES, SCALE_SUFFIX
-from harness.families.family import ExpertNaming, Part, Projection, Storage
 from harness.families.model import ModelCheckpoint
+from harness.families.storage import (
+    ExpertNaming,
+    ExpertTensor,
+    Part,
+    Place,
+    Projection,
+    Sizes,
+)
 
 
 class ExpertKey(NamedTuple):
@@ -90,9 +97,9 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
     ) -> None:
         self.part = naming.part
         self.naming = naming
-        self.layers = naming.layers_in(checkpoint.entries)
+        self.layers = layers_of(checkpoint, naming)
         if num_layers is not None and self.part is Part.DECODER:
-            self.layers = self.layers[:num_layers]
+            self.layers = tuple(layer for layer in self.layers if layer < num_layers)
         self.checkpoint = checkpoint
         self._last = threading.local()
         stored = {entry.dtype for entry in checkpoint.entries.values()}
@@ -120,12 +127,12 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def stored(self, key: ExpertKey) -> tuple[Bits, str]:
         """The bits of ``key`` as the checkpoint has them, [output, input], and their dtype."""
-        name, index = self._locate(key)
+        name, index, transposed = self._place(key)
         dtype = self.checkpoint.entries[name].dtype
-        if self.naming.storage is Storage.PER_EXPERT:
-            return self.checkpoint.bits(name, index), dtype
+        if not index:
+            return self.checkpoint.bits(name), dtype
         matrix = self._block(name, key.expert)[index[1:]]
-        return (matrix.T if self.naming.storage is Storage.FUSED_TRANSPOSED else matrix), dtype
+        return (matrix.T if transposed else matrix), dtype
 
     def _block(self, name: str, expert: int) -> Bits:
         """One expert's part of a fused tensor; gate and up are asked for one after the other.
@@ -140,23 +147,14 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def source(self, key: ExpertKey) -> TensorSlice:
         """File, tensor and slice of ``key``, as a reader would write them."""
-        name, index = self._locate(key)
+        name, index, _ = self._place(key)
         file = self.checkpoint.entries[name].file.name
-        if self.naming.storage is Storage.PER_EXPERT:
+        if not index:
             return TensorSlice(file, name)
         return TensorSlice(file, name, f"[{', '.join(map(_as_text, index))}]")
 
-    def _locate(self, key: ExpertKey) -> tuple[str, tuple[int | slice, ...]]:
-        naming, width = self.naming, self.shape.intermediate
-        if naming.storage is Storage.PER_EXPERT:
-            return naming.expert_name(key.layer, key.expert, key.projection), ()
-        if key.projection is Projection.DOWN:
-            return naming.fused_name(key.layer, "down_proj"), (key.expert,)
-        half = slice(0, width) if key.projection is Projection.GATE else slice(width, 2 * width)
-        name = naming.fused_name(key.layer, "gate_up_proj")
-        if naming.storage is Storage.FUSED_TRANSPOSED:
-            return name, (key.expert, slice(None), half)
-        return name, (key.expert, half)
+    def _place(self, key: ExpertKey) -> Place:
+        return self.naming.place(key.layer, key.expert, key.projection, self.shape.intermediate)
 
     def _shape(self) -> ExpertShape:
         """The sizes, from config.json: the orientation of a fused tensor must not be guessed."""
@@ -172,34 +170,17 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def names_of(self, layer: int) -> Collection[str]:
         """The names of a layer's expert tensors."""
-        shape = self.shape
-        return self._expected(layer, shape.experts, shape.hidden, shape.intermediate).keys()
+        return [tensor.name for tensor in self.tensors_of(layer)]
 
-    def _expected(
-        self, layer: int, experts: int, hidden: int, width: int
-    ) -> dict[str, tuple[int, ...]]:
-        """The tensors a layer must have, and their shapes."""
-        naming = self.naming
-        if naming.storage is Storage.PER_EXPERT:
-            return {
-                naming.expert_name(layer, expert, projection): (
-                    (hidden, width) if projection is Projection.DOWN else (width, hidden)
-                )
-                for expert in range(experts)
-                for projection in Projection
-            }
-        gate_up, down = (2 * width, hidden), (hidden, width)
-        if naming.storage is Storage.FUSED_TRANSPOSED:
-            gate_up, down = gate_up[::-1], down[::-1]
-        return {
-            naming.fused_name(layer, "gate_up_proj"): (experts, *gate_up),
-            naming.fused_name(layer, "down_proj"): (experts, *down),
-        }
+    def tensors_of(self, layer: int, naming: ExpertNaming | None = None) -> Iterator[ExpertTensor]:
+        """The tensors a layer must have, by its own naming or by another."""
+        shape = self.shape
+        sizes = Sizes(shape.experts, shape.hidden, shape.intermediate)
+        return (naming or self.naming).tensors(layer, sizes)
 
     def _require_layout(self, layer: int) -> None:
-        shape = self.shape
-        wanted = self._expected(layer, shape.experts, shape.hidden, shape.intermediate)
-        for name, sizes in wanted.items():
+        wanted = list(self.tensors_of(layer))
+        for name, sizes, _ in wanted:
             entry = self.checkpoint.entries.get(name)
             if entry is None:
                 raise BadInput(
@@ -222,7 +203,8 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 def _as_text(index: int | slice) -> str:
     if isinstance(index, int):
         return str(index)
-    return ":" if index.start is None else f"{index.start}:{index.stop}"
+    start, stop = ("" if end is None else str(end) for end in (index.start, index.stop))
+    return f"{start}:{stop}" + ("" if index.step is None else f":{index.step}")
 
 
 def reference_parts(
@@ -242,7 +224,7 @@ def reference_parts(
     parts = [
         ReferencePart(checkpoint, naming)
         for naming in checkpoint.namings
-        if naming.layers_in(checkpoint.entries)
+        if layers_of(checkpoint, naming)
     ]
     names = [part.part for part in parts]
     if Part.DECODER not in names or len(set(names)) != len(names):
@@ -263,13 +245,16 @@ def reference_parts(
 
 
 def _require_cut(parts: list[ReferencePart], num_layers: int) -> None:
-    count = next(len(part.layers) for part in parts if part.part is Part.DECODER)
-    if not 1 <= num_layers <= count:
+    """The cut leaves a layer with experts, and leaves the draft model where it was."""
+    decoder = next(part for part in parts if part.part is Part.DECODER)
+    count, least = announced_layers(decoder.checkpoint, Part.DECODER), decoder.layers[0] + 1
+    if not least <= num_layers <= count:
         raise BadInput(
             f"a load of {num_layers} layers",
             where="--num-layers",
-            expected=f"1 to {count}, the layers of the checkpoint",
-            hint="--num-layers 1",
+            expected=f"{least} to {count}, the layers of the checkpoint"
+            + (f"; those before {decoder.layers[0]} have no experts" if least > 1 else ""),
+            hint=f"--num-layers {least}",
         )
 
 
@@ -284,16 +269,46 @@ def announced_layers(checkpoint: ModelCheckpoint, part: Part) -> int:
     return size(checkpoint.text, key, where, least=0, most=most, default=0)
 
 
+def announced_moe_layers(checkpoint: ModelCheckpoint, part: Part) -> tuple[int, ...]:
+    """The layers of ``part`` that have experts, as config.json announces them.
+
+    Raises:
+        BadInput: as :func:`announced_layers`, or it says no such thing of dense layers.
+    """
+    family, where = checkpoint.family, checkpoint.place.where("config.json")
+    count = announced_layers(checkpoint, part)
+    if part is Part.DECODER:
+        return family.moe_layers.of(checkpoint.text, count, where)
+    return family.drafts if family.drafts_follow else tuple(range(count))
+
+
+def layers_of(checkpoint: ModelCheckpoint, naming: ExpertNaming) -> tuple[int, ...]:
+    """The layers for which the files hold any expert tensor of a naming, of its own part."""
+    found, family = naming.layers_in(checkpoint.entries), checkpoint.family
+    if not family.drafts_follow:
+        return found
+    is_draft = naming.part is Part.MTP
+    return tuple(layer for layer in found if (layer in family.drafts) is is_draft)
+
+
+def _listed(layers: tuple[int, ...]) -> str:
+    if not layers:
+        return "none"
+    first, last = layers[0], layers[-1]
+    if layers == tuple(range(first, last + 1)):
+        return f"layers {first} to {last}"
+    return f"layers {shown(list(layers))}"
+
+
 def _require_layers(checkpoint: ModelCheckpoint, part: Part, found: tuple[int, ...]) -> None:
     """The layers in the files must be those config.json announces: the loader builds the latter."""
     key = checkpoint.family.layer_counts[part]
-    announced = tuple(range(announced_layers(checkpoint, part)))
+    announced = announced_moe_layers(checkpoint, part)
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {shown(list(found)) if found else 'none'}",
             where=checkpoint.path,
-            expected=(f"layers 0 to {len(announced) - 1}" if announced else "none")
-            + f", as {key} of config.json says",
+            expected=_listed(announced) + f", as {key} of config.json says",
             hint="finish the download, or take config.json and files from the same revision",
         )
 

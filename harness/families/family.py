@@ -9,77 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from harness.base.bounds import shown
 from harness.base.errors import BadInput
 from harness.families.blocks import DERIVED, Block, Derived, Row, Shape
+from harness.families.layers import ALL_LAYERS, MoeLayers
 from harness.families.sizes import ModelShape, named_shapes, resized
+from harness.families.storage import ExpertNaming, Part, Projection, Sizes, Storage
+
+__all__ = [
+    "TIE", "ExpertNaming", "Family", "Module", "MoeLayers", "Part", "Projection", "Recipe", "Rule",
+    "Section", "Storage", "TensorSpec", "each_layer", "expert_specs",
+]  # fmt: skip
 
 
-class Projection(StrEnum):
-    """One of an expert's three matrices; ``gate`` is w1, ``up`` is w3, ``down`` is w2."""
-
-    GATE = "gate_proj"
-    UP = "up_proj"
-    DOWN = "down_proj"
-
-
-class Part(StrEnum):
-    """The part of the stack a layer belongs to: the target model or the draft model."""
-
-    DECODER = "decoder"
-    MTP = "mtp"
-
-
+#: Keys of the number of experts a layer: as published, and as transformers 5 writes any of them.
+EXPERTS_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 #: The key of config.json that says whether the head is the embedding.
 TIE = "tie_word_embeddings"
 #: How a reader is told whose a tensor is.
 _OWNER = {Part.DECODER: "the target model's own", Part.MTP: "the draft model's own"}
-
-
-class Storage(StrEnum):
-    """How a layer's experts stand in the file. E experts, D hidden, F intermediate.
-
-    - ``fused``: ``gate_up_proj`` [E, 2F, D] (gate rows first), ``down_proj`` [E, D, F].
-    - ``fused-transposed``: ``gate_up_proj`` [E, D, 2F], ``down_proj`` [E, F, D].
-    - ``per-expert``: ``{e}.gate_proj.weight`` and ``{e}.up_proj.weight`` [F, D],
-      ``{e}.down_proj.weight`` [D, F].
-    """
-
-    FUSED = "fused"
-    FUSED_TRANSPOSED = "fused-transposed"
-    PER_EXPERT = "per-expert"
-
-
-@dataclass(frozen=True)
-class ExpertNaming:
-    """The expert tensors of one part: ``prefix`` holds ``{layer}``, ``storage`` how they lie."""
-
-    part: Part
-    prefix: str
-    storage: Storage
-
-    def fused_name(self, layer: int, tensor: str) -> str:
-        """The name of a layer's fused tensor; ``tensor`` is ``gate_up_proj`` or ``down_proj``."""
-        return f"{self.prefix.format(layer=layer)}.{tensor}"
-
-    def expert_name(self, layer: int, expert: int, projection: Projection) -> str:
-        """The name of one expert's own tensor."""
-        return f"{self.prefix.format(layer=layer)}.{expert}.{projection}.weight"
-
-    def layers_in(self, names: Iterable[str]) -> tuple[int, ...]:
-        """The layers, ascending, for which ``names`` holds any expert tensor of this naming."""
-        before, after = self.prefix.split("{layer}")
-        tensor = (
-            r"[0-9]+\.(gate|up|down)_proj\.weight"
-            if self.storage is Storage.PER_EXPERT
-            else r"(gate_up|down)_proj"
-        )
-        pattern = re.compile(rf"{re.escape(before)}([0-9]+){re.escape(after)}\.{tensor}")
-        return tuple(sorted({int(m[1]) for name in names if (m := pattern.fullmatch(name))}))
 
 
 def _once(_: ModelShape) -> Iterable[int]:
@@ -157,11 +109,19 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checkpoint that can be written by name: how its MTP experts are stored, None for no MTP."""
+    """A checkpoint that can be written by name.
+
+    Attributes:
+        name: its.
+        summary: what it is, for a list.
+        mtp: how its MTP experts are stored; None for no MTP.
+        decoder: how the decoder's are; None for as published.
+    """
 
     name: str
     summary: str
     mtp: Storage | None = None
+    decoder: Storage | None = None
 
 
 #: Writes ``config.json``: of sizes, the number of MTP layers, and whether the head is tied.
@@ -187,12 +147,16 @@ class Family:
         upstream_modules: vLLM's modules of it, imported before the first load is forked.
         fixes: by the file of a positional call, what fixed it; all released with vLLM 0.22.0.
         text_key: where ``config.json`` keeps the language model's sizes; empty where at its top.
-        sizes: the keys of E, D and F there, each with its synonyms.
+        sizes: the keys of E, D and F there, each with its synonyms. Of the first it needs one that
+            is there; where several are, they must agree.
         layer_counts: by part, the key of the number of its layers there.
-        experts_module: what a layer's module of experts is called, on the device as in the file.
+        moe_layers: the keys there that say which of the decoder's layers have experts.
+        experts_module: what a layer's module of experts is called on the device.
         head: the name of the head's tensor.
         embedding: the name of the embedding's tensor.
-        draft_prefix: what the names of the draft model's own tensors begin with.
+        draft_prefix: what the names of the draft model's own tensors begin with. With ``{layer}``
+            in it, ``model.layers.{layer}.``, drafts are numbered on after the decoder's layers,
+            in the file as on the device, and so are the names on the device, ``device_names``.
         draft_class: what the class names of vLLM's draft models hold.
     """
 
@@ -210,18 +174,41 @@ class Family:
     fixes: Mapping[str, str] = field(default_factory=dict)
     text_key: str = "text_config"
     sizes: tuple[tuple[str, ...], ...] = (
-        ("num_experts",), ("hidden_size",), ("moe_intermediate_size",),
+        EXPERTS_KEYS, ("hidden_size",), ("moe_intermediate_size",),
     )  # fmt: skip
     layer_counts: Mapping[Part, str] = field(
         default_factory=lambda: {
             Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers",
         }
     )  # fmt: skip
+    moe_layers: MoeLayers = ALL_LAYERS
     experts_module: str = "mlp.experts"
     head: str = "lm_head.weight"
     embedding: str = "model.embed_tokens.weight"
     draft_prefix: str = "mtp."
     draft_class: str = "MTP"
+    drafts: tuple[int, ...] = ()  # their layers, once a checkpoint has said it (:meth:`bound`)
+
+    def bound(self, decoder_layers: int, drafts: int) -> Family:
+        """The family of a checkpoint with so many layers, and so many of a draft model."""
+        if "{layer}" not in self.draft_prefix:
+            return self
+        return replace(self, drafts=tuple(range(decoder_layers, decoder_layers + drafts)))
+
+    @property
+    def drafts_follow(self) -> bool:
+        """Whether a draft model's layers are numbered on after the decoder's."""
+        return "{layer}" in self.draft_prefix
+
+    def _of_drafts(self, template: str) -> tuple[str, ...]:
+        """A template of names for each of the draft's layers; itself where it has no number."""
+        if "{layer}" not in template:
+            return (template,)
+        return tuple(template.replace("{layer}", str(layer)) for layer in self.drafts)
+
+    @cached_property
+    def _draft_prefixes(self) -> tuple[str, ...]:
+        return self._of_drafts(self.draft_prefix)
 
     @property
     def is_nested(self) -> bool:
@@ -231,9 +218,21 @@ class Family:
     # What config.json says.
 
     def size_key(self, text: Mapping[str, Any], number: int) -> str:
-        """The key under which ``text`` has a size: of :attr:`sizes` the one that is there."""
+        """The key under which ``text`` has a size: of :attr:`sizes` the one that is there.
+
+        Raises:
+            BadInput: two of them are there and say different things.
+        """
         keys = self.sizes[number]
-        return next((key for key in keys if key in text), keys[0])
+        there = [key for key in keys if text.get(key) is not None]
+        if any(text[key] != text[there[0]] for key in there):
+            raise BadInput(
+                " and ".join(f"{key} {shown(text[key])}" for key in there),
+                where="config.json",
+                expected="one number, whatever it is called",
+                hint="the config.json that came with the weights",
+            )
+        return next(iter(there), next((key for key in keys if key in text), keys[0]))
 
     def is_tied(self, config: Mapping[str, Any]) -> bool:
         """Whether the head is the embedding.
@@ -261,14 +260,20 @@ class Family:
     @property
     def fp8_namings(self) -> tuple[ExpertNaming, ...]:
         """Those of its FP8 releases: every expert's matrices are tensors of their own."""
-        prefixes = {naming.part: naming.prefix for naming in self.namings}
+        first = {naming.part: naming for naming in reversed(self.namings)}
+        single = {n.part: n for n in self.namings if n.storage is Storage.PER_EXPERT}
         return tuple(
-            ExpertNaming(part, prefix, Storage.PER_EXPERT) for part, prefix in prefixes.items()
+            single.get(part, ExpertNaming(part, naming.prefix, Storage.PER_EXPERT))
+            for part, naming in reversed(first.items())
         )
 
     def is_of_experts(self, tensor: str) -> bool:
         """Whether a tensor of the checkpoint looks like one of routed experts, known or not."""
-        return f".{self.experts_module.rpartition('.')[2]}." in tensor
+        if any(naming.is_of(tensor) for naming in self.namings):
+            return True
+        if f".{self.experts_module.rpartition('.')[2]}." not in tensor:
+            return False
+        return not any(p.fullmatch(tensor) for rule in self.rules for p in rule.stored)
 
     def in_checkpoint(self, part: Part, name: str) -> str:
         """A device parameter's name as the checkpoint has it; itself where nothing is known.
@@ -277,10 +282,22 @@ class Family:
         ``_VllmRunner``).
         """
         name = name.removeprefix("vllm_model.")
-        for prefix, instead in self.device_names[part]:
+        for prefix, instead in self._names_on_device.get(part, ()):
             if name.startswith(prefix):
                 return instead + name.removeprefix(prefix)
         return name
+
+    @cached_property
+    def _names_on_device(self) -> dict[Part, tuple[tuple[str, str], ...]]:
+        """:attr:`device_names` with the numbers of the draft's layers."""
+        return {
+            part: tuple(
+                (before, instead.replace("{layer}", str(layer)))
+                for prefix, instead in pairs
+                for layer, before in zip(self.drafts or (0,), self._of_drafts(prefix), strict=False)
+            )
+            for part, pairs in self.device_names.items()
+        }
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
@@ -326,14 +343,14 @@ class Family:
 
     def part_of(self, tensor: str) -> Part:
         """The part of the stack that a tensor is of by its name, known or not."""
-        return Part.MTP if tensor.startswith(self.draft_prefix) else Part.DECODER
+        return Part.MTP if tensor.startswith(self._draft_prefixes) else Part.DECODER
 
     def _owners(self, tensor: str) -> tuple[Part, ...]:
         """The parts of the stack that hold a tensor; none where no block says so.
 
         What lies in a draft model or in a numbered module, a layer say, is of whose that is.
         """
-        if tensor.startswith(self.draft_prefix):
+        if tensor.startswith(self._draft_prefixes):
             return (Part.MTP,)
         for section in self.sections:
             before, numbered, _ = section.path.partition("{n}")
@@ -354,7 +371,7 @@ class Family:
         naming = next(naming for naming in self.namings if naming.part is Part.DECODER)
         before = re.escape(naming.prefix.split("{layer}")[0])
         found = re.match(before + r"(0|[1-9][0-9]*)\.", tensor)
-        return int(found[1]) if found else None
+        return int(found[1]) if found and int(found[1]) not in self.drafts else None
 
     # What upstream calls it.
 
@@ -390,7 +407,11 @@ class Family:
         return resized(known[shapes], layers, experts)
 
     def tensors(
-        self, shape: ModelShape, mtp: Storage | None, first: str = ""
+        self,
+        shape: ModelShape,
+        mtp: Storage | None,
+        first: str = "",
+        decoder: Storage | None = None,
     ) -> Iterator[TensorSpec]:
         """Every tensor of a checkpoint, in published order.
 
@@ -398,8 +419,9 @@ class Family:
             shape: its sizes.
             mtp: how the draft model's experts are stored; None for none.
             first: the name of a section that comes before all others.
+            decoder: how the decoder's experts are stored; None for as published.
         """
-        storages = {Part.MTP: mtp}
+        storages = {Part.MTP: mtp, Part.DECODER: decoder}
         for section in sorted(self.sections, key=lambda section: section.name != first):
             if section.parts == (Part.MTP,) and mtp is None:
                 continue
@@ -451,22 +473,9 @@ def _specs(
 
 def expert_specs(naming: ExpertNaming, layer: int, shape: ModelShape) -> Iterator[TensorSpec]:
     """The expert tensors of one layer."""
-    count, hidden, width = shape.experts, shape.hidden, shape.intermediate
-    if naming.storage is Storage.PER_EXPERT:
-        for expert in range(count):
-            for projection in Projection:
-                down = projection is Projection.DOWN
-                yield TensorSpec(
-                    naming.expert_name(layer, expert, projection),
-                    (hidden, width) if down else (width, hidden),
-                    fp8=True,
-                )
-        return
-    transposed = naming.storage is Storage.FUSED_TRANSPOSED
-    gate_up, down_proj = (2 * width, hidden), (hidden, width)
-    if transposed:
-        gate_up, down_proj = gate_up[::-1], down_proj[::-1]
-    for tensor, matrix in (("gate_up_proj", gate_up), ("down_proj", down_proj)):
+    sizes = Sizes(shape.experts, shape.hidden, shape.intermediate)
+    for tensor in naming.tensors(layer, sizes):
         yield TensorSpec(
-            naming.fused_name(layer, tensor), (count, *matrix), count, transposed, fp8=True
-        )
+            tensor.name, tensor.shape, None if tensor.expert is not None else shape.experts,
+            naming.storage.is_transposed, fp8=True,
+        )  # fmt: skip

@@ -43,7 +43,8 @@ class ModelCheckpoint(Checkpoint):
         self.fp8 = _is_fp8(self.place, self.config, self.text)
         if self.fp8:
             _require_scales(self.entries)
-        _require_sizes(self.config, self.text, self.family, self.entries, where)
+        layers = _require_sizes(self.config, self.text, self.family, self.entries, where)
+        self.family = self.family.bound(layers[Part.DECODER], layers.get(Part.MTP, 0))
 
     @property
     def tied(self) -> bool:
@@ -111,17 +112,21 @@ def _require_sizes(
     family: Family,
     entries: dict[str, TensorEntry],
     where: str,
-) -> None:
+) -> dict[Part, int]:
     """What the load builds a model by is no larger than the tensors that are there for it.
 
     Whether the numbers are right is for the reader of each; here they are only kept from making a
     model that no memory holds, in the load under test or in this process.
+
+    Returns:
+        The number of layers of each part.
     """
     vision = section(config, "vision_config", where) or {}
     modules = partial(
         size, where=where, least=0, default=0, most=len(entries), why="the tensors that are there"
     )
-    layers = {part: modules(text, key) for part, key in family.layer_counts.items()}[Part.DECODER]
+    counts = {part: modules(text, key) for part, key in family.layer_counts.items()}
+    layers = counts[Part.DECODER]
     modules(vision, "depth")
     most = min(MOST_EXPERTS, MOST_EXPERTS_OF_ALL_LAYERS // max(layers, 1))
     size(text, family.size_key(text, 0), where, least=0, default=0, most=most,
@@ -131,3 +136,4 @@ def _require_sizes(
              why=f"the rows of {family.embedding}")  # fmt: skip
     for each in (config, text):
         flag(each, TIE, where)
+    return counts

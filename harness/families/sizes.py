@@ -60,7 +60,9 @@ class ModelShape:
     """Sizes of one model: D ``hidden``, E ``experts``, F ``intermediate``.
 
     ``full_attention_interval`` n makes every n-th layer a full attention layer and the others
-    linear ones; it is unused where ``linear`` is None.
+    linear ones; it is unused where ``linear`` is None. The first ``dense_first`` layers have a
+    dense MLP of ``dense_intermediate`` features instead of experts, and so have all but every
+    ``sparse_step``-th layer.
     """
 
     hidden: int
@@ -76,6 +78,13 @@ class ModelShape:
     shared_intermediate: int = 0
     linear: LinearAttentionShape | None = None
     full_attention_interval: int = 4
+    dense_first: int = 0
+    sparse_step: int = 1
+    dense_intermediate: int = 0
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether decoder layer ``layer`` has experts rather than a dense MLP."""
+        return layer >= self.dense_first and (layer + 1) % self.sparse_step == 0
 
     @property
     def delta(self) -> LinearAttentionShape:

@@ -80,7 +80,7 @@ def write_checkpoint(
     shape = described.shape_named(shapes, layers, experts)
     maker = SliceValues(seed, values)
     first = VISION if order is Order.VISION_FIRST else ""
-    specs = list(described.tensors(shape, recipe.mtp, first))
+    specs = list(described.tensors(shape, recipe.mtp, first, recipe.decoder))
     specs = [spec for spec in specs if not (tied and spec.name == described.head)]
     specs = list(fp8_specs(specs)) if fp8 else specs
     groups = _split(specs, files)

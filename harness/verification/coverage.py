@@ -38,8 +38,8 @@ from harness.compare.selection import Chosen
 from harness.compare.words import device_words
 from harness.devices.tensors import is_of_experts
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
-from harness.families.experts import ReferencePart
-from harness.families.family import ExpertNaming, Family, Part, Projection, Storage
+from harness.families.experts import ReferencePart, layers_of
+from harness.families.family import Family, Part
 from harness.families.model import ModelCheckpoint
 from harness.load.ledger import Ledger
 
@@ -200,24 +200,11 @@ def expert_sources(part: ReferencePart, chosen: Chosen) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for layer in part.layers:
         experts = set(chosen.of(layer))
-        for name, expert in _expert_names(part.naming, layer, part.shape.experts):
+        for name, _, expert in part.tensors_of(layer):
             found[name] = bool(experts) if expert is None else expert in experts
             if part.checkpoint.fp8:
                 found[f"{name}{SCALE_SUFFIX}"] = found[name]
     return found
-
-
-def _expert_names(
-    naming: ExpertNaming, layer: int, experts: int
-) -> Iterator[tuple[str, int | None]]:
-    """A layer's expert tensors, each with its expert; None where it holds all of them."""
-    if naming.storage is not Storage.PER_EXPERT:
-        yield naming.fused_name(layer, "gate_up_proj"), None
-        yield naming.fused_name(layer, "down_proj"), None
-        return
-    for expert in range(experts):
-        for projection in Projection:
-            yield naming.expert_name(layer, expert, projection), expert
 
 
 def account_of_reference(scope: Scope, told: Collection[str]) -> tuple[Account, list[Unaccounted]]:
@@ -262,15 +249,14 @@ def _stored_otherwise(
 ) -> dict[str, bool]:
     """Expert tensors of a part that ``checkpoint`` stores in another way than the reference."""
     namings = [naming for naming in checkpoint.namings if naming.part is part.part]
-    used = [naming for naming in namings if naming.layers_in(checkpoint.entries)]
+    used = [naming for naming in namings if layers_of(checkpoint, naming)]
     if len(used) != 1 or used[0] == part.naming:
         return {}
     found: dict[str, bool] = {}
     for layer in part.layers:
-        own = (name for name, _ in _expert_names(part.naming, layer, part.shape.experts))
-        compared = any(scope.sources.get(name, False) for name in own)
-        for name, _ in _expert_names(used[0], layer, part.shape.experts):
-            found[name] = compared
+        compared = any(scope.sources.get(tensor.name, False) for tensor in part.tensors_of(layer))
+        for tensor in part.tensors_of(layer, used[0]):
+            found[tensor.name] = compared
     return found
 
 

@@ -1,0 +1,174 @@
+"""How the experts of a layer stand in a checkpoint's files: which tensors, and where in them.
+
+A naming says what a family calls the tensors of one part, and a storage how experts lie in them.
+From the two follow the tensors a layer has, with their shapes, and the place of each expert's
+matrix; the reader, the account of tensors and the synthetic writer all ask here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
+
+Index = tuple[int | slice, ...]
+
+
+class Projection(StrEnum):
+    """One of an expert's three matrices; ``gate`` is w1, ``up`` is w3, ``down`` is w2."""
+
+    GATE = "gate_proj"
+    UP = "up_proj"
+    DOWN = "down_proj"
+
+
+class Part(StrEnum):
+    """The part of the stack a layer belongs to: the target model or the draft model."""
+
+    DECODER = "decoder"
+    MTP = "mtp"
+
+
+class Storage(StrEnum):
+    """How a layer's experts stand in the file. E experts, D hidden, F intermediate.
+
+    - ``fused``: gate and up [E, 2F, D] (gate's rows first), down [E, D, F].
+    - ``fused-transposed``: gate and up [E, D, 2F] (gate's columns first), down [E, F, D].
+    - ``interleaved``: as fused-transposed, but gate's and up's columns alternate.
+    - ``stacked``: gate [E, F, D], up [E, F, D], down [E, D, F].
+    - ``per-expert``: for each expert gate [F, D], up [F, D], down [D, F].
+    """
+
+    FUSED = "fused"
+    FUSED_TRANSPOSED = "fused-transposed"
+    INTERLEAVED = "interleaved"
+    STACKED = "stacked"
+    PER_EXPERT = "per-expert"
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether gate and up are one tensor."""
+        return self in (Storage.FUSED, Storage.FUSED_TRANSPOSED, Storage.INTERLEAVED)
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether matrices lie [inputs, outputs] in the file."""
+        return self in (Storage.FUSED_TRANSPOSED, Storage.INTERLEAVED)
+
+
+#: What families call an expert's matrices: gate, up and down.
+GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
+W1_W3_W2 = ("w1", "w3", "w2")
+#: What they call the two tensors of fused ones.
+FUSED_NAMES = ("gate_up_proj", "down_proj")
+
+
+class Sizes(NamedTuple):
+    """E, D and F."""
+
+    experts: int
+    hidden: int
+    intermediate: int
+
+
+class ExpertTensor(NamedTuple):
+    """A tensor that holds experts: its name, its shape, and whose it is; None: all of them."""
+
+    name: str
+    shape: tuple[int, ...]
+    expert: int | None = None
+
+
+class Place(NamedTuple):
+    """Where an expert's matrix lies: an index into a tensor, and whether it is [inputs, outputs].
+
+    The index is empty where the tensor is the matrix.
+    """
+
+    tensor: str
+    at: Index
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class ExpertNaming:
+    """The expert tensors of one part, and how experts lie in them.
+
+    Attributes:
+        part: of the stack.
+        prefix: of their names, with ``{layer}``, as ``model.layers.{layer}.mlp.experts``.
+        storage: how experts lie.
+        names: what follows the prefix. For ``per-expert`` and ``stacked`` what gate, up and down
+            are called, ``GATE_UP_DOWN`` by default; per expert the expert's number comes before it
+            and ``.weight`` after. For the fused storages what gate and up together, and down, are
+            called, ``FUSED_NAMES`` by default. ``.weight`` is theirs to say.
+    """
+
+    part: Part
+    prefix: str
+    storage: Storage
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        wanted = 2 if self.storage.is_fused else 3
+        if not self.names:
+            names = FUSED_NAMES if self.storage.is_fused else GATE_UP_DOWN
+            object.__setattr__(self, "names", names)
+        if len(self.names) != wanted or self.prefix.count("{layer}") != 1:
+            raise ValueError(f"{self.storage} has {wanted} names and one {{layer}}: {self}")
+
+    def tensors(self, layer: int, sizes: Sizes) -> Iterator[ExpertTensor]:
+        """The tensors of a layer, in the order in which a checkpoint holds them."""
+        experts, hidden, width = sizes
+        before = self.prefix.format(layer=layer)
+        if self.storage is Storage.PER_EXPERT:
+            for expert in range(experts):
+                for name, matrix in zip(self.names, self._matrices(hidden, width), strict=True):
+                    yield ExpertTensor(f"{before}.{expert}.{name}.weight", matrix, expert)
+            return
+        for name, matrix in zip(self.names, self._matrices(hidden, width), strict=True):
+            stored = matrix[::-1] if self.storage.is_transposed else matrix
+            yield ExpertTensor(f"{before}.{name}", (experts, *stored))
+
+    def _matrices(self, hidden: int, width: int) -> tuple[tuple[int, int], ...]:
+        """The shapes, [outputs, inputs], of what :attr:`names` names."""
+        if self.storage.is_fused:
+            return ((2 * width, hidden), (hidden, width))
+        return ((width, hidden), (width, hidden), (hidden, width))
+
+    def place(self, layer: int, expert: int, projection: Projection, width: int) -> Place:
+        """Where one matrix lies; ``width`` is F."""
+        before, number = self.prefix.format(layer=layer), tuple(Projection).index(projection)
+        if self.storage is Storage.PER_EXPERT:
+            return Place(f"{before}.{expert}.{self.names[number]}.weight", (), False)
+        if self.storage is Storage.STACKED:
+            return Place(f"{before}.{self.names[number]}", (expert,), False)
+        transposed = self.storage.is_transposed
+        if projection is Projection.DOWN:
+            return Place(f"{before}.{self.names[1]}", (expert,), transposed)
+        if self.storage is Storage.INTERLEAVED:
+            half = slice(number, None, 2)
+        else:
+            half = slice(number * width, (number + 1) * width)
+        index: Index = (expert, slice(None), half) if transposed else (expert, half)
+        return Place(f"{before}.{self.names[0]}", index, transposed)
+
+    def layers_in(self, names: Iterable[str]) -> tuple[int, ...]:
+        """The layers, ascending, for which ``names`` holds any expert tensor of this naming."""
+        found = (self._pattern.fullmatch(name) for name in names)
+        return tuple(sorted({int(match["layer"]) for match in found if match}))
+
+    def is_of(self, tensor: str) -> bool:
+        """Whether a tensor has a name of this naming, in whatever layer and of whatever expert."""
+        return self._pattern.fullmatch(tensor) is not None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        before, after = map(re.escape, self.prefix.split("{layer}"))
+        names = "|".join(map(re.escape, self.names))
+        each = rf"[0-9]+\.(?:{names})\.weight"
+        tensor = each if self.storage is Storage.PER_EXPERT else f"(?:{names})"
+        return re.compile(rf"{before}(?P<layer>[0-9]+){after}\.{tensor}")
