@@ -22,7 +22,7 @@ from harness.audit import Format, audit, rendered
 from harness.audit.run import run_audit
 from harness.audit.run_table import run_exit_code, run_json, run_text
 from harness.base.bits import Nan
-from harness.base.errors import HarnessError, InternalError
+from harness.base.errors import BadInput, HarnessError, InternalError
 from harness.base.secrets import credentials_found
 from harness.base.writing import deliver, indented, keep, not_written, require_writable
 from harness.families.family import Part
@@ -71,9 +71,11 @@ class _Commands(click.Group):
 
 
 def _tell(error: HarnessError) -> None:
-    """Print the error's paragraph, and where its details lie, if it has some."""
+    """Print the error's paragraph, and its details; those of a failure are kept in a file."""
     click.echo(f"error: {error.paragraph}", err=True)
-    if error.details:
+    if isinstance(error, BadInput) and error.details:
+        click.echo(error.details, err=True)
+    elif error.details:
         kept = keep({"details.txt": error.details.encode() + b"\n"})
         click.echo(f"details: {kept}" if kept else error.details, err=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from harness.checkpoint.safetensors_file import TensorEntry
 from harness.checkpoint.stores.location import Place
 from harness.families.family import TIE, ExpertNaming, Family, Part
 from harness.families.registry import families, family_of_architecture
+from harness.families.unknown import account_of, language_model
 
 
 class ModelCheckpoint(Checkpoint):
@@ -36,7 +38,7 @@ class ModelCheckpoint(Checkpoint):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
         where = self.place.where("config.json")
-        self.family = _family(self.place, self.config)
+        self.family = _family(self.place, self.config, self.entries)
         below = section(self.config, self.family.text_key, where) if self.family.text_key else None
         #: What config.json says of the language model.
         self.text: dict[str, Any] = self.config if below is None else below
@@ -57,18 +59,21 @@ class ModelCheckpoint(Checkpoint):
         return self.family.fp8_namings if self.fp8 else self.family.namings
 
 
-def _family(place: Place, config: dict[str, Any]) -> Family:
+def _family(place: Place, config: dict[str, Any], entries: Mapping[str, TensorEntry]) -> Family:
     architectures = config.get("architectures") or []
     architectures = architectures if isinstance(architectures, list) else [architectures]
     for architecture in architectures:
         if isinstance(architecture, str) and (family := family_of_architecture(architecture)):
             return family
     named = ", ".join(a if isinstance(a, str) else shown(a) for a in architectures[:4])
+    account = account_of(entries, language_model(config)[1])
     raise BadInput(
-        f"unknown architecture {named[:200] or '(none)'}",
+        f"unknown architecture {named[:200] or '(none)'}: no family describes it; "
+        f"{account.summary}",
         where=place.where("config.json"),
         expected="architectures: one of " + ", ".join(f.architecture for f in families()),
-        hint="a checkpoint of a supported family, or describe it in harness/families/",
+        hint="describe it in a file, as docs/extending.md says, and give that with --family FILE\n"
+        + "\n".join(account.lines),
     )
 
 

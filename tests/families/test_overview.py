@@ -1,4 +1,4 @@
-"""What is known of all families at a glance, and the record of runs that part of it is read from."""
+"""What is known of all families at a glance, and the record of runs that part of it is from."""
 
 from __future__ import annotations
 
