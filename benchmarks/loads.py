@@ -15,15 +15,16 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from harness.base.progress import Meter
 from harness.compare.digest_comparison import Method
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
 from harness.load import engine, recording
 from harness.load.target import Target
-from harness.load.targets import tpu_inference
 from harness.report.report import Environment, Report, Status
-from harness.verification import job
+from harness.verification import job, part
 from harness.verification.job import VerifyRequest
+from harness.verification.part import PartVerification
 
 
 class Figures(msgspec.Struct):
@@ -50,19 +51,19 @@ def _given(argument: bytes) -> tuple[str, Target, tuple[Part, ...]]:
     return msgspec.json.decode(argument, type=tuple[str, Target, tuple[Part, ...]])
 
 
-def bare(argument: bytes) -> bytes:
+def bare(argument: bytes, _: Meter) -> bytes:
     """Load by upstream's loader as it is."""
-    vars(tpu_inference)["recording"] = lambda base, family, ledgers: base
+    vars(engine)["recording"] = lambda *_: lambda base: base
     return _loaded(argument)
 
 
-def ledger(argument: bytes) -> bytes:
+def ledger(argument: bytes, _: Meter) -> bytes:
     """Load with the ledger, without the poison."""
     recording._poison = lambda parameter: None
     return _loaded(argument)
 
 
-def recorded(argument: bytes) -> bytes:
+def recorded(argument: bytes, _: Meter) -> bytes:
     """Load with ledger and poison."""
     return _loaded(argument)
 
@@ -74,12 +75,12 @@ def _loaded(argument: bytes) -> bytes:
     return msgspec.json.encode(Figures(loaded.load_seconds, peak=seen[0]))
 
 
-def verified(argument: bytes) -> bytes:
+def verified(argument: bytes, _: Meter) -> bytes:
     """Load with ledger and poison, and compare, as :func:`harness.verification.job.run` does."""
     return _verified(argument, Method.AUTO)
 
 
-def digested(argument: bytes) -> bytes:
+def digested(argument: bytes, _: Meter) -> bytes:
     """The same, but experts are compared by digests that XLA makes on the device."""
     return _verified(argument, Method.DIGESTS)
 
@@ -95,14 +96,14 @@ def _verified(argument: bytes, method: Method) -> bytes:
         environment=environment,
     )  # fmt: skip
     at_end: list[int] = []
-    expert_copies = vars(job)["expert_copies"]
+    expert_copies = vars(part)["expert_copies"]
 
     def noting(*given: Any) -> Any:
         at_end.append(private())
         return expert_copies(*given)
 
-    vars(job)["expert_copies"] = noting  # what is compared first
-    others = _timed("add_parameters")
+    vars(part)["expert_copies"] = noting  # what is compared first
+    others = _others_timed()
     with peak() as seen, peak(since=at_end) as comparing:
         report = job.run(request, report)
     assert report.status is Status.EQUAL, report.differences[:3]
@@ -123,18 +124,18 @@ def _verified(argument: bytes, method: Method) -> bytes:
     )
 
 
-def _timed(name: str) -> list[float]:
-    """The seconds that each call of a function of the job will take."""
-    function, seconds = vars(job)[name], []
+def _others_timed() -> list[float]:
+    """The seconds that each part's parameters besides experts will take to compare."""
+    compare, seconds = PartVerification.of_parameters, list[float]()
 
-    def timed(*given: Any) -> Any:
+    def timed(self: PartVerification) -> Any:
         started = time.perf_counter()
         try:
-            return function(*given)
+            return compare(self)
         finally:
             seconds.append(time.perf_counter() - started)
 
-    vars(job)[name] = timed
+    PartVerification.of_parameters = timed  # type: ignore[method-assign]
     return seconds
 
 
@@ -151,11 +152,11 @@ def memcpy_rate(cores: int = 1, repeats: int = 5) -> float:
     return median(found)
 
 
-def streamed(argument: bytes) -> bytes:
+def streamed(argument: bytes, _: Meter) -> bytes:
     """Iterate over all tensors with the streamer's own iterator."""
     from runai_model_streamer import SafetensorsStreamer
 
-    path, _, _ = _given(argument)
+    path = _given(argument)[0]
     started = time.perf_counter()
     with SafetensorsStreamer() as streamer:
         streamer.stream_files([str(p) for p in sorted(Path(path).glob("*.safetensors"))])

@@ -19,9 +19,10 @@ from typing import Any
 
 import msgspec
 
+from harness.base.progress import Meter
 from harness.families.family import Part
 from harness.load import engine
-from harness.load.loaded import Adapt
+from harness.load.loader_layers import LoaderLayer
 from harness.load.target import Target
 
 _IDS = ("shard_id", "expert_id")
@@ -153,7 +154,7 @@ class CallRecorder:
         return done
 
 
-def record_job(argument: bytes) -> bytes:
+def record_job(argument: bytes, _: Meter) -> bytes:
     """The job of a loading process: a source and a target in, the recording out."""
     source, target = msgspec.json.decode(argument, type=tuple[ModelSource, Target])
     recorder = CallRecorder()
@@ -161,7 +162,9 @@ def record_job(argument: bytes) -> bytes:
     directory = Path(tempfile.mkdtemp())
     (directory / "config.json").write_text(json.dumps(source.config))
     try:
-        engine.load(str(directory), None, target, [source.part], adapt=feeding(recorder, source))
+        engine.load(
+            str(directory), None, target, [source.part], planted=[feeding(recorder, source)]
+        )
     except Consumed:
         pass
     except Exception as error:  # whatever the model raises is the row's result
@@ -170,10 +173,10 @@ def record_job(argument: bytes) -> bytes:
     return msgspec.json.encode(recorder.finished())
 
 
-def feeding(recorder: CallRecorder, source: ModelSource) -> Adapt:
+def feeding(recorder: CallRecorder, source: ModelSource) -> LoaderLayer:
     """Makes of the loader under test one that feeds the model and records."""
 
-    def adapt(base: type[Any]) -> type[Any]:
+    def layer(base: type[Any]) -> type[Any]:
         import torch
         from vllm.model_executor.model_loader.utils import initialize_model
         from vllm.utils.torch_utils import set_default_torch_dtype
@@ -194,7 +197,7 @@ def feeding(recorder: CallRecorder, source: ModelSource) -> Adapt:
 
         return FeedingLoader
 
-    return adapt
+    return layer
 
 
 def _inside_package(file: str) -> str:

@@ -71,26 +71,6 @@ class Meter:
         _MEMORY.pack_into(self._memory, 0, self._phase, self._done, self._total)
 
 
-#: This process's meter; a load gets one that the loading process looks at.
-_meter = Meter()
-
-
-def count_in(meter: Meter) -> None:
-    """Count in ``meter`` what this process does."""
-    global _meter
-    _meter = meter
-
-
-def begin(phase: str, total: int) -> None:
-    """Start a phase in this process."""
-    _meter.begin(phase, total)
-
-
-def advance(nbytes: int) -> None:
-    """Count bytes in this process."""
-    _meter.advance(nbytes)
-
-
 def is_shown(file: TextIO | None) -> bool:
     """Whether progress is of use there: a terminal that can move its cursor."""
     console = Console(file=file)

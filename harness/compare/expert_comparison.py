@@ -12,8 +12,8 @@ from itertools import chain
 
 import numpy as np
 
-from harness.base import progress
 from harness.base.bits import ITEMSIZE, Bits, Nan, bits_dtype, canonical_nans
+from harness.base.progress import Meter
 from harness.compare.checks import Check, Digests, Gap, Verdict
 from harness.compare.difference import (
     ArrayExtra,
@@ -67,6 +67,7 @@ class PartComparison:
         nan: how NaNs count; ``canonical`` is defined for bf16 only.
         chosen: the experts to compare, all by default; arrays as a whole are looked at anyway.
         method: how their bits are compared.
+        meter: counts the bytes of experts that were compared.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class PartComparison:
         nan: Nan = Nan.PAYLOAD,
         chosen: Chosen | None = None,
         method: Method = Method.AUTO,
+        meter: Meter | None = None,
     ) -> None:
         self._method = method
+        self._meter = meter or Meter()
         self.reference = reference
         self.device = device
         self.layout: Layout = expert_layout(backend, reference.shape, len(device.mesh))
@@ -248,7 +251,7 @@ class PartComparison:
                 yield self._gap(layer, tensors[what.padding.parameter], *what)
             return
         self.tally.bytes_compared += nbytes
-        progress.advance(nbytes)
+        self._meter.advance(nbytes)
         if not equal:
             yield self._unequal(what, tensors[PARAMETER_OF[what.projection]])
 

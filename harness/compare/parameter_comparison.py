@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain
-from typing import TypedDict
+from itertools import chain, groupby
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -55,6 +55,13 @@ class _Array(TypedDict):
     parameter: str
 
 
+class _Step(NamedTuple):
+    """A parameter, and what a piece of it showed; None before its first."""
+
+    tensor: DeviceTensor
+    judged: Judged | None
+
+
 class ParameterComparison:
     """The comparison of one part's parameters besides experts: yields differences, keeps a tally.
 
@@ -94,7 +101,7 @@ class ParameterComparison:
         self._chosen = chosen
 
     @property
-    def placed(self) -> Mapping[str, ParameterView | str]:
+    def placed(self) -> Mapping[str, ParameterView]:
         """See :attr:`harness.compare.parameter_view.ParameterViews.placed`."""
         return self.placements.placed
 
@@ -106,7 +113,7 @@ class ParameterComparison:
         """
         found: dict[str, bool] = {}
         for name, placed in self.placed.items():
-            for source in placed.sources if isinstance(placed, ParameterView) else ():
+            for source in placed.sources:
                 chosen = self._chosen(self._family.layer_of(name))
                 found[source] = chosen
                 if self.checkpoint.entries[source].dtype == "F8_E4M3":
@@ -115,31 +122,36 @@ class ParameterComparison:
 
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: parameter by parameter, then what no parameter holds."""
-        judged = self._judged()
-        for tensor in self._tensors:
-            yield from self._parameter(tensor, judged)
+        for _, steps in groupby(self._steps(), key=lambda step: id(step.tensor)):
+            yield from self._parameter(steps)
         yield from self._uncovered()
 
-    def _judged(self) -> Iterator[Judged]:
+    def _steps(self) -> Iterator[_Step]:
         """What the pieces show, in order; one at a time where each is a tensor read back whole."""
         shards = chain.from_iterable(tensor.shards for tensor in self._tensors)
         if all(shard.in_host_memory for shard in shards):
-            return on_all_cores(self._judge, self._pieces())
-        return map(self._judge, self._pieces())
+            return on_all_cores(self._step, self._pieces())
+        return map(self._step, self._pieces())
 
-    def _pieces(self) -> Iterator[Piece]:
-        """The pieces of all parameters whose bits can be compared, in order."""
-        for placed in map(self.placements.of, self._tensors):
-            if isinstance(placed, ParameterView) and self._is_comparable(placed):
-                yield from pieces_of(placed, self.checkpoint)
+    def _pieces(self) -> Iterator[tuple[DeviceTensor, Piece | None]]:
+        """Every parameter, none of its pieces yet; then them, where its bits can be compared."""
+        for tensor in self._tensors:
+            yield tensor, None
+            placed = self.placed.get(tensor.name)
+            if placed is not None and self._is_comparable(placed):
+                for piece in pieces_of(placed, self.checkpoint):
+                    yield tensor, piece
 
     def _is_comparable(self, placed: ParameterView) -> bool:
         tensor, layout = placed.tensor, placed.layout
         alike = (tensor.shape, tensor.dtype) == (layout.shape, layout.dtype)
         return alike and self._chosen(self._family.layer_of(tensor.name)) and not is_fp8(placed)
 
-    def _judge(self, piece: Piece) -> Judged:
-        return judge_piece(piece, self.checkpoint, self.expected)
+    def _step(self, given: tuple[DeviceTensor, Piece | None]) -> _Step:
+        tensor, piece = given
+        if piece is None:
+            return _Step(tensor, None)
+        return _Step(tensor, judge_piece(piece, self.checkpoint, self.expected))
 
     def expected(self, bits: Bits, dtype: str, layout: ParameterLayout) -> Bits:
         """What becomes of reference bits, of this dtype, on the way to the device.
@@ -151,19 +163,24 @@ class ParameterComparison:
             return canonical_nans(bits)
         return bits
 
-    def _parameter(self, tensor: DeviceTensor, judged: Iterator[Judged]) -> Iterator[Difference]:
-        placed = self.placements.of(tensor)
-        if placed is None:
+    def _parameter(self, steps: Iterator[_Step]) -> Iterator[Difference]:
+        tensor = next(steps).tensor
+        unfitting = self.placements.unfitting.get(tensor.name)
+        if unfitting is None and tensor.name not in self.placed:
             if tensor.name not in self.placements.scales:
                 yield from self._derived(tensor)
             return
         self.tally.parameters += 1
         if not self._chosen(self._family.layer_of(tensor.name)):
             self.tally.left_out += 1
-            return
-        if isinstance(placed, str):
-            yield self._unaccounted(tensor, placed)
-            return
+        elif unfitting is not None:
+            yield self._unaccounted(tensor, unfitting)
+        else:
+            judged = (step.judged for step in steps if step.judged)
+            yield from self._fitting(self.placed[tensor.name], judged)
+
+    def _fitting(self, placed: ParameterView, judged: Iterable[Judged]) -> Iterator[Difference]:
+        """Compare a parameter with what its rule makes of its tensors."""
         found = list(self._metadata(placed))
         yield from found
         if not any(isinstance(d, ShapeDiffers | DtypeDiffers) for d in found):
@@ -239,13 +256,11 @@ class ParameterComparison:
         for fact in misplaced(tensor, shares):
             yield ShardMisplaced(**self._array(tensor), **fact)
 
-    def _values(self, placed: ParameterView, judged: Iterator[Judged]) -> Iterator[Difference]:
-        """Sum up what the parameter's pieces showed; they come next."""
+    def _values(self, placed: ParameterView, judged: Iterable[Judged]) -> Iterator[Difference]:
+        """Sum up what the parameter's pieces showed."""
         faults: dict[tuple[str, int], Fault] = {}
         totals: Counter[tuple[str, int]] = Counter()
-        for _ in pieces_of(placed, self.checkpoint):
-            piece, of_copies, unequal = next(judged)
-            assert piece.placed is placed
+        for piece, of_copies, unequal in judged:
             for copy, count in of_copies.items():
                 totals[piece.source, copy] += count
             for run in unequal:

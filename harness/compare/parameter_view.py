@@ -139,9 +139,13 @@ def at_outputs(layout: ParameterLayout, outputs: slice, others: slice) -> _Where
     return tuple(where)
 
 
-def is_fp8(placed: ParameterView | str) -> bool:
+def is_fp8(placed: ParameterView) -> bool:
     """Whether a parameter is quantised, so that its values are compared and not its bits."""
-    return isinstance(placed, ParameterView) and placed.layout.dtype == "F8_E4M3"
+    return placed.layout.dtype == "F8_E4M3"
+
+
+class _DoesNotFit(Exception):
+    """A parameter has a rule, and this is why it does not fit."""
 
 
 class ParameterViews:
@@ -166,7 +170,6 @@ class ParameterViews:
         self._tensors = tuple(tensors)
         self._mesh = mesh
         self._packing = packing
-        self._found: dict[str, ParameterView | str | None] = {}
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -186,18 +189,27 @@ class ParameterViews:
         """Whether the head is the embedding."""
         return self._checkpoint.tied
 
-    @cached_property
-    def placed(self) -> Mapping[str, ParameterView | str]:
-        """By device name, each parameter that has a rule; the reason where that does not fit."""
-        found = {tensor.name: self.of(tensor) for tensor in self._tensors}
-        return {name: placed for name, placed in found.items() if placed is not None}
+    @property
+    def placed(self) -> Mapping[str, ParameterView]:
+        """By device name, each parameter that has a rule which fits."""
+        return self._matched[0]
 
-    def of(self, tensor: DeviceTensor) -> ParameterView | str | None:
-        """One parameter beside its rule; the reason where that does not fit, None without one."""
-        if tensor.name not in self._found:
-            found = self._row(tensor)
-            self._found[tensor.name] = None if found is None else self._place(tensor, *found)
-        return self._found[tensor.name]
+    @property
+    def unfitting(self) -> Mapping[str, str]:
+        """By device name, why the rule of a parameter does not fit."""
+        return self._matched[1]
+
+    @cached_property
+    def _matched(self) -> tuple[dict[str, ParameterView], dict[str, str]]:
+        placed: dict[str, ParameterView] = {}
+        unfitting: dict[str, str] = {}
+        for tensor in self._tensors:
+            if found := self._row(tensor):
+                try:
+                    placed[tensor.name] = self._view(tensor, *found)
+                except _DoesNotFit as reason:
+                    unfitting[tensor.name] = str(reason)
+        return placed, unfitting
 
     @cached_property
     def scales(self) -> Mapping[str, DeviceTensor]:
@@ -215,10 +227,10 @@ class ParameterViews:
             return found[0], (family.embedding,)
         return found
 
-    def _place(self, tensor: DeviceTensor, row: Row, names: tuple[str, ...]) -> ParameterView | str:
+    def _view(self, tensor: DeviceTensor, row: Row, names: tuple[str, ...]) -> ParameterView:
         entries = self._checkpoint.entries
         if absent := [name for name in names if name not in entries]:
-            return f"no tensor {', '.join(absent)} in the checkpoint"
+            raise _DoesNotFit(f"no tensor {', '.join(absent)} in the checkpoint")
         sources = [Source(n, tuple(entries[n].shape), entries[n].dtype) for n in names]
         try:
             dtype = parameter_dtype(
@@ -226,5 +238,5 @@ class ParameterViews:
             )
             layout = parameter_layout(row, sources, self._mesh, self.sizes, self._packing, dtype)
         except UnknownParameterLayout as error:
-            return f"no layout: {error}"
+            raise _DoesNotFit(f"no layout: {error}") from error
         return ParameterView(tensor, row, layout, names)

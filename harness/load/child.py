@@ -36,7 +36,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from harness.base import progress
 from harness.base.errors import HarnessError, InternalError, SentError, no_room
 from harness.base.progress import EVERY_SECONDS, Figures, Meter
 from harness.load import engine
@@ -44,9 +43,10 @@ from harness.load.connection import tail
 from harness.load.guard import die_with_parent
 from harness.load.twin import Meeting, become, take_over
 
-#: What a loading process can be asked to do: a name, and the function of bytes to bytes that does
-#: it, as ``module:function``. A process gets the table as it is when it starts, and nothing that
-#: is sent to it afterwards can name a module. Tests and benchmarks add rows of their own.
+#: What a loading process can be asked to do: a name, and the function that does it, as
+#: ``module:function``. It takes the job's argument, bytes, and the meter to count in, and returns
+#: bytes. A process gets the table as it is when it starts, and nothing that is sent to it
+#: afterwards can name a module. Tests and benchmarks add rows of their own.
 #:
 #: A module may have a function ``prepare``: a process that imports it before the first load calls
 #: that once, for all loads it forks.
@@ -347,8 +347,7 @@ def _run(request: Request, jobs: Mapping[str, str], directory: Path, load: _Load
     os.environ["VLLM_ASSETS_CACHE"] = str(directory / "assets")
     faulthandler.enable(load.log)
     faulthandler.register(DUMP_STACKS, load.log, all_threads=True)
-    progress.count_in(load.meter)
-    outcome = _done(request, jobs)
+    outcome = _done(request, jobs, load.meter)
     with os.fdopen(load.outcome, "wb") as file:
         file.write(msgspec.json.encode(outcome))
     for stream in (sys.stdout, sys.stderr):
@@ -357,12 +356,12 @@ def _run(request: Request, jobs: Mapping[str, str], directory: Path, load: _Load
     return 0 if isinstance(outcome, Returned) else 1
 
 
-def _done(request: Request, jobs: Mapping[str, str]) -> Returned | SentError | Raised:
+def _done(request: Request, jobs: Mapping[str, str], meter: Meter) -> Returned | SentError | Raised:
     try:
         with InternalError.instead(KeyError, ImportError, AttributeError):
             module, function = jobs[request.job].split(":")
             job = getattr(importlib.import_module(module), function)
-        return Returned(job(request.argument))
+        return Returned(job(request.argument, meter))
     except HarnessError as error:  # meant for the user: it goes on as it is
         return SentError.of(error)
     except BaseException:  # reported to the parent, whatever it is

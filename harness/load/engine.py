@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from harness.base.errors import TargetUnavailable
+from harness.base.progress import Meter
 from harness.families.family import Family, Part
 from harness.families.registry import families
-from harness.load.hook import Hook
-from harness.load.loaded import Adapt, Ledgers, Loaded
+from harness.load.loaded import Ledgers, Loaded
+from harness.load.loader_layers import LoaderLayer, cutting
+from harness.load.recording import recording
 from harness.load.target import Target
 from harness.load.targets.registry import driver_named, driver_of, targets
 
@@ -48,10 +50,10 @@ def load(
     target: Target,
     parts: Collection[Part],
     *,
-    hook: Hook = Hook.UPSTREAM,
     num_layers: int | None = None,
     ledgers: Ledgers | None = None,
-    adapt: Adapt = lambda loader: loader,
+    meter: Meter | None = None,
+    planted: Sequence[LoaderLayer] = (),
 ) -> Loaded:
     """Stream ``checkpoint`` onto ``target`` and return what arrived.
 
@@ -60,23 +62,21 @@ def load(
         family: the checkpoint's; None where nobody described it, so that nothing can be cut.
         target: where to; this process must have been started with its environment.
         parts: what to load: the target model, the draft model, or both.
-        hook: the loader hook the load goes through.
         num_layers: build the decoder with its first layers only; all of it is streamed anyway.
         ledgers: receives each part's loader calls, also those before an error.
-        adapt: changes the loader class under test, for tests that plant faults in it.
+        meter: counts the bytes that are streamed.
+        planted: layers around the loader under test, below the one that records: faults.
 
     Raises:
         TargetUnavailable: this process has other devices than the target's.
         Exception: whatever the stack under test raises, unchanged.
     """
     ledgers = {} if ledgers is None else ledgers
+    cut = [cutting(family, num_layers)] if family and num_layers is not None else []
     return driver_of(target).load(
         checkpoint,
-        family,
         target,
         parts,
-        hook=hook,
-        num_layers=num_layers,
-        ledgers=ledgers,
-        adapt=adapt,
+        overrides=family.config_overrides(num_layers) if family else {},
+        layers=[*cut, *planted, recording(family, ledgers, meter or Meter())],
     )

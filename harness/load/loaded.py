@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from harness.devices.mesh import Mesh
 from harness.devices.tensors import DeviceTensor
@@ -12,9 +11,6 @@ from harness.families.family import Part
 from harness.load.ledger import Ledger
 
 Ledgers = dict[Part, Ledger]
-
-#: Changes the loader class under test; tests plant faults with it.
-Adapt = Callable[[type[Any]], type[Any]]
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import update_wrapper
 from typing import Any
 
-from harness.base import progress
 from harness.base.errors import InternalError
+from harness.base.progress import Meter
 from harness.families.family import Family, Part
 from harness.load.ledger import POISON, Ledger, LoaderCall
+from harness.load.loader_layers import LoaderLayer
 
 #: :data:`harness.load.ledger.POISON` as the signed integers torch fills with.
 _AS_INTEGER = {1: POISON[1], 2: POISON[2] - (1 << 16), 4: POISON[4] - (1 << 32)}
@@ -34,36 +35,39 @@ _AS_INTEGER = {1: POISON[1], 2: POISON[2] - (1 << 16), 4: POISON[4] - (1 << 32)}
 _NOT_IDS = ("param", "loaded_weight")
 
 
-def recording(base: type[Any], family: Family | None, ledgers: dict[Part, Ledger]) -> type[Any]:
-    """A loader like ``base`` that records the load of each part of the stack.
+def recording(family: Family | None, ledgers: dict[Part, Ledger], meter: Meter) -> LoaderLayer:
+    """A layer that records the load of each part of the stack.
 
     Args:
-        base: a subclass of vLLM's ``RunaiModelStreamerLoader``.
         family: tells which part of the stack a model is; None for a decoder alone.
         ledgers: receives a ledger for each part that is loaded.
+        meter: counts the bytes that are streamed.
     """
 
-    class RecordingLoader(base):  # type: ignore[misc]
-        def load_weights(self, model: Any, model_config: Any) -> None:
-            part = family.part_of_class(type(model).__name__) if family else Part.DECODER
-            recorder = Recorder(model, ledgers.setdefault(part, Ledger()))
-            self._recorder = recorder
-            recorder.attach()
-            try:
-                super().load_weights(model, model_config)
-            except Exception:
-                recorder.note_processed()
-                raise
-            recorder.finish()
+    def layer(base: type[Any]) -> type[Any]:
+        class RecordingLoader(base):  # type: ignore[misc]
+            def load_weights(self, model: Any, model_config: Any) -> None:
+                part = family.part_of_class(type(model).__name__) if family else Part.DECODER
+                recorder = Recorder(model, ledgers.setdefault(part, Ledger()), meter)
+                self._recorder = recorder
+                recorder.attach()
+                try:
+                    super().load_weights(model, model_config)
+                except Exception:
+                    recorder.note_processed()
+                    raise
+                recorder.finish()
 
-        def _get_weights_iterator(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
-            for name, tensor in self._recorder.timed(
-                super()._get_weights_iterator(*args, **kwargs)
-            ):
-                self._recorder.streaming(name)
-                yield name, tensor
+            def _get_weights_iterator(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+                for name, tensor in self._recorder.timed(
+                    super()._get_weights_iterator(*args, **kwargs)
+                ):
+                    self._recorder.streaming(name)
+                    yield name, tensor
 
-    return RecordingLoader
+        return RecordingLoader
+
+    return layer
 
 
 class Recorder:
@@ -72,11 +76,13 @@ class Recorder:
     Args:
         model: a ``torch.nn.Module`` before its ``load_weights``.
         ledger: where to.
+        meter: counts the bytes that are streamed.
     """
 
-    def __init__(self, model: Any, ledger: Ledger) -> None:
+    def __init__(self, model: Any, ledger: Ledger, meter: Meter) -> None:
         self._model = model
         self._ledger = ledger
+        self._meter = meter
         self._source = ""
         self._clean: set[int] = set()  # ids of parameters that hold no poison yet
         self._places: dict[str, tuple[Any, str, weakref.ref[Any]]] = {}
@@ -122,7 +128,7 @@ class Recorder:
         for name, tensor in stream:
             self._ledger.stream_seconds += time.perf_counter() - started
             self._ledger.stream_bytes += tensor.nbytes
-            progress.advance(tensor.nbytes)
+            self._meter.advance(tensor.nbytes)
             yield name, tensor
             started = time.perf_counter()
 

@@ -91,7 +91,6 @@ def map_of(
     compared: Callable[[int], Collection[int]] = lambda layer: (),
     differences: Sequence[Difference] = (),
     diagnoses: Sequence[Diagnosis] = (),
-    offset: int = 0,
 ) -> PartMap:
     """The map of one part; nothing compared unless ``compared`` says so.
 
@@ -101,12 +100,11 @@ def map_of(
         experts: of each layer.
         compared: the experts of a layer that were to be compared.
         differences: the part's own, in order.
-        diagnoses: the part's own, with their members.
-        offset: the number the first of ``differences`` has in the report.
+        diagnoses: theirs, which number them from 0.
     """
     cells = {(layer, p): _before(compared(layer), experts) for p in Projection for layer in layers}
     lost = {n for d in diagnoses if d.cause in NEVER_WRITTEN for n in numbers_of(d.members)}
-    for number, difference in enumerate(differences, start=offset):
+    for number, difference in enumerate(differences):
         state = State.MISSING if number in lost else _state(difference)
         for projection in _projections(difference):
             row = cells.get((difference.layer or 0, projection), [])

@@ -308,14 +308,9 @@ def named(differences: Iterable[Difference]) -> set[str]:
     return {each.name for each in differences if isinstance(each, Unaccounted | TensorUnread)}
 
 
-def diagnosed(differences: Iterable[Unaccounted], offset: int) -> list[Diagnosis]:
-    """The diagnoses of what :func:`account_of_reference` and its like found.
-
-    Args:
-        differences: theirs.
-        offset: the place of the first of them in the report.
-    """
-    return diagnoses_of(((each, _finding(each)) for each in differences), offset)
+def diagnosed(differences: Iterable[Unaccounted]) -> list[Diagnosis]:
+    """The diagnoses of what :func:`account_of_reference` and its like found."""
+    return diagnoses_of((each, _finding(each)) for each in differences)
 
 
 def _finding(difference: Unaccounted) -> Finding:

@@ -27,7 +27,6 @@ from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
 from harness.families.registry import bring
-from harness.load.hook import Hook
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
 from harness.load.stack import require_stack, stack_name
@@ -52,7 +51,6 @@ def verify(
     nan: Nan = Nan.PAYLOAD,
     method: Method = Method.AUTO,
     parts: Collection[Part] = tuple(Part),
-    hook: Hook = Hook.UPSTREAM,
     stream_options: Mapping[str, str] | None = None,
     selection: Selection = _EVERYTHING,
     num_layers: int | None = None,
@@ -71,7 +69,6 @@ def verify(
         nan: how NaNs in the reference count.
         method: how bits of experts are compared.
         parts: load and compare these parts only, of those the checkpoint has.
-        hook: the loader hook the load goes through.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
         selection: the experts to compare; the load is whole all the same.
         num_layers: load the decoder with its first layers only, by an override of its
@@ -107,7 +104,7 @@ def verify(
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
-        parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method, hook=hook,
+        parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
         families=brought,
     )  # fmt: skip

@@ -12,8 +12,7 @@ import time
 
 import pytest
 
-from harness.base import progress
-from harness.base.progress import Figures, Meter, count_in, is_shown, shown
+from harness.base.progress import Figures, Meter, is_shown, shown
 from harness.load.process import LoadProcess
 from harness.load.target import Target
 
@@ -51,19 +50,6 @@ def test_another_process_sees_them() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     assert Meter(memory).figures == Figures("compare", 0, 8)
-
-
-def test_this_process_counts_where_it_is_told() -> None:
-    meter = Meter()
-    count_in(meter)
-    try:
-        progress.begin("compare", 8)
-        progress.advance(3)
-        assert meter.figures == Figures("compare", 3, 8)
-    finally:
-        count_in(Meter())
-    progress.begin("stream", 9)
-    assert meter.figures == Figures("compare", 3, 8)
 
 
 @pytest.mark.parametrize("watched", [True, False])

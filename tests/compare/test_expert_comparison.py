@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from harness.base.bits import Bits, Nan, canonical_nans
+from harness.base.progress import Meter
 from harness.compare.difference import Difference, Kind
 from harness.compare.expert_comparison import PartComparison
 from harness.compare.words import device_words, reference_words, source_words
@@ -41,8 +42,10 @@ def slices(differences: list[Difference]) -> set[tuple[int | None, int | None, s
 
 
 def test_a_faithful_device_is_equal(decoder: ReferencePart, device: PackedDevice) -> None:
-    comparison = PartComparison(decoder, device.part())
+    meter = Meter()
+    comparison = PartComparison(decoder, device.part(), meter=meter)
     assert list(comparison.differences()) == []
+    assert meter.figures.done == comparison.tally.bytes_compared
     assert comparison.tally.experts_compared == comparison.tally.experts == 16
     assert comparison.tally.bytes_compared == 2 * 8 * 3 * 48 * 128 * 2
     assert comparison.tally.padding_bytes == 2 * 8 * 128 * (1024 - 96) * 2

@@ -74,9 +74,7 @@ def test_a_bit_in_any_row_is_found_where_it_is(vl: Case, name: str) -> None:
 
 
 def placed_of(vl: Case, name: str) -> ParameterView:
-    placed = vl.compared()[2].placed[name]
-    assert isinstance(placed, ParameterView)
-    return placed
+    return vl.compared()[2].placed[name]
 
 
 @pytest.mark.usefixtures("small_pieces")

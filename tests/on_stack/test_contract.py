@@ -5,19 +5,20 @@ Stack 0.21 has the bug as released. On the others a copy of vLLM with the fix ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.explain.causes import Cause
-from harness.load.hook import Hook
 from harness.load.process import LoadProcesses
 from harness.load.stack import installed_versions, stack_name
 from harness.load.target import Target
 from harness.report.message import failure_text
-from harness.report.report import Report, Status
+from harness.report.report import Status
+from harness.verification import outcomes
 from harness.verification.verify import verify
+from tests.support.hooks import Hook, job_of
 from tests.support.reverting import call_sites, installed_vllm, revert_fix
 
 STACK = stack_name(installed_versions())
@@ -39,15 +40,20 @@ def broken(
         yield processes
 
 
-def load(at: Path, processes: LoadProcesses, target: Target, hook: Hook) -> Report:
-    return verify(at, target, hook=hook, processes=processes)
+Through = Callable[[Hook], None]
+
+
+@pytest.fixture
+def through(monkeypatch: pytest.MonkeyPatch) -> Through:
+    """Has loads go through a hook of ours, in the stead of tpu-inference's."""
+    return lambda hook: monkeypatch.setattr(outcomes, "JOB", job_of(hook))
 
 
 @pytest.mark.parametrize("recipe", FUSED)
 def test_upstreams_hook_crashes(
     broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path], recipe: str
 ) -> None:
-    report = load(tiny_checkpoints[recipe], broken, target, Hook.UPSTREAM)
+    report = verify(tiny_checkpoints[recipe], target, processes=broken)
     assert report.status is Status.LOAD_FAILED
     assert report.failure is not None
     assert report.failure.message == "Expecting expert_id argument"
@@ -63,10 +69,11 @@ def test_upstreams_hook_crashes(
 
 
 def test_the_lenient_hook_loses_every_fused_expert_silently(
-    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path]
+    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path], through: Through
 ) -> None:
     """Nothing raises; the tensors tell which experts are lost, and the ledger tells how."""
-    report = load(tiny_checkpoints["qwen3-vl-moe"], broken, target, Hook.LENIENT)
+    through(Hook.LENIENT)
+    report = verify(tiny_checkpoints["qwen3-vl-moe"], target, processes=broken)
     assert (report.status, report.failure) == (Status.DIFFERENT, None)
     assert len(report.differences) == 2 * 8 * 3
     assert [(d.cause, d.summary) for d in report.diagnoses] == [
@@ -80,18 +87,21 @@ def test_the_lenient_hook_loses_every_fused_expert_silently(
 
 
 def test_the_strict_hook_names_the_call(
-    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path]
+    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path], through: Through
 ) -> None:
-    report = load(tiny_checkpoints["qwen3-vl-moe"], broken, target, Hook.STRICT)
+    through(Hook.STRICT)
+    report = verify(tiny_checkpoints["qwen3-vl-moe"], target, processes=broken)
     assert report.failure is not None
-    assert report.failure.error == "harness.load.hook.MissingIds"
+    assert report.failure.error == "tests.support.hooks.MissingIds"
     assert "expert_id and shard_id are not among these" in report.failure.message
 
 
 @pytest.mark.skipif(BROKEN_AS_RELEASED, reason="this release has no call site that is right")
-@pytest.mark.parametrize("hook", [Hook.STRICT, Hook.LENIENT])
+@pytest.mark.parametrize("hook", Hook)
 def test_our_hooks_lose_nothing_when_ids_come_by_keyword(
-    load_processes: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path], hook: Hook
-) -> None:
-    report = load(tiny_checkpoints["qwen3.6-mtp"], load_processes, target, hook)
+    load_processes: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path],
+    through: Through, hook: Hook,
+) -> None:  # fmt: skip
+    through(hook)
+    report = verify(tiny_checkpoints["qwen3.6-mtp"], target, processes=load_processes)
     assert (report.status, report.experts_compared) == (Status.EQUAL, 24)

@@ -46,9 +46,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def verified(fault: Fault, path: Path, part: Part, process: LoadProcess, target: Target) -> Report:
-    request = VerifyRequest(
-        checkpoint=str(path), reference=str(path), target=target, parts=(part,), hook=fault.hook
-    )
+    request = VerifyRequest(checkpoint=str(path), reference=str(path), target=target, parts=(part,))
     argument = msgspec.json.encode((request, fault.name))
     answer = process.run("tests.support.jobs:verify_with_fault", argument, target, timeout=300)
     return believed(msgspec.json.decode(answer, type=Report), fault.name)

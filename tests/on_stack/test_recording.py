@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import InternalError
+from harness.base.progress import Meter
 from harness.load.ledger import POISON, Ledger
 from harness.load.process import LoadProcess
 from harness.load.recording import Recorder
@@ -58,7 +59,7 @@ def test_integers_are_left_alone(facts: dict[str, Any]) -> None:
 @pytest.mark.parametrize("method", ["note_processed", "finish"])
 def test_a_record_that_breaks_off_is_not_the_loads_failure(method: str) -> None:
     """It is called from within upstream's load, whose errors are taken for upstream's."""
-    recorder = Recorder(None, Ledger())
+    recorder = Recorder(None, Ledger(), Meter())
     recorder._places["a.weight"] = (None, "weight", lambda: None)  # type: ignore[assignment]
     with pytest.raises(InternalError, match="not the load under test"):
         getattr(recorder, method)()

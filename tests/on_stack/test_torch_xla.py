@@ -11,16 +11,17 @@ import pytest
 from harness.base.errors import TargetUnavailable
 from harness.explain.causes import Cause
 from harness.families.family import Part
-from harness.load.hook import Hook
 from harness.load.process import LoadProcesses
 from harness.load.target import Parallelism, Target
 from harness.load.targets.registry import target_named
 from harness.report.message import failure_text
 from harness.report.report import Report, Status
+from harness.verification import outcomes
 from harness.verification.job import VerifyRequest
 from harness.verification.verify import verify
 from tests.support.differences import elements
 from tests.support.flips import FLIPS, with_one_byte_flipped
+from tests.support.hooks import Hook, job_of
 
 
 def available(*mesh: int | Parallelism) -> Target:
@@ -86,11 +87,13 @@ def test_planted_faults_are_named(
 
 
 def test_both_hooks_load_what_an_installed_vllm_delivers(
-    tiny_checkpoints: dict[str, Path], load_processes: LoadProcesses
-) -> None:
+    tiny_checkpoints: dict[str, Path], load_processes: LoadProcesses,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Hooks of ours wrap vLLM's own loaders here too; the installed vLLM names its ids."""
-    for hook in (Hook.STRICT, Hook.LENIENT):
-        report = load(tiny_checkpoints["qwen3-vl-moe"], available(4), load_processes, hook=hook)
+    for hook in Hook:
+        monkeypatch.setattr(outcomes, "JOB", job_of(hook))
+        report = load(tiny_checkpoints["qwen3-vl-moe"], available(4), load_processes)
         assert report.status is Status.EQUAL
 
 

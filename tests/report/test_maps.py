@@ -104,10 +104,10 @@ def test_what_is_of_no_expert_marks_none(other: Difference) -> None:
 def test_a_slice_that_never_got_its_bytes_is_missing() -> None:
     """Whether bits differ or were never written is the diagnosis's to say, by its members."""
     both = [difference(expert=e, projection=Projection.GATE) for e in (0, 1)]
-    lost = diagnosis(Cause.NOT_DELIVERED, "8")
-    assert states(mapped(*both, diagnoses=[lost], offset=7))["gate_proj"][1] == "1d1m2e"
-    other = diagnosis(Cause.BIT_FLIP, "8")
-    assert states(mapped(*both, diagnoses=[other], offset=7))["gate_proj"][1] == "2d2e"
+    lost = diagnosis(Cause.NOT_DELIVERED, "1")
+    assert states(mapped(*both, diagnoses=[lost]))["gate_proj"][1] == "1d1m2e"
+    other = diagnosis(Cause.BIT_FLIP, "1")
+    assert states(mapped(*both, diagnoses=[other]))["gate_proj"][1] == "2d2e"
 
 
 def test_bits_weigh_more_than_their_place() -> None:

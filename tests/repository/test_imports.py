@@ -165,10 +165,10 @@ def test_who_may_import_the_stack_does() -> None:
 @pytest.mark.parametrize(
     ("text", "of", "found"),
     [
-        ("import jax.numpy as jnp", "load.hook", ["jax.numpy"]),
+        ("import jax.numpy as jnp", "load.recording", ["jax.numpy"]),
         ("def f():\n    import torch", "compare.pieces", ["torch"]),
         ("def f():\n    import jax", "devices.tensors", ["jax"]),
-        ("def f():\n    import torch", "load.hook", []),
+        ("def f():\n    import torch", "load.recording", []),
         ("def f():\n    import jax", "devices.digest_xla", []),
         (
             "from harness.load import host_platform", "load.target",

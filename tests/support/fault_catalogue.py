@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from harness.explain.causes import Cause
-from harness.load.hook import Hook
 from tests.support.fault_changes import (
     after_the_first,
     backwards,
@@ -46,6 +45,7 @@ from tests.support.faults import (
     streaming,
     without,
 )
+from tests.support.hooks import Hook
 
 FAULTS: tuple[Fault, ...] = (
     Fault(

@@ -14,8 +14,8 @@ from typing import Any
 
 from harness.explain.causes import Cause
 from harness.families.family import Part
-from harness.load.hook import Hook
-from harness.load.loaded import Adapt
+from harness.load.loader_layers import LoaderLayer
+from tests.support.hooks import Hook, hooked
 
 Tensors = Iterator[tuple[str, Any]]
 Change = Callable[[Tensors], Tensors]
@@ -32,18 +32,23 @@ class Fault:
     Attributes:
         name: stable.
         catalogued: its class in the catalogue.
-        inject: plants it into the loader class, or into upstream's modules.
+        layer: plants it into the loader class, or into upstream's modules.
         causes: the diagnoses that are right; empty where the load must stay equal.
         fused_only: the fault needs gate and up in one tensor.
-        hook: the hook the load goes through.
+        hook: the hook the load goes through instead of tpu-inference's.
     """
 
     name: str
     catalogued: str
-    inject: Adapt
+    layer: LoaderLayer
     causes: tuple[Cause, ...]
     fused_only: bool = False
-    hook: Hook = Hook.UPSTREAM
+    hook: Hook | None = None
+
+    @property
+    def layers(self) -> list[LoaderLayer]:
+        """What the loader under test is put into."""
+        return [*([hooked(self.hook)] if self.hook else []), self.layer]
 
 
 def of_part(name: str) -> bool:
@@ -56,23 +61,23 @@ def part_of(model: Any) -> Part:
     return Part.MTP if "MTP" in type(model).__name__ else Part.DECODER
 
 
-def streaming(change: Change) -> Adapt:
+def streaming(change: Change) -> LoaderLayer:
     """A fault of the stream: what the streamer hands to vLLM."""
 
-    def adapt(base: type[Any]) -> type[Any]:
+    def layer(base: type[Any]) -> type[Any]:
         class Faulty(base):  # type: ignore[misc]
             def _get_weights_iterator(self, *args: Any, **kwargs: Any) -> Tensors:
                 return change(super()._get_weights_iterator(*args, **kwargs))
 
         return Faulty
 
-    return adapt
+    return layer
 
 
-def mapping(change: Change) -> Adapt:
+def mapping(change: Change) -> LoaderLayer:
     """A fault of the model's ``load_weights``: it takes the tensors otherwise than they came."""
 
-    def adapt(base: type[Any]) -> type[Any]:
+    def layer(base: type[Any]) -> type[Any]:
         class Faulty(base):  # type: ignore[misc]
             def load_weights(self, model: Any, model_config: Any) -> None:
                 whole = model.load_weights
@@ -81,16 +86,16 @@ def mapping(change: Change) -> Adapt:
 
         return Faulty
 
-    return adapt
+    return layer
 
 
-def calling(change: Call) -> Adapt:
+def calling(change: Call) -> LoaderLayer:
     """A fault of the caller: expert loaders are called with other arguments, or not at all.
 
     ``change(loader, weight, keywords)`` calls the loader, which wants the weight first.
     """
 
-    def adapt(base: type[Any]) -> type[Any]:
+    def layer(base: type[Any]) -> type[Any]:
         class Faulty(base):  # type: ignore[misc]
             def load_weights(self, model: Any, model_config: Any) -> None:
                 for parameter in _expert_parameters(model):
@@ -99,7 +104,7 @@ def calling(change: Call) -> Adapt:
 
         return Faulty
 
-    return adapt
+    return layer
 
 
 def _expert_parameters(model: Any) -> Iterator[Any]:
@@ -122,10 +127,10 @@ def _by_way_of(change: Call, loader: Callable[..., Any]) -> Callable[..., Any]:
     return changed
 
 
-def loading(change: Call) -> Adapt:
+def loading(change: Call) -> LoaderLayer:
     """A fault of the experts' ``weight_loader`` itself, below the hook."""
 
-    def adapt(base: type[Any]) -> type[Any]:
+    def layer(base: type[Any]) -> type[Any]:
         owner = _experts_class()
         loader = owner.weight_loader
 
@@ -142,7 +147,7 @@ def loading(change: Call) -> Adapt:
         owner.weight_loader = changed
         return base
 
-    return adapt
+    return layer
 
 
 def _experts_class() -> Any:
@@ -156,16 +161,16 @@ def _experts_class() -> Any:
     return RoutedExperts
 
 
-def hooking(name: str, replacement: Callable[[Any], Any]) -> Adapt:
+def hooking(name: str, replacement: Callable[[Any], Any]) -> LoaderLayer:
     """A fault of tpu-inference's processing: ``name`` in its module of unquantised layers."""
 
-    def adapt(base: type[Any]) -> type[Any]:
+    def layer(base: type[Any]) -> type[Any]:
         from tpu_inference.layers.vllm.quantization import unquantized
 
         setattr(unquantized, name, replacement(getattr(unquantized, name)))
         return base
 
-    return adapt
+    return layer
 
 
 def changed(change: Callable[[Any], Any], only: str = "") -> Change:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from harness.base.bits import Bits
+from harness.base.progress import Meter
 from harness.compare.expert_comparison import PartComparison
 from harness.devices.expert_layout import Backend, Parameter, Span
 from harness.devices.jax_arrays import from_jax
@@ -32,7 +33,7 @@ from tests.support.reports import a_report
 Seen = list[tuple[list[str], list[str]]]
 
 
-def plant(argument: bytes) -> bytes:
+def plant(argument: bytes, _: Meter) -> bytes:
     """Load once for real, then plant each fault into the view of the device and compare.
 
     Returns:
@@ -59,7 +60,7 @@ def _diagnosed(
     return [d.cause.value for d in diagnoses], [d.summary for d in diagnoses]
 
 
-def verify_with_fault(argument: bytes) -> bytes:
+def verify_with_fault(argument: bytes, _: Meter) -> bytes:
     """Verify a checkpoint with a fault of the table planted; the report."""
     request, fault = msgspec.json.decode(argument, type=tuple[VerifyRequest, str])
     report = a_report(
@@ -68,8 +69,8 @@ def verify_with_fault(argument: bytes) -> bytes:
         status=Status.LOAD_FAILED,
         tallies=[],
     )
-    adapt = next(row.inject for row in FAULTS if row.name == fault)
-    return msgspec.json.encode(run(request, report, adapt))
+    planted = next(row.layers for row in FAULTS if row.name == fault)
+    return msgspec.json.encode(run(request, report, planted=planted))
 
 
 Read = Callable[[DeviceShard, Any], Bits]
@@ -222,29 +223,29 @@ def _replicated_by_jax(device: DevicePart) -> DevicePart:
     return replace(device, layers=layers)
 
 
-def count_devices(_: bytes) -> bytes:
+def count_devices(*_: object) -> bytes:
     import jax
 
     return str(jax.device_count("cpu")).encode()
 
 
-def backends_alive(_: bytes) -> bytes:
+def backends_alive(*_: object) -> bytes:
     """Whether a backend is alive before and after a device is touched."""
     before = any(driver.alive() for driver in targets().values())
-    count_devices(b"")
+    count_devices()
     return msgspec.json.encode([before, driver_named("emulated").alive()])
 
 
-def written_by_an_import(_: bytes) -> bytes:
+def written_by_an_import(*_: object) -> bytes:
     """Where torch keeps the module it wrote when it was imported."""
     from torch.distributed.nn.jit import instantiator
 
     return str(instantiator.INSTANTIATED_TEMPLATE_DIR_PATH).encode()
 
 
-def load_eight_with_five_alive(_: bytes) -> bytes:
+def load_eight_with_five_alive(*_: object) -> bytes:
     """Ask for a mesh of eight in a process whose XLA was started for one of four."""
-    count_devices(b"")
+    count_devices()
     target = target_named("emulated", 8)
     os.environ.update(target.environment)
     engine.load("/nowhere", None, target, [Part.DECODER])
@@ -259,7 +260,7 @@ PLANTED: dict[Backend, dict[str, Fault]] = {
 }
 
 
-def record_a_module(_: bytes) -> bytes:
+def record_a_module(*_: object) -> bytes:
     """Record loads of a module of our own; what became of each of its parameters."""
     import torch
 
@@ -277,7 +278,7 @@ def record_a_module(_: bytes) -> bytes:
     model.written.weight_loader = keep
     model.partly.weight_loader = lambda p, w: p.data[:2].copy_(w)
     ledger = Ledger()
-    recorder = Recorder(model, ledger)
+    recorder = Recorder(model, ledger, Meter())
     recorder.attach()
     recorder.streaming("first")
     answer = model.written.weight_loader(model.written, torch.ones(4), "q", expert_id=3)

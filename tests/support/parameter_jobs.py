@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from harness.base.bits import Bits
+from harness.base.progress import Meter
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.devices.jax_arrays import from_jax
 from harness.devices.tensors import DeviceShard, DeviceTensor
@@ -27,7 +28,7 @@ Fault = Callable[[DeviceTensor], DeviceTensor]
 LANGUAGE = "vllm_model.language_model.model."
 
 
-def plant(argument: bytes) -> bytes:
+def plant(argument: bytes, _: Meter) -> bytes:
     """Load once for real, then plant each fault into the view of the devices and compare.
 
     Returns:

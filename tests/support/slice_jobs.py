@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from harness.base.bits import Bits
+from harness.base.progress import Meter
 from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.families.family import Part
 from harness.load import engine
@@ -25,12 +26,12 @@ FAULT = "PLANTED_FAULT"
 _W2 = "layers.1.mlp.experts.routed_experts.w2_weight"
 
 
-def verify_with_fault_on_host_1(argument: bytes) -> bytes:
+def verify_with_fault_on_host_1(argument: bytes, meter: Meter) -> bytes:
     request, _ = msgspec.json.decode(argument, type=tuple[VerifyRequest, Report])
     if request.target.host == 1:
         load, spoil = engine.load, FAULTS[request.stream_options[FAULT]]
         engine.load = lambda *args, **named: spoil(load(*args, **named))
-    return verify_job(argument)
+    return verify_job(argument, meter)
 
 
 def _changed(loaded: Loaded, change: Callable[[DeviceTensor], DeviceTensor]) -> Loaded:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from harness.base.errors import HarnessError, InternalError
+from harness.base.progress import Meter
 from harness.compare.expert_comparison import PartComparison, tally_of
 from harness.compare.selection import Chosen
 from harness.devices.expert_layout import Backend
@@ -139,9 +140,9 @@ def test_an_error_in_comparing_is_not_the_loads(
 
     monkeypatch.setattr(PartComparison, "differences", fail)
     with pytest.raises(InternalError, match="not the load under test: ZeroDivisionError") as raised:
-        verify_job(msgspec.json.encode(given()))
+        verify_job(msgspec.json.encode(given()), Meter())
     assert raised.value.where.startswith("test_job.py:")
-    assert "in compare_part" in raised.value.hint
+    assert "in findings" in raised.value.hint
 
 
 def test_a_refusal_stays_one(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +154,7 @@ def test_a_refusal_stays_one(given: Given, monkeypatch: pytest.MonkeyPatch) -> N
     argument = msgspec.json.encode(given())
     monkeypatch.setattr(engine, "load", refuse)
     with pytest.raises(HarnessError) as raised:
-        verify_job(argument)
+        verify_job(argument, Meter())
     assert raised.value is refusal
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.base.bits import Nan
-from harness.compare.difference import Kind
+from harness.base.progress import Meter
+from harness.base.text import numbers_of
+from harness.compare.difference import Kind, ParameterTally
 from harness.compare.selection import Selection, choose
 from harness.devices.expert_layout import Backend
 from harness.devices.parameter_layout import HOST, Packing
@@ -20,20 +21,16 @@ from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
-from harness.load.targets.registry import driver_named, target_named
-from harness.report.report import Report
-from harness.verification.job import add_copies, add_parameters, expert_copies
+from harness.load.targets.registry import driver_named
+from harness.verification.findings import Findings
+from harness.verification.part import How, PartVerification, expert_copies
 from tests.support.packing import PackedDevice
 from tests.support.parameter_packing import PackedParameters
-from tests.support.reports import a_report, an_environment
+from tests.support.reports import a_report
 
 DATA_2_MODEL_2 = (("data", 2), ("model", 2))
+_EVERYTHING = Selection()
 MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
-
-
-@pytest.fixture
-def report() -> Report:
-    return a_report(environment=an_environment(versions={"tpu-inference": "0.26.0"}))
 
 
 def loaded(
@@ -42,25 +39,38 @@ def loaded(
     return Loaded({Part.DECODER: tensors}, MESH, "", 0.0, 0.0, axes)
 
 
-def added(
-    report: Report, part: ReferencePart, tensors: list[DeviceTensor], selection: Selection
-) -> None:
-    chosen = choose([part], selection)[part.part]
-    add_parameters(
-        report, part, loaded(tensors), target_named("emulated"), Nan.PAYLOAD, selection, chosen
-    )
+def verification(
+    part: ReferencePart, given: Loaded, selection: Selection = _EVERYTHING
+) -> PartVerification:
+    return PartVerification(
+        part=part, parts=[part], loaded=given, ledger=Ledger(),
+        chosen=choose([part], selection)[part.part], present=[part.part], meter=Meter(),
+        how=How(
+            backend=Backend.GMM_TP, selection=selection,
+            packing=driver_named("emulated").packing({"tpu-inference": "0.26.0"}),
+        ),
+    )  # fmt: skip
 
 
-def test_all_is_compared_by_default(
-    report: Report, decoder: ReferencePart, tiny_checkpoints: dict[str, Path]
-) -> None:
-    device = PackedParameters(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
-    added(report, decoder, device.tensors(), Selection())
-    (tally,) = report.parameters
+def compared(
+    part: ReferencePart, tensors: list[DeviceTensor], selection: Selection = _EVERYTHING
+) -> tuple[ParameterTally, Findings]:
+    tally, found, _ = verification(part, loaded(tensors), selection).of_parameters()
+    return tally, found
+
+
+@pytest.fixture
+def device(tiny_checkpoints: dict[str, Path]) -> PackedParameters:
+    return PackedParameters(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
+
+
+def test_all_is_compared_by_default(decoder: ReferencePart, device: PackedParameters) -> None:
+    tally, found = compared(decoder, device.tensors())
     assert (tally.compared, tally.parameters, tally.left_out) == (62, 62, 0)
+    report = a_report(parameters=[tally])
     assert report.parameters_compared == 62
-    assert report.all_bytes_compared == tally.bytes_compared > 10**6
-    assert report.differences == []
+    assert report.all_bytes_compared - report.bytes_compared == tally.bytes_compared > 10**6
+    assert found == Findings()
 
 
 @pytest.mark.parametrize(
@@ -72,27 +82,28 @@ def test_all_is_compared_by_default(
     ],
 )
 def test_a_selection_selects_layers(
-    report: Report,
-    decoder: ReferencePart,
-    tiny_checkpoints: dict[str, Path],
-    selection: Selection,
-    left_out: int,
+    decoder: ReferencePart, device: PackedParameters, selection: Selection, left_out: int
 ) -> None:
-    device = PackedParameters(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
-    added(report, decoder, device.tensors(), selection)
-    (tally,) = report.parameters
+    tally, _ = compared(decoder, device.tensors(), selection)
     assert (tally.compared, tally.left_out) == (62 - left_out, left_out)
 
 
-def test_differences_of_parameters_follow_those_of_experts(
-    report: Report, decoder: ReferencePart, tiny_checkpoints: dict[str, Path]
+def test_diagnoses_number_what_is_put_together(
+    decoder: ReferencePart, device: PackedParameters
 ) -> None:
-    device = PackedParameters(ModelCheckpoint(tiny_checkpoints["qwen3-vl-moe"]), Part.DECODER)
-    tensors = [t for t in device.tensors() if not t.name.endswith("lm_head.weight")]
-    added(report, decoder, tensors, Selection())
-    added(report, decoder, tensors, Selection())
-    assert [d.kind for d in report.differences] == [Kind.UNACCOUNTED] * 2
-    assert [d.first for d in report.diagnoses] == [0, 1]
+    lost = ("lm_head.weight", "norm.weight")
+    tensors = [t for t in device.tensors() if not t.name.endswith(lost)]
+    _, found = compared(decoder, tensors)
+    last = len(found.differences)
+    assert last > 1
+    both = found + found
+    assert both.differences == found.differences * 2
+    assert [d.first for d in both.diagnoses] == [
+        *(d.first for d in found.diagnoses), *(d.first + last for d in found.diagnoses)
+    ]  # fmt: skip
+    assert sorted(n for d in both.diagnoses for n in numbers_of(d.members)) == [*range(2 * last)]
+    assert {d.kind for d in both.differences} == {Kind.UNACCOUNTED}
+    assert found + Findings() == Findings() + found == found
 
 
 def copied(tensor: DeviceTensor) -> DeviceTensor:
@@ -102,26 +113,24 @@ def copied(tensor: DeviceTensor) -> DeviceTensor:
     return replace(tensor, shards=(*tensor.shards, *shards))
 
 
-def test_each_copy_of_the_experts_is_compared(report: Report, decoder: ReferencePart) -> None:
+def test_each_copy_of_the_experts_is_compared(decoder: ReferencePart) -> None:
     device = PackedDevice(decoder, devices=2)
     tensors = [copied(t) for layer in device.part().layers.values() for t in layer.values()]
     first, second = expert_copies(loaded(tensors, DATA_2_MODEL_2), decoder)
     assert (first.mesh, second.mesh) == (MESH[:2], MESH[2:])
 
-    def compare() -> None:
-        (chosen,) = choose([decoder], Selection()).values()
-        copies = expert_copies(loaded(tensors, DATA_2_MODEL_2), decoder)[1:]
-        add_copies(report, decoder, copies, Ledger(), backend=Backend.GMM_TP, chosen=chosen)
+    def compare() -> Findings:
+        left = loaded(tensors, DATA_2_MODEL_2)
+        return verification(decoder, left).of_copy(expert_copies(left, decoder)[1])
 
-    compare()
-    assert report.differences == []
+    assert compare() == Findings()
     bits = np.array(tensors[0].shards[3].fetch(...))
     bits[5, 0, 0] ^= 1
     shards = (*tensors[0].shards[:3], replace(tensors[0].shards[3], fetch=lambda i: bits[i]))
     tensors[0] = replace(tensors[0], shards=shards)
-    compare()
-    assert [(d.expert, d.device_name) for d in report.differences] == [(5, "cpu:4")]
-    assert [d.cause for d in report.diagnoses] == [Cause.BIT_FLIP]
+    found = compare()
+    assert [(d.expert, d.device_name) for d in found.differences] == [(5, "cpu:4")]
+    assert [d.cause for d in found.diagnoses] == [Cause.BIT_FLIP]
 
 
 def test_a_shard_outside_the_mesh_is_nobodys(decoder: ReferencePart) -> None:

@@ -17,9 +17,9 @@ from harness.base.bounds import MOST_EMULATED_DEVICES, MOST_EMULATED_HOSTS, requ
 from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
 from harness.devices.parameter_layout import HOST, Packing
-from harness.families.family import Family, Part
-from harness.load.hook import Hook
-from harness.load.loaded import Adapt, Ledgers, Loaded
+from harness.families.family import Part
+from harness.load.loaded import Loaded
+from harness.load.loader_layers import LoaderLayer
 from harness.load.target import Parallelism, Share, Target
 
 
@@ -199,16 +199,21 @@ class Driver(ABC):
     def load(
         self,
         checkpoint: str,
-        family: Family | None,
         target: Target,
         parts: Collection[Part],
         *,
-        hook: Hook,
-        num_layers: int | None,
-        ledgers: Ledgers,
-        adapt: Adapt,
+        overrides: Mapping[str, Any],
+        layers: Sequence[LoaderLayer],
     ) -> Loaded:
-        """Stream ``checkpoint`` onto ``target``: see :func:`harness.load.engine.load`."""
+        """Stream ``checkpoint`` onto ``target``: see :func:`harness.load.engine.load`.
+
+        Args:
+            checkpoint: the model path vLLM is given.
+            target: where to.
+            parts: what to load.
+            overrides: of the model's configuration, as vLLM's ``hf_overrides``.
+            layers: around the loader under test, the innermost first.
+        """
 
     @abstractmethod
     def alive(self) -> bool:

@@ -25,13 +25,11 @@ from harness.base.errors import InternalError, TargetUnavailable
 from harness.devices.expert_layout import Backend
 from harness.devices.jax_arrays import from_jax
 from harness.devices.parameter_layout import Packing
-from harness.families.family import Family, Part
-from harness.load.cut import cut
+from harness.families.family import Part
 from harness.load.environment import stack_environment
-from harness.load.hook import Hook, hooked_loader
-from harness.load.loaded import Adapt, Ledgers, Loaded
+from harness.load.loaded import Loaded
+from harness.load.loader_layers import LoaderLayer, layered
 from harness.load.meshes import as_asked
-from harness.load.recording import recording
 from harness.load.target import Parallelism, Target
 from harness.load.targets.driver import Capability, Driver
 from harness.load.vllm_platform import PLATFORM
@@ -86,20 +84,16 @@ class TpuInference(Driver):
     def load(
         self,
         checkpoint: str,
-        family: Family | None,
         target: Target,
         parts: Collection[Part],
         *,
-        hook: Hook,
-        num_layers: int | None,
-        ledgers: Ledgers,
-        adapt: Adapt,
+        overrides: Mapping[str, Any],
+        layers: Sequence[LoaderLayer],
     ) -> Loaded:
         """Stream ``checkpoint`` onto ``target`` and return what arrived.
 
         A draft model together with its target is loaded by the worker itself; alone, or on
-        releases whose worker knows no MTP, by the function the worker's drafter calls. Hooks, all
-        but ``upstream``, replace tpu-inference's for this process.
+        releases whose worker knows no MTP, by the function the worker's drafter calls.
 
         Raises:
             TargetUnavailable: XLA is alive in this process, with another number of devices, or
@@ -108,9 +102,8 @@ class TpuInference(Driver):
         """
         devices = self.ready(target)
         started = time.perf_counter()
-        _register_loader(family, hook, num_layers, ledgers, adapt)
+        _register_loader(layers)
         by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
-        overrides = family.config_overrides(num_layers) if family else {}
         indexes = target.device_indexes if devices is None else [d.id for d in devices]
         config = partial(_config, checkpoint, target, indexes, overrides)
         worker = self._ready_worker(config(draft=by_worker), target, devices, indexes)
@@ -211,16 +204,12 @@ def under_a_tpus_name(name: str, devices: int) -> dict[str, str]:
     }
 
 
-def _register_loader(
-    family: Family | None, hook: Hook, num_layers: int | None, ledgers: Ledgers, adapt: Adapt
-) -> None:
-    """Register a recording subclass of tpu-inference's loader, or of the one with our hook."""
+def _register_loader(layers: Sequence[LoaderLayer]) -> None:
+    """Register tpu-inference's loader inside ``layers``."""
     from tpu_inference.models.vllm.vllm_model_loader import RunaiIncrementalModelLoader
     from vllm.model_executor.model_loader import register_model_loader
 
-    base = RunaiIncrementalModelLoader if hook is Hook.UPSTREAM else hooked_loader(hook)
-    loader = adapt(cut(base, family, num_layers))
-    register_model_loader("runai_streamer")(recording(loader, family, ledgers))
+    register_model_loader("runai_streamer")(layered(RunaiIncrementalModelLoader, layers))
 
 
 def _config(

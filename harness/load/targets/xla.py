@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
@@ -25,12 +25,10 @@ from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend, Parameter
 from harness.devices.jax_arrays import spans
 from harness.devices.tensors import DeviceShard, DeviceTensor
-from harness.families.family import Family, Part
-from harness.load.cut import cut
+from harness.families.family import Part
 from harness.load.environment import stack_environment
-from harness.load.hook import Hook, attach
-from harness.load.loaded import Adapt, Ledgers, Loaded
-from harness.load.recording import recording
+from harness.load.loaded import Loaded
+from harness.load.loader_layers import LoaderLayer, layered
 from harness.load.target import Parallelism, Share, Target
 from harness.load.targets.driver import Capability, Driver
 from harness.load.targets.tpu import find_tpu
@@ -77,30 +75,24 @@ class TorchXla(Driver):
     def load(
         self,
         checkpoint: str,
-        family: Family | None,
         target: Target,
         parts: Collection[Part],
         *,
-        hook: Hook,
-        num_layers: int | None,
-        ledgers: Ledgers,
-        adapt: Adapt,
+        overrides: Mapping[str, Any],
+        layers: Sequence[LoaderLayer],
     ) -> Loaded:
         """Stream ``checkpoint`` to the host, carry it to ``target``, return what arrived.
-
-        The hook ``upstream`` is none here: vLLM's own loaders are called as they are.
 
         Raises:
             TargetUnavailable: torch_xla has another number of devices.
             Exception: whatever the stack under test raises, unchanged.
         """
         started = time.perf_counter()
-        _register_loader(family, num_layers, ledgers, adapt)
+        _register_loader(layers)
         place = _placer(target)
-        overrides = family.config_overrides(num_layers) if family else {}
         _initialise_distributed(checkpoint, overrides)
         ready = time.perf_counter()
-        tensors = {part: list(_part(checkpoint, part, hook, overrides, place)) for part in parts}
+        tensors = {part: list(_part(checkpoint, part, overrides, place)) for part in parts}
         return Loaded(
             tensors=tensors,
             mesh=tuple(f"xla:{index}" for index in range(target.devices)),
@@ -146,16 +138,12 @@ def _require_torch_xla() -> None:
         )
 
 
-def _register_loader(
-    family: Family | None, num_layers: int | None, ledgers: Ledgers, adapt: Adapt
-) -> None:
-    """Register a recording subclass of vLLM's own loader."""
+def _register_loader(layers: Sequence[LoaderLayer]) -> None:
+    """Register vLLM's own loader inside ``layers``."""
     from vllm.model_executor.model_loader import register_model_loader
     from vllm.model_executor.model_loader.runai_streamer_loader import RunaiModelStreamerLoader
 
-    register_model_loader("runai_streamer")(
-        recording(adapt(cut(RunaiModelStreamerLoader, family, num_layers)), family, ledgers)
-    )
+    register_model_loader("runai_streamer")(layered(RunaiModelStreamerLoader, layers))
 
 
 def _initialise_distributed(checkpoint: str, overrides: Mapping[str, Any]) -> None:
@@ -169,14 +157,14 @@ def _initialise_distributed(checkpoint: str, overrides: Mapping[str, Any]) -> No
 
 
 def _part(
-    checkpoint: str, part: Part, hook: Hook, overrides: Mapping[str, Any], place: Any
+    checkpoint: str, part: Part, overrides: Mapping[str, Any], place: Any
 ) -> Iterator[DeviceTensor]:
     """Load one part on the host and yield its parameters from the devices."""
-    for name, parameter in _model(checkpoint, part, hook, overrides).named_parameters():
+    for name, parameter in _model(checkpoint, part, overrides).named_parameters():
         yield place(name, parameter)
 
 
-def _model(checkpoint: str, part: Part, hook: Hook, overrides: Mapping[str, Any]) -> Any:
+def _model(checkpoint: str, part: Part, overrides: Mapping[str, Any]) -> Any:
     """What ``BaseModelLoader.load_model`` does, up to the processing after the load."""
     import torch
     from vllm.config import set_current_vllm_config
@@ -191,8 +179,6 @@ def _model(checkpoint: str, part: Part, hook: Hook, overrides: Mapping[str, Any]
     with set_current_vllm_config(config):
         with set_default_torch_dtype(model_config.dtype), torch.device("cpu"):
             model = initialize_model(vllm_config=config, model_config=model_config)
-        if hook is not Hook.UPSTREAM:
-            attach(model, hook)
         loader.load_weights(model, model_config)
     return model
 
