@@ -40,8 +40,8 @@ class Sizes:
 
     Attributes:
         heads: number of the language model's attention heads.
-        head_dim: width of each.
-        kv_heads: number of its key and value heads.
+        head_dim: width of each; where config.json does not say, heads share the hidden size.
+        kv_heads: number of its key and value heads; as many as heads where it does not say.
         vision_heads: number of the vision tower's heads.
         linear_keys: width of all key heads of linear attention together.
     """
@@ -69,10 +69,12 @@ def sizes_of(
     vision = section(config, "vision_config", where) or {}
     read = partial(size, where=where, most=MOST_HEADS)
     linear = any(key in text for key in _KEYS)
+    heads = read(text, "num_attention_heads")
+    hidden = size(text, "hidden_size", where)
     return Sizes(
-        heads=read(text, "num_attention_heads"),
-        head_dim=read(text, "head_dim"),
-        kv_heads=read(text, "num_key_value_heads"),
+        heads=heads,
+        head_dim=read(text, "head_dim", default=max(hidden // heads, 1)),
+        kv_heads=read(text, "num_key_value_heads", default=heads),
         vision_heads=read(vision, "num_heads", default=1),
         linear_keys=math.prod([read(text, key) for key in _KEYS]) if linear else 0,
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 from harness.families.sizes import ModelShape
 
@@ -166,27 +167,61 @@ LAYER_NORMS = Block((
 ))  # fmt: skip
 
 
-def attention(gated: bool = False) -> Block:
-    """Attention with q and k norms; ``gated``: q_proj carries the output gate, too (Qwen3.5)."""
-    width = 2 if gated else 1
+#: Norms of q and k: one for the width of a head, or over all heads at once (OLMoE, MiniMax-M2).
+OF_A_HEAD: tuple[ShapeOf, ShapeOf] = (lambda s: (s.head_dim,), lambda s: (s.head_dim,))
+OVER_HEADS: tuple[ShapeOf, ShapeOf] = (
+    lambda s: (s.heads * s.head_dim,), lambda s: (s.kv_heads * s.head_dim,)
+)  # fmt: skip
+
+
+@cache
+def attention(
+    gated: bool = False,
+    *,
+    biased: bool = False,
+    norms: tuple[ShapeOf, ShapeOf] | None = OF_A_HEAD,
+    output: str = "o_proj",
+    norm: str = "norm",
+) -> Block:
+    """Attention of q, k, v and an output.
+
+    Args:
+        gated: q_proj carries the output gate, too (Qwen3-Next, Qwen3.5).
+        biased: q, k and v have biases.
+        norms: the shapes of the norms of q and k; None where there are none.
+        output: what the output projection is called.
+        norm: what the norms are called, after ``q_`` and ``k_``.
+    """
+    kind = "attention q, k, v" + (" (with the output gate in q)" if gated else "")
     keys = lambda s: (s.kv_heads * s.head_dim, s.hidden)  # noqa: E731
+    shapes: tuple[ShapeOf, ...] = (
+        lambda s: ((2 if gated else 1) * s.heads * s.head_dim, s.hidden), keys, keys,
+    )  # fmt: skip
     return Block((
-        Row(
-            "attention q, k, v" + (" (with the output gate in q)" if gated else ""),
-            "qkv_proj.weight",
-            (
-                ("q_proj.weight", lambda s: (width * s.heads * s.head_dim, s.hidden)),
-                ("k_proj.weight", keys), ("v_proj.weight", keys),
-            ),
-            _TILED, cut=Cut.OUTPUTS, transposed=True, pieces=Pieces.QKV, fp8=True,
-        ),
+        _qkv(kind, "weight", shapes, fp8=True),
+        *([_qkv(f"{kind}: biases", "bias", tuple(map(_bias_of, shapes)))] if biased else []),
         by_inputs(
-            "attention output", "o_proj.weight", lambda s: (s.hidden, s.heads * s.head_dim),
+            "attention output", f"{output}.weight", lambda s: (s.hidden, s.heads * s.head_dim),
             fp8=True,
         ),
-        whole("attention q and k norms", "q_norm.weight", lambda s: (s.head_dim,)),
-        whole("attention q and k norms", "k_norm.weight", lambda s: (s.head_dim,)),
+        *(
+            whole("attention q and k norms", f"{letter}_{norm}.weight", shape)
+            for letter, shape in zip("qk", norms or (), strict=False)
+        ),
     ))  # fmt: skip
+
+
+def _qkv(kind: str, suffix: str, shapes: tuple[ShapeOf, ...], **options: bool) -> Row:
+    return Row(
+        kind, f"qkv_proj.{suffix}",
+        tuple((f"{letter}_proj.{suffix}", shape)
+              for letter, shape in zip("qkv", shapes, strict=True)),
+        _TILED, cut=Cut.OUTPUTS, transposed=True, pieces=Pieces.QKV, **options,
+    )  # fmt: skip
+
+
+def _bias_of(shape: ShapeOf) -> ShapeOf:
+    return lambda s: shape(s)[:1]
 
 
 def _mixed(s: ModelShape) -> int:

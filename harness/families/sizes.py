@@ -160,6 +160,8 @@ def resized(shape: ModelShape, layers: int | None, experts: int | None) -> Model
 
 def _variant(tiny: ModelShape, name: str) -> ModelShape:
     shape = replace(tiny, **_VARIANTS[name])
+    if tiny.heads * tiny.head_dim == tiny.hidden:  # what nobody writes stays so
+        shape = replace(shape, head_dim=shape.hidden // shape.heads)
     if name == "blocks" and shape.shared_intermediate:
         return replace(shape, shared_intermediate=256)
     return shape
