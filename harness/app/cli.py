@@ -138,6 +138,11 @@ for _command in COMMANDS:
     multiple=True,
     help="Load and compare this part only; repeatable. Default: all parts.",
 )
+@click.option(
+    "--experts-only",
+    is_flag=True,
+    help="Compare experts and look at nothing else; of an unknown architecture, too.",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
 def verify_command(
     checkpoint: str, mesh: str | None, json_path: Path | None, **options: Any
@@ -164,6 +169,7 @@ def _verified(
     reference: str | None,
     nan: str,
     only: tuple[str, ...],
+    experts_only: bool,
     stack: str,
     timeout: float,
     **options: Any,
@@ -174,6 +180,7 @@ def _verified(
             where,
             reference=reference,
             nan=Nan(nan),
+            experts_only=experts_only,
             parts=[Part(part) for part in only] or tuple(Part),
             timeout=timeout,
             processes=processes,

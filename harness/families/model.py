@@ -22,7 +22,7 @@ from harness.checkpoint.safetensors_file import TensorEntry
 from harness.checkpoint.stores.location import Place
 from harness.families.family import TIE, ExpertNaming, Family, Part
 from harness.families.registry import families, family_of_architecture
-from harness.families.unknown import account_of, language_model
+from harness.families.unknown import account_of, family_of_experts, language_model
 
 
 class ModelCheckpoint(Checkpoint):
@@ -30,15 +30,19 @@ class ModelCheckpoint(Checkpoint):
 
     Args:
         path: see :class:`harness.checkpoint.checkpoint.Checkpoint`.
+        experts_only: look at nothing but its experts; where no family describes it, at those that
+            the naming rules of known families find.
 
     Raises:
         BadInput: anything of it is absent, contradicts itself, or is of no known family.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, experts_only: bool = False) -> None:
         super().__init__(path)
+        #: Whether nothing but its experts is to be looked at.
+        self.experts_only = experts_only
         where = self.place.where("config.json")
-        self.family = _family(self.place, self.config, self.entries)
+        self.family = _family(self.place, self.config, self.entries, experts_only)
         below = section(self.config, self.family.text_key, where) if self.family.text_key else None
         #: What config.json says of the language model.
         self.text: dict[str, Any] = self.config if below is None else below
@@ -59,21 +63,24 @@ class ModelCheckpoint(Checkpoint):
         return self.family.fp8_namings if self.fp8 else self.family.namings
 
 
-def _family(place: Place, config: dict[str, Any], entries: Mapping[str, TensorEntry]) -> Family:
+def _family(
+    place: Place, config: dict[str, Any], entries: Mapping[str, TensorEntry], experts_only: bool
+) -> Family:
     architectures = config.get("architectures") or []
     architectures = architectures if isinstance(architectures, list) else [architectures]
     for architecture in architectures:
         if isinstance(architecture, str) and (family := family_of_architecture(architecture)):
             return family
-    named = ", ".join(a if isinstance(a, str) else shown(a) for a in architectures[:4])
+    named = ", ".join(a if isinstance(a, str) else shown(a) for a in architectures[:4])[:200]
+    if experts_only:
+        return family_of_experts(named, place.where("config.json"), config, entries)
     account = account_of(entries, language_model(config)[1])
     raise BadInput(
-        f"unknown architecture {named[:200] or '(none)'}: no family describes it; "
-        f"{account.summary}",
+        f"unknown architecture {named or '(none)'}: no family describes it; {account.summary}",
         where=place.where("config.json"),
         expected="architectures: one of " + ", ".join(f.architecture for f in families()),
-        hint="describe it in a file, as docs/extending.md says, and give that with --family FILE\n"
-        + "\n".join(account.lines),
+        hint="describe it in a file, as docs/extending.md says, and give that with --family FILE; "
+        "or compare its experts alone, with --experts-only\n" + "\n".join(account.lines),
     )
 
 

@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from harness.base.bounds import shown
+from harness.base.errors import BadInput
 from harness.checkpoint.safetensors_file import TensorEntry
+from harness.families.family import EXPERTS_KEYS, Family
+from harness.families.layers import MoeLayers
 from harness.families.registry import families
+from harness.families.sizes import TINY
 from harness.families.storage import ExpertNaming, ExpertTensor, Part, Sizes, Storage
 
 #: Names that are listed of what nobody knows; the others are counted.
@@ -128,6 +132,102 @@ def language_model(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """Where ``config.json`` has the language model's sizes: the key, empty for its top; they."""
     below = config.get("text_config")
     return ("text_config", below) if isinstance(below, dict) else ("", config)
+
+
+#: Keys of F: those of known families, then what any other model calls it.
+_WIDTHS = ("moe_intermediate_size", "intermediate_size", "expert_intermediate_size", "ffn_dim")
+#: What a report calls an architecture without a family, if that has no name to be shown.
+_UNKNOWN = "unknown"
+
+
+def family_of_experts(
+    name: str, where: str, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]
+) -> Family:
+    """What stands for a family where experts alone are looked at: their names, and no block.
+
+    Args:
+        name: of the architecture; what a report calls it.
+        where: its ``config.json`` is, for errors.
+        config: its ``config.json``.
+        entries: its tensors.
+
+    Raises:
+        BadInput: the rules of known families find no experts, or several readings of them; or
+            ``config.json`` has another number of them, or another width.
+    """
+    text_key, text = language_model(config)
+    readings = readings_of(entries, text)
+    if len(readings) != 1:
+        raise _unread(where, entries, text, readings)
+    (reading,) = readings
+    return Family(
+        name=name or _UNKNOWN,
+        architecture="",
+        examples=(),
+        namings=(reading.naming,),
+        sections=(),
+        device_names={},
+        recipes=(),
+        write_config=lambda shape, mtp_layers, tied: {},
+        tiny=TINY,
+        published={},
+        upstream_modules=(),
+        text_key=text_key,
+        sizes=(
+            _keys(where, text, EXPERTS_KEYS, reading.sizes.experts, "experts"),
+            ("hidden_size",),
+            _keys(where, text, _widths(), reading.sizes.intermediate, "features of an expert"),
+        ),
+        moe_layers=_Found(found=reading.layers),
+        experts_module=reading.module,
+    )
+
+
+@dataclass(frozen=True)
+class _Found(MoeLayers):
+    """The layers that were found to have experts, whatever ``config.json`` says of them."""
+
+    found: tuple[int, ...] = ()
+
+    def of(self, text: Mapping[str, Any], layers: int, where: str) -> tuple[int, ...]:
+        """Those of them that a decoder of so many layers has."""
+        return tuple(layer for layer in self.found if layer < layers)
+
+
+def _widths() -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*(k for f in families() for k in f.sizes[2]), *_WIDTHS]))
+
+
+def _keys(
+    where: str, text: Mapping[str, Any], keys: tuple[str, ...], number: int, what: str
+) -> tuple[str, ...]:
+    """The key under which ``config.json`` has a size that the shapes say."""
+    found = tuple(key for key in keys if text.get(key) == number)
+    if found:
+        return found[:1]
+    there = {key: text[key] for key in keys if key in text}
+    raise BadInput(
+        f"the files hold {number} {what}, config.json says {shown(there) if there else 'nothing'}",
+        where=where,
+        expected=f"{number} as one of {', '.join(keys)}",
+        hint="config.json and files of the same revision; or describe the family, --family FILE",
+    )
+
+
+def _unread(
+    where: str,
+    entries: Mapping[str, TensorEntry],
+    text: Mapping[str, Any],
+    readings: tuple[Reading, ...],
+) -> BadInput:
+    told = f"{len(readings)} readings of the experts: {'; or '.join(map(str, readings))}"
+    return BadInput(
+        told if readings else "no experts that the naming rules of known families find",
+        where=where,
+        expected="experts whose names and shapes one rule fits, and no other",
+        hint="describe the family in a file, as docs/extending.md says: --family FILE\n"
+        + "\n".join(account_of(entries, text).lines),
+    )
 
 
 def readings_of(entries: Mapping[str, TensorEntry], text: Mapping[str, Any]) -> tuple[Reading, ...]:

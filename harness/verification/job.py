@@ -32,7 +32,15 @@ from harness.load.loader_layers import LoaderLayer
 from harness.load.target import Target
 from harness.load.targets.registry import driver_of
 from harness.report.maps import with_missing
-from harness.report.report import HostPart, Report, Status, Timings, require_covered
+from harness.report.report import (
+    EQUAL,
+    HostPart,
+    Report,
+    Status,
+    Timings,
+    equal,
+    require_covered,
+)
 from harness.verification.coverage import (
     Scope,
     account_of_checkpoint,
@@ -66,6 +74,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     selection: Selection = Selection()
     num_layers: int | None = None
     families: tuple[str, ...] = ()
+    experts_only: bool = False
 
 
 def prepare() -> None:
@@ -123,9 +132,12 @@ class _Verification:
         self._meter = meter
         self._planted = planted
         self._ledgers: Ledgers = {}
-        self._reference = ModelCheckpoint(request.reference)
+        only = request.experts_only
+        self._reference = ModelCheckpoint(request.reference, experts_only=only)
         same = request.checkpoint == request.reference
-        self._checkpoint = self._reference if same else ModelCheckpoint(request.checkpoint)
+        self._checkpoint = (
+            self._reference if same else ModelCheckpoint(request.checkpoint, experts_only=only)
+        )
         self._parts = tuple(
             part
             for part in reference_parts(self._reference, request.num_layers)
@@ -190,9 +202,9 @@ class _Verification:
         found = reduce(add, (part.found for part in parts), Findings())
         accounts, unaccounted = self._accounts(parts, found)
         found += unaccounted
-        status = Status.DIFFERENT if found.differences else Status.EQUAL
+        status = Status.DIFFERENT if found.differences else equal(self._request.experts_only)
         tallies = _replaced(self._unfinished.tallies, [part.tally for part in parts])
-        if status is Status.EQUAL and target.hosts == 1:
+        if status in EQUAL and target.hosts == 1:
             require_covered(tallies, self._request.parts)  # of several hosts the merged report's
         return msgspec.structs.replace(
             self._unfinished,
@@ -202,7 +214,7 @@ class _Verification:
             ),
             hosts=[] if loaded.local is None else [_host_part(target, loaded.local)],
             tallies=tallies,
-            parameters=[part.parameters for part in parts],
+            parameters=[part.parameters for part in parts if part.parameters],
             deliveries=[part.delivery for part in parts],
             calls=[call for part in parts for call in part.calls],
             maps=_replaced(self._unfinished.maps, [part.map for part in parts]),

@@ -56,6 +56,7 @@ def verify(
     num_layers: int | None = None,
     checksums: bool = False,
     families: Iterable[str | os.PathLike[str]] = (),
+    experts_only: bool = False,
     timeout: float = TIMEOUT,
     processes: LoadProcesses | None = None,
     terminal: TextIO | None = None,
@@ -76,6 +77,8 @@ def verify(
         checksums: read every file whole first and compare it with its store's checksums.
         families: Python files that describe families, known from then on here and in the loading
             processes; they are run.
+        experts_only: compare experts and look at nothing else; of an architecture that no family
+            describes, those that the naming rules of known families find. The report says so.
         timeout: seconds until the load is ended and reported as failed.
         processes: running load processes to use.
         terminal: where to show progress, if that is a terminal.
@@ -93,20 +96,23 @@ def verify(
     timeout = require_seconds(timeout, "--timeout")
     target = target or target_named("emulated")
     brought = bring(families)
-    opened = ModelCheckpoint(checkpoint)
-    against = ModelCheckpoint(reference) if reference is not None else opened
+    opened = ModelCheckpoint(checkpoint, experts_only=experts_only)
+    against = opened
+    if reference is not None:
+        against = ModelCheckpoint(reference, experts_only=experts_only)
     for place in (opened.model, against.model):
         _require_text(place)
     _require_one_host_for_fp8(against, target)
     there = reference_parts(against, num_layers)
-    sizes_of(against.text, against.config, against.place.where("config.json"))  # before the load
+    if not experts_only:  # before the load
+        sizes_of(against.text, against.config, against.place.where("config.json"))
     chosen = _chosen(against, there, parts)
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
         parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
-        families=brought,
+        families=brought, experts_only=experts_only,
     )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
         report = _unfinished(opened, against, chosen, request, running.overlay)
@@ -202,6 +208,7 @@ def _unfinished(
         checkpoint=opened.path,
         reference=against.path,
         family=opened.family.name,
+        experts_only=request.experts_only,
         status=Status.LOAD_FAILED,
         environment=Environment(
             stack=stack_name(versions),
@@ -247,6 +254,7 @@ def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: fl
     words += _target_options(request.target)
     if request.reference != request.checkpoint:
         words += ["--reference", request.reference]
+    words += ["--experts-only"] if request.experts_only else []
     words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
     words += ["--compare", request.method] if request.method is not Method.AUTO else []
     words += [word for part in request.parts for word in ("--only", part)] if some else []

@@ -12,13 +12,20 @@ import pytest
 from click.testing import CliRunner
 
 from harness.app.cli import main
+from harness.base.errors import BadInput
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.families import unknown
-from harness.families.family import Part
+from harness.families.family import Family, Part
 from harness.families.model import ModelCheckpoint
 from harness.families.registry import recipe_named
 from harness.families.storage import ExpertNaming, Sizes, Storage
-from harness.families.unknown import Account, Rule, account_of, readings_of
+from harness.families.unknown import (
+    Account,
+    Rule,
+    account_of,
+    family_of_experts,
+    readings_of,
+)
 
 SIZES = Sizes(4, 32, 12)
 TEXT = {"hidden_size": 32}
@@ -123,6 +130,53 @@ def test_what_shapes_cannot_tell_apart_has_several_readings(
     assert [r.naming.storage for r in found] == [Storage.FUSED_TRANSPOSED, Storage.INTERLEAVED]
     account = account_of(entries(shapes), text)
     assert "names and shapes allow several readings" in account.lines[0]
+
+
+def family(spoiled: Mapping[str, object], shapes: dict[str, tuple[int, ...]]) -> Family:
+    """What stands for a family of tensors, whose configuration is complete but for ``spoiled``."""
+    config = TEXT | {"num_experts": 4, "moe_intermediate_size": 12, "num_hidden_layers": 2}
+    return family_of_experts("Foo", "config.json", config | dict(spoiled), entries(shapes))
+
+
+@pytest.mark.parametrize(
+    ("config", "keys"),
+    [
+        ({}, ["num_experts", "moe_intermediate_size"]),
+        (
+            {"num_experts": None, "num_local_experts": 4, "intermediate_size": 12,
+             "moe_intermediate_size": 13},
+            ["num_local_experts", "intermediate_size"],
+        ),
+    ],
+    ids=["the usual keys", "others"],
+)  # fmt: skip
+def test_experts_alone_need_no_family(config: dict[str, object], keys: list[str]) -> None:
+    found = family(config, experts("x.layers.{layer}.mlp.experts"))
+    assert [found.sizes[0][0], found.sizes[2][0]] == keys
+    assert found.namings[0].prefix == "x.layers.{layer}.mlp.experts"
+    assert (found.name, found.sections, found.experts_module) == ("Foo", (), "mlp.experts")
+    assert found.moe_layers.of({}, 2, "") == (0, 1)
+    assert found.moe_layers.of({}, 1, "") == (0,)
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "message"),
+    [
+        ({}, {"lm_head.weight": (8, 32)}, "no experts that the naming rules"),
+        ({"hidden_size": 31}, experts(), "no experts that the naming rules"),
+        ({}, experts() | experts("audio.{layer}.mlp.experts"), "2 readings of the experts"),
+        ({"num_experts": 5}, experts(), "the files hold 4 experts, config.json says"),
+        ({"moe_intermediate_size": 9}, experts(), "the files hold 12 features of an expert"),
+    ],
+    ids=["none", "another width", "two models", "another count", "another size"],
+)
+def test_experts_that_cannot_be_told_are_refused(
+    config: dict[str, object],
+    shapes: dict[str, tuple[int, ...]],
+    message: str,
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        family(config, shapes)
 
 
 def test_what_nobody_knows_is_listed_by_patterns() -> None:
