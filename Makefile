@@ -1,8 +1,8 @@
 # The verbs of this project. They need nothing but a Python and the package index.
 PYTHON ?= python3
-# STACK=0.21 … 0.32, or path:<vllm checkout>[,<tpu-inference checkout>].
+# STACK=0.21 … 0.32, or path:<vllm checkout>[,<tpu-inference checkout>], or installed: what PYTHON has.
 STACK ?=
-# TARGET=emulated, torch-xla or tpu.
+# TARGET=emulated, torch-xla, gpu or tpu.
 TARGET ?= emulated
 # EXPECT=known: exactly the known upstream failures of the stack must happen; equal: none may. The
 # releases with the bug are to fail unless asked otherwise.
@@ -11,7 +11,7 @@ EXPECT ?= $(if $(filter 0.21,$(STACK)),equal,known)
 FAMILIES ?= chosen
 # Workers of make verify; on a TPU they would divide its chips.
 WORKERS ?= $(if $(filter tpu,$(TARGET)),0,2)
-SETUP := $(PYTHON) ci/setup.py
+SETUP := $(PYTHON) ci/setup.py --target $(TARGET)
 
 .PHONY: help setup verify test canary fixed full check quick lint types soak bench docs lock
 .NOTPARALLEL:

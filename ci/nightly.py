@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--stacks", action="append", metavar="LIST", help="0.21,0.26; or installed: this Python's "
         "own environment; or path:VLLM[,TPU_INFERENCE]; repeatable")  # fmt: skip
-    add("--target", default="emulated", help="emulated, torch-xla or tpu")
+    add("--target", default="emulated", help="emulated, torch-xla, gpu or tpu")
     add("--checkpoint", action="append", default=[], metavar="PLACE", help="instead of the "
         "synthetic ones: a directory, s3://, gs:// or a hub id; repeatable")  # fmt: skip
     add("--out", type=Path, default=setup.ROOT / "reports" / "nightly", help="where files are left")

@@ -1,7 +1,8 @@
 """Makes the environment of a stack: ``python3 ci/setup.py [STACK]``, standard library only.
 
 Prints the environment's directory. Does nothing when that environment was made from the same
-requirements file already. uv is taken from PATH or installed from the package index.
+requirements files already. uv is taken from PATH or installed from the package index. STACK
+``installed`` is the environment of the Python that runs this, as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 STACKS = ROOT / "ci" / "stacks"
 RELEASE = re.compile(r"version = '(\d+\.\d+\.\d+)")
+#: What a stack needs besides to run on a GPU: ``jax[cuda…]`` of its own jax, by stack.
+CUDA = STACKS / "cuda"
 UV = "uv==0.13.9"
 DOCS_PYTHON = "3.11"  # the oldest that docs.txt is for
 
@@ -32,6 +35,7 @@ class SetupError(Exception):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stack", nargs="?", default="", help="the default one for this Python")
+    parser.add_argument("--target", default="emulated", help="what the environment is to run on")
     parser.add_argument("--lock", action="store_true", help="compile the requirements files anew")
     parser.add_argument("--docs", action="store_true", help="what builds docs/ as a site")
     parser.add_argument("--uv", action="store_true", help="print where uv is; it is made there")
@@ -46,6 +50,10 @@ def main() -> int:
             print(stacks()[choose(options.stack)]["python"])
         elif options.docs:
             print(docs())
+        elif options.stack == "installed":
+            print(sys.prefix)
+        elif options.target == "gpu":
+            print(setup_gpu(choose_gpu(options.stack)))
         else:
             print(setup(choose(options.stack)))
     except SetupError as error:
@@ -80,6 +88,18 @@ def choose(stack: str, running: tuple[int, int] = sys.version_info[:2]) -> str:
             f"Expected: {wanted}. Try: make PYTHON=python3.11, or a later one."
         )
     return max(fitting, key=version)
+
+
+def choose_gpu(stack: str) -> str:
+    """The stack asked for, or the newest, of those that have requirements for a GPU."""
+    able = sorted((path.stem for path in CUDA.glob("*.txt")), key=version)
+    chosen = choose(stack) if stack else able[-1]
+    if chosen not in able:
+        raise SetupError(
+            f"stack {chosen} has no requirements for a GPU. Expected: one of {', '.join(able)}. "
+            f"Try: make verify TARGET=gpu STACK={able[-1]}."
+        )
+    return chosen
 
 
 def nearest(checkout: Path) -> str:
@@ -150,24 +170,34 @@ def environment_of(stack: str) -> Path:
 
 def setup(stack: str) -> Path:
     """Make the environment of ``stack`` unless it is there already."""
-    return environment(environment_of(stack), stack, stacks()[stack]["python"], project=True)
+    return environment(
+        environment_of(stack), stacks()[stack]["python"], STACKS / f"{stack}.txt", project=True
+    )
+
+
+def setup_gpu(stack: str) -> Path:
+    """Make the environment of ``stack`` with JAX's CUDA plugin, unless it is there already."""
+    return environment(
+        ROOT / f".venv-{stack}-gpu", stacks()[stack]["python"],
+        STACKS / f"{stack}.txt", CUDA / f"{stack}.txt", project=True,
+    )  # fmt: skip
 
 
 def docs() -> Path:
     """Make the environment that builds the site; it holds nothing of any stack."""
-    return environment(ROOT / ".venv-docs", "docs", f"{sys.version_info[0]}.{sys.version_info[1]}")
+    running = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return environment(ROOT / ".venv-docs", running, STACKS / "docs.txt")
 
 
-def environment(at: Path, name: str, wanted: str, *, project: bool = False) -> Path:
-    """The environment ``at``, made anew unless it has the requirements called ``name``.
+def environment(at: Path, wanted: str, *requirements: Path, project: bool = False) -> Path:
+    """The environment ``at``, made anew unless it was made from the same ``requirements``.
 
     ``project`` installs the harness there too.
     """
-    requirements = STACKS / f"{name}.txt"
     stamp = at / ".requirements"
-    inputs = requirements.read_bytes()
+    inputs = b"".join(file.read_bytes() for file in requirements)
     inputs += (ROOT / "pyproject.toml").read_bytes() if project else b""
-    made_from = f"{name} {hashlib.sha256(inputs).hexdigest()}"
+    made_from = f"{requirements[0].stem} {hashlib.sha256(inputs).hexdigest()}"
     if stamp.exists() and stamp.read_text() == made_from:
         return at
     uv = find_uv()
@@ -175,7 +205,7 @@ def environment(at: Path, name: str, wanted: str, *, project: bool = False) -> P
     run(uv, "venv", "--quiet", "--clear", "--python", python, str(at))
     options = ("--quiet", "--python", str(at / "bin" / "python"))
     # Bytecode is compiled here, once: importing the stack without it takes a minute longer.
-    run(uv, "pip", "sync", *options, "--compile-bytecode", str(requirements))
+    run(uv, "pip", "sync", *options, "--compile-bytecode", *map(str, requirements))
     if project:
         run(uv, "pip", "install", *options, "--no-deps", "--editable", str(ROOT))
     stamp.write_text(made_from)
@@ -192,6 +222,13 @@ def lock() -> None:
             uv, "pip", "compile", "--quiet", "--python-version", row["python"], *overrides,
             "--custom-compile-command", "make lock", "--no-annotate",
             "--output-file", f"{name}.txt", f"{name}.in",
+            cwd=STACKS,
+        )  # fmt: skip
+    for file in CUDA.glob("*.txt"):
+        run(
+            uv, "pip", "compile", "--quiet", "--python-version", stacks()[file.stem]["python"],
+            "--constraint", f"{file.stem}.txt", "--custom-compile-command", "make lock",
+            "--no-annotate", "--output-file", f"cuda/{file.name}", "cuda.in",
             cwd=STACKS,
         )  # fmt: skip
 

@@ -14,7 +14,17 @@ from collections.abc import Iterator
 from harness.compare.difference import Kind
 from harness.explain.causes import Cause
 from harness.families.family import Part, Projection, Storage
-from harness.report.known_issue import KnownIssue, Load, Nature, Owner, Raised, Sign, Stage, table
+from harness.report.known_issue import (
+    KnownIssue,
+    Load,
+    Nature,
+    Owner,
+    Raised,
+    Sign,
+    Stage,
+    table,
+    through_tpu_inference,
+)
 
 from .known_issues_torch_xla import ON_TORCH_XLA
 from .known_refusals import REFUSALS
@@ -165,7 +175,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
             r"raise RuntimeError\(",
             stage=Stage.STREAM,
         ),
-        targets=("emulated", "tpu", "torch-xla"),
+        targets=(*through_tpu_inference(), "torch-xla"),
     ),
     KnownIssue(
         id="store-while-offline",
@@ -186,7 +196,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
             r"return snapshot_download\(.*",
             stage=Stage.CONFIGURATION,
         ),
-        targets=("emulated", "tpu", "torch-xla"),
+        targets=(*through_tpu_inference(), "torch-xla"),
     ),
     KnownIssue(
         id="untied-head-unwritten",
@@ -236,7 +246,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
             and 2 * load.intermediate == load.hidden
         ),
         differs=_gate_and_up,
-        targets=("emulated", "tpu", "torch-xla"),
+        targets=(*through_tpu_inference(), "torch-xla"),
     ),
     KnownIssue(
         id="narrowed-to-fit",
@@ -247,7 +257,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         releases=("vllm<0.26",),
         when=lambda load: load.axes_swapped,
         differs=corners,
-        targets=("emulated", "tpu", "torch-xla"),
+        targets=(*through_tpu_inference(), "torch-xla"),
     ),
     KnownIssue(
         id="expert-axis-dropped",

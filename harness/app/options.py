@@ -17,6 +17,7 @@ import click
 
 from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
+from harness.families.family import Storage
 from harness.load.target import Parallelism, Share, Target
 from harness.load.targets.registry import meshed, target_on
 
@@ -132,6 +133,10 @@ SHARED = (
     Option(name="sample", type=int, help="Compare so many experts, drawn by the seed."),
     Option(name="max-bytes", type=int, help="Compare so many bytes of experts at most."),
     Option(name="seed", type=int, default=0, help="The draw follows from it."),
+    Option(
+        name="storage", choices=tuple(s.value for s in Storage),
+        help="How experts are stored, where their names and shapes allow several readings.",
+    ),
     Option(name="num-layers", type=int, help="Load the first decoder layers only."),
     Option(
         name="compare", choices=tuple(m.value for m in Method), default=Method.AUTO.value,
@@ -211,6 +216,7 @@ def keywords(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "families": tuple(values["family"]),
         "selection": Selection(**{name: values[name] for name in selected}),
+        "storage": Storage(values["storage"]) if values["storage"] else None,
         "num_layers": values["num_layers"],
         "checksums": values["checksums"],
         "method": Method(values["compare"]),

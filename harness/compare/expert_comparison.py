@@ -14,6 +14,7 @@ import numpy as np
 
 from harness.base.bits import ITEMSIZE, Bits, Nan, bits_dtype, canonical_nans
 from harness.base.progress import Meter
+from harness.base.scanning import nonzero, unequal
 from harness.compare.checks import Check, Digests, Gap, Verdict
 from harness.compare.difference import (
     ArrayExtra,
@@ -186,13 +187,15 @@ class PartComparison:
 
     def _gap(self, layer: int, tensor: DeviceTensor, expert: int, gap: Padding) -> Difference:
         bits = tensor.rectangle(expert, gap.rows, gap.columns)
-        row, column = map(int, np.argwhere(bits)[0])
+        written = nonzero(bits)
+        assert written, "only what is not zero comes here"
+        row, column = written.first
         at = (expert, gap.rows.start + row, gap.columns.start + column)
         shard, device_name = self._holder(tensor, at)
         return PaddingWritten(
             part=self.reference.part, layer=layer, expert=expert, parameter=tensor.name, index=at,
             device=int(bits[row, column]), itemsize=bits.itemsize,
-            count=int(np.count_nonzero(bits)), total=bits.size,
+            count=written.count, total=bits.size,
             shard=shard, device_name=device_name,
         )  # fmt: skip
 
@@ -257,10 +260,9 @@ class PartComparison:
 
     def _unequal(self, key: ExpertKey, tensor: DeviceTensor) -> Difference:
         reference, device = self.reference_bits(key), self.device_bits(key)
-        unequal = device != reference
-        if not unequal.any():
+        if not (odd := unequal(device, reference)):
             raise RuntimeError(f"the digest of {key} differs, its bits do not: a fault of ours")
-        first = tuple(map(int, np.argwhere(unequal)[0]))
+        first = odd.first
         width = self.reference.shape.intermediate
         output, input_ = self.held.index(key.projection, (first[0], first[1]), width)
         shard, device_name = self._holder(tensor, self._device_index(key, output, input_))
@@ -268,7 +270,7 @@ class PartComparison:
             part=key.part, layer=key.layer, expert=key.expert, projection=key.projection,
             parameter=tensor.name, source=self.reference.source(key), index=(output, input_),
             reference=int(reference[first]), device=int(device[first]), itemsize=device.itemsize,
-            count=int(np.count_nonzero(unequal)), total=unequal.size,
+            count=odd.count, total=device.size,
             shard=shard, device_name=device_name,
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from harness.base.bits import Bits
+from harness.base.scanning import nonzero
 from harness.checkpoint.fp8 import (
     BLOCK,
     EXPERTS,
@@ -84,12 +85,12 @@ def departs(
     right, slack = scale_bound(wanted, arithmetic)
     off = ~(np.abs(found - wanted) <= requantisation_bound(wanted, scales, arithmetic))
     off |= ~(np.abs(scales - right) <= slack)[:, None]
-    if not off.any():
+    if not (found_off := nonzero(off)):
         return None
-    first = tuple(int(i) for i in np.argwhere(off)[0])
+    first = found_off.first
     return UnequalValues(
         index=first, reference=f"{wanted[first]:.9g}", device=f"{found[first]:.9g}",
-        count=int(np.count_nonzero(off)), total=off.size,
+        count=found_off.count, total=off.size,
         pattern=_why(found, wanted, reference, grid),
     )  # fmt: skip
 

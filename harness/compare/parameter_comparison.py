@@ -18,6 +18,7 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from harness.base.bits import ITEMSIZE, Bits, Nan, canonical_nans, converted
+from harness.base.scanning import nonzero, scan
 from harness.checkpoint.fp8 import SCALE_SUFFIX
 from harness.compare.accounting import left_alone, model_parts
 from harness.compare.difference import (
@@ -94,7 +95,7 @@ class ParameterComparison:
         self.tally = ParameterTally(part=reference.part)
         self.faults: dict[BitsDiffer, Fault] = {}
         self._tensors = [
-            t for t in tensors if not is_of_experts(t.name, self._family.experts_module)
+            t for t in tensors if not is_of_experts(t.name, self._family, reference.part)
         ]
         self.placements = ParameterViews(reference, self._tensors, mesh, packing)
         self._nan = nan
@@ -229,14 +230,19 @@ class ParameterComparison:
     def _constant(self, tensor: DeviceTensor, wanted: int) -> Iterator[Difference]:
         """A buffer that is not ``wanted`` everywhere: the first such element, all counted."""
         held = [(shard, np.asarray(shard.fetch(...))) for shard in tensor.shards]
-        odd = [(shard, bits, np.argwhere(bits != wanted)) for shard, bits in held]
-        if not (count := sum(len(places) for *_, places in odd)):
+        odd = [
+            (s, bits, found)
+            for s, bits in held
+            if (found := scan(lambda part: part != wanted, bits))
+        ]
+        if not odd:
             return
-        shard, bits, places = next(each for each in odd if len(each[2]))
-        first = tuple(int(i) for i in places[0])
+        shard, bits, found = odd[0]
+        first = found.first
         yield BitsDiffer(
             **self._array(tensor), reference=wanted, device=int(bits[first]),
-            itemsize=bits.itemsize, count=count, total=sum(bits.size for _, bits in held),
+            itemsize=bits.itemsize, count=sum(each.count for *_, each in odd),
+            total=sum(bits.size for _, bits in held),
             index=tuple(i + s.start for i, s in zip(first, shard.index, strict=True)),
             device_name=shard.device,
         )  # fmt: skip
@@ -286,13 +292,13 @@ class ParameterComparison:
     def _padding(self, placed: ParameterView) -> Iterator[Difference]:
         for shard, bits, where in padding_of(placed):
             self.tally.padding_bytes += bits.nbytes
-            if bits.any():
-                first = tuple(int(i) for i in np.argwhere(bits)[0])
+            if written := nonzero(bits):
+                first = written.first
                 yield PaddingWritten(
                     **self._array(placed.tensor), device_name=shard.device,
                     index=tuple(i + o for i, o in zip(first, where, strict=True)),
                     device=int(bits[first]), itemsize=bits.itemsize,
-                    count=int(np.count_nonzero(bits)), total=bits.size,
+                    count=written.count, total=bits.size,
                     shard=self.mesh.shards(placed.layout.axes).get(shard.device),
                 )  # fmt: skip
 

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from harness.base.bits import Bits
+from harness.base.scanning import Mask
 from harness.devices.expert_layout import Span
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import (
@@ -109,7 +110,7 @@ def recovered(placed: ParameterView, source: str, copy: int, prefer: str, like: 
     return out
 
 
-def held(placed: ParameterView, source: str, copy: int, like: Bits) -> Bits:
+def held(placed: ParameterView, source: str, copy: int, like: Bits) -> Mask:
     """Which elements of :func:`recovered` are from the devices; of several hosts each has some."""
     mask = np.zeros(like.shape, dtype=bool)
     for shard in placed.tensor.shards:

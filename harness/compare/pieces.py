@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from harness.base.bits import Bits
+from harness.base.scanning import unequal
 from harness.compare.equality import all_equal, equal_bits
 from harness.compare.parameter_view import Fault, ParameterView, pairs
 from harness.devices.expert_layout import Span
@@ -109,12 +108,14 @@ def _judge_shards(judged: Judged, shards: Sequence[DeviceShard], reference: Bits
 def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, run: Run) -> None:
     """Add an unequal run of rows to the fault of its tensor, or of its copy of it."""
     placed = piece.placed
-    departs = run.wanted != run.got
-    first = tuple(int(i) for i in np.argwhere(departs)[0])
+    departs = unequal(run.wanted, run.got)
+    if departs is None:
+        return
+    first = departs.first
     in_tensor = first[::-1] if placed.layout.transposed else first
     at = tuple(i + o for i, o in zip(in_tensor, (s.start for s in run.origin), strict=True))
     bits = int(run.wanted[first]), int(run.got[first])
     key = piece.source, run.copy
     fault = faults.setdefault(key, Fault(placed, *key, at, *bits, run.device))
-    fault.count += int(np.count_nonzero(departs))
+    fault.count += departs.count
     fault.devices.add(run.device)

@@ -8,6 +8,7 @@ from typing import TypedDict
 import numpy as np
 
 from harness.base.bits import ITEMSIZE, Bits
+from harness.base.scanning import unequal
 from harness.devices.expert_layout import Span
 from harness.devices.tensors import DeviceShard, DeviceTensor
 
@@ -54,12 +55,13 @@ def _by_part(tensor: DeviceTensor) -> dict[tuple[Span, ...], list[DeviceShard]]:
 def _odd(
     tensor: DeviceTensor, first: DeviceShard, wanted: Bits, shard: DeviceShard, found: Bits
 ) -> OddReplica:
-    unequal = found != wanted
-    at = tuple(int(i) for i in np.argwhere(unequal)[0])
+    odd = unequal(found, wanted)
+    assert odd, "only what differs comes here"
+    at = odd.first
     return OddReplica(
         reference=int(wanted[at]), reference_device=first.device, device=int(found[at]),
         itemsize=ITEMSIZE[tensor.dtype],
         index=tuple(i + span.start for i, span in zip(at, shard.index, strict=True)),
-        count=int(np.count_nonzero(unequal)), total=unequal.size,
+        count=odd.count, total=found.size,
         device_name=shard.device,
     )  # fmt: skip

@@ -19,6 +19,7 @@ import numpy as np
 from harness.base.bits import Bits, bits_dtype
 from harness.devices.digest_xla import Rectangle
 from harness.devices.expert_layout import Parameter, Span
+from harness.families.family import Family, Part
 
 
 @cache
@@ -29,16 +30,21 @@ def _expert_parameter(module: str) -> re.Pattern[str]:
     )
 
 
-def is_of_experts(name: str, module: str) -> bool:
+def is_of_experts(name: str, family: Family, part: Part) -> bool:
     """Whether a parameter of this name counts as an expert array, known or not.
 
-    Experts' comparison looks at those and no others, that of all other parameters at the rest.
+    Experts' comparison looks at those and no others, that of all other parameters at the rest. What
+    lies in the module of experts and has a row in one of the family's blocks, as a bias may, is
+    one of the rest.
 
     Args:
         name: the parameter's, on the device.
-        module: what the family calls a layer's module of experts.
+        family: says what a layer's module of experts is called, and what its blocks are.
+        part: the part of the stack that holds it.
     """
-    return _expert_parameter(module).search(name) is not None
+    if _expert_parameter(family.experts_module).search(name) is None:
+        return False
+    return family.rule_for(family.in_checkpoint(part, name)) is None
 
 
 @dataclass(frozen=True)
@@ -194,11 +200,12 @@ def device_part(
     """Pick the expert arrays out of a model's parameters, by upstream's names.
 
     Up to 0.25 they are called ``…mlp.experts.w13_weight``, from 0.26 on
-    ``…mlp.experts.routed_experts.w13_weight``. What else lies there is not an expert array
-    (:func:`is_of_experts`) and left to the comparison of parameters.
+    ``…mlp.experts.routed_experts.w13_weight``. What lies elsewhere is left to the comparison of
+    parameters.
 
     Args:
-        tensors: the model's parameters.
+        tensors: the model's parameters without those that its family describes
+            (:func:`is_of_experts`).
         mesh: device names in mesh order.
         local: of those, the ones this process addresses; None for all.
         module: what the family calls a layer's module of experts.

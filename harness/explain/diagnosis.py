@@ -1,35 +1,38 @@
-"""Why the device differs: few causes for many differences, each with its evidence and next step.
+"""Why experts differ: few causes for many differences, each with its evidence and next step.
 
-Runs only when something differs. The ledger is asked first, where a slice was never written: it
-knows what became of it. What was written is told by its bytes. "Unexplained" is an answer.
+Runs only when something differs. An expert's matrix becomes
+:class:`harness.explain.evidence.Evidence`, and the rules say what it holds; any other difference
+says itself what it is. "Unexplained" is an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 
-from harness.compare.difference import (
-    BitsDiffer,
-    DeliveredAgain,
-    Difference,
-    PaddingWritten,
-    ParameterUnwritten,
-    ReplicasDiffer,
-    ShardMisplaced,
-    TensorUnread,
-    ValuesDiffer,
-)
+from harness.base.bits import Bits
+from harness.compare.difference import BitsDiffer, Difference, TensorUnread
 from harness.compare.expert_comparison import PartComparison
-from harness.compare.words import device_words, reference_words, source_words
-from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of, fix_of
-from harness.explain.evidence import Evidence
-from harness.explain.provenance import ReferenceIndex
-from harness.explain.rules import RULES, unexplained
-from harness.families.experts import ReferencePart
-from harness.families.family import Part, Storage
-from harness.families.model import ModelCheckpoint
-from harness.load.ledger import POISON, Ledger
+from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
+from harness.explain.evidence import (
+    Around,
+    Deliveries,
+    Evidence,
+    Granule,
+    Need,
+    Slice,
+    Words,
+)
+from harness.explain.metadata import explain_metadata
+from harness.explain.provenance import FileSearch, Place, ReferenceIndex
+from harness.explain.rules import explain
+from harness.families.experts import ExpertKey, ReferencePart
+from harness.families.family import Projection, Storage
+from harness.load.ledger import Ledger
+
+#: Matrices of an expert that one array holds.
+_TOGETHER = (Projection.GATE, Projection.UP)
 
 
 class Explainer:
@@ -48,18 +51,17 @@ class Explainer:
         ledger: Ledger | None = None,
     ) -> None:
         self._comparison = comparison
-        self._ledger = ledger
+        self._ledger = ledger or Ledger()
         self._undelivered: dict[str, Finding] = {}  # by the tensor that was to bring it
-        self._checkpoint: ModelCheckpoint = comparison.reference.checkpoint
-        others = {part.part: part for part in parts} | {
-            comparison.reference.part: comparison.reference
-        }
+        reference = comparison.reference
+        others = {part.part: part for part in parts} | {reference.part: reference}
         self._index = ReferenceIndex(
             list(others.values()),
             lambda key: comparison.expected(
                 comparison.held.of(key.projection, others[key.part][key])
             ),
         )
+        self._search = FileSearch(reference.checkpoint)
 
     def diagnose(self, differences: list[Difference], offset: int = 0) -> list[Diagnosis]:
         """The causes of this part's differences, in order of their first difference.
@@ -71,131 +73,146 @@ class Explainer:
         return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
 
     def _explain(self, difference: Difference) -> Finding:
-        key = difference.key
         if isinstance(difference, TensorUnread) and (
             known := self._undelivered.get(difference.tensor)
         ):
             return known
+        key = difference.key
         if not isinstance(difference, BitsDiffer) or key is None:
-            return explain_metadata(difference)
-        slice_ = Evidence(
-            key,
-            self._comparison.reference_bits(key),
-            self._comparison.device_bits(key),
-            self._index,
-            self._comparison.device_bits,
-            self._checkpoint,
-            partial(self._comparison.stored_bits, key),
-            self._comparison.reference.shape.dtype,
-            self._comparison.reference.naming.storage is Storage.FUSED_TRANSPOSED,
+            return explain_metadata(difference, of_experts=True)
+        finding = explain(self._evidence(key))
+        if finding.cause is Cause.NOT_DELIVERED:
+            self._undelivered[self._comparison.reference.source(key).tensor] = finding
+        return finding
+
+    def _evidence(self, key: ExpertKey) -> Evidence:
+        comparison = self._comparison
+        around = AroundExpert(key, self._index, self._search, comparison.device_bits)
+        granules = self._shards(key)
+        dtype = comparison.reference.shape.dtype
+        lacking = {Need.HEADS, Need.REPLICAS, Need.TIE}
+        lacking |= set() if granules else {Need.SHARDS}
+        lacking |= set() if dtype == "BF16" else {Need.BF16}
+        return Evidence(
+            slice=slice_of(key),
+            words=words_of(key),
+            reference=comparison.reference_bits(key),
+            device=around.device,
+            dtype=dtype,
+            stored=partial(comparison.stored_bits, key),
+            around=around,
+            stored_transposed=comparison.reference.naming.storage is Storage.FUSED_TRANSPOSED,
+            granules=granules,
+            deliveries=partial(self._deliveries, key),
+            has=frozenset(Need) - lacking,
         )
-        if (slice_.device == POISON.get(slice_.device.itemsize)).all():
-            return self._never_written(slice_)
-        return next((f for rule in RULES if (f := rule(slice_))), None) or unexplained(slice_)
 
-    def _never_written(self, slice_: Evidence) -> Finding:
-        """What the ledger knows of a slice that still holds the poison."""
-        key, ledger = slice_.key, self._ledger or Ledger()
-        lost = f"{{experts}} of {slice_.where} never written"
-        poison = f"{key} still holds the poison 0x{POISON[slice_.device.itemsize]:x}"
+    def _shards(self, key: ExpertKey) -> tuple[Granule, ...]:
+        """The parts of the intermediate axis, where experts are cut along it."""
+        held, shards = self._comparison.held, self._comparison.layout.shards
+        if shards < 2 or not held.divides_experts:
+            return ()
+        width = self._comparison.reference.shape.intermediate
+        axis = 1 if key.projection is Projection.DOWN else 0
+        return (Granule("shard", axis, width // shards),)
+
+    def _deliveries(self, key: ExpertKey) -> Deliveries:
+        ledger = self._ledger
         tensor = self._comparison.reference.source(key).tensor
-        calls = ledger.of(*key[1:])
-        if call := next((c for c in calls if c.ids_are_positional), None):
-            return slice_.finding(
-                Cause.ARGUMENT_CONTRACT,
-                f"{key.layer} {call.site}",
-                f"weight_loader got shard_id and expert_id positionally, where the hook does not "
-                f"look for them; {lost}",
-                f"{call.site} called {call.as_call} of a {call.layer_type}; {poison}"
-                f"{fix_of(call.site)}",
-            )
-        if call := next((c for c in calls if c.late), None):
-            return slice_.finding(
-                Cause.DELIVERED_LATE,
-                key.layer,
-                f"the layer was processed before its pieces had come; {lost}",
-                f"{call.site} delivered {key} to a parameter the layer no longer held; {poison}",
-            )
-        if call := next(iter(calls), None):
-            how = f"{call.site} called {call.as_call} of a {call.layer_type}"
-            return slice_.finding(Cause.UNWRITTEN, key.layer, lost, f"{how}; {poison}")
-        if ledger.recorded and tensor not in ledger.streamed:
-            return slice_.finding(
-                Cause.NOT_STREAMED,
-                key.layer,
-                f"{lost}: their tensors were never streamed",
-                f"the streamer gave {len(ledger.streamed)} tensors, {tensor} was not among them; "
-                f"{poison}",
-            )
-        if ledger.recorded:
-            self._undelivered[tensor] = slice_.finding(
-                Cause.NOT_DELIVERED,
-                key.layer,
-                f"{lost}: no weight_loader was called for them",
-                f"{tensor} was streamed, no call named {key}; {poison}",
-            )
-            return self._undelivered[tensor]
-        return slice_.finding(Cause.UNWRITTEN, key.layer, lost, poison)
+        return Deliveries(
+            tensor=tensor,
+            calls=ledger.of(key.layer, key.expert, key.projection),
+            recorded=ledger.recorded,
+            streamed=tensor in ledger.streamed,
+            of=len(ledger.streamed),
+        )
 
 
-def explain_metadata(difference: Difference) -> Finding:
-    """What a difference in presence, shape, placement, padding or delivery comes from."""
-    where = _at(difference.part, difference.layer)
-    evidence = f"{where}: expected {reference_words(difference)}, found {device_words(difference)}"
-    parameter = ""
-    match difference:
-        case ShardMisplaced():
-            return _sharding(difference)
-        case ReplicasDiffer():
-            return odd_replica(difference, f"{where} {difference.parameter.rsplit('.', 1)[-1]}")
-        case PaddingWritten():
-            parameter = difference.parameter
-            cause, summary = Cause.PADDING, "the padding of an expert array is not zero"
-        case DeliveredAgain():
-            cause = Cause.DELIVERED_TWICE
-            summary = f"{{experts}} of {where} {{were}} delivered more than once"
-            evidence = f"{difference.key}: {device_words(difference)}"
-        case ValuesDiffer():
-            cause, summary = Cause.SCALE, f"scales of {where} are not the checkpoint's"
-            evidence = f"{difference.key or difference.parameter}: {difference.pattern}"
-        case TensorUnread():
-            cause, summary = Cause.TENSOR_UNREAD, "tensors of the checkpoint were not read"
-            evidence = f"{source_words(difference)}: {device_words(difference)}"
-        case ParameterUnwritten():
-            cause, summary = Cause.PARAMETER_UNWRITTEN, "parameters were never written"
-            evidence = f"{difference.parameter}: {device_words(difference)}"
-        case _:
-            parameter = difference.parameter
-            cause, summary = Cause.STRUCTURE, "the array is not what the layout says"
-    return Finding(cause, f"{cause} {where} {parameter}", summary, evidence)
+@dataclass(frozen=True, eq=False)
+class AroundExpert(Around):
+    """What could have come in the place of an expert's matrix: the other experts of all layers.
+
+    Attributes:
+        key: which matrix.
+        index: digests of the reference.
+        search: of the files.
+        bits_of: what the devices hold for any key.
+    """
+
+    key: ExpertKey
+    index: ReferenceIndex
+    search: FileSearch
+    bits_of: Callable[[ExpertKey], Bits]
+
+    @cached_property
+    def device(self) -> Bits:
+        """What the devices hold for it."""
+        return self.bits_of(self.key)
+
+    def fellows(self) -> Sequence[Slice]:
+        """Gate and up; down has an array of its own."""
+        if self.key.projection not in _TOGETHER:
+            return ()
+        return [slice_of(self.key._replace(projection=p)) for p in _TOGETHER]
+
+    def expected(self, other: Slice) -> Bits:
+        """See :meth:`Around.expected`."""
+        return self.index.bits_of(_key(other))
+
+    def held(self, other: Slice) -> Bits:
+        """See :meth:`Around.held`."""
+        return self.bits_of(_key(other))
+
+    def whose(self) -> Slice | None:
+        """See :meth:`Around.whose`."""
+        return self._whose
+
+    @cached_property
+    def _whose(self) -> Slice | None:
+        found = self.index.slice(self.key, self.device)
+        return None if found in (None, self.key) else slice_of(found)
+
+    def line(self, axis: int, digest: bytes) -> tuple[Slice, int] | None:
+        """See :meth:`Around.line`; of all experts of the layer."""
+        found = self.index.lines(self.key, axis).get(digest)
+        return found and (slice_of(found.key), found.number)
+
+    def bytes_at(self, run: bytes) -> Place | None:
+        """See :meth:`Around.bytes_at`."""
+        return self.search.bytes_at(self.key, (self.key.part, self.key.layer), run)
+
+    @property
+    def unsearched(self) -> bool:
+        """See :attr:`Around.unsearched`."""
+        return self.key in self.search.unsearched
 
 
-def odd_replica(difference: ReplicasDiffer, name: str) -> Finding:
-    """A device that holds another part than its replicas; ``name`` is the array's."""
-    evidence = (
-        f"at {list(difference.index)} {difference.device_name} holds "
-        f"{device_words(difference)}, not {reference_words(difference)}; "
-        f"{difference.count} of {difference.total} elements are unequal"
+def slice_of(key: ExpertKey) -> Slice:
+    """An expert's matrix as rules know it."""
+    return Slice(
+        key=key,
+        name=str(key),
+        place=f"{key.part} layer {key.layer}",
+        layer=(key.part, key.layer),
+        expert=key.expert,
+        matrix=key.projection,
     )
-    cause = Cause.REPLICAS_DIFFER
-    return Finding(cause, f"{cause} {name}", f"replicas of {name} hold other bits", evidence)
 
 
-def holding(difference: ShardMisplaced) -> str:
-    """What a device holds of an array, and what it should."""
-    found, share = device_words(difference), reference_words(difference)
-    return f"{difference.device_name} holds {found}, its share is {share}"
+def _key(of: Slice) -> ExpertKey:
+    assert isinstance(of.key, ExpertKey)
+    return of.key
 
 
-def _at(part: Part, layer: int | None) -> str:
-    return f"{part} layer {layer}" if layer is not None else str(part)
-
-
-def _sharding(difference: ShardMisplaced) -> Finding:
-    where = f"{_at(difference.part, difference.layer)} {difference.parameter.rsplit('.', 1)[-1]}"
-    evidence = holding(difference)
-    if difference.replicated:
-        summary = f"{where} is replicated instead of sharded"
-        return Finding(Cause.REPLICATED, f"replicated {where}", summary, evidence)
-    summary = f"shards of {where} lie on the wrong devices"
-    return Finding(Cause.MISPLACED, f"misplaced {where}", summary, evidence)
+def words_of(key: ExpertKey) -> Words:
+    """How sentences name an expert's matrix."""
+    place = f"{key.part} layer {key.layer}"
+    return Words(
+        they=f"{{experts}} of {place}",
+        it=f"{key.projection} of {place}",
+        place=place,
+        tail=", {experts}",
+        kind="",
+        group=place,
+        part=key.part,
+    )

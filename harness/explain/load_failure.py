@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.explain.causes import NEXT_STEP, Cause, Diagnosis, experts_text, fix_of
+from harness.explain.causes import Cause, Diagnosis, experts_text, fix_of
 from harness.load.ledger import Ledger, LoaderCall
 
 _LAYERS_LISTED = 4
@@ -108,7 +108,7 @@ def _called(call: LoaderCall) -> str:
 
 
 def _failed(cause: Cause, summary: str, evidence: str, fix: str = "") -> Diagnosis:
-    next_step = f"{NEXT_STEP[cause]}{fix}"
+    next_step = f"{cause.next_step}{fix}"
     return Diagnosis(cause=cause, summary=summary, evidence=evidence, next_step=next_step)
 
 

@@ -1,42 +1,42 @@
-"""Why a parameter besides experts differs: what its bytes are instead. Runs only when one does.
+"""Why a parameter besides experts differs. Runs only when one does.
 
-An unequal tensor is put back together from the devices and looked up in the reference: as a
-whole, then head by head, shard by shard, row by row. "Unexplained" is an answer.
+An unequal tensor is put back together from the devices and becomes
+:class:`harness.explain.evidence.Evidence`; the rules, the same as for experts, say what it holds.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
-import numpy as np
-
-from harness.base.bits import Bits, canonical_nans
-from harness.compare.difference import (
-    BitsDiffer,
-    Difference,
-    PaddingWritten,
-    ReplicasDiffer,
-    ShardMisplaced,
-    Subject,
-    Unaccounted,
-    ValuesDiffer,
-)
+from harness.base.bits import Bits
+from harness.base.scanning import Mask, equal, stretches
+from harness.compare.difference import BitsDiffer, Difference, Subject, Unaccounted
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.parameter_view import Fault, ParameterView, held, recovered
-from harness.compare.words import device_words, reference_words
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
-from harness.explain.diagnosis import holding, odd_replica
-from harness.explain.distance import farthest
-from harness.explain.rules import nans_of_a_conversion, taken_for, went_through
+from harness.explain.evidence import (
+    Around,
+    Deliveries,
+    Evidence,
+    Granule,
+    Need,
+    Slice,
+    Words,
+)
+from harness.explain.metadata import explain_metadata
+from harness.explain.provenance import FileSearch, Place, lines_of
+from harness.explain.provenance_rules import TIED
+from harness.explain.rules import explain
 from harness.families.blocks import Pieces
-from harness.families.family import TIE
+from harness.families.family import TIE, Family, Part
 from harness.families.model import ModelCheckpoint
-from harness.load.ledger import POISON
+from harness.load.ledger import Ledger
 
-_SHOWN = 3
-_TIED = "head and embedding are tied otherwise than config.json says"
+#: A module, its number, and what of it.
+_NUMBERED = re.compile(r"(.*)\.(\d+)\.(.*)")
 
 
 class ParameterExplainer:
@@ -44,10 +44,13 @@ class ParameterExplainer:
 
     Args:
         comparison: it has been run; its reference and devices are read again.
+        ledger: the loader calls of this part.
     """
 
-    def __init__(self, comparison: ParameterComparison) -> None:
+    def __init__(self, comparison: ParameterComparison, ledger: Ledger | None = None) -> None:
         self._comparison = comparison
+        self._ledger = ledger or Ledger()
+        self._search = FileSearch(comparison.checkpoint)
 
     def diagnose(self, differences: Sequence[Difference], offset: int = 0) -> list[Diagnosis]:
         """The causes, in order of their first difference.
@@ -59,143 +62,238 @@ class ParameterExplainer:
         return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
 
     def _explain(self, difference: Difference) -> Finding:
-        if not isinstance(difference, BitsDiffer) or difference not in self._comparison.faults:
-            return _headless(difference, self._comparison) or _metadata(difference)
-        fault = self._comparison.faults[difference]
-        evidence = ParameterEvidence(self._comparison, fault)
-        found = next((f for rule in _RULES if (f := rule(evidence))), None)
-        cause, summary, detail = found or unexplained_parameter(evidence, difference)
-        if cause in (Cause.NAN_CANONICALISED, Cause.TIED):
-            return Finding(cause, f"{cause} {difference.part}", summary, detail)
-        where = f"{difference.part} {evidence.placed.row.kind}"
-        return Finding(cause, f"{cause} {where}", f"{summary} ({where})", detail)
+        if isinstance(difference, BitsDiffer) and difference in self._comparison.faults:
+            return explain(self._evidence(difference))
+        never = self._never(difference.parameter)
+        return _headless(difference, self._comparison) or explain_metadata(
+            difference, of_experts=False, never=never
+        )
+
+    def _never(self, parameter: str) -> bool:
+        """Whether nothing was ever written to a parameter; the ledger has vLLM's name of it."""
+        return any(f".{parameter}".endswith(f".{name}") for name in self._ledger.unwritten)
+
+    def _evidence(self, difference: BitsDiffer) -> Evidence:
+        comparison, fault = self._comparison, self._comparison.faults[difference]
+        around = AroundTensor(comparison, fault, self._search)
+        checkpoint, placed = comparison.checkpoint, fault.placed
+        granules = tuple(_granules(around))
+        return Evidence(
+            slice=around.own,
+            words=_words(difference.part, placed.row.kind),
+            reference=around.reference,
+            device=around.device,
+            dtype=placed.layout.dtype,
+            stored=lambda: (
+                checkpoint.bits(fault.source),
+                checkpoint.entries[fault.source].dtype,
+            ),
+            around=around,
+            held=around.mask,
+            granules=granules,
+            repeated=any(b.copy for b in placed.layout.blocks if b.source == fault.source),
+            deliveries=lambda: self._deliveries(fault),
+            replicas=lambda: _replicas(comparison, fault),
+            tied=lambda: _tied(around),
+            has=_has(around, granules),
+        )
+
+    def _deliveries(self, fault: Fault) -> Deliveries:
+        ledger = self._ledger
+        return Deliveries(
+            tensor=fault.source,
+            calls=[call for call in ledger.calls if call.source == fault.source],
+            recorded=ledger.recorded,
+            streamed=fault.source in ledger.streamed,
+            of=len(ledger.streamed),
+            never=self._never(fault.placed.tensor.name),
+        )
 
 
-class ParameterEvidence:
-    """One unequal tensor: the reference and what the device holds, [outputs, …]."""
+class AroundTensor(Around):
+    """What could have come in the place of a tensor: those of its array, then all of its shape."""
 
-    def __init__(self, comparison: ParameterComparison, fault: Fault) -> None:
+    def __init__(self, comparison: ParameterComparison, fault: Fault, search: FileSearch) -> None:
         self.comparison = comparison
         self.fault = fault
         self.placed: ParameterView = fault.placed
-        self.name = fault.source + (f" (copy {fault.copy})" if fault.copy else "")
+        self.checkpoint: ModelCheckpoint = comparison.checkpoint
+        self._search = search
+        self._lines: dict[int, dict[bytes, tuple[Slice, int]]] = {}
 
-    def expected(self, source: str) -> Bits:
-        """A tensor as the device is to hold it."""
-        checkpoint = self.comparison.checkpoint
-        dtype = checkpoint.entries[source].dtype
-        return self.comparison.expected(checkpoint.bits(source), dtype, self.placed.layout)
-
-    @property
-    def dtype(self) -> str:
-        """Of what the device holds."""
-        return self.placed.layout.dtype
-
-    @property
-    def stored(self) -> tuple[Bits, str]:
-        """The tensor and its dtype, as the checkpoint has them."""
-        checkpoint = self.comparison.checkpoint
-        return checkpoint.bits(self.fault.source), checkpoint.entries[self.fault.source].dtype
+    @cached_property
+    def own(self) -> Slice:
+        """The tensor, or the copy of it."""
+        found = slice_of(self.fault.source, self.checkpoint.family)
+        copy = f" (copy {self.fault.copy})" if self.fault.copy else ""
+        return Slice(found.key, f"{found.name}{copy}", found.place, found.layer, None, found.matrix)
 
     @cached_property
     def reference(self) -> Bits:
         """The tensor as it should be."""
-        return self.expected(self.fault.source)
+        return self._expected(self.fault.source)
 
     @cached_property
     def device(self) -> Bits:
         """The tensor as the device that departs holds it."""
-        return recovered(
-            self.placed, self.fault.source, self.fault.copy, self.fault.device_name, self.reference
-        )
+        return self._held(self.fault.source, self.fault.copy)
 
     @cached_property
-    def held(self) -> Bits:
-        """Which elements the devices of this process hold; the others are the reference's."""
+    def mask(self) -> Mask | None:
+        """Which elements the devices of this process hold; None for all."""
+        layout = self.placed.layout
+        found = {shard.index for shard in self.placed.tensor.shards}
+        if {layout.share(number) for number in range(layout.shards)} <= found:
+            return None
         return held(self.placed, self.fault.source, self.fault.copy, self.reference)
 
-    def holds(self, source: str) -> bool:
-        """Whether it is another tensor of the checkpoint that the devices hold, of like shape."""
-        own, other = (self.comparison.checkpoint.entries[n] for n in (self.fault.source, source))
-        return own.shape == other.shape and np.array_equal(
-            self.expected(source)[self.held], self.device[self.held]
+    def fellows(self) -> Sequence[Slice]:
+        """The tensors that its parameter is made of, where there are several."""
+        sources = dict.fromkeys(self.placed.sources)
+        return [self._slice(name) for name in sources] if len(sources) > 1 else ()
+
+    def expected(self, other: Slice) -> Bits:
+        """See :meth:`Around.expected`."""
+        return self._expected(str(other.key))
+
+    def held(self, other: Slice) -> Bits:
+        """See :meth:`Around.held`; of a tensor of the same array."""
+        return self._held(str(other.key), 0)
+
+    def whose(self) -> Slice | None:
+        """See :meth:`Around.whose`."""
+        return self._whose
+
+    @cached_property
+    def _whose(self) -> Slice | None:
+        entries, own = self.checkpoint.entries, self.fault.source
+        alike = (name for name in entries if entries[name].shape == entries[own].shape)
+        for name in dict.fromkeys((*self.placed.sources, *alike)):
+            if name != own and entries[name].shape == entries[own].shape and self.holds(name):
+                return self._slice(name)
+        return None
+
+    def holds(self, name: str) -> bool:
+        """Whether it is this tensor of the checkpoint, of the same shape, that the devices hold."""
+        if self.mask is None:
+            return equal(self._expected(name, slice(0, 1)), self.device[:1]) and equal(
+                self._expected(name), self.device
+            )
+        wanted = self._expected(name)
+        return all(
+            (wanted[part] == self.device[part])[self.mask[part]].all()
+            for part in stretches(wanted.shape)
         )
 
+    def line(self, axis: int, digest: bytes) -> tuple[Slice, int] | None:
+        """See :meth:`Around.line`; of the tensors of its array."""
+        if axis not in self._lines:
+            known: dict[bytes, tuple[Slice, int]] = {}
+            for each in self.fellows():
+                if each.key != self.own.key:
+                    for number, line in enumerate(lines_of(self.expected(each), axis)):
+                        known.setdefault(line, (each, number))
+            self._lines[axis] = known
+        return self._lines[axis].get(digest)
+
+    def bytes_at(self, run: bytes) -> Place | None:
+        """See :meth:`Around.bytes_at`."""
+        return self._search.bytes_at(self.own.key, self.own.layer, run)
+
     @property
-    def repeated(self) -> bool:
-        """Whether this tensor's heads are held several times."""
-        return any(b.copy for b in self.placed.layout.blocks if b.source == self.fault.source)
+    def unsearched(self) -> bool:
+        """See :attr:`Around.unsearched`."""
+        return self.own.key in self._search.unsearched
 
-    def granules(self) -> Iterator[tuple[Cause, str, int, int]]:
-        """Sizes to cut the tensor into: cause if they are exchanged, noun, axis, length."""
-        row, layout, sizes = self.placed.row, self.placed.layout, self.comparison.placements.sizes
-        rows = self.reference.shape[0]
-        if row.pieces is Pieces.QKV:
-            of_q = self.fault.source == self.placed.sources[0]  # with its output gate, in Qwen3.5
-            yield Cause.HEADS_EXCHANGED, "head", 0, rows // sizes.heads if of_q else sizes.head_dim
-        if row.pieces is Pieces.QKV_FUSED:
-            yield Cause.HEADS_EXCHANGED, "head", 0, rows // (3 * sizes.vision_heads)
-        if layout.cut_axis is not None and layout.shards > 1:
-            axis = 0 if layout.cut_axis == layout.output_axis else 1
-            yield Cause.SHARDS_EXCHANGED, "shard", axis, self.reference.shape[axis] // layout.shards
-        yield Cause.ROWS_EXCHANGED, "row", 0, 1
+    def _slice(self, name: str) -> Slice:
+        return self.own if name == self.fault.source else slice_of(name, self.checkpoint.family)
 
+    def _expected(self, name: str, rows: slice = slice(None)) -> Bits:
+        """Rows of a tensor as the device is to hold them."""
+        bits = (
+            self.checkpoint.bits(name)
+            if rows == slice(None)
+            else self.checkpoint.bits(name, (rows,))
+        )
+        dtype = self.checkpoint.entries[name].dtype
+        return self.comparison.expected(bits, dtype, self.placed.layout)
 
-_Found = tuple[Cause, str, str] | None
-
-
-def unexplained_parameter(e: ParameterEvidence, difference: BitsDiffer) -> tuple[Cause, str, str]:
-    """The raw facts, and how far off the values are."""
-    far = farthest(e.reference, np.where(e.held, e.device, e.reference), e.dtype)
-    detail = f"{difference.count} of {difference.total} elements are unequal"
-    return Cause.UNEXPLAINED, f"{e.name} differs", detail + (f"; {far}" if far else "")
+    def _held(self, name: str, copy: int) -> Bits:
+        reference = self.reference if name == self.fault.source else self._expected(name)
+        return recovered(self.placed, name, copy, self.fault.device_name, reference)
 
 
-def _never_written(e: ParameterEvidence) -> _Found:
-    poison = POISON.get(e.device.itemsize)
-    if not (e.device[e.held] == poison).all():
-        return None
-    detail = f"{e.name} still holds the poison 0x{poison:x}"
-    return Cause.PARAMETER_UNWRITTEN, f"{e.name} was never written", detail
+def slice_of(name: str, family: Family) -> Slice:
+    """A tensor as rules know it; it belongs to a layer, or to another module with a number."""
+    part, found = family.part_of(name), _NUMBERED.match(name)
+    if found is None:
+        return Slice(name, name, part, None, None, name)
+    layer = family.layer_of(name)
+    at = (str(part), layer) if layer is not None else (found[1], int(found[2]))
+    place = f"{part} layer {layer}" if layer is not None else f"{found[1]}.{found[2]}"
+    return Slice(name, name, place, at, None, found[3])
 
 
-def _zeros(e: ParameterEvidence) -> _Found:
-    if e.device[e.held].any():
-        return None
-    return Cause.ZEROS, f"{e.name} holds only zeros", f"{e.placed.tensor.name} is all zeros"
+def _words(part: Part, kind: str) -> Words:
+    return Words(
+        they="{names}", it="{names}", place="{names}", tail="", kind=f" ({part} {kind})",
+        group=f"{part} {kind}", part=part,
+    )  # fmt: skip
 
 
-def _replicas_differ(e: ParameterEvidence) -> _Found:
-    """Some of the devices that hold the same part hold it right."""
-    odd = e.fault.devices
-    for replicas in zip(*e.comparison.mesh.groups(e.placed.layout.axes), strict=True):
-        holders = [device for device in replicas if device in e.comparison.local]
-        wrong = sorted(set(holders) & odd)
-        if wrong and len(wrong) < len(holders):
-            summary = f"{', '.join(wrong)} holds another {e.name} than the other replicas"
-            right = ", ".join(sorted(set(holders) - odd))
-            return Cause.REPLICAS_DIFFER, summary, f"{right} holds the same part right"
+def _granules(around: AroundTensor) -> Iterator[Granule]:
+    """Heads and shards: what pieces of the tensor could change places."""
+    row, layout = around.placed.row, around.placed.layout
+    sizes, rows = around.comparison.placements.sizes, around.reference.shape[0]
+    if row.pieces is Pieces.QKV:
+        of_q = around.fault.source == around.placed.sources[0]  # with its output gate, in Qwen3.5
+        yield Granule("head", 0, rows // sizes.heads if of_q else sizes.head_dim)
+    if row.pieces is Pieces.QKV_FUSED:
+        yield Granule("head", 0, rows // (3 * sizes.vision_heads))
+    if layout.cut_axis is not None and layout.shards > 1:
+        axis = 0 if layout.cut_axis == layout.output_axis else 1
+        yield Granule("shard", axis, around.reference.shape[axis] // layout.shards)
+
+
+def _has(around: AroundTensor, granules: Sequence[Granule]) -> frozenset[Need]:
+    nouns = {granule.noun for granule in granules}
+    groups = around.comparison.mesh.groups(around.placed.layout.axes)
+    family, source = around.checkpoint.family, around.fault.source
+    has = {
+        Need.TWO_AXES: sum(size > 1 for size in around.reference.shape) > 1,
+        Need.EXPERTS: False,
+        Need.LAYERS: around.own.layer is not None,
+        Need.FELLOWS: bool(around.fellows()),
+        Need.HEADS: "head" in nouns,
+        Need.SHARDS: "shard" in nouns,
+        Need.REPLICAS: len(groups) > 1,
+        Need.TIE: source in (family.head, family.embedding),
+        Need.BF16: around.placed.layout.dtype == "BF16",
+    }
+    return frozenset(need for need, there in has.items() if there)
+
+
+def _replicas(comparison: ParameterComparison, fault: Fault) -> tuple[list[str], list[str]] | None:
+    """The devices that hold a part wrong that others hold right, and those."""
+    for replicas in zip(*comparison.mesh.groups(fault.placed.layout.axes), strict=True):
+        holders = {device for device in replicas if device in comparison.local}
+        wrong = holders & fault.devices
+        if wrong and wrong < holders:
+            return sorted(wrong), sorted(holders - fault.devices)
     return None
 
 
-def _another_tensor(e: ParameterEvidence) -> _Found:
-    for name in e.comparison.checkpoint.entries:
-        if name != e.fault.source and e.holds(name):
-            same = name in e.placed.sources
-            cause = Cause.PROJECTIONS_EXCHANGED if same else Cause.OTHER_BYTES
-            return cause, f"{e.name} holds {name}", f"all {int(e.held.sum())} elements are equal"
-    return None
-
-
-def _tied(e: ParameterEvidence) -> _Found:
-    """The head where the embedding should be, or the embedding where the head should be."""
-    family = e.comparison.checkpoint.family
-    of = {family.head: family.embedding, family.embedding: family.head}.get(e.fault.source, "")
-    exchanged = any(fault.source == of for fault in e.comparison.faults.values())
-    if exchanged or of not in e.comparison.checkpoint.entries or not e.holds(of):
+def _tied(around: AroundTensor) -> str | None:
+    """The words for the head where the embedding should be, or the other way round."""
+    checkpoint, source = around.checkpoint, around.fault.source
+    family = checkpoint.family
+    of = {family.head: family.embedding, family.embedding: family.head}.get(source, "")
+    exchanged = any(fault.source == of for fault in around.comparison.faults.values())
+    if exchanged or of not in checkpoint.entries:
         return None
-    detail = f"{e.placed.tensor.name} holds {of}"
-    return Cause.TIED, _TIED, f"{detail}; {_ties_text(e.comparison.checkpoint)}"
+    if checkpoint.entries[of].shape != checkpoint.entries[source].shape or not around.holds(of):
+        return None
+    return f"{around.placed.tensor.name} holds {of}; {_ties_text(checkpoint)}"
 
 
 def _headless(difference: Difference, comparison: ParameterComparison) -> Finding | None:
@@ -208,7 +306,7 @@ def _headless(difference: Difference, comparison: ParameterComparison) -> Findin
     if not checkpoint.family.contradicts_ties(checkpoint.config):
         return None
     group = f"{Cause.TIED} {difference.part}"
-    return Finding(Cause.TIED, group, _TIED, f"no parameter holds {head}; {_ties_text(checkpoint)}")
+    return Finding(Cause.TIED, group, TIED, f"no parameter holds {head}; {_ties_text(checkpoint)}")
 
 
 def _ties_text(checkpoint: ModelCheckpoint) -> str:
@@ -217,126 +315,3 @@ def _ties_text(checkpoint: ModelCheckpoint) -> str:
     places = (checkpoint.config, checkpoint.config.get(below, {}))
     top, text = (json.dumps(each[TIE]) if TIE in each else "absent" for each in places)
     return f"{TIE} is {top}, that of {below} {text}"
-
-
-def _granules_exchanged(e: ParameterEvidence) -> _Found:
-    for cause, noun, axis, length in e.granules():
-        if not length or e.reference.shape[axis] % length:
-            continue
-        moved = _moved(e, axis, length)
-        if moved is None:
-            continue
-        if noun == "head" and e.repeated and {s for _, s, _ in moved} == {e.fault.source}:
-            cause = Cause.HEADS_REPEATED
-        texts = [f"{noun} {to} of {e.name} holds {noun} {of} of {s}" for to, s, of in moved]
-        more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-        summary = f"{noun}s of {e.name} are in other places"
-        return cause, summary, "; ".join(texts[:_SHOWN]) + more
-    return None
-
-
-def _moved(e: ParameterEvidence, axis: int, length: int) -> list[tuple[int, str, int]] | None:
-    """Which granule holds which, of this parameter's tensors; None unless all are found."""
-    known: dict[bytes, list[tuple[str, int]]] = {}
-    for source in dict.fromkeys((e.fault.source, *e.placed.sources)):
-        for number, bits in enumerate(_cut(e.expected(source), axis, length)):
-            known.setdefault(bits, []).append((source, number))
-    moved = []
-    for number, bits in enumerate(_cut(e.device, axis, length)):
-        places = known.get(bits)
-        if places is None:
-            return None
-        if (e.fault.source, number) not in places:
-            moved.append((number, *places[0]))
-    return moved
-
-
-def _cut(bits: Bits, axis: int, length: int) -> Iterator[bytes]:
-    for start in range(0, bits.shape[axis] - length + 1, length):
-        rows = slice(start, start + length)
-        yield (bits[rows] if axis == 0 else bits[:, rows]).tobytes()
-
-
-def _transposed(e: ParameterEvidence) -> _Found:
-    if e.device.ndim != 2 or not np.array_equal(e.reference.T.reshape(e.device.shape), e.device):
-        return None
-    return Cause.TRANSPOSED, f"{e.name} is transposed", "transposing it back makes it equal"
-
-
-def _nans(e: ParameterEvidence) -> _Found:
-    _, stored = e.stored
-    if nans_of_a_conversion(e.device[e.held], e.reference[e.held], stored, e.dtype):
-        summary = f"NaNs stored as {stored} are others as {e.dtype}, all else is equal"
-        return Cause.NAN_CANONICALISED, summary, f"{e.name} is equal but for NaNs, which stay NaNs"
-    if e.dtype != "BF16" or not np.array_equal(canonical_nans(e.reference), e.device):
-        return None
-    summary = "NaNs of parameters lost their payloads, all else is equal"
-    detail = f"{e.name} is equal with every NaN as the quiet NaN of its sign"
-    return Cause.NAN_CANONICALISED, summary, detail
-
-
-def _other_dtype(e: ParameterEvidence) -> _Found:
-    """Its bytes were taken for another type's, or its values went through another type."""
-    stored, dtype = e.stored
-    device, stored = e.device[e.held], stored[e.held]
-    if other := taken_for(device, stored, dtype, e.dtype):
-        summary = f"{e.name} is {dtype} in the reference, and came as {other}"
-        detail = f"{e.name} is what becomes of its bytes where they are taken for {other}"
-        return Cause.OTHER_DTYPE, summary, detail
-    if other := went_through(device, stored, dtype, e.dtype):
-        detail = f"{e.name} is the reference cast to {other} and back"
-        return Cause.DTYPE_ROUND_TRIP, f"{e.name} went through {other}", detail
-    return None
-
-
-def _one_bit(e: ParameterEvidence) -> _Found:
-    changed = (e.device ^ e.reference).ravel()
-    (places,) = np.nonzero(changed)
-    if len(places) != 1 or int(changed[places[0]]).bit_count() != 1:
-        return None
-    bit = int(changed[places[0]]).bit_length() - 1
-    return Cause.BIT_FLIP, f"one bit of {e.name} is flipped", f"bit {bit} of element {places[0]}"
-
-
-_RULES = (
-    _never_written,
-    _zeros,
-    _replicas_differ,
-    _nans,
-    _one_bit,
-    _other_dtype,
-    _tied,
-    _another_tensor,
-    _granules_exchanged,
-    _transposed,
-)
-
-
-def _metadata(difference: Difference) -> Finding:
-    """What a difference in presence, shape, dtype, placement or padding comes from."""
-    name = difference.name
-    evidence = f"{name}: expected {reference_words(difference)}, found {device_words(difference)}"
-    match difference:
-        case ShardMisplaced(replicated=replicated):
-            cause = Cause.REPLICATED if replicated else Cause.MISPLACED
-            what = "is replicated instead of sharded" if replicated else "lies on other devices"
-            return Finding(cause, f"{cause} {name}", f"{name} {what}", holding(difference))
-        case PaddingWritten():
-            never = difference.device == POISON.get(difference.itemsize)
-            cause = Cause.PARAMETER_UNWRITTEN if never else Cause.PADDING
-            what = "was never written" if never else "is not zero"
-            return Finding(cause, f"{cause} {name}", f"the padding of {name} {what}", evidence)
-        case ReplicasDiffer():
-            return odd_replica(difference, name)
-        case ValuesDiffer(source=source):
-            summary = f"scales of {source} are not the checkpoint's"
-            return Finding(
-                Cause.SCALE, f"{Cause.SCALE} {name}", summary, f"{source}: {difference.pattern}"
-            )
-        case Unaccounted():
-            part = difference.part
-            summary = f"{name} is unaccounted for"
-            return Finding(Cause.UNACCOUNTED, f"unaccounted {part}", summary, evidence)
-        case _:
-            summary = f"{name} is not what its rule says"
-            return Finding(Cause.STRUCTURE, f"{Cause.STRUCTURE} {name}", summary, evidence)

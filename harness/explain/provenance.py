@@ -1,15 +1,16 @@
 """What a slice holds instead: found by its bytes among those of the reference.
 
-Built only when something differs. Whole slices are looked up by digest, in their own layer first
-and then in all others; rows and columns by digest within their layer, so that a slice pieced
-together from parts of others is recognised; and runs of bytes anywhere in the checkpoint's files.
+Built only when something differs. Whole slices of experts are looked up by digest, in their own
+layer first and then in all others; rows and columns by digest among those that could have come in
+their place, so that a slice pieced together from parts of others is recognised; and runs of bytes
+anywhere in the checkpoint's files.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,14 +38,11 @@ class Line(NamedTuple):
 
 
 class ReferenceIndex:
-    """Digests of reference slices and their rows and columns, made as they are asked for.
+    """Digests of experts' reference slices and their lines, made as they are asked for.
 
     Args:
         parts: all parts of the checkpoint.
         bits_of: what the device is to hold for a key, [output, input].
-
-    Attributes:
-        unsearched: slices whose bytes were not looked for, since the searches were spent.
     """
 
     def __init__(
@@ -54,39 +52,26 @@ class ReferenceIndex:
         self.bits_of = bits_of
         self._slices: dict[tuple[str, int], dict[bytes, ExpertKey]] = {}
         self._lines: dict[tuple[str, int, int], dict[bytes, Line]] = {}  # of one layer
-        self._searched: Counter[tuple[str, int]] = Counter()
-        self._last_found: dict[tuple[str, int], str] = {}
-        self.unsearched: set[ExpertKey] = set()
 
     def slice(self, near: ExpertKey, bits: Bits) -> ExpertKey | None:
         """The slice whose bytes ``bits`` are; those nearest to ``near`` are looked at first."""
-        digest = _digest(bits)
+        wanted = digest(bits)
         for part, layer in self._layers(near):
-            if found := self._layer(part, layer).get(digest):
+            if found := self._layer(part, layer).get(wanted):
                 return found
         return None
 
-    def lines(self, key: ExpertKey, bits: Bits, axis: int) -> list[Line | None]:
-        """For each row (axis 0) or column (axis 1) of ``bits``, whose bytes it is in its layer."""
-        known = self._layer_lines(key, axis)
-        return [known.get(_digest(line)) for line in (bits if axis == 0 else bits.T)]
-
-    def bytes_at(self, near: ExpertKey, checkpoint: ModelCheckpoint, run: bytes) -> Place | None:
-        """Where ``run``, of slice ``near``, stands in the files; None, too, if not looked for.
-
-        What was found for the last slice of its layer is looked at first, and always.
-        """
-        layer = (near.part, near.layer)
-        last = self._last_found.get(layer)
-        if last and (at := checkpoint.bits(last).tobytes().find(run)) >= 0:
-            return last, at
-        if self._searched[layer] >= OF_LAYER or self._searched.total() >= OF_ALL:
-            self.unsearched.add(near)
-            return None
-        if found := find_bytes(checkpoint, run):
-            self._last_found[layer] = found[0]
-        self._searched[layer] += _read(checkpoint, found)
-        return found
+    def lines(self, near: ExpertKey, axis: int) -> dict[bytes, Line]:
+        """By digest, the rows (axis 0) or columns (axis 1) of all slices of a layer."""
+        place = (near.part, near.layer, axis)
+        if place not in self._lines:
+            self._lines = {p: k for p, k in self._lines.items() if p[:2] == place[:2]}
+            known: dict[bytes, Line] = {}
+            for key in self._keys(near.part, near.layer):
+                for number, line in enumerate(lines_of(self.bits_of(key), axis)):
+                    known.setdefault(line, Line(key, number))
+            self._lines[place] = known
+        return self._lines[place]
 
     def _layers(self, near: ExpertKey) -> Iterator[tuple[str, int]]:
         yield near.part, near.layer
@@ -98,24 +83,45 @@ class ReferenceIndex:
     def _layer(self, part: str, layer: int) -> dict[bytes, ExpertKey]:
         if (part, layer) not in self._slices:
             self._slices[part, layer] = {
-                _digest(self.bits_of(key)): key for key in self._keys(part, layer)
+                digest(self.bits_of(key)): key for key in self._keys(part, layer)
             }
         return self._slices[part, layer]
 
-    def _layer_lines(self, near: ExpertKey, axis: int) -> dict[bytes, Line]:
-        place = (near.part, near.layer, axis)
-        if place not in self._lines:
-            self._lines = {p: k for p, k in self._lines.items() if p[:2] == place[:2]}
-            known: dict[bytes, Line] = {}
-            for key in self._keys(near.part, near.layer):
-                bits = self.bits_of(key)
-                for number, line in enumerate(bits if axis == 0 else bits.T):
-                    known.setdefault(_digest(line), Line(key, number))
-            self._lines[place] = known
-        return self._lines[place]
-
     def _keys(self, part: str, layer: int) -> Iterator[ExpertKey]:
         return next(p for name, p in self._parts.items() if name == part).keys_of(layer)
+
+
+class FileSearch:
+    """A search for runs of bytes in the checkpoint's files, which ends when it has read enough.
+
+    Args:
+        checkpoint: the files.
+
+    Attributes:
+        unsearched: slices whose bytes were not looked for, since the searches were spent.
+    """
+
+    def __init__(self, checkpoint: ModelCheckpoint) -> None:
+        self._checkpoint = checkpoint
+        self._searched: Counter[Hashable] = Counter()
+        self._last_found: dict[Hashable, str] = {}
+        self.unsearched: set[Hashable] = set()
+
+    def bytes_at(self, near: Hashable, layer: Hashable, run: bytes) -> Place | None:
+        """Where ``run``, of slice ``near``, stands in the files; None, too, if not looked for.
+
+        What was found for the last slice of its layer is looked at first, and always.
+        """
+        last = self._last_found.get(layer)
+        if last and (at := self._checkpoint.bits(last).tobytes().find(run)) >= 0:
+            return last, at
+        if self._searched[layer] >= OF_LAYER or self._searched.total() >= OF_ALL:
+            self.unsearched.add(near)
+            return None
+        if found := find_bytes(self._checkpoint, run):
+            self._last_found[layer] = found[0]
+        self._searched[layer] += _read(self._checkpoint, found)
+        return found
 
 
 def needle(bits: Bits, unequal: Bits) -> bytes | None:
@@ -143,6 +149,15 @@ def find_bytes(checkpoint: ModelCheckpoint, run: bytes) -> Place | None:
     return None
 
 
+def lines_of(bits: Bits, axis: int) -> Iterator[bytes]:
+    """A digest of every row (axis 0), or of every column (axis 1), further axes taken as one."""
+    if bits.ndim == 1:
+        bits = bits[:, None]
+    folded = bits.reshape(len(bits), -1)
+    for line in folded if axis == 0 else folded.T:
+        yield digest(line)
+
+
 def _read(checkpoint: ModelCheckpoint, found: Place | None) -> int:
     """Bytes that :func:`find_bytes` went through."""
     if found is None:
@@ -152,7 +167,8 @@ def _read(checkpoint: ModelCheckpoint, found: Place | None) -> int:
     return sum(checkpoint.entries[name].nbytes for name in before)
 
 
-def _digest(bits: Bits) -> bytes:
+def digest(bits: Bits) -> bytes:
+    """128 bits that stand for an array: its shape and its bits, in C order."""
     shape = str(bits.shape).encode()
     return hashlib.blake2b(
         np.ascontiguousarray(bits).data, digest_size=16, person=shape[:16]

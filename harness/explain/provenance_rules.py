@@ -2,176 +2,393 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+
 import numpy as np
 
+from harness.base.bits import Bits
+from harness.base.scanning import equal, stretches
 from harness.explain.causes import Cause, Finding
-from harness.explain.evidence import Evidence
-from harness.explain.provenance import Line, needle
-from harness.families.family import Projection
-from harness.load.ledger import POISON
+from harness.explain.evidence import Evidence, Granule, Lines, Need, Slice, rule
+from harness.explain.provenance import digest, needle
 
 _MOST = 0.9  # the share of unequal rows whose origin must be known before they explain a slice
+_TELLING = 16  # bytes; a shorter row may be alike by chance, so that all must be known
+_SHOWN = 3
 
 
-def another_slice(slice_: Evidence) -> Finding | None:
-    """It holds the bytes of another slice."""
-    key, other = slice_.key, slice_.others.slice(slice_.key, slice_.device)
-    if other is None or other == key:
+@rule(Cause.TIED, Need.TIE)
+def tied(e: Evidence) -> Finding | None:
+    """The head where the embedding should be, or the embedding where the head should be."""
+    if (text := e.tied()) is None:
         return None
-    evidence = f"{key} holds the bytes of {other}"
-    if (other.part, other.layer) != (key.part, key.layer):
-        return slice_.finding(
-            Cause.OTHER_LAYER,
-            f"{key.layer} {other.part} {other.layer}",
-            f"slices of {slice_.where} hold those of {other.part} layer {other.layer}",
-            evidence,
-        )
-    mutual = slice_.others.slice(other, slice_.bits_of(other)) == key
-    if key.expert == other.expert and mutual:
-        pair = sorted((key.projection, other.projection))
-        return slice_.finding(
-            Cause.PROJECTIONS_EXCHANGED,
-            f"{key.layer} {pair}",
-            f"{pair[0]} and {pair[1]} are exchanged in {slice_.where}, {{experts}}",
-            evidence,
-        )
-    if key.projection is other.projection and mutual:
-        first, second = sorted((key.expert, other.expert))
-        return slice_.finding(
+    return e.finding_of_all(Cause.TIED, TIED, text)
+
+
+#: What is said of a head and an embedding that are one, or two, against config.json.
+TIED = "head and embedding are tied otherwise than config.json says"
+
+
+@rule(Cause.EXPERTS_EXCHANGED, Cause.EXPERTS_PERMUTED, Need.EXPERTS)
+def another_expert(e: Evidence) -> Finding | None:
+    """It holds the same matrix of another expert of its layer."""
+    own, other = e.slice, e.around.whose()
+    if other is None or (other.layer, other.matrix) != (own.layer, own.matrix):
+        return None
+    if own.expert is None or other.expert is None:
+        return None
+    evidence = f"{own.name} holds the bytes of {other.name}"
+    if _is_mutual(e, other):
+        first, second = sorted((own.expert, other.expert))
+        return e.finding(
             Cause.EXPERTS_EXCHANGED,
-            f"{key.layer} {first} {second}",
-            f"experts {first} and {second} of {slice_.where} are exchanged",
+            f"experts {first} and {second} of {e.words.place} are exchanged",
             evidence,
+            f"{first} {second}",
         )
-    if key.projection is other.projection:
-        return slice_.finding(
-            Cause.EXPERTS_PERMUTED,
-            key.layer,
-            f"{{experts}} of {slice_.where} {{stand}} in another order",
+    return e.finding(Cause.EXPERTS_PERMUTED, f"{e.words.they} {{stand}} in another order", evidence)
+
+
+@rule(Cause.PROJECTIONS_EXCHANGED, Cause.OTHER_SLICE, Need.FELLOWS)
+def another_of_its_array(e: Evidence) -> Finding | None:
+    """It holds another slice of its own array: another matrix of the expert, q, k or v."""
+    own, other = e.slice, e.around.whose()
+    if other is None:
+        return None
+    of_layer = None not in (own.expert, other.expert) and other.layer == own.layer
+    if not of_layer and other not in e.around.fellows():
+        return None
+    evidence = f"{own.name} holds the bytes of {other.name}"
+    if own.expert == other.expert and _is_mutual(e, other):
+        names = (own.name, other.name) if own.expert is None else (own.matrix, other.matrix)
+        first, second = sorted(names)
+        place = "" if own.expert is None else f" in {e.words.place}"
+        return e.finding(
+            Cause.PROJECTIONS_EXCHANGED,
+            f"{first} and {second} are exchanged{place}{e.words.tail}",
             evidence,
+            f"{first} {second}",
         )
-    return slice_.finding(
+    return e.finding(
         Cause.OTHER_SLICE,
-        key.layer,
-        f"slices of {slice_.where} hold the bytes of other experts or projections",
+        f"{e.words.they} {{hold}} the bytes of others in the same array",
         evidence,
     )
 
 
-def transposed(slice_: Evidence) -> Finding | None:
-    """It holds its own numbers in the order of its transpose, alone or gate and up as one."""
-    key, reference, device = slice_.key, slice_.reference, slice_.device
-    alone = np.array_equal(device.ravel(), reference.T.ravel()) or np.array_equal(
-        device.T.ravel(), reference.ravel()
-    )
-    if not alone and not _fused_transposed(slice_):
+@rule(Cause.OTHER_LAYER, Need.LAYERS)
+def another_layer(e: Evidence) -> Finding | None:
+    """It holds a slice of another layer."""
+    own, other = e.slice, e.around.whose()
+    if other is None or other.layer is None or other.layer == own.layer:
         return None
-    what = key.projection if alone else "gate and up as one tensor"
-    return slice_.finding(
+    return e.finding(
+        Cause.OTHER_LAYER,
+        f"{e.words.they} {{hold}} what belongs to {other.place}",
+        f"{own.name} holds the bytes of {other.name}",
+        other.place,
+    )
+
+
+@rule(Cause.OTHER_BYTES)
+def another_tensor(e: Evidence) -> Finding | None:
+    """It holds a tensor of the checkpoint that has nothing to do with it."""
+    if (other := e.around.whose()) is None:
+        return None
+    return e.finding(
+        Cause.OTHER_BYTES,
+        f"{e.words.they} {{hold}} other tensors of the checkpoint",
+        f"{e.name} holds the bytes of {other.name}",
+    )
+
+
+def _is_mutual(e: Evidence, other: Slice) -> bool:
+    """Whether the other slice holds this one's bits."""
+    return equal(e.around.held(other), e.reference)
+
+
+@rule(Cause.TRANSPOSED, Need.TWO_AXES)
+def transposed(e: Evidence) -> Finding | None:
+    """It holds its own numbers in the order of its transpose, alone or with its fellows as one."""
+    evidence = f"{e.name} holds the reference's numbers in the order of its transpose"
+    if _is_transposed(e.reference, e.device):
+        return e.finding(
+            Cause.TRANSPOSED, f"{e.words.it} is transposed{e.words.tail}", evidence, e.slice.matrix
+        )
+    fellows = e.around.fellows()
+    expected = [e.around.expected(each) for each in fellows]
+    if len(fellows) != 2 or expected[0].shape != expected[1].shape:
+        return None
+    held = np.concatenate([e.around.held(each) for each in fellows])
+    if not _is_transposed(np.concatenate(expected), held):
+        return None
+    what = "gate and up" if e.slice.expert is not None else " and ".join(f.name for f in fellows)
+    place = f" in {e.words.place}" if e.slice.expert is not None else ""
+    return e.finding(
         Cause.TRANSPOSED,
-        f"{key.layer} {what}",
-        f"{what} of {slice_.where} is transposed, {{experts}}"
-        if alone
-        else f"{what} are transposed in {slice_.where}, {{experts}}",
-        f"{key} holds the reference's numbers in the order of its transpose",
+        f"{what} as one tensor are transposed{place}{e.words.tail}",
+        evidence,
+        "as one",
     )
 
 
-def _fused_transposed(slice_: Evidence) -> bool:
-    if slice_.key.projection is Projection.DOWN:
-        return False
-    halves = [slice_.key._replace(projection=p) for p in (Projection.GATE, Projection.UP)]
-    fused = np.concatenate([slice_.others.bits_of(key) for key in halves])
-    held = np.concatenate([slice_.bits_of(key) for key in halves])
-    return np.array_equal(held.ravel(), fused.T.ravel()) or np.array_equal(
-        held.T.ravel(), fused.ravel()
-    )
+def _is_transposed(reference: Bits, device: Bits) -> bool:
+    """Whether either is the other's transpose, taken for a tensor of the shape it has."""
+    wanted, found = (bits.reshape(len(bits), -1) for bits in (reference, device))
+    return _runs_like(found, wanted.T) or _runs_like(wanted, found.T)
 
 
-def wrong_corner(slice_: Evidence) -> Finding | None:
+def _runs_like(whole: Bits, turned: Bits) -> bool:
+    """Whether two matrices hold the same numbers in the same order, whatever their shapes."""
+    flat, at = whole.ravel(), 0
+    for part in stretches(turned.shape):
+        run = turned[part].ravel()
+        if not np.array_equal(flat[at : at + run.size], run):
+            return False
+        at += run.size
+    return True
+
+
+@rule(Cause.WRONG_CORNER, Need.TWO_AXES)
+def wrong_corner(e: Evidence) -> Finding | None:
     """A corner was written with the numbers of the transpose's corner, the rest was not."""
-    device = slice_.device
-    written = device != POISON[device.itemsize]
-    if written.all() or not written.any():
+    poison = e.poison
+    if poison is None or e.all_held(lambda device: device != poison):
         return None
-    rows, columns = (int(n.max()) + 1 for n in np.nonzero(written))
-    corner = device[:rows, :columns]
-    gate_up = [slice_.key._replace(projection=p) for p in (Projection.GATE, Projection.UP)]
-    fused = np.concatenate([slice_.others.bits_of(key) for key in gate_up])
-    for whole in (slice_.reference.T, fused.T, fused.T[fused.shape[1] // 2 :]):
+    device = e.device.reshape(len(e.device), -1)
+    rows, columns = _written(device, poison)
+    for whole in _transposes(e):
         held = whole[:rows, :columns]
-        if held.shape == corner.shape and (held == corner)[written[:rows, :columns]].all():
-            return slice_.finding(
+        if held.shape == (rows, columns) and _agree(device, held, poison):
+            return e.finding(
                 Cause.WRONG_CORNER,
-                slice_.key.layer,
-                f"corners of transposed slices stand in {slice_.where}, the rest was never "
-                "written, {experts}",
-                f"{slice_.key}: [0:{rows}, 0:{columns}] is the corner of the transpose, the rest "
-                "is poison",
+                f"corners of transposed slices stand in {e.words.place}, the rest was never "
+                f"written{e.words.tail}",
+                f"{e.name}: [0:{rows}, 0:{columns}] is the corner of the transpose, the rest is "
+                "poison",
             )
     return None
 
 
-def reordered(slice_: Evidence) -> Finding | None:
-    """Its rows, or its columns, are those of this or of other slices, in another order."""
-    for axis, name in enumerate(("rows", "columns")):
-        lines = slice_.others.lines(slice_.key, slice_.device, axis)
-        (places,) = np.nonzero(slice_.unequal.any(axis=1 - axis))
-        unequal = [lines[place] for place in places]
-        known = [line for line in unequal if line is not None]
-        if len(known) < _MOST * len(unequal):
+def _written(device: Bits, poison: int) -> tuple[int, int]:
+    """Rows and columns of the corner that holds all that is no poison."""
+    last, across = 0, np.zeros(device.shape[1], bool)
+    for part in stretches(device.shape):
+        written = device[part] != poison
+        lines = np.flatnonzero(written.any(axis=1))
+        last = part.start + int(lines[-1]) + 1 if lines.size else last
+        across |= written.any(axis=0)
+    columns = np.flatnonzero(across)
+    return last, int(columns[-1]) + 1 if columns.size else 0
+
+
+def _agree(device: Bits, corner: Bits, poison: int) -> bool:
+    """Whether all of the corner that was written is as it should be."""
+    rows, columns = corner.shape
+    for part in stretches(corner.shape):
+        found = device[:rows, :columns][part]
+        if not ((found == corner[part]) | (found == poison)).all():
+            return False
+    return True
+
+
+def _transposes(e: Evidence) -> Iterator[Bits]:
+    """What a corner may be cut of: the transpose of it, or of it and its fellows as one."""
+    yield e.reference.reshape(len(e.reference), -1).T
+    fellows = [e.around.expected(each) for each in e.around.fellows()]
+    if len(fellows) == 2 and fellows[0].shape == fellows[1].shape:
+        fused = np.concatenate([each.reshape(len(each), -1) for each in fellows]).T
+        yield fused
+        yield fused[len(fused) // 2 :]
+
+
+@rule(Cause.HEADS_EXCHANGED, Cause.HEADS_REPEATED, Need.HEADS)
+def heads_exchanged(e: Evidence) -> Finding | None:
+    """Its heads are those of it and of its fellows, in other places."""
+    return _pieces_exchanged(e, "head", Cause.HEADS_EXCHANGED)
+
+
+@rule(Cause.SHARDS_EXCHANGED, Need.SHARDS)
+def shards_exchanged(e: Evidence) -> Finding | None:
+    """Its shards are those of it and of its fellows, in other places."""
+    return _pieces_exchanged(e, "shard", Cause.SHARDS_EXCHANGED)
+
+
+def _pieces_exchanged(e: Evidence, noun: str, cause: Cause) -> Finding | None:
+    for granule in e.granules:
+        if granule.noun != noun or not (moved := _moved(e, granule)):
             continue
-        if {line.key for line in known} == {slice_.key}:
-            return _rolled(slice_, lines, name)
-        origins = _runs(lines)
-        return slice_.finding(
-            Cause.MIXED,
-            f"{slice_.key.layer} {name}",
-            f"slices of {slice_.where} are pieced together from {name} of others, {{experts}}",
-            f"{slice_.key}: {'; '.join(origins[:4])}{' …' if len(origins) > 4 else ''}",
+        if noun == "head" and e.repeated and {s for _, s, _ in moved} == {e.slice}:
+            cause = Cause.HEADS_REPEATED
+        texts = [f"{noun} {to} of {e.name} holds {noun} {of} of {s.name}" for to, s, of in moved]
+        more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+        return e.finding(
+            cause,
+            f"{noun}s of {e.words.they} are in other places",
+            "; ".join(texts[:_SHOWN]) + more,
         )
     return None
 
 
-def _rolled(slice_: Evidence, lines: list[Line | None], name: str) -> Finding:
-    shifts = {(at - line.number) % len(lines) for at, line in enumerate(lines) if line}
-    how = f"rolled by {shifts.pop()}" if len(shifts) == 1 else "in another order"
-    return slice_.finding(
+def _moved(e: Evidence, granule: Granule) -> list[tuple[int, Slice, int]] | None:
+    """Which granule holds which, of the slices of this array; None unless all are found."""
+    if not granule.length or e.reference.shape[granule.axis] % granule.length:
+        return None
+    known: dict[bytes, list[tuple[Slice, int]]] = {}
+    for fellow in dict.fromkeys((e.slice, *e.around.fellows())):
+        for number, bits in enumerate(_cut(e.around.expected(fellow), granule)):
+            known.setdefault(bits, []).append((fellow, number))
+    moved = []
+    for number, bits in enumerate(_cut(e.device, granule)):
+        places = known.get(bits)
+        if places is None:
+            return None
+        if (e.slice, number) not in places:
+            moved.append((number, *places[0]))
+    return moved
+
+
+def _cut(bits: Bits, granule: Granule) -> Iterator[bytes]:
+    """A digest of each piece."""
+    length = granule.length
+    for start in range(0, bits.shape[granule.axis] - length + 1, length):
+        piece = slice(start, start + length)
+        yield digest(bits[piece] if granule.axis == 0 else bits[:, piece])
+
+
+@rule(Cause.ROLLED)
+def rows_rolled(e: Evidence) -> Finding | None:
+    """Its rows are its own, all as many places further on."""
+    return _rolled(e, 0, "rows" if e.reference.ndim > 1 else "elements")
+
+
+@rule(Cause.ROLLED, Need.TWO_AXES)
+def columns_rolled(e: Evidence) -> Finding | None:
+    """Its columns are its own, all as many places further on."""
+    return _rolled(e, 1, "columns")
+
+
+def _rolled(e: Evidence, axis: int, name: str) -> Finding | None:
+    lines = e.lines(axis)
+    count = len(lines.own)
+    shift = _shift(lines)
+    shards = [g.length for g in e.granules if (g.noun, g.axis) == ("shard", axis)]
+    if shift is None or len(lines.moved) * 2 < count or [2 * shift, shift] == [count, *shards]:
+        return None  # few that moved are an exchange, and so are two halves that are shards
+    known = [at for at in lines.moved if lines.own[(at - shift) % count] == lines.held[at]]
+    if len(known) < _share(e, axis) * len(lines.moved):
+        return None
+    by = f"rolled by {shift}"
+    of_shards = shards and not shift % shards[0]
+    far = f", which is {shift // shards[0]} of {count // shards[0]} shards" if of_shards else ""
+    return e.finding(
         Cause.ROLLED,
-        f"{slice_.key.layer} {slice_.key.projection} {name} {how}",
-        f"the {name} of {slice_.key.projection} in {slice_.where} are {how}, {{experts}}",
-        f"{slice_.key}: its own {name}, {how}",
+        f"the {name} of {e.words.it} are {by}{e.words.tail}",
+        f"{e.name}: its own {name}, {by}" + far,
+        f"{e.slice.matrix} {name} {by}",
     )
 
 
-def _runs(lines: list[Line | None]) -> list[str]:
+def _shift(lines: Lines) -> int | None:
+    """How far most lines are from where they belong, told by those that there is one of."""
+    count = len(lines.own)
+    once = {key for key, number in Counter(lines.own).items() if number == 1}
+    places = {key: at for at, key in enumerate(lines.own) if key in once}
+    shifts = Counter(
+        (at - places[key]) % count for at, key in enumerate(lines.held) if key in places
+    )
+    del shifts[0]
+    return shifts.most_common(1)[0][0] if shifts else None
+
+
+def _share(e: Evidence, axis: int) -> float:
+    """The share of lines whose origin must be known."""
+    across = e.reference.size // len(e.lines(axis).own)
+    return _MOST if across * e.reference.itemsize >= _TELLING else 1
+
+
+@rule(Cause.ROWS_EXCHANGED, Cause.MIXED)
+def rows_reordered(e: Evidence) -> Finding | None:
+    """Its rows are its own, or those of others, in other places."""
+    return _reordered(e, 0, "row" if e.reference.ndim > 1 else "element")
+
+
+@rule(Cause.ROWS_EXCHANGED, Cause.MIXED, Need.TWO_AXES)
+def columns_reordered(e: Evidence) -> Finding | None:
+    """Its columns are its own, or those of others, in other places."""
+    return _reordered(e, 1, "column")
+
+
+def _reordered(e: Evidence, axis: int, noun: str) -> Finding | None:
+    lines = e.lines(axis)
+    if e.reference.ndim == 1 and sorted(lines.own) != sorted(lines.held):
+        return None  # single elements do not tell where they come from
+    unequal = [lines.origins[at] for at in lines.moved]
+    known = [origin for origin in unequal if origin is not None]
+    if len(known) < _share(e, axis) * len(unequal):
+        return None
+    if {origin for origin, _ in known} == {e.slice}:
+        moved = zip(lines.moved, unequal, strict=True)
+        texts = [f"{noun} {at} of {e.name} holds {noun} {of[1]}" for at, of in moved if of]
+        more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+        return e.finding(
+            Cause.ROWS_EXCHANGED,
+            f"{noun}s of {e.words.it} are in other places{e.words.tail}",
+            "; ".join(texts[:_SHOWN]) + more,
+            f"{e.slice.matrix} {noun}",
+        )
+    origins = _runs(lines.origins)
+    return e.finding(
+        Cause.MIXED,
+        f"{e.words.they} {{are}} pieced together from {noun}s of others",
+        f"{e.name}: {'; '.join(origins[:4])}{' …' if len(origins) > 4 else ''}",
+        noun,
+    )
+
+
+def _runs(lines: list[tuple[Slice, int] | None]) -> list[str]:
     """Consecutive lines of one origin as one phrase."""
-    runs: list[list[tuple[int, Line]]] = []
+    runs: list[tuple[int, int, Slice]] = []
     for at, line in enumerate(lines):
         if line is None:
             continue
-        if runs and runs[-1][-1][0] == at - 1 and runs[-1][-1][1].key == line.key:
-            runs[-1].append((at, line))
+        if runs and runs[-1][1:] == (at - 1, line[0]):
+            runs[-1] = (runs[-1][0], at, line[0])
         else:
-            runs.append([(at, line)])
+            runs.append((at, at, line[0]))
     return [
-        f"{run[0][0]}-{run[-1][0]} from expert {run[0][1].key.expert} {run[0][1].key.projection}"
-        for run in runs
+        f"{first}-{last} from "
+        + (origin.name if origin.expert is None else f"expert {origin.expert} {origin.matrix}")
+        for first, last, origin in runs
     ]
 
 
-def other_bytes(slice_: Evidence) -> Finding | None:
+@rule(Cause.OTHER_BYTES)
+def other_bytes(e: Evidence) -> Finding | None:
     """A run of its bytes stands elsewhere in the checkpoint's files."""
-    for device, unequal in (
-        (slice_.device, slice_.unequal),
-        (slice_.device.T, slice_.unequal.T),
-    ):
-        run = needle(device, unequal)
-        if run and (place := slice_.others.bytes_at(slice_.key, slice_.checkpoint, run)):
-            return slice_.finding(
+    for run in _needles(e):
+        if place := e.around.bytes_at(run):
+            return e.finding(
                 Cause.OTHER_BYTES,
-                f"{slice_.key.layer} {place[0]}",
-                f"slices of {slice_.where} hold bytes of {place[0]}, {{experts}}",
-                f"{slice_.key}: {len(run)} bytes of it stand in {place[0]} at byte {place[1]}",
+                f"{e.words.they} {{hold}} bytes of {place[0]}",
+                f"{e.name}: {len(run)} bytes of it stand in {place[0]} at byte {place[1]}",
+                place[0],
             )
     return None
+
+
+def _needles(e: Evidence) -> Iterator[bytes]:
+    """The first run that is worth looking for, as it is and as it is transposed."""
+    views = [(e.reference, e.device)]
+    if e.reference.ndim == 2:
+        views.append((e.reference.T, e.device.T))
+    else:
+        views = [(e.reference.reshape(1, -1), e.device.reshape(1, -1))]
+    for reference, device in views:
+        runs = (
+            needle(device[part], reference[part] != device[part])
+            for part in stretches(reference.shape)
+        )
+        if run := next(filter(None, runs), None):
+            yield run

@@ -1,260 +1,285 @@
-"""The rules of a diagnosis: each looks at one slice and says what it holds, or nothing.
+"""The rules of a diagnosis: one list for every slice, an expert's or any other tensor's.
 
-Rules know the reference's and the device's bits of the slice, and the index of all others. They
-are tried in order; the first that explains every unequal element wins.
+Each looks at one :class:`harness.explain.evidence.Evidence` and says what the slice holds, or
+nothing. Those that what the slice has allows are tried in order; the first that explains every
+unequal element wins. Elements are looked at a stretch at a time, and of a tensor that is wrong
+throughout few rules see more than the first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from harness.base.bits import ITEMSIZE, Bits, converted, is_nan
+from harness.base.scanning import Mask
 from harness.explain.causes import Cause, Finding
+from harness.explain.delivery_rules import never_written
 from harness.explain.distance import farthest
-from harness.explain.evidence import Evidence, extent
+from harness.explain.evidence import Evidence, Need, Rule, rule
 from harness.explain.provenance_rules import (
-    another_slice,
+    another_expert,
+    another_layer,
+    another_of_its_array,
+    another_tensor,
+    columns_reordered,
+    columns_rolled,
+    heads_exchanged,
     other_bytes,
-    reordered,
+    rows_reordered,
+    rows_rolled,
+    shards_exchanged,
+    tied,
     transposed,
     wrong_corner,
 )
-from harness.load.ledger import POISON
 
 #: Types that weights are converted to, as safetensors and as numpy name them.
 _WAYS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+#: Exponent and mantissa of those, as masks.
+_EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F80_0000}
 _DAMAGED = 2048  # elements; a longer run is more than a broken sector
 _SEARCHED = "no other slice, row or run of bytes of the reference fits"
 _NOT_SEARCHED = (
     "no other slice or row of the reference fits; after so many slices that nothing explained, "
     "its bytes were not looked for in the files"
 )
-Rule = Callable[[Evidence], Finding | None]
 
 
-def zeros(slice_: Evidence) -> Finding | None:
+@rule(Cause.ZEROS)
+def zeros(e: Evidence) -> Finding | None:
     """All of it is zero, and zeros were written: fresh memory holds poison."""
-    if slice_.device.any():
+    if not e.all_held(lambda device: device == 0):
         return None
-    return slice_.finding(
+    return e.finding(
         Cause.ZEROS,
-        slice_.key.layer,
-        f"{{experts}} of {slice_.where} {{hold}} only zeros",
-        f"{slice_.key} holds zeros, not the poison it held before the load",
+        f"{e.words.they} {{hold}} only zeros",
+        f"{e.name} holds zeros, not the poison it held before the load",
     )
 
 
-def sign_of_zero(slice_: Evidence) -> Finding | None:
+@rule(Cause.REPLICAS_DIFFER, Need.REPLICAS)
+def replicas_differ(e: Evidence) -> Finding | None:
+    """Some of the devices that hold the same part hold it right."""
+    if (found := e.replicas()) is None:
+        return None
+    wrong, right = (", ".join(devices) for devices in found)
+    return e.finding(
+        Cause.REPLICAS_DIFFER,
+        f"{wrong} {'hold' if len(found[0]) > 1 else 'holds'} another {e.words.it} than the other "
+        f"replicas{e.words.tail}",
+        f"{right} {'hold' if len(found[1]) > 1 else 'holds'} the same part of {e.name} right",
+        wrong,
+    )
+
+
+@rule(Cause.SIGN_OF_ZERO)
+def sign_of_zero(e: Evidence) -> Finding | None:
     """Only zeros differ, in their sign."""
-    unequal = slice_.unequal
-    sign = 1 << (8 * slice_.reference.itemsize - 1)
-    if (((slice_.reference[unequal] | slice_.device[unequal]) & (sign - 1)) != 0).any():
+    magnitude = (1 << (8 * e.reference.itemsize - 1)) - 1
+    if not e.only(lambda before, after: ((before | after) & magnitude) == 0):
         return None
-    return slice_.finding(
+    return e.finding_of_all(
         Cause.SIGN_OF_ZERO,
-        "",
         "zeros lost or gained their sign, all else is equal",
-        f"{slice_.key}: {int(unequal.sum())} zeros differ in their sign alone",
+        f"{e.name}: {e.pattern.count} zeros differ in their sign alone",
     )
 
 
-def subnormals_flushed(slice_: Evidence) -> Finding | None:
+@rule(Cause.SUBNORMALS_FLUSHED)
+def subnormals_flushed(e: Evidence) -> Finding | None:
     """Only subnormals differ: they are signed zeros. One alone, others kept, is a flipped bit."""
-    if slice_.dtype != "BF16":
+    if (exponent := _EXPONENT.get(e.dtype)) is None:
         return None
-    before, after = slice_.reference[slice_.unequal], slice_.device[slice_.unequal]
-    if ((before & 0x7F80) != 0).any() or (after != (before & 0x8000)).any():
+    sign = 1 << (8 * e.reference.itemsize - 1)
+
+    def is_subnormal(bits: Bits) -> Mask:
+        return np.asarray(((bits & exponent) == 0) & ((bits & (sign - 1)) != 0))
+
+    if not e.only(lambda b, a: is_subnormal(b) & (a == (b & sign))):
         return None
-    kept = slice_.device[~slice_.unequal]
-    if before.size == 1 and (((kept & 0x7F80) == 0) & ((kept & 0x7F) != 0)).any():
+    if e.pattern.count == 1 and not e.all_held(lambda device: ~is_subnormal(device)):
         return None
-    return slice_.finding(
+    return e.finding_of_all(
         Cause.SUBNORMALS_FLUSHED,
-        "",
         "subnormals became zeros of their sign, all else is equal",
-        f"{slice_.key}: {before.size} elements of {slice_.reference.size}",
+        f"{e.name}: {e.pattern.count} elements of {e.reference.size}",
     )
 
 
-def damaged(slice_: Evidence) -> Finding | None:
-    """One short run of the file's bytes differs, the slice around it is right."""
-    unequal = slice_.unequal.T if slice_.stored_transposed else slice_.unequal
-    (places,) = np.nonzero(unequal.ravel())
-    length = int(places[-1] - places[0]) + 1
-    if length > min(_DAMAGED, unequal.size // 4) or places.size < length // 2:
-        return None
-    return slice_.finding(
-        Cause.DAMAGED,
-        slice_.key,
-        f"a run of {length * slice_.reference.itemsize} bytes of {slice_.key} is damaged",
-        f"elements {places[0]} to {places[-1]} of it in the file's order differ, the other "
-        f"{unequal.size - length} are equal, and their bytes "
-        + (
-            "were not looked for elsewhere"
-            if slice_.key in slice_.others.unsearched
-            else "stand nowhere else in the checkpoint"
-        ),
-    )
-
-
-def bit_flip(slice_: Evidence) -> Finding | None:
+@rule(Cause.BIT_FLIP)
+def bit_flip(e: Evidence) -> Finding | None:
     """One bit of one element differs."""
-    unequal = slice_.unequal
-    if unequal.sum() != 1:
+    if e.pattern.count != 1:
         return None
-    flipped = int((slice_.reference[unequal] ^ slice_.device[unequal])[0])
+    (part,) = e.pattern.parts
+    flipped = int((e.reference[part] ^ e.device[part]).max())
     if flipped.bit_count() != 1:
         return None
-    return slice_.finding(
+    return e.finding(
         Cause.BIT_FLIP,
-        slice_.key,
-        f"one bit of {slice_.key} is flipped",
+        f"one bit of {e.name} is flipped",
         f"bit {flipped.bit_length() - 1} of one element differs, the other "
-        f"{slice_.reference.size - 1} elements are equal",
+        f"{e.reference.size - 1} elements are equal",
+        e.name,
     )
 
 
-def nan_canonicalised(slice_: Evidence) -> Finding | None:
-    """Only NaNs differ: each is the quiet NaN of its sign, or what a conversion made of it."""
-    stored = slice_.stored()[1]
-    if nans_of_a_conversion(slice_.device, slice_.reference, stored, slice_.dtype):
-        return slice_.finding(
-            Cause.NAN_CANONICALISED,
-            stored,
-            f"NaNs stored as {stored} are others as {slice_.dtype}, all else is equal",
-            f"{slice_.key}: {int(slice_.unequal.sum())} NaNs",
-        )
-    if slice_.dtype != "BF16":
+@rule(Cause.NAN_CANONICALISED)
+def nans_of_a_conversion(e: Evidence) -> Finding | None:
+    """It was converted and only NaNs differ, which stay NaNs: torch has no rule for them."""
+    stored = e.stored()[1]
+    if stored == e.dtype or e.dtype not in _WAYS or not _only_nans(e):
         return None
-    before, after = slice_.reference[slice_.unequal], slice_.device[slice_.unequal]
-    if not (((before & 0x7FFF) > 0x7F80) & (after == ((before & 0x8000) | 0x7FC0))).all():
-        return None
-    return slice_.finding(
+    return e.finding_of_all(
         Cause.NAN_CANONICALISED,
-        "",
-        "NaN payloads were replaced by the quiet NaN of their sign, all else is equal",
-        f"{slice_.key}: {before.size} NaNs",
+        f"NaNs stored as {stored} are others as {e.dtype}, all else is equal",
+        f"{e.name}: {e.pattern.count} NaNs, which stay NaNs",
+        stored,
     )
 
 
-def narrowed(slice_: Evidence) -> Finding | None:
+@rule(Cause.NAN_CANONICALISED, Need.BF16)
+def nan_canonicalised(e: Evidence) -> Finding | None:
+    """Only NaNs differ: each is the quiet NaN of its sign."""
+
+    def is_canonical(before: Bits, after: Bits) -> Mask:
+        quiet = (before & 0x8000) | 0x7FC0
+        return np.asarray(((before & 0x7FFF) > 0x7F80) & (after == quiet))
+
+    if not e.only(is_canonical):
+        return None
+    return e.finding_of_all(
+        Cause.NAN_CANONICALISED,
+        "NaN payloads were replaced by the quiet NaN of their sign, all else is equal",
+        f"{e.name}: {e.pattern.count} NaNs",
+    )
+
+
+@rule(Cause.NARROWED)
+def narrowed(e: Evidence) -> Finding | None:
     """What was written is right; the rest was never written, or is zero."""
-    device, unequal = slice_.device, slice_.unequal
-    for what, value in (("never written", POISON[device.itemsize]), ("zero", 0)):
-        if (device[unequal] != value).any():
+    for what, value in (("never written", e.poison), ("zero", 0)):
+        if value is None or not _only_became(e, value):
             continue
-        rows, columns = extent(unequal)
-        return slice_.finding(
+        return e.finding(
             Cause.NARROWED,
-            f"{slice_.key.layer} {slice_.key.projection} {what}",
-            f"a part of {slice_.key.projection} in {slice_.where} is {what}, {{experts}}",
-            f"{slice_.key}: [{rows}, {columns}] is {what}, all else is equal",
+            f"a part of {e.words.it} is {what}{e.words.tail}",
+            f"{e.name}: {e.pattern} is {what}, all else is equal",
+            f"{e.slice.matrix} {what}",
         )
     return None
 
 
-def other_dtype(slice_: Evidence) -> Finding | None:
+@rule(Cause.OTHER_DTYPE)
+def other_dtype(e: Evidence) -> Finding | None:
     """Its bytes were taken for those of another type."""
-    stored, dtype = slice_.stored()
-    if (other := taken_for(slice_.device, stored, dtype, slice_.dtype)) is None:
-        return None
-    return slice_.finding(
-        Cause.OTHER_DTYPE,
-        f"{slice_.key.layer} {other}",
-        f"{{experts}} of {slice_.where} {{are}} {dtype} in the reference, and came as {other}",
-        f"{slice_.key} is what becomes of its bytes where they are taken for {other}",
-    )
+    stored, dtype = e.stored()
+    for other in _WAYS if _are_numbers(e) else ():
+        if other == dtype or ITEMSIZE[other] != stored.itemsize:
+            continue
+        if _becomes(e, partial(converted, dtype=other, target=e.dtype)):
+            return e.finding(
+                Cause.OTHER_DTYPE,
+                f"{e.words.they} {{are}} {dtype} in the reference, and came as {other}",
+                f"{e.name} is what becomes of its bytes where they are taken for {other}",
+                other,
+            )
+    return None
 
 
-def dtype_round_trip(slice_: Evidence) -> Finding | None:
+@rule(Cause.DTYPE_ROUND_TRIP)
+def dtype_round_trip(e: Evidence) -> Finding | None:
     """It went through another type and back."""
-    if (other := went_through(slice_.device, *slice_.stored(), slice_.dtype)) is None:
+    dtype = e.stored()[1]
+    for other, name in _WAYS.items() if _are_numbers(e) else ():
+        if other in (dtype, e.dtype):
+            continue
+
+        def there_and_back(bits: Bits, other: str = other) -> Bits:
+            return converted(converted(bits, dtype, other), other, e.dtype)
+
+        if _becomes(e, there_and_back):
+            return e.finding(
+                Cause.DTYPE_ROUND_TRIP,
+                f"{e.words.they} went through {name}",
+                f"{e.name} is the reference cast to {name} and back",
+            )
+    return None
+
+
+@rule(Cause.DAMAGED)
+def damaged(e: Evidence) -> Finding | None:
+    """One short run of the file's bytes differs, the slice around it is right."""
+    reference, device = e.reference, e.device
+    pattern, lines = e.pattern, e.pattern.rows
+    if e.stored_transposed:
+        reference, device, lines = reference.T, device.T, pattern.columns
+    width = max(1, reference[:1].size)
+    if lines[1] - lines[0] > _DAMAGED // width + 2:
         return None
-    return slice_.finding(
-        Cause.DTYPE_ROUND_TRIP,
-        slice_.key.layer,
-        f"slices of {slice_.where} went through {other}, {{experts}}",
-        f"{slice_.key} is the reference cast to {other} and back",
+    near = slice(*lines)
+    (places,) = np.nonzero((reference[near] != device[near]).ravel())
+    places += lines[0] * width
+    length = int(places[-1] - places[0]) + 1
+    if length > min(_DAMAGED, reference.size // 4) or places.size < length // 2:
+        return None
+    return e.finding(
+        Cause.DAMAGED,
+        f"a run of {length * reference.itemsize} bytes of {e.name} is damaged",
+        f"elements {places[0]} to {places[-1]} of it in the file's order differ, the other "
+        f"{reference.size - length} are equal, and their bytes "
+        + (
+            "were not looked for elsewhere"
+            if e.around.unsearched
+            else "stand nowhere else in the checkpoint"
+        ),
+        e.name,
     )
 
 
-def taken_for(device: Bits, stored: Bits, dtype: str, target: str) -> str | None:
-    """The type that bytes were taken for, where that explains what a device holds.
-
-    Args:
-        device: what it holds, of ``target``.
-        stored: the checkpoint's bits, of ``dtype``.
-        dtype: their safetensors dtype.
-        target: the device's.
-    """
-    for other in _WAYS if _are_numbers(device, stored, dtype, target) else ():
-        if other == dtype or ITEMSIZE[other] != ITEMSIZE[dtype]:
-            continue
-        if _are_alike(device, converted(stored, other, target), target):
-            return other
-    return None
-
-
-def went_through(device: Bits, stored: Bits, dtype: str, target: str) -> str | None:
-    """The type that values went through, where that explains what a device holds.
-
-    Args and result as those of :func:`taken_for`.
-    """
-    for other in _WAYS if _are_numbers(device, stored, dtype, target) else ():
-        if other in (dtype, target):
-            continue
-        there = converted(stored, dtype, other)
-        if _are_alike(device, converted(there, other, target), target):
-            return _WAYS[other]
-    return None
-
-
-def nans_of_a_conversion(device: Bits, reference: Bits, dtype: str, target: str) -> bool:
-    """Whether a tensor was converted and only NaNs differ, which stay NaNs: torch's are no rule.
-
-    Args:
-        device: what it holds, of ``target``.
-        reference: what it should hold, of ``target``.
-        dtype: what the checkpoint stores.
-        target: the device's type.
-    """
-    if dtype == target or target not in _WAYS:
-        return False
-    unequal = reference != device
-    pair = (is_nan(bits[unequal], target) for bits in (reference, device))
-    return all(nan.all() for nan in pair)
-
-
-def _are_numbers(device: Bits, stored: Bits, dtype: str, target: str) -> bool:
-    """Whether numbers differ, and not NaNs alone or FP8 codes."""
-    return target in _WAYS and not _are_alike(device, converted(stored, dtype, target), target)
-
-
-def _are_alike(device: Bits, made: Bits, dtype: str) -> bool:
-    """Whether all is equal that is a number; and some is."""
-    number = ~is_nan(made, dtype)
-    return bool(number.any()) and np.array_equal(made[number], device[number])
-
-
-def unexplained(slice_: Evidence) -> Finding:
+def unexplained(e: Evidence) -> Finding:
     """The raw facts, and how far off the values are."""
-    share = np.count_nonzero(slice_.unequal) / slice_.reference.size
-    rows, columns = extent(slice_.unequal)
-    far = farthest(slice_.reference, slice_.device, slice_.dtype)
-    return slice_.finding(
+    far = farthest(e.reference, e.device, e.dtype)
+    return e.finding(
         Cause.UNEXPLAINED,
-        slice_.key.layer,
-        f"slices of {slice_.where} differ for no known reason",
-        f"{slice_.key}: {share:.1%} of its elements differ, within [{rows}, {columns}]; "
-        + (_NOT_SEARCHED if slice_.key in slice_.others.unsearched else _SEARCHED)
+        f"{e.words.they} {{differ}} for no known reason",
+        f"{e.name}: {e.pattern.count / e.reference.size:.1%} of its elements differ, within "
+        f"{e.pattern}; {_NOT_SEARCHED if e.around.unsearched else _SEARCHED}"
         + (f"; {far}" if far else ""),
     )
 
 
+def explain(e: Evidence) -> Finding:
+    """What the first rule says that applies and explains all of it; else the raw facts."""
+    applicable = (each for each in RULES if each.needs <= e.has)
+    return next((f for each in applicable if (f := each.look(e))), None) or unexplained(e)
+
+
+def _only_became(e: Evidence, value: int) -> bool:
+    return e.only(lambda _, after: after == value)
+
+
+def _only_nans(e: Evidence) -> bool:
+    return e.only(lambda before, after: is_nan(before, e.dtype) & is_nan(after, e.dtype))
+
+
+def _are_numbers(e: Evidence) -> bool:
+    """Whether numbers differ, and not NaNs alone or FP8 codes."""
+    return e.dtype in _WAYS and not e.only(lambda before, _: is_nan(before, e.dtype))
+
+
+def _becomes(e: Evidence, made: Callable[[Bits], Bits]) -> bool:
+    return e.becomes(made, lambda bits: ~is_nan(bits, e.dtype))
+
+
+#: In the order they are tried: what needs no other slice first, whole slices before their pieces.
 RULES: tuple[Rule, ...] = (
-    zeros, another_slice, transposed, sign_of_zero, subnormals_flushed, bit_flip,
-    nan_canonicalised, narrowed, wrong_corner, other_dtype, dtype_round_trip, reordered,
-    other_bytes, damaged,
+    never_written, zeros, replicas_differ, tied, another_expert, another_of_its_array,
+    another_layer, another_tensor, transposed, sign_of_zero, subnormals_flushed, bit_flip,
+    nans_of_a_conversion, nan_canonicalised, narrowed, wrong_corner, other_dtype,
+    dtype_round_trip, heads_exchanged, rows_rolled, columns_rolled, shards_exchanged,
+    rows_reordered, columns_reordered, other_bytes, damaged,
 )  # fmt: skip

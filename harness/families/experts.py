@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from harness.base.bits import Bits, converted, model_dtype
-from harness.base.bounds import MOST_EXPERTS, shown, size
+from harness.base.bounds import shown, size
 from harness.base.errors import BadInput
 from harness.checkpoint.fp8 import CODES, SCALE_SUFFIX
 from harness.families.model import ModelCheckpoint
@@ -24,7 +24,6 @@ from harness.families.storage import (
     Part,
     Place,
     Projection,
-    Sizes,
 )
 
 
@@ -97,7 +96,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
     ) -> None:
         self.part = naming.part
         self.naming = naming
-        self.layers = layers_of(checkpoint, naming)
+        self.layers = checkpoint.family.layers_of(naming, checkpoint.entries)
         if num_layers is not None and self.part is Part.DECODER:
             self.layers = tuple(layer for layer in self.layers if layer < num_layers)
         self.checkpoint = checkpoint
@@ -105,7 +104,9 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         stored = {entry.dtype for entry in checkpoint.entries.values()}
         where = checkpoint.place.where("config.json")
         self.model_dtype = model_dtype(checkpoint.config, stored, where)
-        self.shape = self._shape()
+        sizes = checkpoint.expert_sizes
+        dtype = CODES if checkpoint.fp8 else self.model_dtype
+        self.shape = ExpertShape(sizes.experts, sizes.hidden, sizes.intermediate, dtype)
         for layer in self.layers:
             self._require_layout(layer)
 
@@ -156,27 +157,13 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
     def _place(self, key: ExpertKey) -> Place:
         return self.naming.place(key.layer, key.expert, key.projection, self.shape.intermediate)
 
-    def _shape(self) -> ExpertShape:
-        """The sizes, from config.json: the orientation of a fused tensor must not be guessed."""
-        text, where = self.checkpoint.text, self.checkpoint.place.where("config.json")
-        experts, hidden, width = (self.checkpoint.family.size_key(text, n) for n in range(3))
-        dtype = CODES if self.checkpoint.fp8 else self.model_dtype
-        return ExpertShape(
-            experts=size(text, experts, where, most=MOST_EXPERTS),
-            hidden=size(text, hidden, where),
-            intermediate=size(text, width, where),
-            dtype=dtype,
-        )
-
     def names_of(self, layer: int) -> Collection[str]:
         """The names of a layer's expert tensors."""
         return [tensor.name for tensor in self.tensors_of(layer)]
 
     def tensors_of(self, layer: int, naming: ExpertNaming | None = None) -> Iterator[ExpertTensor]:
         """The tensors a layer must have, by its own naming or by another."""
-        shape = self.shape
-        sizes = Sizes(shape.experts, shape.hidden, shape.intermediate)
-        return (naming or self.naming).tensors(layer, sizes)
+        return (naming or self.naming).tensors(layer, self.checkpoint.expert_sizes)
 
     def _require_layout(self, layer: int) -> None:
         wanted = list(self.tensors_of(layer))
@@ -194,9 +181,10 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
                 raise BadInput(
                     f"expert tensor {name!r} is {entry.dtype} {list(entry.shape)}",
                     where=str(entry.file),
-                    expected=f"{dtype} {list(sizes)}, the layout "
-                    f"{self.checkpoint.family.name} is published in ({self.naming.storage})",
-                    hint="the published files; transformers saves other layouts than these",
+                    expected=f"{dtype} {list(sizes)}, by config.json and the storage of the other "
+                    f"tensors or of the published {self.checkpoint.family.name} "
+                    f"({self.naming.storage})",
+                    hint="config.json and files of one model, complete",
                 )
 
 
@@ -219,13 +207,9 @@ def reference_parts(
 
     Raises:
         BadInput: there is no expert tensor, expert tensors of a part stand in two storages, or
-            a tensor that looks like an expert's has a name the family does not publish.
+            a tensor that looks like an expert's has a name that no storage gives it.
     """
-    parts = [
-        ReferencePart(checkpoint, naming)
-        for naming in checkpoint.namings
-        if layers_of(checkpoint, naming)
-    ]
+    parts = [ReferencePart(checkpoint, naming) for naming in checkpoint.namings]
     names = [part.part for part in parts]
     if Part.DECODER not in names or len(set(names)) != len(names):
         raise BadInput(
@@ -280,15 +264,6 @@ def announced_moe_layers(checkpoint: ModelCheckpoint, part: Part) -> tuple[int, 
     if part is Part.DECODER:
         return family.moe_layers.of(checkpoint.text, count, where)
     return family.drafts if family.drafts_follow else tuple(range(count))
-
-
-def layers_of(checkpoint: ModelCheckpoint, naming: ExpertNaming) -> tuple[int, ...]:
-    """The layers for which the files hold any expert tensor of a naming, of its own part."""
-    found, family = naming.layers_in(checkpoint.entries), checkpoint.family
-    if not family.drafts_follow:
-        return found
-    is_draft = naming.part is Part.MTP
-    return tuple(layer for layer in found if (layer in family.drafts) is is_draft)
 
 
 def _listed(layers: tuple[int, ...]) -> str:

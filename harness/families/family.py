@@ -269,7 +269,7 @@ class Family:
 
     def is_of_experts(self, tensor: str) -> bool:
         """Whether a tensor of the checkpoint looks like one of routed experts, known or not."""
-        if any(naming.is_of(tensor) for naming in self.namings):
+        if any(naming.layer_of(tensor) is not None for naming in self.namings):
             return True
         if f".{self.experts_module.rpartition('.')[2]}." not in tensor:
             return False
@@ -279,9 +279,10 @@ class Family:
         """A device parameter's name as the checkpoint has it; itself where nothing is known.
 
         tpu-inference puts ``vllm_model.`` before vLLM's names (``vllm_model_wrapper.py``,
-        ``_VllmRunner``).
+        ``_VllmRunner``), and vLLM, from 0.26 on, ``routed_experts.`` before those of experts.
         """
         name = name.removeprefix("vllm_model.")
+        name = name.replace(f".{self.experts_module}.routed_experts.", f".{self.experts_module}.")
         for prefix, instead in self._names_on_device.get(part, ()):
             if name.startswith(prefix):
                 return instead + name.removeprefix(prefix)
@@ -372,6 +373,21 @@ class Family:
         before = re.escape(naming.prefix.split("{layer}")[0])
         found = re.match(before + r"(0|[1-9][0-9]*)\.", tensor)
         return int(found[1]) if found and int(found[1]) not in self.drafts else None
+
+    def tensors_in(self, naming: ExpertNaming, names: Iterable[str]) -> dict[str, int]:
+        """Those of ``names`` that are expert tensors of a naming and of its part, with the layer.
+
+        Where drafts are numbered on after the decoder's layers, the number tells whose it is.
+        """
+        found = {name: layer for name in names if (layer := naming.layer_of(name)) is not None}
+        if not self.drafts_follow:
+            return found
+        is_draft = naming.part is Part.MTP
+        return {name: n for name, n in found.items() if (n in self.drafts) is is_draft}
+
+    def layers_of(self, naming: ExpertNaming, names: Iterable[str]) -> tuple[int, ...]:
+        """The layers, ascending, for which ``names`` holds any expert tensor of a naming."""
+        return tuple(sorted(set(self.tensors_in(naming, names).values())))
 
     # What upstream calls it.
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from harness.base.bounds import (
@@ -20,8 +19,10 @@ from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.fp8 import BLOCK, CODES, SCALE_SUFFIX
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.checkpoint.stores.location import Place
-from harness.families.family import TIE, ExpertNaming, Family, Part
+from harness.families.family import TIE, ExpertNaming, Family, Part, Storage
+from harness.families.found import found_namings
 from harness.families.registry import families, family_of_architecture
+from harness.families.storage import Sizes
 from harness.families.unknown import account_of, family_of_experts, language_model
 
 
@@ -30,6 +31,7 @@ class ModelCheckpoint(Checkpoint):
 
     Args:
         path: see :class:`harness.checkpoint.checkpoint.Checkpoint`.
+        storage: how its experts are stored, where names and shapes allow several readings.
         experts_only: look at nothing but its experts; where no family describes it, at those that
             the naming rules of known families find.
 
@@ -37,12 +39,19 @@ class ModelCheckpoint(Checkpoint):
         BadInput: anything of it is absent, contradicts itself, or is of no known family.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, experts_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        storage: Storage | None = None,
+        *,
+        experts_only: bool = False,
+    ) -> None:
         super().__init__(path)
+        self.storage = storage
         #: Whether nothing but its experts is to be looked at.
         self.experts_only = experts_only
         where = self.place.where("config.json")
-        self.family = _family(self.place, self.config, self.entries, experts_only)
+        self.family = _family(self)
         below = section(self.config, self.family.text_key, where) if self.family.text_key else None
         #: What config.json says of the language model.
         self.text: dict[str, Any] = self.config if below is None else below
@@ -57,27 +66,50 @@ class ModelCheckpoint(Checkpoint):
         """Whether the head is the embedding."""
         return self.family.is_tied(self.config)
 
-    @property
+    @cached_property
+    def expert_sizes(self) -> Sizes:
+        """E, D and F, as config.json says.
+
+        Raises:
+            BadInput: it does not, or they are out of bounds.
+        """
+        where = self.place.where("config.json")
+        experts, hidden, width = (self.family.size_key(self.text, n) for n in range(3))
+        return Sizes(
+            size(self.text, experts, where, most=MOST_EXPERTS),
+            size(self.text, hidden, where),
+            size(self.text, width, where),
+        )
+
+    @cached_property
     def namings(self) -> tuple[ExpertNaming, ...]:
-        """How this release may name and store its experts."""
-        return self.family.fp8_namings if self.fp8 else self.family.namings
+        """How its experts are named and stored, part by part: what its tensors say.
+
+        Raises:
+            BadInput: see :func:`harness.families.found.found_namings`.
+        """
+        if self.fp8:
+            published = self.family.fp8_namings
+            return tuple(n for n in published if self.family.layers_of(n, self.entries))
+        return found_namings(self.entries, self.family, self.expert_sizes, self.storage, self.path)
 
 
-def _family(
-    place: Place, config: dict[str, Any], entries: Mapping[str, TensorEntry], experts_only: bool
-) -> Family:
+def _family(checkpoint: ModelCheckpoint) -> Family:
+    """The family of a checkpoint, or what stands for one where experts alone are looked at."""
+    config, where = checkpoint.config, checkpoint.place.where("config.json")
     architectures = config.get("architectures") or []
     architectures = architectures if isinstance(architectures, list) else [architectures]
     for architecture in architectures:
         if isinstance(architecture, str) and (family := family_of_architecture(architecture)):
             return family
     named = ", ".join(a if isinstance(a, str) else shown(a) for a in architectures[:4])[:200]
-    if experts_only:
-        return family_of_experts(named, place.where("config.json"), config, entries)
-    account = account_of(entries, language_model(config)[1])
+    if checkpoint.experts_only:
+        entries, storage = checkpoint.entries, checkpoint.storage
+        return family_of_experts(named, where, config, entries, storage)
+    account = account_of(checkpoint.entries, language_model(config)[1])
     raise BadInput(
         f"unknown architecture {named or '(none)'}: no family describes it; {account.summary}",
-        where=place.where("config.json"),
+        where=where,
         expected="architectures: one of " + ", ".join(f.architecture for f in families()),
         hint="describe it in a file, as docs/extending.md says, and give that with --family FILE; "
         "or compare its experts alone, with --experts-only\n" + "\n".join(account.lines),

@@ -8,7 +8,7 @@ matrix; the reader, the account of tensors and the synthetic writer all ask here
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -156,14 +156,10 @@ class ExpertNaming:
         index: Index = (expert, slice(None), half) if transposed else (expert, half)
         return Place(f"{before}.{self.names[0]}", index, transposed)
 
-    def layers_in(self, names: Iterable[str]) -> tuple[int, ...]:
-        """The layers, ascending, for which ``names`` holds any expert tensor of this naming."""
-        found = (self._pattern.fullmatch(name) for name in names)
-        return tuple(sorted({int(match["layer"]) for match in found if match}))
-
-    def is_of(self, tensor: str) -> bool:
-        """Whether a tensor has a name of this naming, in whatever layer and of whatever expert."""
-        return self._pattern.fullmatch(tensor) is not None
+    def layer_of(self, tensor: str) -> int | None:
+        """The layer of an expert tensor, by its name; None where it has none of this naming's."""
+        match = self._pattern.fullmatch(tensor)
+        return int(match["layer"]) if match else None
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:

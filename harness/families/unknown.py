@@ -18,6 +18,7 @@ from harness.base.bounds import shown
 from harness.base.errors import BadInput
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.families.family import EXPERTS_KEYS, Family
+from harness.families.found import candidates
 from harness.families.layers import MoeLayers
 from harness.families.registry import families
 from harness.families.sizes import TINY
@@ -141,7 +142,11 @@ _UNKNOWN = "unknown"
 
 
 def family_of_experts(
-    name: str, where: str, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]
+    name: str,
+    where: str,
+    config: Mapping[str, Any],
+    entries: Mapping[str, TensorEntry],
+    asked: Storage | None = None,
 ) -> Family:
     """What stands for a family where experts alone are looked at: their names, and no block.
 
@@ -150,13 +155,14 @@ def family_of_experts(
         where: its ``config.json`` is, for errors.
         config: its ``config.json``.
         entries: its tensors.
+        asked: the storage that the user says it is, which decides between readings.
 
     Raises:
         BadInput: the rules of known families find no experts, or several readings of them; or
             ``config.json`` has another number of them, or another width.
     """
     text_key, text = language_model(config)
-    readings = readings_of(entries, text)
+    readings = readings_of(entries, text, asked)
     if len(readings) != 1:
         raise _unread(where, entries, text, readings)
     (reading,) = readings
@@ -221,19 +227,29 @@ def _unread(
     readings: tuple[Reading, ...],
 ) -> BadInput:
     told = f"{len(readings)} readings of the experts: {'; or '.join(map(str, readings))}"
+    storages = dict.fromkeys(str(reading.naming.storage) for reading in readings)
+    ways = [f"--storage {storage}" for storage in storages] if len(storages) > 1 else []
+    ways.append("describe the family in a file, as docs/extending.md says: --family FILE")
     return BadInput(
         told if readings else "no experts that the naming rules of known families find",
         where=where,
         expected="experts whose names and shapes one rule fits, and no other",
-        hint="describe the family in a file, as docs/extending.md says: --family FILE\n"
-        + "\n".join(account_of(entries, text).lines),
+        hint=" or ".join(ways) + "\n" + "\n".join(account_of(entries, text).lines),
     )
 
 
-def readings_of(entries: Mapping[str, TensorEntry], text: Mapping[str, Any]) -> tuple[Reading, ...]:
-    """Every way to read experts that a known rule, all shapes and the hidden size allow."""
+def readings_of(
+    entries: Mapping[str, TensorEntry], text: Mapping[str, Any], asked: Storage | None = None
+) -> tuple[Reading, ...]:
+    """Every way to read experts that a known rule, all shapes and the hidden size allow.
+
+    Args:
+        entries: the tensors.
+        text: what ``config.json`` says of the language model.
+        asked: the storage that the user says it is; any where None.
+    """
     found = []
-    for rule in rules():
+    for rule in rules(asked):
         for before, layers in _layers_by_prefix(rule, entries).items():
             naming = ExpertNaming(
                 Part.DECODER, f"{before}{{layer}}{rule.after}", rule.storage, rule.names
@@ -244,14 +260,15 @@ def readings_of(entries: Mapping[str, TensorEntry], text: Mapping[str, Any]) -> 
     return tuple(found)
 
 
-def rules() -> tuple[Rule, ...]:
-    """The rules of all known families, each once."""
-    found = (
-        Rule(naming.prefix.partition("{layer}")[2], naming.storage, naming.names, f.experts_module)
-        for f in families()
-        for naming in f.namings
-    )
-    return tuple(dict.fromkeys(found))
+def rules(asked: Storage | None = None) -> tuple[Rule, ...]:
+    """The rules of all known families, each once, in every storage their names may stand for."""
+    found: dict[tuple[object, ...], Rule] = {}
+    for family in families():
+        for naming in candidates(family, asked):
+            after = naming.prefix.partition("{layer}")[2]
+            rule = Rule(after, naming.storage, naming.names, family.experts_module)
+            found.setdefault(rule[:3], rule)
+    return tuple(rule for rule in found.values() if asked in (None, rule.storage))
 
 
 def _layers_by_prefix(rule: Rule, entries: Mapping[str, TensorEntry]) -> dict[str, set[int]]:

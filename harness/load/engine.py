@@ -23,7 +23,8 @@ def preload(target: str) -> None:
         TargetUnavailable: an import touched a device: the loads forked from here would inherit it.
         Exception: whatever the stack raises when it is imported.
     """
-    for module in (*driver_named(target).modules, *_models()):
+    driver = driver_named(target)
+    for module in (*driver.modules, *(_models() if driver.imports_models else ())):
         importlib.import_module(module)
     if any(driver.alive() for driver in targets().values()):
         raise TargetUnavailable(

@@ -25,6 +25,7 @@ from harness.explain.causes import Cause
 from harness.families.family import Part, Projection, Storage
 from harness.load.target import Parallelism
 from harness.load.targets.registry import targets
+from harness.load.targets.tpu_inference import TpuInference
 from harness.report.maps import PartMap, State
 from harness.report.report import Failure, Report, Status, contradictions
 
@@ -188,6 +189,11 @@ class Raised:
 _Signs = Callable[[Load], Iterable[Sign]]
 
 
+def through_tpu_inference() -> tuple[str, ...]:
+    """The targets that load through tpu-inference, whichever devices they have."""
+    return tuple(name for name, driver in targets().items() if isinstance(driver, TpuInference))
+
+
 @dataclass(frozen=True, kw_only=True)
 class KnownIssue:
     """One known failure.
@@ -203,7 +209,7 @@ class KnownIssue:
         when: whether a load is one that it makes fail.
         raised: the error it ends a load with; or
         differs: the differences it leaves, every one.
-        targets: the targets it happens on.
+        targets: the targets it happens on; all that go through tpu-inference unless given.
 
     Raises:
         ValueError: a target or a requirement is none, or it does not say what it looks like.
@@ -218,7 +224,7 @@ class KnownIssue:
     when: Callable[[Load], bool]
     raised: Raised | None = None
     differs: _Signs | None = None
-    targets: tuple[str, ...] = ("emulated", "tpu")
+    targets: tuple[str, ...] = field(default_factory=through_tpu_inference)
 
     def __post_init__(self) -> None:
         if unknown := set(self.targets) - set(targets()):

@@ -13,7 +13,7 @@ import msgspec
 from harness.base.errors import BadInput
 from harness.base.text import numbers_of, runs_text
 from harness.compare.difference import DeviceUnchecked, Difference, ParameterTally, Tally
-from harness.explain.causes import NEXT_STEP, Cause, Diagnosis
+from harness.explain.causes import Cause, Diagnosis
 from harness.families.family import Part
 from harness.report.maps import PartMap, map_of, merged_map
 from harness.report.report import (
@@ -119,7 +119,7 @@ def _with_unchecked(report: Report) -> Report:
         summary=f"no host compared what {', '.join(unchecked)} holds",
         evidence=f"the mesh has {len(report.environment.mesh)} devices, the hosts address "
         f"{len(seen)} of them",
-        next_step=NEXT_STEP[Cause.UNCHECKED],
+        next_step=Cause.UNCHECKED.next_step,
         first=offset,
         covers=len(found),
         members=runs_text(range(offset, offset + len(found))),

@@ -38,7 +38,7 @@ from harness.compare.selection import Chosen
 from harness.compare.words import device_words
 from harness.devices.tensors import is_of_experts
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
-from harness.families.experts import ReferencePart, layers_of
+from harness.families.experts import ReferencePart
 from harness.families.family import Family, Part
 from harness.families.model import ModelCheckpoint
 from harness.load.ledger import Ledger
@@ -140,9 +140,8 @@ def _unwritten(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
     if part.checkpoint.experts_only:
         return
     for name in ledger.unwritten:
-        if not is_of_experts(
-            name, part.checkpoint.family.experts_module
-        ):  # of experts the comparison tells more
+        # Of experts the comparison tells more.
+        if not is_of_experts(name, part.checkpoint.family, part.part):
             yield ParameterUnwritten(part=part.part, parameter=name)
 
 
@@ -252,8 +251,7 @@ def _stored_otherwise(
     part: ReferencePart, checkpoint: ModelCheckpoint, scope: Scope
 ) -> dict[str, bool]:
     """Expert tensors of a part that ``checkpoint`` stores in another way than the reference."""
-    namings = [naming for naming in checkpoint.namings if naming.part is part.part]
-    used = [naming for naming in namings if layers_of(checkpoint, naming)]
+    used = [naming for naming in checkpoint.namings if naming.part is part.part]
     if len(used) != 1 or used[0] == part.naming:
         return {}
     found: dict[str, bool] = {}

@@ -21,7 +21,7 @@ from harness.compare.equality import warm_up
 from harness.compare.selection import Selection, choose, expert_bytes
 from harness.explain.load_failure import diagnose_failure, never_arrived
 from harness.families.experts import ReferencePart, reference_parts
-from harness.families.family import Part
+from harness.families.family import Part, Storage
 from harness.families.model import ModelCheckpoint
 from harness.families.registry import bring
 from harness.load import engine
@@ -75,6 +75,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     num_layers: int | None = None
     families: tuple[str, ...] = ()
     experts_only: bool = False
+    storage: Storage | None = None
 
 
 def prepare() -> None:
@@ -114,47 +115,55 @@ def run(
         meter: counts what is streamed and what is compared.
         planted: layers around the loader under test, for tests that plant faults in it.
     """
-    return _Verification(request, unfinished, meter or Meter(), planted).run()
+    return Verification(request, unfinished, meter or Meter(), planted).run()
 
 
-class _Verification:
-    """One request, in the process that holds the tensors. The unfinished report stays as it is."""
+class Verification:
+    """One request, in the process that holds the tensors. The unfinished report stays as it is.
+
+    Args:
+        request: what to verify.
+        unfinished: names the checkpoint, the target and what there is to compare.
+        meter: counts what is streamed and what is compared.
+        planted: layers around the loader under test.
+    """
 
     def __init__(
         self,
         request: VerifyRequest,
         unfinished: Report,
         meter: Meter,
-        planted: Sequence[LoaderLayer],
+        planted: Sequence[LoaderLayer] = (),
     ) -> None:
         self._request = request
         self._unfinished = unfinished
         self._meter = meter
         self._planted = planted
         self._ledgers: Ledgers = {}
-        only = request.experts_only
-        self._reference = ModelCheckpoint(request.reference, experts_only=only)
+        self._reference = self._opened(request.reference)
         same = request.checkpoint == request.reference
-        self._checkpoint = (
-            self._reference if same else ModelCheckpoint(request.checkpoint, experts_only=only)
-        )
+        self._checkpoint = self._reference if same else self._opened(request.checkpoint)
         self._parts = tuple(
             part
             for part in reference_parts(self._reference, request.num_layers)
             if part.part in request.parts
         )
 
+    def _opened(self, path: str) -> ModelCheckpoint:
+        request = self._request
+        return ModelCheckpoint(path, request.storage, experts_only=request.experts_only)
+
     def run(self) -> Report:
         """Load; compare what arrived, or explain why nothing did."""
         self._meter.begin(STREAM, len(self._parts) * self._checkpoint.nbytes)
         try:
-            loaded = self._load()
+            loaded = self.load()
         except HarnessError:
             raise
         except Exception as error:  # the stack's, whatever it is
             return self._of_failed_load(error)
         started = time.perf_counter()
-        report = self._compared(loaded)
+        report = self.compared(loaded)
         if (gone := self._left()) is not None:
             report = msgspec.structs.replace(
                 report, status=Status.LOAD_FAILED, failure=failure_of(gone)
@@ -162,7 +171,12 @@ class _Verification:
         timings = self._timings(loaded, time.perf_counter() - started)
         return msgspec.structs.replace(report, timings=timings)
 
-    def _load(self) -> Loaded:
+    def load(self) -> Loaded:
+        """Stream the checkpoint onto the target.
+
+        Raises:
+            Exception: whatever the stack under test raises, unchanged.
+        """
         request = self._request
         return engine.load(
             request.checkpoint, self._reference.family, request.target, request.parts,
@@ -195,8 +209,8 @@ class _Verification:
     def _ended_in(self, part: ReferencePart) -> bool:
         return part.part in self._ledgers and not self._ledgers[part.part].finished
 
-    def _compared(self, loaded: Loaded) -> Report:
-        """The report of all parts, here put together from what each step found."""
+    def compared(self, loaded: Loaded) -> Report:
+        """The report of all parts of a load, here put together from what each step found."""
         target = self._request.target
         parts = self._of_parts(loaded)
         found = reduce(add, (part.found for part in parts), Findings())

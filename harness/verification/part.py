@@ -16,7 +16,7 @@ from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.selection import Chosen, Selection
 from harness.devices.expert_layout import Backend
 from harness.devices.parameter_layout import Packing
-from harness.devices.tensors import DevicePart, DeviceTensor, device_part
+from harness.devices.tensors import DevicePart, DeviceTensor, device_part, is_of_experts
 from harness.explain.diagnosis import Explainer
 from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.blocks import TENSOR
@@ -126,7 +126,8 @@ class PartVerification:
             packing=self.how.packing, nan=self.how.nan, chosen=self._is_wanted,
             local=self.loaded.local,
         )  # fmt: skip
-        found = Findings.of(comparison.differences(), ParameterExplainer(comparison).diagnose)
+        explain = ParameterExplainer(comparison, self.ledger).diagnose
+        found = Findings.of(comparison.differences(), explain)
         return comparison.tally, found, comparison.sources
 
     def _comparison(self, device: DevicePart) -> PartComparison:
@@ -160,14 +161,15 @@ def expert_copies(loaded: Loaded, part: ReferencePart) -> list[DevicePart]:
     An array's shards outside the mesh count with the first group: they are no one's share. Of
     several hosts each looks at the groups it has devices of, and at the first, which is counted.
     """
-    tensors, groups = loaded.tensors[part.part], loaded.grid.groups(TENSOR)
+    family, groups = part.checkpoint.family, loaded.grid.groups(TENSOR)
+    tensors = [t for t in loaded.tensors[part.part] if is_of_experts(t.name, family, part.part)]
     others = {device for group in groups[1:] for device in group}
     return [
         device_part(
             [_held_by(t, set(group), others if i == 0 else None) for t in tensors],
             group,
             None if loaded.local is None else loaded.local & set(group),
-            module=part.checkpoint.family.experts_module,
+            module=family.experts_module,
         )
         for i, group in enumerate(groups)
         if i == 0 or loaded.local is None or loaded.local & set(group)

@@ -24,7 +24,7 @@ from harness.compare.expert_comparison import tally_of
 from harness.compare.selection import Selection, choose
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, reference_parts
-from harness.families.family import Part
+from harness.families.family import Part, Storage
 from harness.families.model import ModelCheckpoint
 from harness.families.registry import bring
 from harness.load.overlay import Overlay
@@ -53,6 +53,7 @@ def verify(
     parts: Collection[Part] = tuple(Part),
     stream_options: Mapping[str, str] | None = None,
     selection: Selection = _EVERYTHING,
+    storage: Storage | None = None,
     num_layers: int | None = None,
     checksums: bool = False,
     families: Iterable[str | os.PathLike[str]] = (),
@@ -72,6 +73,7 @@ def verify(
         parts: load and compare these parts only, of those the checkpoint has.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
         selection: the experts to compare; the load is whole all the same.
+        storage: how experts are stored, where names and shapes allow several readings.
         num_layers: load the decoder with its first layers only, by an override of its
             configuration.
         checksums: read every file whole first and compare it with its store's checksums.
@@ -96,10 +98,10 @@ def verify(
     timeout = require_seconds(timeout, "--timeout")
     target = target or target_named("emulated")
     brought = bring(families)
-    opened = ModelCheckpoint(checkpoint, experts_only=experts_only)
+    opened = ModelCheckpoint(checkpoint, storage, experts_only=experts_only)
     against = opened
     if reference is not None:
-        against = ModelCheckpoint(reference, experts_only=experts_only)
+        against = ModelCheckpoint(reference, storage, experts_only=experts_only)
     for place in (opened.model, against.model):
         _require_text(place)
     _require_one_host_for_fp8(against, target)
@@ -112,7 +114,7 @@ def verify(
         checkpoint=opened.model, reference=against.model, target=target,
         parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
-        families=brought, experts_only=experts_only,
+        storage=storage, families=brought, experts_only=experts_only,
     )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
         report = _unfinished(opened, against, chosen, request, running.overlay)
@@ -259,6 +261,7 @@ def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: fl
     words += ["--compare", request.method] if request.method is not Method.AUTO else []
     words += [word for part in request.parts for word in ("--only", part)] if some else []
     words += request.selection.options()
+    words += ["--storage", request.storage] if request.storage else []
     words += ["--num-layers", str(request.num_layers)] if request.num_layers else []
     words += ["--timeout", f"{timeout:g}"] if timeout != TIMEOUT else []
     return shlex.join(words)

@@ -149,7 +149,7 @@ def test_an_expert_left_unwritten(
     differences, (diagnosis,) = compare(decoder, device.part())
     assert slices(differences) == {(0, 7, p) for p in Projection}
     assert diagnosis.cause is cause
-    what = "never written" if held else "holds only zeros"
+    what = "was never written" if held else "holds only zeros"
     assert diagnosis.summary == f"expert 7 of decoder layer 0 {what}"
 
 

@@ -8,6 +8,8 @@ import pytest
 from harness.devices.expert_layout import Parameter, Span
 from harness.devices.jax_arrays import from_jax
 from harness.devices.tensors import DeviceTensor, device_part, is_of_experts
+from harness.families.family import Part
+from harness.families.registry import family_named
 from tests.support.packing import sharded
 
 MODULE = "mlp.experts"
@@ -115,7 +117,7 @@ def test_what_is_no_expert_array_is_left_to_the_comparison_of_parameters(
     name: str, of_experts: bool
 ) -> None:
     part = device_part([DeviceTensor(name, "BF16", (2, 4, 6), ())], MESH, module=MODULE)
-    assert is_of_experts(name, MODULE) is of_experts
+    assert is_of_experts(name, family_named("qwen3-moe"), Part.DECODER) is of_experts
     assert bool(part.layers or part.unknown) is of_experts
 
 

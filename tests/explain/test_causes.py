@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.compare.difference import Difference, Kind
-from harness.explain.causes import NEXT_STEP, Cause, Finding, diagnoses_of
+from harness.explain.causes import Cause, Finding, diagnoses_of
 from tests.support.differences import a_difference
 
 
@@ -19,7 +19,7 @@ def test_a_group_is_one_diagnosis_with_the_first_ones_evidence() -> None:
     one, other = diagnoses_of(differences, offset=10)
     assert (one.first, one.covers, one.members, one.evidence) == (10, 3, "10,12-13", "first")
     assert (other.first, other.covers, other.members) == (11, 1, "11")
-    assert one.next_step == NEXT_STEP[Cause.ZEROS]
+    assert one.next_step == Cause.ZEROS.next_step
 
 
 @pytest.mark.parametrize(

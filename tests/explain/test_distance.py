@@ -11,16 +11,13 @@ import numpy.typing as npt
 import pytest
 
 from harness.base.bits import ITEMSIZE, bits_dtype
-from harness.compare.difference import Kind
 from harness.explain import distance
+from harness.explain.diagnosis import slice_of, words_of
 from harness.explain.distance import farthest
 from harness.explain.evidence import Evidence
-from harness.explain.parameter_diagnosis import unexplained_parameter
-from harness.explain.provenance import ReferenceIndex
 from harness.explain.rules import unexplained
 from harness.families.experts import ExpertKey
 from harness.families.family import Part, Projection
-from tests.support.differences import a_difference
 
 DTYPES = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "BF16": ml_dtypes.bfloat16, "F16": np.float16}
 
@@ -75,24 +72,17 @@ def test_no_number_no_distance(device: int) -> None:
 
 
 def test_an_unexplained_slice_says_how_far_off_it_is() -> None:
+    """Where the devices of this process hold nothing, it is as it should be."""
     key = ExpertKey(Part.DECODER, 0, 1, Projection.GATE)
     reference, device = bits(0x3F80, 0x4000).reshape(1, 2), bits(0x3F81, 0x4100).reshape(1, 2)
     nothing: Any = None
-    index = ReferenceIndex([], nothing)
-    evidence = Evidence(key, reference, device, index, nothing, nothing, nothing)
-    assert unexplained(evidence).evidence.endswith(
-        "; farthest off at [0, 1]: 256 units in the last place, 2 in the reference, 8 on the device"
-    )
-
-
-def test_an_unexplained_parameter_does_too_of_what_is_held_here() -> None:
-    reference, device = bits(0x3F80, 0x4000), bits(0x3F81, 0x0000)
-    held = np.array([True, False])
-    evidence: Any = SimpleNamespace(
-        name="norm", reference=reference, device=device, held=held, dtype="BF16"
-    )
-    difference = a_difference(Kind.BITS, count=1, total=2)
-    assert unexplained_parameter(evidence, difference)[2] == (
-        "1 of 2 elements are unequal; farthest off at [0]: 1 unit in the last place, "
-        "1 in the reference, 1.0078125 on the device"
+    around: Any = SimpleNamespace(unsearched=False)
+    evidence = Evidence(
+        slice=slice_of(key), words=words_of(key), reference=reference, device=device, dtype="BF16",
+        stored=nothing, around=around, has=frozenset(),
+    )  # fmt: skip
+    assert unexplained(evidence).evidence == (
+        "decoder layer 0 expert 1 gate_proj: 100.0% of its elements differ, within [0:1, 0:2]; no "
+        "other slice, row or run of bytes of the reference fits; farthest off at [0, 1]: 256 units "
+        "in the last place, 2 in the reference, 8 on the device"
     )

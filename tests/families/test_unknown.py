@@ -122,7 +122,7 @@ def test_what_shapes_cannot_tell_apart_has_several_readings(
     storages = (Storage.FUSED, Storage.FUSED_TRANSPOSED, Storage.INTERLEAVED)
     names = ("gate_up_proj", "down_proj")
     rules = tuple(Rule(".mlp.experts", each, names, "mlp.experts") for each in storages)
-    monkeypatch.setattr(unknown, "rules", lambda: rules)
+    monkeypatch.setattr(unknown, "rules", lambda asked: rules)
     shapes = {"layers.0.mlp.experts.gate_up_proj": (4, 24, 24)}
     shapes["layers.0.mlp.experts.down_proj"] = (4, 12, 24)
     text = {"hidden_size": hidden} if hidden else {}

@@ -81,4 +81,4 @@ def test_what_travels_is_plain_and_finds_its_class() -> None:
 
 
 def test_they_are_listed_in_the_order_of_their_files() -> None:
-    assert list(targets()) == ["emulated", "tpu", "torch-xla"]
+    assert list(targets()) == ["emulated", "gpu", "tpu", "torch-xla"]

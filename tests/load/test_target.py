@@ -10,7 +10,7 @@ import pytest
 from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
 from harness.load.target import Parallelism
-from harness.load.targets import tpu, xla
+from harness.load.targets import gpu, tpu, xla
 from harness.load.targets.registry import target_named
 from harness.load.targets.tpu import TpuHost, chip_environment, find_tpu
 from harness.load.vllm_platform import PLATFORM
@@ -217,3 +217,83 @@ def test_a_stack_without_torch_xla_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(xla, "version", absent)
     with pytest.raises(TargetUnavailable, match="torch-xla is not installed"):
         target_named("torch-xla")
+
+
+# GPUs are made of files that look like theirs, too.
+
+
+def gpu_host(root: Path, gpus: int) -> Path:
+    (root / "dev").mkdir()
+    for name in ("nvidiactl", "nvidia-uvm", *(f"nvidia{n}" for n in range(gpus))):
+        (root / "dev" / name).touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("gpus", "stated", "seen"),
+    [
+        pytest.param(2, None, 2, id="all"),
+        pytest.param(0, None, 0, id="none"),
+        pytest.param(2, "", 0, id="hidden"),
+        pytest.param(2, "-1", 0, id="hidden by number"),
+        pytest.param(4, "2, 0", 2, id="two by number"),
+        pytest.param(4, "0,9,1", 1, id="the list ends at a number that is none"),
+        pytest.param(1, "GPU-844cca47", 1, id="by UUID"),
+        pytest.param(0, "GPU-844cca47", 0, id="a UUID without a driver"),
+    ],
+)
+def test_gpus_are_counted_as_cuda_shows_them(
+    tmp_path: Path, gpus: int, stated: str | None, seen: int
+) -> None:
+    environ = {} if stated is None else {"CUDA_VISIBLE_DEVICES": stated}
+    assert gpu.visible_gpus(environ, gpu_host(tmp_path, gpus)) == seen
+
+
+def versions_of(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
+    def version(package: str) -> str:
+        if (found := versions.get(package.replace("-", "_"))) is None:
+            raise PackageNotFoundError(package)
+        return found
+
+    monkeypatch.setattr(gpu, "version", version)
+
+
+@pytest.mark.parametrize(
+    ("versions", "missing"),
+    [
+        pytest.param({"jax": "0.11.2"}, r"no CUDA plugin of jax 0\.11\.2 \(", id="absent"),
+        pytest.param(
+            {"jax": "0.11.2", "jax_cuda12_plugin": "0.11.1"},
+            r"no CUDA plugin of jax 0\.11\.2, but jax-cuda12-plugin 0\.11\.1",
+            id="of another version",
+        ),
+    ],
+)
+def test_a_gpu_without_its_plugin_is_not_to_be_had(
+    monkeypatch: pytest.MonkeyPatch, versions: dict[str, str], missing: str
+) -> None:
+    versions_of(monkeypatch, **versions)
+    monkeypatch.setattr(gpu, "visible_gpus", lambda: 1)
+    with pytest.raises(TargetUnavailable, match=missing) as refused:
+        target_named("gpu")
+    assert "make setup TARGET=gpu" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("seen", "devices", "message"), [(0, None, "no NVIDIA GPU"), (2, 3, "3 devices")]
+)
+def test_gpus_that_are_not_there(
+    monkeypatch: pytest.MonkeyPatch, seen: int, devices: int | None, message: str
+) -> None:
+    monkeypatch.setattr(gpu, "visible_gpus", lambda: seen)
+    with pytest.raises(TargetUnavailable, match=message):
+        target_named("gpu", devices)
+
+
+def test_a_gpu_target_is_all_gpus_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions_of(monkeypatch, jax="0.11.2", jax_cuda13_plugin="0.11.2")
+    monkeypatch.setattr(gpu, "visible_gpus", lambda: 2)
+    target = target_named("gpu")
+    assert (target.devices, target.device_indexes, target.platform) == (2, (0, 1), "gpu")
+    assert target.environment["JAX_PLATFORMS"] == ""
+    assert "XLA_FLAGS" not in target.environment

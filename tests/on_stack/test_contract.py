@@ -80,7 +80,7 @@ def test_the_lenient_hook_loses_every_fused_expert_silently(
         (
             Cause.ARGUMENT_CONTRACT,
             "weight_loader got shard_id and expert_id positionally, where the hook does not look "
-            f"for them; experts 0-7 of decoder layer {layer} never written",
+            f"for them; experts 0-7 of decoder layer {layer} were never written",
         )
         for layer in (0, 1)
     ]

@@ -41,8 +41,8 @@ EXPECTED = {
         ["gate_proj and up_proj are exchanged in decoder layer 1, expert 3"],
     ),
     "halves not split by shard": (
-        [Cause.MIXED],
-        ["slices of decoder layer 1 are pieced together from rows of others, experts 0-7"],
+        [Cause.SHARDS_EXCHANGED],
+        ["shards of experts 0-7 of decoder layer 1 are in other places"],
     ),
     "transposed": (
         [Cause.TRANSPOSED],

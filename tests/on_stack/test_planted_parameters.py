@@ -44,19 +44,19 @@ EXPECTED: dict[str, tuple[Cause, str] | None] = {
     ),
     "gate and up swapped": (
         Cause.PROJECTIONS_EXCHANGED,
-        "shared_expert.gate_proj.weight holds model.language_model.layers.0.mlp.shared_expert.up",
+        "gate_proj.weight holds the bytes of model.language_model.layers.0.mlp.shared_expert.up",
     ),
     "router rows swapped": (
         Cause.ROWS_EXCHANGED,
         "row 3 of model.language_model.layers.0.mlp.gate",
     ),
     "one replica off by a bit": (Cause.REPLICAS_DIFFER, "cpu:4 holds another"),
-    "norm off by a bit": (Cause.BIT_FLIP, "bit 0 of element 77"),
-    "decay off by a bit": (Cause.BIT_FLIP, "bit 0 of element 3"),
+    "norm off by a bit": (Cause.BIT_FLIP, "one bit of model.language_model.norm.weight is flipped"),
+    "decay off by a bit": (Cause.BIT_FLIP, "layers.0.linear_attn.A_log is flipped"),
     "fc off by a bit": (Cause.BIT_FLIP, "mtp.fc.weight"),
     "replicated by jax": (Cause.REPLICATED, f"{O_PROJ} is replicated instead of sharded"),
     "other devices by jax": (Cause.MISPLACED, "cpu:1 holds [128:256, 0:128]"),
-    "other axis by jax": (Cause.MISPLACED, f"{HEAD} lies on other devices"),
+    "other axis by jax": (Cause.MISPLACED, f"shards of {HEAD} lie on the wrong devices"),
     "sharded by jax": (Cause.MISPLACED, "cpu:1 holds [0:32], its share is [0:128]"),
     "renamed": (Cause.UNACCOUNTED, f"{ROUTER}s is unaccounted for"),
 }

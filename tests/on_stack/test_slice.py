@@ -48,7 +48,7 @@ def test_experts_spoiled_on_the_second_host(with_fault: Report) -> None:
     assert [(d.cause, d.summary) for d in with_fault.diagnoses] == [
         (Cause.EXPERTS_EXCHANGED, "experts 2 and 5 of decoder layer 1 are exchanged"),
         (Cause.BIT_FLIP, "one bit of decoder layer 1 expert 6 down_proj is flipped"),
-        (Cause.UNWRITTEN, "expert 7 of decoder layer 1 never written"),
+        (Cause.UNWRITTEN, "expert 7 of decoder layer 1 was never written"),
     ]
     flipped = next(d for d in with_fault.differences if d.expert == 6)
     assert (elements(flipped).index, flipped.shard, flipped.device_name) == ((3, 25), 4, "cpu:2048")

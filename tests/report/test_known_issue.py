@@ -506,7 +506,7 @@ def test_a_checkpoint_of_the_users_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": ("emulated", "gpu")}, "no target gpu"),
+        ({"targets": ("emulated", "abacus")}, "no target abacus"),
         ({"raised": None}, "an error, or it is differences"),
         ({"differs": lambda load: ()}, "an error, or it is differences"),
         ({"releases": ("vllm==",)}, "no requirement"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.compare.difference import BitsDiffer, Difference, Tally
-from harness.explain.causes import NEXT_STEP, Cause, Diagnosis
+from harness.explain.causes import Cause, Diagnosis
 from harness.families.experts import TensorSlice
 from harness.families.family import Part, Projection
 from harness.load.deliveries import Calls
@@ -48,7 +48,7 @@ def _report(layers: int, experts: int, shifted: tuple[int, ...] = ()) -> Report:
     diagnoses = [
         Diagnosis(
             cause=Cause.ROLLED, summary="each rank holds the piece of the next", first=0,
-            evidence="rolled by one shard it is equal", next_step=NEXT_STEP[Cause.ROLLED],
+            evidence="rolled by one shard it is equal", next_step=Cause.ROLLED.next_step,
             covers=len(differences), members=f"0-{len(differences) - 1}",
         )
     ] if shifted else []  # fmt: skip

@@ -140,8 +140,8 @@ def header_dtype_unknown(at: Path) -> None:
     edit_header(at / FIRST, lambda h: list(h.values())[1].update(dtype="F4"))
 
 
-def transformers_layout(at: Path) -> None:
-    """[E, 2F, D], as transformers 5 saves Qwen3-VL-MoE: vLLM 0.26 loads it without a word."""
+def two_layouts(at: Path) -> None:
+    """[E, 2F, D] beside a down projection of [E, F, D]: vLLM 0.26 loads it without a word."""
     name = "model.language_model.layers.0.mlp.experts.gate_up_proj"
     edit_header(at / FIRST, lambda h: h[name].update(shape=[*h[name]["shape"][:1], 96, 128]))
 
@@ -181,6 +181,6 @@ DEFECTS: list[tuple[Callable[[Path], None], str]] = [
     (header_overlaps, "begins at byte"),
     (header_entry_malformed, "entry of tensor 'x' is malformed"),
     (header_dtype_unknown, "has dtype 'F4'"),
-    (transformers_layout, r"is BF16 \[8, 96, 128\].*transformers saves other layouts"),
+    (two_layouts, r"is BF16 \[8, 96, 128\].*BF16 \[8, 128, 96\], by config.json"),
     (stray_expert, "would not be compared, the first is 'a.experts.b'"),
 ]

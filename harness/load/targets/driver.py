@@ -61,6 +61,7 @@ class Driver(ABC):
         backends: the packing of experts that follows from how they are spread.
         nan: what the way to the device does to NaNs.
         modules: of the stack, imported before the first fork; none of them touches a device.
+        imports_models: whether vLLM's modules of the families are imported then, too.
         default_devices: size of the mesh where none is asked for.
         hosts: how many a mesh can be over.
         devices: how many a mesh can have, of all hosts together.
@@ -72,6 +73,7 @@ class Driver(ABC):
     backends: ClassVar[Mapping[Parallelism, Backend]]
     nan: ClassVar[Nan]
     modules: ClassVar[tuple[str, ...]]
+    imports_models: ClassVar[bool] = True
     default_devices: ClassVar[int] = 4
     hosts: ClassVar[Limit] = Limit(
         MOST_EMULATED_HOSTS, "each is a process here that holds the stack"

@@ -49,7 +49,7 @@ class TpuInference(Driver):
         Parallelism.EXPERT_KERNEL: Backend.FUSED_MOE,
     }
     nan = Nan.CANONICAL
-    modules = (
+    modules: ClassVar = (
         "torch",
         "jax",
         "vllm.engine.arg_utils",

@@ -1,0 +1,113 @@
+"""What a difference in presence, shape, placement, padding, delivery or scale comes from.
+
+There are no bits to look at: the difference itself says it.
+"""
+
+from __future__ import annotations
+
+from harness.compare.difference import (
+    DeliveredAgain,
+    Difference,
+    PaddingWritten,
+    ParameterUnwritten,
+    ReplicasDiffer,
+    ShardMisplaced,
+    TensorUnread,
+    Unaccounted,
+    ValuesDiffer,
+)
+from harness.compare.words import device_words, reference_words, source_words
+from harness.explain.causes import Cause, Finding
+from harness.load.ledger import POISON
+
+
+def explain_metadata(difference: Difference, of_experts: bool, never: bool = False) -> Finding:
+    """What it comes from.
+
+    Args:
+        difference: any but unequal bits of a tensor.
+        of_experts: whether it is of an array of experts; those of a layer share a sentence.
+        never: whether the ledger says that nothing was ever written to the parameter.
+    """
+    where = _at(difference) if of_experts else difference.name
+    evidence = f"{where}: expected {reference_words(difference)}, found {device_words(difference)}"
+    match difference:
+        case ShardMisplaced():
+            return _placement(difference, _array(difference, of_experts))
+        case ReplicasDiffer():
+            return _odd_replica(difference, _array(difference, of_experts))
+        case PaddingWritten():
+            return _padding(difference, where, evidence, of_experts, never)
+        case DeliveredAgain():
+            summary = f"{{experts}} of {where} {{were}} delivered more than once"
+            evidence = f"{difference.key}: {device_words(difference)}"
+            return _finding(Cause.DELIVERED_TWICE, where, summary, evidence)
+        case ValuesDiffer():
+            of = where if of_experts else str(difference.source)
+            evidence = f"{difference.key or of}: {difference.pattern}"
+            return _finding(
+                Cause.SCALE, where, f"scales of {of} are not the checkpoint's", evidence
+            )
+        case TensorUnread():
+            evidence = f"{source_words(difference)}: {device_words(difference)}"
+            summary = "tensors of the checkpoint were not read"
+            return _finding(Cause.TENSOR_UNREAD, where, summary, evidence)
+        case ParameterUnwritten():
+            evidence = f"{difference.parameter}: {device_words(difference)}"
+            summary = "parameters were never written"
+            return _finding(Cause.PARAMETER_UNWRITTEN, where, summary, evidence)
+        case Unaccounted():
+            summary = f"{difference.name} is unaccounted for"
+            return _finding(Cause.UNACCOUNTED, difference.part, summary, evidence)
+        case _:
+            array = difference.parameter
+            what = f"the array of {where}" if of_experts else array
+            summary = f"{what} is not what its layout says"
+            return _finding(Cause.STRUCTURE, f"{where} {array}", summary, evidence)
+
+
+def _padding(
+    difference: PaddingWritten, where: str, evidence: str, of_experts: bool, never: bool
+) -> Finding:
+    array = difference.parameter
+    if difference.device == POISON.get(difference.itemsize):
+        cause = Cause.PARAMETER_UNWRITTEN if never else Cause.UNWRITTEN
+        what = "was never written"
+    else:
+        cause, what = Cause.PADDING, "is not zero"
+    of = "an expert array" if of_experts else array
+    return _finding(cause, f"{where} {array} padding", f"the padding of {of} {what}", evidence)
+
+
+def _odd_replica(difference: ReplicasDiffer, name: str) -> Finding:
+    evidence = (
+        f"at {list(difference.index)} {difference.device_name} holds "
+        f"{device_words(difference)}, not {reference_words(difference)}; "
+        f"{difference.count} of {difference.total} elements are unequal"
+    )
+    return _finding(Cause.REPLICAS_DIFFER, name, f"replicas of {name} hold other bits", evidence)
+
+
+def _placement(difference: ShardMisplaced, name: str) -> Finding:
+    found, share = device_words(difference), reference_words(difference)
+    evidence = f"{difference.device_name} holds {found}, its share is {share}"
+    if difference.replicated:
+        summary = f"{name} is replicated instead of sharded"
+        return _finding(Cause.REPLICATED, name, summary, evidence)
+    return _finding(Cause.MISPLACED, name, f"shards of {name} lie on the wrong devices", evidence)
+
+
+def _array(difference: ShardMisplaced | ReplicasDiffer, of_experts: bool) -> str:
+    """``decoder layer 1 w13_weight``, or the parameter's own name."""
+    if not of_experts:
+        return difference.parameter
+    return f"{_at(difference)} {difference.parameter.rsplit('.', 1)[-1]}"
+
+
+def _at(difference: Difference) -> str:
+    part, layer = difference.part, difference.layer
+    return f"{part} layer {layer}" if layer is not None else str(part)
+
+
+def _finding(cause: Cause, group: str, summary: str, evidence: str) -> Finding:
+    return Finding(cause, f"{cause} {group}", summary, evidence)
