@@ -297,7 +297,7 @@ def _reading(
     if not all(_is_there(tensor, entries) for tensor in tensors):
         return None
     names = frozenset(tensor.name for tensor in tensors)
-    if any(naming.is_of(name) and name not in names for name in entries):
+    if any(naming.layer_of(name) is not None and name not in names for name in entries):
         return None  # more experts than the shapes of the first layer say
     return Reading(naming, module, layers, sizes, names)
 
