@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from harness.checkpoint.checkpoint import Checkpoint
 from harness.families.experts import ExpertKey
 from harness.families.family import Part, Projection
-from harness.families.model import ModelCheckpoint
 
 D, F = 128, 48
 DECODER = "model.language_model.layers.1.mlp.experts"
@@ -49,7 +49,7 @@ FLIPS = {
 
 def with_one_byte_flipped(checkpoint: Path, copy: Path, tensor: str, element: int) -> Path:
     shutil.copytree(checkpoint, copy)
-    entry = ModelCheckpoint(copy).entries[tensor]
+    entry = Checkpoint(copy).entries[tensor]
     with (copy / entry.file.name).open("r+b") as file:
         file.seek(entry.offset + 2 * element)
         byte = file.read(1)[0]
