@@ -18,8 +18,8 @@ from .scenario import Scenario
 
 #: By the end of its id: how a row spreads experts, and that in words.
 _SPREADS: dict[str, tuple[Parallelism | None, str]] = {
-    "cut": (None, "each expert cut over all devices"),
-    "whole": (Parallelism.EXPERT, "each expert whole on one device"),
+    "": (None, "each expert cut over all devices"),
+    "-experts-whole": (Parallelism.EXPERT, "each expert whole on one device"),
 }
 
 
@@ -48,10 +48,10 @@ def chosen(written: Sequence[Scenario], rows: Sequence[Scenario]) -> tuple[Scena
 
 def _rows(family: Family) -> Iterator[Scenario]:
     for recipe in family.recipes:
-        for spread, (parallelism, words) in _SPREADS.items():
+        for end, (parallelism, words) in _SPREADS.items():
             yield Scenario(
-                f"{recipe.name}-{spread}",
-                f"A checkpoint of the recipe {recipe.name} is loaded, {words}.",
+                f"{recipe.name}{end}",
+                f"A checkpoint of {recipe.name} ({recipe.summary}) is loaded, {words}.",
                 recipe.name,
                 parallelism=parallelism,
             )

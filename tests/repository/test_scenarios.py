@@ -55,7 +55,7 @@ def another(monkeypatch: pytest.MonkeyPatch) -> Family:
 def test_a_family_needs_no_row_of_its_own() -> None:
     rows = [row for row in by_rule.by_rule(()) if row.recipe.startswith("another")]
     assert [row.id for row in rows] == [
-        "another-cut", "another-whole", "another-fused-cut", "another-fused-whole",
+        "another", "another-experts-whole", "another-fused", "another-fused-experts-whole",
     ]  # fmt: skip
     (picked,) = (row for row in by_rule.chosen((), rows) if row.recipe.startswith("another"))
     assert picked in rows
@@ -65,7 +65,7 @@ def test_a_family_needs_no_row_of_its_own() -> None:
 def test_a_row_that_is_written_stands_for_the_one_of_the_rule() -> None:
     written = (Scenario("mine", "A sentence.", "another"),)
     rows = [row for row in by_rule.by_rule(written) if row.recipe == "another"]
-    assert [row.id for row in rows] == ["another-whole"]
+    assert [row.id for row in rows] == ["another-experts-whole"]
     assert not [row for row in by_rule.chosen(written, rows) if row.recipe == "another"]
 
 
