@@ -17,14 +17,12 @@ from harness.base.errors import BadInput, HarnessError
 from harness.base.writing import indented, write
 from harness.families import overview
 from harness.families.overview import Loaded, Loads, Outcome, Releases, Result, families_table
-from harness.families.registry import recipes
 from harness.load.target import Parallelism
 from harness.report.known_issue import Nature, judge, note
 from harness.report.renderings import session_from
 from harness.report.report import Report, Session, Status
-from scenarios.catalogue import SCENARIOS
+from scenarios.catalogue import PLAIN, SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
-from scenarios.scenario import Scenario
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, README = ROOT / "docs" / "runs.md", ROOT / "README.md"
@@ -116,15 +114,9 @@ def loads_of(runs: Mapping[str, Mapping[str, Report]]) -> Loads:
                 row.recipe, str(row.parallelism or Parallelism.TENSOR), row.id,
                 {c: result_of(reports[row.id]) for c, reports in runs.items() if row.id in reports},
             )
-            for row in sorted(SCENARIOS, key=place) if row.is_plain
+            for row in PLAIN
         ),
     )  # fmt: skip
-
-
-def place(row: Scenario) -> tuple[int, bool]:
-    """Where a row is in the record: by families and their recipes, experts cut before whole."""
-    names = list(recipes())
-    return names.index(row.recipe) if row.recipe else len(names), row.parallelism is not None
 
 
 def releases(column: str, reports: Mapping[str, Report]) -> Releases:

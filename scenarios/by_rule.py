@@ -9,9 +9,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
-from harness.families.family import Family
-from harness.families.registry import families
+from harness.families.family import Recipe
+from harness.families.registry import families, recipes
 from harness.load.target import Parallelism
 
 from .scenario import Scenario
@@ -19,15 +20,27 @@ from .scenario import Scenario
 #: By the end of its id: how a row spreads experts, and that in words.
 _SPREADS: dict[str, tuple[Parallelism | None, str]] = {
     "": (None, "each expert cut over all devices"),
-    "-experts-whole": (Parallelism.EXPERT, "each expert whole on one device"),
+    "-experts-whole": (Parallelism.EXPERT, "each expert whole on one device (GMM_EP)"),
 }
+#: By recipe, what else its rows are made with: a recipe that upstream loads in no other way.
+OPTIONS: dict[str, dict[str, Any]] = {}
+
+
+def all_by_rule() -> tuple[Scenario, ...]:
+    """Every row of the rule."""
+    return tuple(row for _, recipe in recipes().values() for row in _rows(recipe))
 
 
 def by_rule(written: Sequence[Scenario]) -> tuple[Scenario, ...]:
     """The rows of the rule, but for those that ask for the load of one of ``written``."""
     loads = {_load(row) for row in written}
-    rows = (row for family in families() for row in _rows(family))
-    return tuple(row for row in rows if _load(row) not in loads)
+    return tuple(row for row in all_by_rule() if _load(row) not in loads)
+
+
+def plain(rows: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """Those of ``rows`` that ask for a load of the rule, whatever they are called, in its order."""
+    by_load = {_load(row): row for row in rows}
+    return tuple(by_load[_load(row)] for row in all_by_rule() if _load(row) in by_load)
 
 
 def chosen(written: Sequence[Scenario], rows: Sequence[Scenario]) -> tuple[Scenario, ...]:
@@ -36,7 +49,7 @@ def chosen(written: Sequence[Scenario], rows: Sequence[Scenario]) -> tuple[Scena
     A family whose load is in a row of ``written`` has its own there. Which row stands for a family
     follows from its name alone, so that it stays when others come.
     """
-    there = {row.recipe for row in written if row.is_plain}
+    there = {row.recipe for row in plain(written)}
     picked = []
     for family in families():
         names = {recipe.name for recipe in family.recipes}
@@ -46,15 +59,15 @@ def chosen(written: Sequence[Scenario], rows: Sequence[Scenario]) -> tuple[Scena
     return tuple(picked)
 
 
-def _rows(family: Family) -> Iterator[Scenario]:
-    for recipe in family.recipes:
-        for end, (parallelism, words) in _SPREADS.items():
-            yield Scenario(
-                f"{recipe.name}{end}",
-                f"A checkpoint of {recipe.name} ({recipe.summary}) is loaded, {words}.",
-                recipe.name,
-                parallelism=parallelism,
-            )
+def _rows(recipe: Recipe) -> Iterator[Scenario]:
+    for end, (parallelism, words) in _SPREADS.items():
+        yield Scenario(
+            f"{recipe.name}{end}",
+            f"A checkpoint of {recipe.name} ({recipe.summary}) is loaded, {words}.",
+            recipe.name,
+            parallelism=parallelism,
+            **OPTIONS.get(recipe.name, {}),
+        )
 
 
 def _load(row: Scenario) -> str:

@@ -1,7 +1,8 @@
 """The scenarios: one row each, those that follow from a rule made by it.
 
 Add a row before a function. What a run takes: :data:`SCENARIOS` are all, :data:`CHOSEN` those of a
-run that was not asked for all (``--families=all``).
+run that was not asked for all (``--families=all``), :data:`PLAIN` those by which it is told where
+families load (:mod:`harness.families.overview`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from harness.load.target import Parallelism
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order
 
-from .by_rule import by_rule, chosen
+from .by_rule import by_rule, chosen, plain
 from .on_meshes import ON_MESHES
 from .scenario import Scenario, Store
 
@@ -234,4 +235,5 @@ _WRITTEN: tuple[Scenario, ...] = (
 
 _BY_RULE = by_rule(_WRITTEN)
 SCENARIOS = (*_WRITTEN, *_BY_RULE)
+PLAIN = plain(SCENARIOS)
 CHOSEN = (*_WRITTEN, *chosen(_WRITTEN, _BY_RULE))

@@ -82,13 +82,6 @@ class Scenario:
     axes_swapped: bool = False
     stream_options: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether nothing sets it apart but its recipe and how experts are spread."""
-        bare = Scenario(self.id, self.why, self.recipe, parallelism=self.parallelism)
-        spreads = (None, Parallelism.TENSOR, Parallelism.EXPERT)
-        return bool(self.recipe) and self == bare and self.parallelism in spreads
-
     def checkpoint(self, directory: Path) -> tuple[str | Path, Path | None]:
         """The checkpoint, and the one to compare with if that is another.
 

@@ -24,7 +24,8 @@ from harness.base.errors import BadInput
 from harness.families.family import Family, Recipe
 
 _GROUP = "harness.families"
-_MOST_BYTES = 2**20
+#: What is read of a file at most.
+MOST_BYTES = 2**20
 _HINT = "docs/extending.md shows a file of a family"
 
 
@@ -82,17 +83,23 @@ def _bring(path: str) -> str:
     content = _content(path)
     digest = sha256(content).digest()
     before = _BROUGHT.pop(path, None)
-    _forget()
+    _know_anew()
     if before and before.digest == digest:
         family = before.family
     else:
         family = _usable(_executed(content, path), path, families())
-        _forget()
+        _know_anew()
     _BROUGHT[path] = _Brought(digest, family)
     return path
 
 
-def _forget() -> None:
+def forget() -> None:
+    """Know no more of any file than before the first was brought."""
+    _BROUGHT.clear()
+    _know_anew()
+
+
+def _know_anew() -> None:
     families.cache_clear()
     recipes.cache_clear()
 
@@ -103,11 +110,11 @@ def _content(path: str) -> bytes:
         if not Path(path).is_file():
             raise OSError("no such file")
         with open(path, "rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+            content = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
         raise _refused(f"it cannot be read: {error}", path) from error
-    if len(content) > _MOST_BYTES:
-        raise _refused(f"it has more than {_MOST_BYTES} bytes", path)
+    if len(content) > MOST_BYTES:
+        raise _refused(f"it has more than {MOST_BYTES} bytes", path)
     return content
 
 

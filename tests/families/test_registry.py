@@ -41,8 +41,7 @@ FAMILY = replace(
 def _forgotten() -> Iterator[None]:
     """What a test brings goes with it."""
     yield
-    registry._BROUGHT.clear()
-    registry._forget()
+    registry.forget()
 
 
 def written(path: Path, text: str = WELL, name: str = "outside.py") -> Path:
@@ -124,7 +123,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
     elif kind == "without end":
         os.mkfifo(file)
     elif kind == "large":
-        file.write_bytes(b"#" * (registry._MOST_BYTES + 1))
+        file.write_bytes(b"#" * (registry.MOST_BYTES + 1))
     with pytest.raises(BadInput, match=r"cannot be read|more than"):
         bring([file])
 
@@ -157,7 +156,7 @@ def register(site: Path, entry: str) -> None:
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
     (installed / "entry_points.txt").write_text(f"[harness.families]\noutside = {entry}\n")
-    registry._forget()
+    registry.forget()
 
 
 def test_a_package_brings_a_family(site: Path) -> None:

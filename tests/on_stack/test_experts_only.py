@@ -31,8 +31,7 @@ def written(tmp_path: Path) -> Path:
     try:
         path = write_checkpoint("qwen2-moe", tmp_path / "written").path
     finally:
-        registry._BROUGHT.clear()
-        registry._forget()
+        registry.forget()
     assert family_of_architecture("Qwen2MoeForCausalLM") is None
     return path
 

@@ -27,8 +27,7 @@ BIAS = "model.layers.1.self_attn.k_proj.bias"
 def file(tmp_path: Path) -> Iterator[Path]:
     """The file, where no package is; what it brings goes with the test."""
     yield Path(shutil.copy(FILE, tmp_path / "my_moe.py"))
-    registry._BROUGHT.clear()
-    registry._forget()
+    registry.forget()
 
 
 def test_it_is_loaded_and_every_tensor_of_it_compared(

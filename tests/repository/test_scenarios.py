@@ -13,7 +13,7 @@ from harness.families.family import Family, Recipe
 from harness.families.registry import families, recipes
 from harness.load.target import Parallelism
 from scenarios import by_rule
-from scenarios.catalogue import CHOSEN, SCENARIOS
+from scenarios.catalogue import CHOSEN, PLAIN, SCENARIOS
 from scenarios.scenario import Scenario
 from tests.support.nested import NESTED_PYTEST, nested_environment
 from tests.support.pipelines import ROOT
@@ -32,14 +32,13 @@ def test_no_two_rows_ask_for_the_same_load() -> None:
 @pytest.mark.parametrize("name", recipes())
 @pytest.mark.parametrize("spread", [None, Parallelism.EXPERT], ids=["tensor", "expert"])
 def test_every_recipe_is_loaded_in_both_ways(name: str, spread: Parallelism | None) -> None:
-    rows = [row for row in SCENARIOS if (row.recipe, row.parallelism) == (name, spread)]
-    assert [row.is_plain for row in rows].count(True) == 1
+    assert [(row.recipe, row.parallelism) for row in PLAIN].count((name, spread)) == 1
 
 
 @pytest.mark.parametrize("family", families(), ids=lambda family: family.name)
 def test_every_run_has_a_load_of_every_family(family: Family) -> None:
     names = {recipe.name for recipe in family.recipes}
-    assert [row for row in CHOSEN if row.recipe in names and row.is_plain]
+    assert [row for row in CHOSEN if row.recipe in names and row in PLAIN]
 
 
 @pytest.fixture
@@ -47,7 +46,9 @@ def another(monkeypatch: pytest.MonkeyPatch) -> Family:
     """A family that nobody wrote a row for."""
     named = (Recipe("another", "Another"), Recipe("another-fused", "Another, fused"))
     family = replace(families()[0], name="another", recipes=named)
+    both = {recipe.name: (family, recipe) for recipe in named}
     monkeypatch.setattr(by_rule, "families", lambda: (*families(), family))
+    monkeypatch.setattr(by_rule, "recipes", lambda: recipes() | both)
     return family
 
 
@@ -72,7 +73,15 @@ def test_a_row_that_is_written_stands_for_the_one_of_the_rule() -> None:
 @pytest.mark.parametrize("more", [{"devices": 8}, {"tied": True}, {"recipe": "", "source": "/c"}])
 def test_a_special_row_stands_for_none(more: dict[str, object]) -> None:
     row = replace(Scenario("mine", "A sentence.", "qwen3-moe"), **more)  # type: ignore[arg-type]
-    assert not row.is_plain
+    assert by_rule.plain([row]) == ()
+    assert "qwen3-moe" in [row.id for row in by_rule.by_rule([row])]
+
+
+def test_what_a_recipe_needs_its_rows_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(by_rule.OPTIONS, "qwen3-moe", {"stream_options": {"NAME": "1"}})
+    rows = [row for row in by_rule.all_by_rule() if row.recipe == "qwen3-moe"]
+    assert [row.stream_options for row in rows] == [{"NAME": "1"}] * 2
+    assert by_rule.plain(rows) == tuple(rows)
 
 
 #: A row of the rule that not every run takes.
