@@ -1,7 +1,7 @@
 """Qwen2-MoE (Qwen1.5-MoE): per expert, a shared expert with a gate, biases of q, k and v.
 
 Names: the index of Qwen/Qwen1.5-MoE-A2.7B; sizes: its config.json. Learnt from the first load: the
-router is left alone by upstream (vLLM 0.26 makes it a GateLinear).
+router is left as it is stored (vLLM makes it with ``quant_config=None``).
 """
 
 from __future__ import annotations
@@ -14,30 +14,12 @@ from harness.families.blocks import (
     PLAIN_ROUTER,
     SHARED_EXPERT,
     SHARED_EXPERT_GATE,
-    Block,
-    Cut,
-    Pieces,
-    Row,
     attention,
 )
 from harness.families.family import ExpertNaming, Family, Module, Part, Recipe, Storage
 from harness.families.layers import MoeLayers
 from harness.families.sections import head, language_model, text_config
 from harness.families.sizes import ModelShape
-
-BIASES = Block((
-    Row(
-        "attention q, k, v: biases", "qkv_proj.bias",
-        (
-            ("q_proj.bias", lambda s: (s.heads * s.head_dim,)),
-            ("k_proj.bias", lambda s: (s.kv_heads * s.head_dim,)),
-            ("v_proj.bias", lambda s: (s.kv_heads * s.head_dim,)),
-        ),
-        "linear, reorder, tile", cut=Cut.OUTPUTS, pieces=Pieces.QKV,
-    ),
-))  # fmt: skip
-#: Without the norms of q and k.
-ATTENTION = Block(tuple(row for row in attention().rows if "norm" not in row.kind))
 
 
 def _config(shape: ModelShape, mtp_layers: int, tied: bool) -> dict[str, Any]:
@@ -62,8 +44,7 @@ FAMILY = Family(
         *language_model(
             "model",
             (
-                Module("self_attn", ATTENTION),
-                Module("self_attn", BIASES),
+                Module("self_attn", attention(biased=True, norms=None)),
                 Module("", LAYER_NORMS),
                 Module("mlp.gate", PLAIN_ROUTER),
                 Module("mlp", EXPERTS),
