@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.checkpoint.checkpoint import Checkpoint
 from harness.families.experts import ExpertKey
 from harness.families.family import Part, Projection
-from harness.families.model import ModelCheckpoint
 
 D, F = 128, 48
 DECODER = "model.language_model.layers.1.mlp.experts"
@@ -111,7 +111,7 @@ def with_one_byte_flipped(checkpoint: Path, copy: Path, tensor: str, element: in
 def with_bytes_flipped(checkpoint: Path, copy: Path, elements: Mapping[str, int]) -> Path:
     """A copy of which the low bit of one byte a tensor is flipped, at twice the given number."""
     shutil.copytree(checkpoint, copy)
-    entries = ModelCheckpoint(copy).entries
+    entries = Checkpoint(copy).entries
     for tensor, element in elements.items():
         entry = entries[tensor]
         with (copy / entry.file.name).open("r+b") as file:
