@@ -60,7 +60,8 @@ class Scenario:
         numbered: file names get plain numbers, which sort otherwise as text than as numbers.
         axes_swapped: fused experts are stored as transformers 5 saves them, not as published; the
             reference is the published layout.
-        stream_options: ``RUNAI_STREAMER_*`` variables of the load.
+        stream_options: variables of the load: ``RUNAI_STREAMER_*``, and those of vLLM's that decide
+            what is loaded.
     """
 
     id: str
@@ -142,6 +143,7 @@ class Scenario:
             axes_swapped=self.axes_swapped,
             vision_first=self.order is Order.VISION_FIRST,
             store=str(self.store),
+            latent=shape.latent is not None and "VLLM_MLA_DISABLE" not in self.stream_options,
             nested=family.is_nested,
         )  # fmt: skip
 

@@ -92,6 +92,7 @@ class Load:
         axes_swapped: fused tensors lie as transformers 5 saves them.
         vision_first: the vision tower is streamed before any expert.
         store: the scheme of the store's URL it is streamed from; empty for a directory.
+        latent: attention is multi-head latent attention, and not disabled.
         nested: the language model is a module of another model, as beside a vision tower.
     """
 
@@ -114,6 +115,7 @@ class Load:
     axes_swapped: bool = False
     vision_first: bool = False
     store: str = ""
+    latent: bool = False
     nested: bool = True
 
     @property

@@ -75,11 +75,13 @@ class TpuInference(Driver):
 
         Up to 0.21 tpu-inference keeps linear weights as [outputs, inputs]
         (``layers/vllm/quantization/configs.py``: ``P(ATTN_HEAD, None)`` for columns) and repeats
-        no k and v heads (there is no ``_tile_kv``).
+        no k and v heads (there is no ``_tile_kv``). Which linear layers it is given to process is
+        for vLLM to say.
         """
+        vllm = Version(versions["vllm"]).release if "vllm" in versions else Packing().vllm
         if Version(versions.get("tpu-inference", _NEWEST)).release < (0, 22):
-            return Packing(transposes=False, repeats=False)
-        return Packing()
+            return Packing(transposes=False, repeats=False, vllm=vllm)
+        return Packing(vllm=vllm)
 
     def load(
         self,
