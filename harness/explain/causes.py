@@ -271,15 +271,14 @@ def fix_of(site: str) -> str:
     return f"; fixed by {fix}, released with vLLM 0.22.0" if fix else ""
 
 
-def diagnoses_of(found: Iterable[tuple[Difference, Finding]], offset: int = 0) -> list[Diagnosis]:
+def diagnoses_of(found: Iterable[tuple[Difference, Finding]]) -> list[Diagnosis]:
     """One diagnosis for each group of findings, in the order of their first difference.
 
     Args:
-        found: every difference with what explains it, in the report's order.
-        offset: the place of the first of them in the report.
+        found: every difference with what explains it; diagnoses number them from 0.
     """
     groups: dict[str, list[tuple[int, Difference, Finding]]] = {}
-    for number, (difference, finding) in enumerate(found, start=offset):
+    for number, (difference, finding) in enumerate(found):
         groups.setdefault(finding.group, []).append((number, difference, finding))
     return [_diagnosis(group) for group in groups.values()]
 

@@ -63,14 +63,9 @@ class Explainer:
         )
         self._search = FileSearch(reference.checkpoint)
 
-    def diagnose(self, differences: list[Difference], offset: int = 0) -> list[Diagnosis]:
-        """The causes of this part's differences, in order of their first difference.
-
-        Args:
-            differences: the part's differences.
-            offset: the place of the first of them in the report.
-        """
-        return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
+    def diagnose(self, differences: list[Difference]) -> list[Diagnosis]:
+        """The causes of this part's differences, in order of the first that each is of."""
+        return diagnoses_of((d, self._explain(d)) for d in differences)
 
     def _explain(self, difference: Difference) -> Finding:
         if isinstance(difference, TensorUnread) and (

@@ -52,14 +52,9 @@ class ParameterExplainer:
         self._ledger = ledger or Ledger()
         self._search = FileSearch(comparison.checkpoint)
 
-    def diagnose(self, differences: Sequence[Difference], offset: int = 0) -> list[Diagnosis]:
-        """The causes, in order of their first difference.
-
-        Args:
-            differences: the comparison's.
-            offset: the place of the first of them in the report.
-        """
-        return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
+    def diagnose(self, differences: Sequence[Difference]) -> list[Diagnosis]:
+        """The causes of the comparison's differences, in order of the first that each is of."""
+        return diagnoses_of((d, self._explain(d)) for d in differences)
 
     def _explain(self, difference: Difference) -> Finding:
         if isinstance(difference, BitsDiffer) and difference in self._comparison.faults:
