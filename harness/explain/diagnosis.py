@@ -15,6 +15,7 @@ from harness.base.bits import Bits
 from harness.compare.difference import BitsDiffer, Difference, TensorUnread
 from harness.compare.expert_comparison import PartComparison
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
+from harness.explain.delivery_rules import is_lone_bias
 from harness.explain.evidence import (
     Around,
     Deliveries,
@@ -82,7 +83,8 @@ class Explainer:
             one_sided = mistaken(
                 difference, self._comparison.reference, self._comparison.device.layers
             )
-            return explain_metadata(difference, Known(of_experts=True, mistaken=one_sided))
+            lone_bias = is_lone_bias(difference.name, self._ledger)
+            return explain_metadata(difference, Known(True, False, one_sided, lone_bias))
         finding = explain(self.evidence(key))
         if finding.cause is Cause.NOT_DELIVERED:
             self._undelivered[self._comparison.reference.source(key).tensor] = finding

@@ -79,8 +79,8 @@ KINDS: tuple[Kind, ...] = (
         "layers.1.self_attn.qkv_proj.weight", fellow=f"{LAYER}self_attn.k_proj.weight",
     ),
     Kind(
-        "bias, cut by columns", "model.visual.blocks.{n}.mlp.linear_fc1.bias", "blocks.0.mlp.linear_fc1.bias",
-        (0, 1),
+        "bias, cut by columns", "model.visual.blocks.{n}.mlp.linear_fc1.bias",
+        "blocks.0.mlp.linear_fc1.bias", (0, 1),
     ),
     Kind("linear, cut by rows", f"{LAYER}self_attn.o_proj.weight", "self_attn.o_proj.weight"),
     Kind("router", f"{LAYER}mlp.gate.weight", "layers.1.mlp.gate.weight"),
