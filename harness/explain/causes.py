@@ -36,6 +36,16 @@ class Cause(StrEnum):
         "let the hook take a call without shard_id as one that loads all shards; fixed by "
         "tpu-inference #2647, released with 0.22",
     )
+    STORAGE_MISREAD = (
+        "storage-misread",
+        "save the experts in the storage that this release takes them for, or load them with a "
+        "release that reads the one they are in (harness/families/misread.py)",
+    )
+    HOOKED_AS_EXPERT = (
+        "hooked-as-expert",
+        "let the hook pass over what the experts' module only shares with another one: a router's "
+        "bias has no expert_id and no shard_id",
+    )
     NOT_STREAMED = (
         "not-streamed",
         "look at the list of files the streamer was given: _prepare_weights, the index, a filter",

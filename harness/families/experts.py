@@ -249,8 +249,13 @@ def announced_layers(checkpoint: ModelCheckpoint, part: Part) -> int:
         BadInput: it announces no number, or more layers than there are tensors.
     """
     where, most = checkpoint.place.where("config.json"), len(checkpoint.entries)
-    key = checkpoint.family.layer_counts[part]
-    return size(checkpoint.text, key, where, least=0, most=most, default=0)
+    family, default = checkpoint.family, 0
+    if part is Part.MTP and any(
+        name.startswith(family.draft_prefix) for name in checkpoint.entries
+    ):
+        default = family.unannounced_drafts
+    key = family.layer_counts[part]
+    return size(checkpoint.text, key, where, least=0, most=most, default=default)
 
 
 def announced_moe_layers(checkpoint: ModelCheckpoint, part: Part) -> tuple[int, ...]:
@@ -279,6 +284,8 @@ def _require_layers(checkpoint: ModelCheckpoint, part: Part, found: tuple[int, .
     """The layers in the files must be those config.json announces: the loader builds the latter."""
     key = checkpoint.family.layer_counts[part]
     announced = announced_moe_layers(checkpoint, part)
+    if part is Part.MTP and checkpoint.family.drafts_optional and not found:
+        return
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {shown(list(found)) if found else 'none'}",
