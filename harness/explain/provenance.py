@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.base.bits import Bits
+from harness.compare.equality import on_all_cores
 from harness.families.experts import ExpertKey, ReferencePart, announced_layers
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
@@ -105,9 +106,9 @@ class ReferenceIndex:
 
     def _layer(self, part: str, layer: int) -> dict[bytes, ExpertKey]:
         if (part, layer) not in self._slices:
-            self._slices[part, layer] = {
-                digest(self.bits_of(key)): key for key in self._keys(part, layer)
-            }
+            keys = list(self._keys(part, layer))
+            digests = on_all_cores(lambda key: digest(self.bits_of(key)), keys)
+            self._slices[part, layer] = dict(zip(digests, keys, strict=True))
         return self._slices[part, layer]
 
     def _keys(self, part: str, layer: int) -> Iterator[ExpertKey]:

@@ -278,11 +278,37 @@ def _becomes(e: Evidence, made: Callable[[Bits], Bits]) -> bool:
     return e.becomes(made, lambda bits: ~is_nan(bits, e.dtype))
 
 
-#: In the order they are tried: what needs no other slice first, whole slices before their pieces.
+#: In the order they are tried: what the slice itself tells first, for to find its bytes elsewhere
+#: the reference has to be read; then whole slices before their pieces.
 RULES: tuple[Rule, ...] = (
-    bias_lost, never_written, zeros, replicas_differ, tied, expert_groups, another_expert,
-    another_of_its_array, draft_layer, another_layer, another_tensor, transposed, sign_of_zero,
-    subnormals_flushed, bit_flip, nans_of_a_conversion, nan_canonicalised, narrowed,
-    wrong_corner, other_dtype, dtype_round_trip, interleaved, heads_exchanged, rows_rolled,
-    columns_rolled, shards_exchanged, rows_reordered, columns_reordered, other_bytes, damaged,
-)  # fmt: skip
+    bias_lost,
+    never_written,
+    zeros,
+    replicas_differ,
+    sign_of_zero,
+    subnormals_flushed,
+    bit_flip,
+    nans_of_a_conversion,
+    nan_canonicalised,
+    tied,
+    expert_groups,
+    another_expert,
+    another_of_its_array,
+    draft_layer,
+    another_layer,
+    another_tensor,
+    transposed,
+    narrowed,
+    wrong_corner,
+    other_dtype,
+    dtype_round_trip,
+    interleaved,
+    heads_exchanged,
+    rows_rolled,
+    columns_rolled,
+    shards_exchanged,
+    rows_reordered,
+    columns_reordered,
+    other_bytes,
+    damaged,
+)
