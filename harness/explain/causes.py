@@ -64,6 +64,11 @@ class Cause(StrEnum):
         "delivered-twice",
         "look for files that hold the same tensors twice, and for tensors that are streamed twice",
     )
+    BIAS_LOST = (
+        "bias-lost",
+        "look for has_bias where the layer is made, and for names that end in bias in "
+        "load_weights: vLLM 0.26's RoutedExperts.load_weights drops those of experts",
+    )
     UNWRITTEN = (
         "unwritten",
         "look at the weight_loader that was called: it returned without writing",

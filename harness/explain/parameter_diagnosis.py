@@ -17,6 +17,7 @@ from harness.compare.difference import BitsDiffer, Difference, Subject, Unaccoun
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.parameter_view import Fault, ParameterView, held, recovered
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
+from harness.explain.delivery_rules import is_lone_bias
 from harness.explain.evidence import (
     Around,
     Deliveries,
@@ -63,6 +64,7 @@ class ParameterExplainer:
         known = Known(
             of_experts=False, never=self._never(difference.parameter),
             mistaken=mistaken(difference, comparison.reference, comparison.expert_layers),
+            lone_bias=is_lone_bias(difference.name, self._ledger),
         )  # fmt: skip
         return _headless(difference, comparison) or explain_metadata(difference, known)
 
@@ -105,6 +107,7 @@ class ParameterExplainer:
             streamed=fault.source in ledger.streamed,
             of=len(ledger.streamed),
             never=self._never(fault.placed.tensor.name),
+            lone_bias=is_lone_bias(fault.source, ledger),
         )
 
 
