@@ -128,7 +128,7 @@ class _Verification:
         self._checkpoint = self._reference if same else ModelCheckpoint(*other)
         self._parts = tuple(
             part
-            for part in reference_parts(self._reference, request.num_layers)
+            for part in reference_parts(self._reference, request.num_layers, request.parts)
             if part.part in request.parts
         )
 

@@ -95,7 +95,7 @@ def verify(
     for place in (opened.model, against.model):
         _require_text(place)
     _require_one_host_for_fp8(against, target)
-    there = reference_parts(against, num_layers)
+    there = reference_parts(against, num_layers, parts)
     sizes_of(against.text, against.config, against.place.where("config.json"))  # before the load
     for each in {opened, against}:
         each.require_copies_equal()

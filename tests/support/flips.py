@@ -96,13 +96,13 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "granite-moe": (
         *_of_layer("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight",
-                   "block_sparse_moe.router.layer.weight", *_PLAIN_NORMS),
+                   "block_sparse_moe.router.layer.weight", *_PLAIN_NORMS, layer="model.layers.1"),
         "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
     ),
     "llama4": (
         *_of_layer("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj",
                    "feed_forward.router.weight", "feed_forward.shared_expert.up_proj.weight",
-                   "self_attn.q_proj.weight", "self_attn.k_proj.weight", *_PLAIN_NORMS),
+                   "self_attn.q_proj.weight", "self_attn.k_proj.weight", *_PLAIN_NORMS, layer="model.layers.1"),
         "model.layers.0.feed_forward.down_proj.weight", "model.norm.weight", "lm_head.weight",
     ),
     "ernie4.5-moe": (
