@@ -33,6 +33,10 @@ _POSITIONAL = (
     "load_fused_expert_weights passes shard_id and expert_id to weight_loader positionally; the "
     "hook reads them from the keyword arguments"
 )
+_NO_EXPERT_ID = (
+    r"tpu_inference/layers/vllm/quantization/unquantized\.py in maybe_process_weights: "
+    r'assert expert_id is not None, "Expecting expert_id argument"'
+)
 _FUSED = (Storage.FUSED, Storage.FUSED_TRANSPOSED)
 _HEAD, _EMBEDDING = "lm_head.weight", "language_model.model.embed_tokens.weight"
 _DEVICE_HEAD = f"language_model.{_HEAD}"
@@ -44,8 +48,7 @@ def _positional(file: str, part: Part) -> Raised:
     return Raised(
         error="AssertionError",
         message="Expecting expert_id argument",
-        at=r"tpu_inference/layers/vllm/quantization/unquantized\.py in maybe_process_weights: "
-        r'assert expert_id is not None, "Expecting expert_id argument"',
+        at=_NO_EXPERT_ID,
         stage=Stage.STREAM,
         cause=Cause.ARGUMENT_CONTRACT,
         evidence=rf"vllm/model_executor/models/{file}\.py:\d+ called weight_loader\(.*\) of a "
@@ -137,6 +140,26 @@ _ISSUES: tuple[KnownIssue, ...] = (
         releases=("vllm<0.22",),
         when=lambda load: load.parts == (Part.MTP,) and load.storage[Part.MTP] in _FUSED,
         raised=_positional("qwen3_5_mtp", Part.MTP),
+    ),
+    KnownIssue(
+        id="correction-bias-hooked",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
+        reason="attach_incremental_weight_loader wraps every parameter with a loader that a module "
+        "of experts holds; MiniMax-M2's correction bias has one and is shared with the experts, so "
+        "its hook wants an expert_id for it",
+        releases=("tpu-inference>=0.26",),
+        when=lambda load: load.family == "minimax-m2",
+        raised=Raised(
+            error="AssertionError",
+            message="Expecting expert_id argument",
+            at=_NO_EXPERT_ID,
+            stage=Stage.STREAM,
+            cause=Cause.HOOKED_AS_EXPERT,
+            evidence=r"vllm/model_executor/models/utils\.py:\d+ called "
+            r"weight_loader\(param, loaded_weight\) of a MiniMaxM2MoE",
+            lost=Part.DECODER,
+        ),
     ),
     KnownIssue(
         id="fused-vision-qkv",

@@ -18,6 +18,7 @@ _FAMILIES = {
     "glm4-moe": "Experts behind a dense layer, beside shared ones and a router's bias, are loaded",
     "ernie4.5-moe": "Experts behind a router in float32, whose bias lies elsewhere, are loaded",
     "qwen3-next-mtp": "Experts beside linear attention, and those of a draft model, are loaded",
+    "minimax-m2": "Experts called w1, w3 and w2 beside a bias that they share are loaded",
 }
 #: By recipe, what else its scenarios are made with.
 _OPTIONS: dict[str, dict[str, Any]] = {}
