@@ -88,6 +88,20 @@ def _head_unread(load: Load) -> Iterator[Sign]:
     yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=_DEVICE_HEAD)] * load.hosts
 
 
+def _lfm2_untied(load: Load) -> bool:
+    return load.family == "lfm2-moe" and not load.tied
+
+
+def _lfm2_head_over_embedding(load: Load) -> Iterator[Sign]:
+    embedding = "model.embed_tokens.weight"
+    yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=embedding)] * load.hosts
+
+
+def _lfm2_head_unread(load: Load) -> Iterator[Sign]:
+    yield Sign(Cause.TENSOR_UNREAD, Kind.UNREAD, Part.DECODER, parameter=_HEAD)
+    yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=_HEAD)] * load.hosts
+
+
 def _gate_and_up(load: Load) -> Iterator[Sign]:
     """Gate and up of every expert, which one tensor holds, transposed."""
     for layer in load.layers[Part.DECODER]:
@@ -256,6 +270,26 @@ _ISSUES: tuple[KnownIssue, ...] = (
         releases=("vllm>=0.32", "tpu-inference>=0.28"),
         when=_head_contradicted,
         differs=_head_unread,
+    ),
+    KnownIssue(
+        id="lfm2-head-over-embedding",
+        owner=Owner.VLLM,
+        nature=Nature.BUG,
+        reason="LFM2-MoE's head is tied to the embedding whatever config.json says: the lm_head of "
+        "an untied checkpoint is then loaded into the embedding it shares",
+        releases=("vllm>=0.26,<0.32",),
+        when=_lfm2_untied,
+        differs=_lfm2_head_over_embedding,
+    ),
+    KnownIssue(
+        id="lfm2-head-unread",
+        owner=Owner.VLLM,
+        nature=Nature.BUG,
+        reason="LFM2-MoE's head is tied to the embedding whatever config.json says, and "
+        "tpu-inference maps the lm_head of a checkpoint with tied ones to nothing: it is lost",
+        releases=("vllm>=0.32",),
+        when=_lfm2_untied,
+        differs=_lfm2_head_unread,
     ),
     KnownIssue(
         id="orientation-guessed",

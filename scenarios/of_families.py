@@ -19,9 +19,12 @@ _FAMILIES = {
     "ernie4.5-moe": "Experts behind a router in float32, whose bias lies elsewhere, are loaded",
     "qwen3-next-mtp": "Experts beside linear attention, and those of a draft model, are loaded",
     "minimax-m2": "Experts called w1, w3 and w2 beside a bias that they share are loaded",
+    "lfm2-moe": "Experts called w1, w3 and w2 beside short convolutions are loaded",
 }
 #: By recipe, what else its scenarios are made with.
-_OPTIONS: dict[str, dict[str, Any]] = {}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "lfm2-moe": {"tied": True},  # as published
+}
 
 
 def _rows() -> Iterator[Scenario]:
@@ -34,4 +37,9 @@ def _rows() -> Iterator[Scenario]:
         )  # fmt: skip
 
 
-OF_FAMILIES: tuple[Scenario, ...] = tuple(_rows())
+OF_FAMILIES: tuple[Scenario, ...] = (
+    *_rows(),
+    Scenario(
+        "lfm2-moe-untied", "The head of an LFM2-MoE checkpoint that has one is loaded.", "lfm2-moe"
+    ),
+)
