@@ -118,6 +118,14 @@ KINDS: dict[str, tuple[str, ...]] = {
         *_of_layer(_EXPERT, "mlp.gate.weight", *_NORMS, layer="mtp.layers.0"),
         "mtp.fc.weight", "mtp.pre_fc_norm_hidden.weight", "model.norm.weight", "lm_head.weight",
     ),
+    "lfm2-moe": (
+        *_of_layer("feed_forward.experts.5.w3.weight", "feed_forward.gate.weight",
+                   "feed_forward.expert_bias", "operator_norm.weight",
+                   "self_attn.k_layernorm.weight", "self_attn.out_proj.weight"),
+        *_of_layer("conv.in_proj.weight", "conv.conv.weight", "conv.out_proj.weight",
+                   "feed_forward.w1.weight", layer="model.layers.0"),
+        "model.embedding_norm.weight",
+    ),
 }  # fmt: skip
 
 
