@@ -23,7 +23,9 @@ _SPREADS: dict[str, tuple[Parallelism | None, str]] = {
     "-experts-whole": (Parallelism.EXPERT, "each expert whole on one device (GMM_EP)"),
 }
 #: By recipe, what else its rows are made with: a recipe that upstream loads in no other way.
-OPTIONS: dict[str, dict[str, Any]] = {}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lfm2-moe": {"tied": True},  # as published
+}
 
 
 def all_by_rule() -> tuple[Scenario, ...]:

@@ -236,6 +236,9 @@ _WRITTEN: tuple[Scenario, ...] = (
         "qwen3-vl-moe",
         shapes="tiny:vocabulary",
     ),
+    Scenario(
+        "lfm2-moe-untied", "The head of an LFM2-MoE checkpoint that has one is loaded.", "lfm2-moe"
+    ),
     *ON_MESHES,
 )
 

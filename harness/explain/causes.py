@@ -64,6 +64,11 @@ class Cause(StrEnum):
         "delivered-twice",
         "look for files that hold the same tensors twice, and for tensors that are streamed twice",
     )
+    BIAS_LOST = (
+        "bias-lost",
+        "look for has_bias where the layer is made, and for names that end in bias in "
+        "load_weights: vLLM 0.26's RoutedExperts.load_weights drops those of experts",
+    )
     UNWRITTEN = (
         "unwritten",
         "look at the weight_loader that was called: it returned without writing",
@@ -271,15 +276,14 @@ def fix_of(site: str) -> str:
     return f"; fixed by {fix}, released with vLLM 0.22.0" if fix else ""
 
 
-def diagnoses_of(found: Iterable[tuple[Difference, Finding]], offset: int = 0) -> list[Diagnosis]:
+def diagnoses_of(found: Iterable[tuple[Difference, Finding]]) -> list[Diagnosis]:
     """One diagnosis for each group of findings, in the order of their first difference.
 
     Args:
-        found: every difference with what explains it, in the report's order.
-        offset: the place of the first of them in the report.
+        found: every difference with what explains it; diagnoses number them from 0.
     """
     groups: dict[str, list[tuple[int, Difference, Finding]]] = {}
-    for number, (difference, finding) in enumerate(found, start=offset):
+    for number, (difference, finding) in enumerate(found):
         groups.setdefault(finding.group, []).append((number, difference, finding))
     return [_diagnosis(group) for group in groups.values()]
 

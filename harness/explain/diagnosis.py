@@ -15,6 +15,7 @@ from harness.base.bits import Bits
 from harness.compare.difference import BitsDiffer, Difference, TensorUnread
 from harness.compare.expert_comparison import PartComparison
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
+from harness.explain.delivery_rules import is_lone_bias
 from harness.explain.evidence import (
     Around,
     Deliveries,
@@ -63,26 +64,23 @@ class Explainer:
         )
         self._search = FileSearch(reference.checkpoint)
 
-    def diagnose(self, differences: list[Difference], offset: int = 0) -> list[Diagnosis]:
-        """The causes of this part's differences, in order of their first difference.
-
-        Args:
-            differences: the part's differences.
-            offset: the place of the first of them in the report.
-        """
-        return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
+    def diagnose(self, differences: list[Difference]) -> list[Diagnosis]:
+        """The causes of this part's differences, in order of the first that each is of."""
+        return diagnoses_of((d, self._explain(d)) for d in differences)
 
     def _explain(self, difference: Difference) -> Finding:
         if isinstance(difference, TensorUnread) and (
-            known := self._undelivered.get(difference.tensor)
+            told := self._undelivered.get(difference.tensor)
         ):
-            return known
+            return told
         key = difference.key
         if not isinstance(difference, BitsDiffer) or key is None:
             one_sided = mistaken(
                 difference, self._comparison.reference, self._comparison.device.layers
             )
-            return explain_metadata(difference, Known(of_experts=True, mistaken=one_sided))
+            lone_bias = is_lone_bias(difference.name, self._ledger)
+            known = Known(of_experts=True, mistaken=one_sided, lone_bias=lone_bias)
+            return explain_metadata(difference, known)
         finding = explain(self.evidence(key))
         if finding.cause is Cause.NOT_DELIVERED:
             self._undelivered[self._comparison.reference.source(key).tensor] = finding

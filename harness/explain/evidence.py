@@ -99,6 +99,7 @@ class Deliveries:
         streamed: whether the streamer gave the tensor.
         of: how many tensors it gave.
         never: whether nothing was ever written to the whole parameter.
+        lone_bias: whether it is a bias that nothing was called for, while its weight came.
     """
 
     tensor: str
@@ -107,6 +108,7 @@ class Deliveries:
     streamed: bool = False
     of: int = 0
     never: bool = False
+    lone_bias: bool = False
 
 
 class Around:

@@ -25,6 +25,7 @@ from harness.compare.difference import (
 from harness.compare.words import device_words, reference_words, source_words
 from harness.devices.expert_layout import Parameter
 from harness.explain.causes import Cause, Finding
+from harness.explain.delivery_rules import BIASES_LOST
 from harness.families.experts import ReferencePart
 from harness.load.ledger import POISON
 
@@ -40,11 +41,13 @@ class Known:
         of_experts: whether it is of an array of experts; those of a layer share a sentence.
         never: whether the ledger says that nothing was ever written to the parameter.
         mistaken: the layer that has experts on one side alone, in words.
+        lone_bias: whether it is of a bias that was not delivered, while its weight was.
     """
 
     of_experts: bool
     never: bool = False
     mistaken: str = ""
+    lone_bias: bool = False
 
 
 def mistaken(difference: Difference, part: ReferencePart, device: Collection[int | None]) -> str:
@@ -93,6 +96,9 @@ def explain_metadata(difference: Difference, known: Known) -> Finding:
     if known.mistaken:
         evidence = f"{difference.name}: {device_words(difference)}"
         return _finding(Cause.DENSE_LAYER, known.mistaken, known.mistaken, evidence)
+    if known.lone_bias:
+        evidence = f"{difference.name}: {device_words(difference)}"
+        return _finding(Cause.BIAS_LOST, difference.part, BIASES_LOST, evidence)
     match difference:
         case ShardMisplaced():
             return _placement(difference, _array(difference, of_experts))

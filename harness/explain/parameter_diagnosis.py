@@ -17,6 +17,7 @@ from harness.compare.difference import BitsDiffer, Difference, Subject, Unaccoun
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.parameter_view import Fault, ParameterView, held, recovered
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
+from harness.explain.delivery_rules import is_lone_bias
 from harness.explain.evidence import (
     Around,
     Deliveries,
@@ -52,14 +53,9 @@ class ParameterExplainer:
         self._ledger = ledger or Ledger()
         self._search = FileSearch(comparison.checkpoint)
 
-    def diagnose(self, differences: Sequence[Difference], offset: int = 0) -> list[Diagnosis]:
-        """The causes, in order of their first difference.
-
-        Args:
-            differences: the comparison's.
-            offset: the place of the first of them in the report.
-        """
-        return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
+    def diagnose(self, differences: Sequence[Difference]) -> list[Diagnosis]:
+        """The causes of the comparison's differences, in order of the first that each is of."""
+        return diagnoses_of((d, self._explain(d)) for d in differences)
 
     def _explain(self, difference: Difference) -> Finding:
         if isinstance(difference, BitsDiffer) and difference in self._comparison.faults:
@@ -68,6 +64,7 @@ class ParameterExplainer:
         known = Known(
             of_experts=False, never=self._never(difference.parameter),
             mistaken=mistaken(difference, comparison.reference, comparison.expert_layers),
+            lone_bias=is_lone_bias(difference.name, self._ledger),
         )  # fmt: skip
         return _headless(difference, comparison) or explain_metadata(difference, known)
 
@@ -110,6 +107,7 @@ class ParameterExplainer:
             streamed=fault.source in ledger.streamed,
             of=len(ledger.streamed),
             never=self._never(fault.placed.tensor.name),
+            lone_bias=is_lone_bias(fault.source, ledger),
         )
 
 

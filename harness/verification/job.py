@@ -147,7 +147,7 @@ class Verification:
         self._checkpoint = self._reference if same else self._opened(request.checkpoint)
         self._parts = tuple(
             part
-            for part in reference_parts(self._reference, request.num_layers)
+            for part in reference_parts(self._reference, request.num_layers, request.parts)
             if part.part in request.parts
         )
 

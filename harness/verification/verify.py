@@ -105,7 +105,7 @@ def verify(
     for place in (opened.model, against.model):
         _require_text(place)
     _require_one_host_for_fp8(against, target)
-    there = reference_parts(against, num_layers)
+    there = reference_parts(against, num_layers, parts)
     if not experts_only:  # before the load
         sizes_of(against.text, against.config, against.place.where("config.json"))
     for each in {opened, against}:

@@ -10,6 +10,7 @@ import pytest
 from harness.base.bits import Bits, converted
 from harness.explain import provenance
 from harness.explain.causes import Cause, Finding
+from harness.explain.delivery_rules import bias_lost
 from harness.explain.diagnosis import AroundExpert, slice_of, words_of
 from harness.explain.evidence import Evidence, Granule, Need, Rule
 from harness.explain.provenance import (
@@ -177,7 +178,7 @@ def test_every_rule_has_a_damage_or_is_the_first_to_fire_in_a_case(decoder: Refe
         e = evidence(decoder, change)
         fired.add(next((each for each in RULES if each.needs <= e.has and each.look(e)), None))
     planted = {damage.rule for damage in DAMAGES}
-    elsewhere = {nan_canonicalised, nans_of_a_conversion, another_tensor, draft_layer}
+    elsewhere = {nan_canonicalised, nans_of_a_conversion, another_tensor, draft_layer, bias_lost}
     assert {*RULES} - planted <= fired | elsewhere
 
 

@@ -67,6 +67,7 @@ FLIPS = {
 
 
 _LAYER, _EXPERT = "model.layers.2", "mlp.experts.5.up_proj.weight"
+_PLAIN_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 _NORMS = ("input_layernorm.weight", "self_attn.q_norm.weight", "self_attn.k_norm.weight")
 
 
@@ -88,6 +89,22 @@ KINDS: dict[str, tuple[str, ...]] = {
         "model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias",
         "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
     ),
+    "mixtral": (
+        *_of_layer("block_sparse_moe.experts.5.w3.weight", "block_sparse_moe.gate.weight",
+                   *_PLAIN_NORMS, layer="model.layers.1"),
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
+    "granite-moe": (
+        *_of_layer("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight",
+                   "block_sparse_moe.router.layer.weight", *_PLAIN_NORMS, layer="model.layers.1"),
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
+    "llama4": (
+        *_of_layer("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj",
+                   "feed_forward.router.weight", "feed_forward.shared_expert.up_proj.weight",
+                   "self_attn.q_proj.weight", "self_attn.k_proj.weight", *_PLAIN_NORMS, layer="model.layers.1"),
+        "model.layers.0.feed_forward.down_proj.weight", "model.norm.weight", "lm_head.weight",
+    ),
     "ernie4.5-moe": (
         *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.moe_statics.e_score_correction_bias",
                    "mlp.shared_experts.gate_proj.weight", "post_attention_layernorm.weight"),
@@ -100,6 +117,14 @@ KINDS: dict[str, tuple[str, ...]] = {
                    "linear_attn.conv1d.weight", layer="model.layers.0"),
         *_of_layer(_EXPERT, "mlp.gate.weight", *_NORMS, layer="mtp.layers.0"),
         "mtp.fc.weight", "mtp.pre_fc_norm_hidden.weight", "model.norm.weight", "lm_head.weight",
+    ),
+    "lfm2-moe": (
+        *_of_layer("feed_forward.experts.5.w3.weight", "feed_forward.gate.weight",
+                   "feed_forward.expert_bias", "operator_norm.weight",
+                   "self_attn.k_layernorm.weight", "self_attn.out_proj.weight"),
+        *_of_layer("conv.in_proj.weight", "conv.conv.weight", "conv.out_proj.weight",
+                   "feed_forward.w1.weight", layer="model.layers.0"),
+        "model.embedding_norm.weight",
     ),
 }  # fmt: skip
 

@@ -56,6 +56,18 @@ class TpuInference(Driver):
         "tpu_inference.models.vllm.vllm_model_wrapper",
         "tpu_inference.worker.tpu_worker",
     )
+    lazy: ClassVar = (
+        "ray",
+        "vllm.v1.executor.multiproc_executor",
+        "tpu_inference.core.sched.dp_scheduler",
+        *(
+            f"vllm.model_executor.layers.quantization.{name}"
+            for name in ("bitsandbytes", "experts_int8", "fbgemm_fp8", "fp_quant", "humming",
+                         "moe_wna16", "online.fp8", "online.nvfp4", "quark.quark")
+        ),
+        "jax.experimental.multihost_utils",
+        "torchax.ops.jtorchvision_nms",
+    )  # fmt: skip
 
     def environment(self, devices: int, parallelism: Parallelism) -> dict[str, str]:
         """What every load through tpu-inference needs."""
