@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from harness.base.errors import InternalError
 from harness.checkpoint.fp8 import SCALE_SUFFIX
-from harness.compare.accounting import left_alone, model_parts
+from harness.compare.accounting import beside_experts, left_alone, model_parts
 from harness.compare.difference import (
     Account,
     ArrayMissing,
@@ -157,6 +157,8 @@ def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
 
 
 def _unwritten(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
+    if part.checkpoint.experts_only:
+        return
     for name in ledger.unwritten:
         # Of experts the comparison tells more.
         if not is_of_experts(name, part.checkpoint.family, part.part):
@@ -205,6 +207,8 @@ class Scope:
         """Why nothing was compared with a tensor; empty when something should have been."""
         if name in self.sources:
             return "" if self.sources[name] else NOT_SELECTED
+        if reason := beside_experts(self.reference, name):
+            return reason
         owner = self.reference.family.part_of(name)
         if owner not in present:
             return ""

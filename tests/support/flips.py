@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.checkpoint.checkpoint import Checkpoint
 from harness.families.experts import ExpertKey
 from harness.families.family import Part, Projection
-from harness.families.model import ModelCheckpoint
 
 D, F = 128, 48
 DECODER = "model.language_model.layers.1.mlp.experts"
@@ -119,6 +119,14 @@ KINDS: dict[str, tuple[str, ...]] = {
         *_of_layer(_EXPERT, "mlp.gate.weight", *_NORMS, layer="mtp.layers.0"),
         "mtp.fc.weight", "mtp.pre_fc_norm_hidden.weight", "model.norm.weight", "lm_head.weight",
     ),
+    "lfm2-moe": (
+        *_of_layer("feed_forward.experts.5.w3.weight", "feed_forward.gate.weight",
+                   "feed_forward.expert_bias", "operator_norm.weight",
+                   "self_attn.k_layernorm.weight", "self_attn.out_proj.weight"),
+        *_of_layer("conv.in_proj.weight", "conv.conv.weight", "conv.out_proj.weight",
+                   "feed_forward.w1.weight", layer="model.layers.0"),
+        "model.embedding_norm.weight",
+    ),
 }  # fmt: skip
 
 
@@ -129,7 +137,7 @@ def with_one_byte_flipped(checkpoint: Path, copy: Path, tensor: str, element: in
 def with_bytes_flipped(checkpoint: Path, copy: Path, elements: Mapping[str, int]) -> Path:
     """A copy of which the low bit of one byte a tensor is flipped, at twice the given number."""
     shutil.copytree(checkpoint, copy)
-    entries = ModelCheckpoint(copy).entries
+    entries = Checkpoint(copy).entries
     for tensor, element in elements.items():
         entry = entries[tensor]
         with (copy / entry.file.name).open("r+b") as file:
