@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from harness.families.family import Part
 from harness.load.target import Parallelism
 
 from .scenario import Scenario
@@ -20,10 +21,14 @@ _FAMILIES = {
     "qwen3-next-mtp": "Experts beside linear attention, and those of a draft model, are loaded",
     "minimax-m2": "Experts called w1, w3 and w2 beside a bias that they share are loaded",
     "lfm2-moe": "Experts called w1, w3 and w2 beside short convolutions are loaded",
+    "deepseek-v3": "Experts beside latent attention, which is stored as low ranks, are loaded",
 }
+#: Has vLLM hold latent attention as it is stored; tpu-inference refuses what it does otherwise.
+_MLA_DISABLED = {"VLLM_MLA_DISABLE": "1"}
 #: By recipe, what else its scenarios are made with.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "lfm2-moe": {"tied": True},  # as published
+    "deepseek-v3": {"stream_options": _MLA_DISABLED},
 }
 
 
@@ -41,5 +46,24 @@ OF_FAMILIES: tuple[Scenario, ...] = (
     *_rows(),
     Scenario(
         "lfm2-moe-untied", "The head of an LFM2-MoE checkpoint that has one is loaded.", "lfm2-moe"
+    ),
+    Scenario(
+        "deepseek-v3-mtp",
+        "A draft model whose layer is numbered after the decoder's is loaded, with an embedding "
+        "and a head of its own.",
+        "deepseek-v3-mtp",
+        stream_options=_MLA_DISABLED,
+    ),
+    Scenario(
+        "deepseek-v3-mtp-alone",
+        "A draft model with an embedding of its own is loaded without its decoder.",
+        "deepseek-v3-mtp",
+        parts=(Part.MTP,),
+        stream_options=_MLA_DISABLED,
+    ),
+    Scenario(
+        "deepseek-v3-latent",
+        "Latent attention is loaded as vLLM holds it by default.",
+        "deepseek-v3",
     ),
 )
