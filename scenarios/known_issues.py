@@ -277,6 +277,23 @@ _ISSUES: tuple[KnownIssue, ...] = (
         differs=_head_unread,
     ),
     KnownIssue(
+        id="float16-not-freed",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
+        reason="t2j hands a float16 weight to numpy, after which torch cannot shrink its storage, "
+        "as the linear layer does to free it; bf16, which numpy lacks, is copied first",
+        releases=("tpu-inference",),
+        when=lambda load: load.dtype == "float16" and Part.DECODER in load.parts,
+        raised=Raised(
+            error="RuntimeError",
+            message="Trying to resize storage that is not resizable",
+            at=r"tpu_inference/layers/vllm/quantization/unquantized\.py in \w+: "
+            r"layer\.weight\.untyped_storage\(\)\.resize_\(0\)",
+            stage=Stage.STREAM,
+            evidence=r"vllm/model_executor/\S+\.py:\d+ called weight_loader\(.*\) of a \w+",
+        ),
+    ),
+    KnownIssue(
         id="lfm2-head-over-embedding",
         owner=Owner.VLLM,
         nature=Nature.BUG,

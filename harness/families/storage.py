@@ -179,4 +179,4 @@ class ExpertNaming:
         names = "|".join(map(re.escape, self.names))
         each = rf"[0-9]+\.(?:{names})\.weight"
         tensor = each if self.storage is Storage.PER_EXPERT else f"(?:{names})"
-        return re.compile(rf"{before}(?P<layer>[0-9]+){after}\.{tensor}")
+        return re.compile(rf"{before}(?P<layer>[0-9]{{1,9}}){after}\.{tensor}")

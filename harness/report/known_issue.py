@@ -87,6 +87,7 @@ class Load:
         hosts: whose reports are merged; each tells of a parameter that is cut over all of them.
         tied: the head is the embedding.
         ties_contradict: ``text_config`` alone says that it is.
+        dtype: of the model, as config.json states it; empty where it is that of the tensors.
         fp8: experts and linear layers are quantised by blocks.
         axes_swapped: fused tensors lie as transformers 5 saves them.
         vision_first: the vision tower is streamed before any expert.
@@ -109,6 +110,7 @@ class Load:
     hosts: int = 1
     tied: bool = False
     ties_contradict: bool = False
+    dtype: str = ""
     fp8: bool = False
     axes_swapped: bool = False
     vision_first: bool = False

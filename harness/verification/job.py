@@ -24,6 +24,7 @@ from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
 from harness.families.misread import Misread, misread_by
 from harness.families.model import ModelCheckpoint
+from harness.families.registry import bring
 from harness.load import engine
 from harness.load.deliveries import calls_of
 from harness.load.ledger import Ledger
@@ -32,11 +33,20 @@ from harness.load.loader_layers import LoaderLayer
 from harness.load.target import Target
 from harness.load.targets.registry import driver_of
 from harness.report.maps import with_missing
-from harness.report.report import HostPart, Report, Status, Timings, require_covered
+from harness.report.report import (
+    EQUAL,
+    HostPart,
+    Report,
+    Status,
+    Timings,
+    equal,
+    require_covered,
+)
 from harness.verification.coverage import (
     Scope,
     account_of_checkpoint,
     account_of_reference,
+    beside_the_index,
     diagnosed,
     named,
     require_recorded,
@@ -51,7 +61,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a loading process is asked to verify.
 
     ``parts`` are those that were asked for and that both sides have, ``asked`` all that were, there
-    or not; ``parts`` where it says none.
+    or not; ``parts`` where it says none. ``families`` are files that describe families, by their
+    absolute paths.
     """
 
     checkpoint: str
@@ -64,6 +75,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, str] = {}
     selection: Selection = Selection()
     num_layers: int | None = None
+    families: tuple[str, ...] = ()
+    experts_only: bool = False
     storage: Storage | None = None
 
 
@@ -82,6 +95,7 @@ def verify_job(argument: bytes, meter: Meter) -> bytes:
     request, report = msgspec.json.decode(argument, type=tuple[VerifyRequest, Report])
     os.environ.update(request.stream_options)
     try:
+        bring(request.families)
         return msgspec.json.encode(run(request, report, meter))
     except HarnessError:
         raise
@@ -103,45 +117,55 @@ def run(
         meter: counts what is streamed and what is compared.
         planted: layers around the loader under test, for tests that plant faults in it.
     """
-    return _Verification(request, unfinished, meter or Meter(), planted).run()
+    return Verification(request, unfinished, meter or Meter(), planted).run()
 
 
-class _Verification:
-    """One request, in the process that holds the tensors. The unfinished report stays as it is."""
+class Verification:
+    """One request, in the process that holds the tensors. The unfinished report stays as it is.
+
+    Args:
+        request: what to verify.
+        unfinished: names the checkpoint, the target and what there is to compare.
+        meter: counts what is streamed and what is compared.
+        planted: layers around the loader under test.
+    """
 
     def __init__(
         self,
         request: VerifyRequest,
         unfinished: Report,
         meter: Meter,
-        planted: Sequence[LoaderLayer],
+        planted: Sequence[LoaderLayer] = (),
     ) -> None:
         self._request = request
         self._unfinished = unfinished
         self._meter = meter
         self._planted = planted
         self._ledgers: Ledgers = {}
-        self._reference = ModelCheckpoint(request.reference, request.storage)
+        self._reference = self._opened(request.reference)
         same = request.checkpoint == request.reference
-        other = request.checkpoint, request.storage
-        self._checkpoint = self._reference if same else ModelCheckpoint(*other)
+        self._checkpoint = self._reference if same else self._opened(request.checkpoint)
         self._parts = tuple(
             part
-            for part in reference_parts(self._reference, request.num_layers)
+            for part in reference_parts(self._reference, request.num_layers, request.parts)
             if part.part in request.parts
         )
+
+    def _opened(self, path: str) -> ModelCheckpoint:
+        request = self._request
+        return ModelCheckpoint(path, request.storage, experts_only=request.experts_only)
 
     def run(self) -> Report:
         """Load; compare what arrived, or explain why nothing did."""
         self._meter.begin(STREAM, len(self._parts) * self._checkpoint.nbytes)
         try:
-            loaded = self._load()
+            loaded = self.load()
         except HarnessError:
             raise
         except Exception as error:  # the stack's, whatever it is
             return self._of_failed_load(error)
         started = time.perf_counter()
-        report = self._compared(loaded)
+        report = self.compared(loaded)
         if (gone := self._left()) is not None:
             report = msgspec.structs.replace(
                 report, status=Status.LOAD_FAILED, failure=failure_of(gone)
@@ -149,7 +173,12 @@ class _Verification:
         timings = self._timings(loaded, time.perf_counter() - started)
         return msgspec.structs.replace(report, timings=timings)
 
-    def _load(self) -> Loaded:
+    def load(self) -> Loaded:
+        """Stream the checkpoint onto the target.
+
+        Raises:
+            Exception: whatever the stack under test raises, unchanged.
+        """
         request = self._request
         return engine.load(
             request.checkpoint, self._reference.family, request.target, request.parts,
@@ -191,16 +220,16 @@ class _Verification:
     def _ended_in(self, part: ReferencePart) -> bool:
         return part.part in self._ledgers and not self._ledgers[part.part].finished
 
-    def _compared(self, loaded: Loaded) -> Report:
-        """The report of all parts, here put together from what each step found."""
+    def compared(self, loaded: Loaded) -> Report:
+        """The report of all parts of a load, here put together from what each step found."""
         target = self._request.target
         parts = self._of_parts(loaded)
         found = reduce(add, (part.found for part in parts), Findings())
         accounts, unaccounted = self._accounts(parts, found)
         found += unaccounted
-        status = Status.DIFFERENT if found.differences else Status.EQUAL
+        status = Status.DIFFERENT if found.differences else equal(self._request.experts_only)
         tallies = _replaced(self._unfinished.tallies, [part.tally for part in parts])
-        if status is Status.EQUAL and target.hosts == 1:
+        if status in EQUAL and target.hosts == 1:
             require_covered(tallies, self._request.parts)  # of several hosts the merged report's
         return msgspec.structs.replace(
             self._unfinished,
@@ -210,7 +239,7 @@ class _Verification:
             ),
             hosts=[] if loaded.local is None else [_host_part(target, loaded.local)],
             tallies=tallies,
-            parameters=[part.parameters for part in parts],
+            parameters=[part.parameters for part in parts if part.parameters],
             deliveries=[part.delivery for part in parts],
             calls=[call for part in parts for call in part.calls],
             maps=_replaced(self._unfinished.maps, [part.map for part in parts]),
@@ -261,6 +290,7 @@ class _Verification:
         scope = self._scope(parts)
         account, differences = account_of_reference(scope, named(found.differences))
         accounts, unaccounted = [account], Findings.of(differences, diagnosed)
+        unaccounted += Findings.of(beside_the_index(self._checkpoint), diagnosed)
         if self._checkpoint is not self._reference:
             told = named([*found.differences, *differences])
             account, differences = account_of_checkpoint(self._checkpoint, scope, told)

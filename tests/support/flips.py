@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.checkpoint.checkpoint import Checkpoint
 from harness.families.experts import ExpertKey
 from harness.families.family import Part, Projection
-from harness.families.model import ModelCheckpoint
 
 D, F = 128, 48
 DECODER = "model.language_model.layers.1.mlp.experts"
@@ -67,6 +67,7 @@ FLIPS = {
 
 
 _LAYER, _EXPERT = "model.layers.2", "mlp.experts.5.up_proj.weight"
+_PLAIN_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
 _NORMS = ("input_layernorm.weight", "self_attn.q_norm.weight", "self_attn.k_norm.weight")
 
 
@@ -87,6 +88,22 @@ KINDS: dict[str, tuple[str, ...]] = {
                    *_NORMS),
         "model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias",
         "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
+    "mixtral": (
+        *_of_layer("block_sparse_moe.experts.5.w3.weight", "block_sparse_moe.gate.weight",
+                   *_PLAIN_NORMS, layer="model.layers.1"),
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
+    "granite-moe": (
+        *_of_layer("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight",
+                   "block_sparse_moe.router.layer.weight", *_PLAIN_NORMS, layer="model.layers.1"),
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
+    "llama4": (
+        *_of_layer("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj",
+                   "feed_forward.router.weight", "feed_forward.shared_expert.up_proj.weight",
+                   "self_attn.q_proj.weight", "self_attn.k_proj.weight", *_PLAIN_NORMS, layer="model.layers.1"),
+        "model.layers.0.feed_forward.down_proj.weight", "model.norm.weight", "lm_head.weight",
     ),
     "ernie4.5-moe": (
         *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.moe_statics.e_score_correction_bias",
@@ -126,7 +143,7 @@ def with_one_byte_flipped(checkpoint: Path, copy: Path, tensor: str, element: in
 def with_bytes_flipped(checkpoint: Path, copy: Path, elements: Mapping[str, int]) -> Path:
     """A copy of which the low bit of one byte a tensor is flipped, at twice the given number."""
     shutil.copytree(checkpoint, copy)
-    entries = ModelCheckpoint(copy).entries
+    entries = Checkpoint(copy).entries
     for tensor, element in elements.items():
         entry = entries[tensor]
         with (copy / entry.file.name).open("r+b") as file:

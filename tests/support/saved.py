@@ -99,6 +99,11 @@ SAVED = {
     "qwen3-moe": Saved(*_QWEN3_MODEL, _TEXT | _QWEN3),
     "qwen3-moe, f32": Saved(*_QWEN3_MODEL, _TEXT | _QWEN3, dtype="float32"),
     "qwen3-moe, f16": Saved(*_QWEN3_MODEL, _TEXT | _QWEN3, dtype="float16"),
+    "qwen3-moe, dense layers": Saved(
+        *_QWEN3_MODEL,
+        _TEXT | _QWEN3 | {"num_hidden_layers": 4, "mlp_only_layers": [1],
+                          "decoder_sparse_step": 2},
+    ),
     "mixtral": Saved(
         "MixtralForCausalLM", "MixtralConfig",
         _TEXT | {"intermediate_size": 48, "num_local_experts": 8},
