@@ -143,6 +143,5 @@ FAMILY = Family(
     text_key="",
     moe_layers=MoeLayers(dense_first="first_k_dense_replace", step_from_zero="moe_layer_freq"),
     layer_counts={Part.DECODER: "num_hidden_layers", Part.MTP: "num_nextn_predict_layers"},
-    drafts_optional=True,
     draft_prefix=f"{_LAYERS}.",
 )  # fmt: skip

@@ -102,7 +102,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "llama4": (
         *_of_layer("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj",
                    "feed_forward.router.weight", "feed_forward.shared_expert.up_proj.weight",
-                   "self_attn.q_proj.weight", "self_attn.k_proj.weight", *_PLAIN_NORMS, layer="model.layers.1"),
+                   "self_attn.q_proj.weight", "self_attn.k_proj.weight", *_PLAIN_NORMS,
+                   layer="model.layers.1"),
         "model.layers.0.feed_forward.down_proj.weight", "model.norm.weight", "lm_head.weight",
     ),
     "ernie4.5-moe": (
