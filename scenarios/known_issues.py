@@ -167,7 +167,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="attach_incremental_weight_loader wraps every parameter with a loader that a module "
         "of experts holds; MiniMax-M2's correction bias has one and is shared with the experts, so "
         "its hook wants an expert_id for it",
-        releases=("tpu-inference>=0.26",),
+        releases=("tpu-inference>=0.22",),
         when=lambda load: load.family == "minimax-m2",
         raised=Raised(
             error="AssertionError",
@@ -175,7 +175,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
             at=_NO_EXPERT_ID,
             stage=Stage.STREAM,
             cause=Cause.HOOKED_AS_EXPERT,
-            evidence=r"vllm/model_executor/models/utils\.py:\d+ called "
+            evidence=r"vllm/model_executor/models/(utils|minimax_m2)\.py:\d+ called "
             r"weight_loader\(param, loaded_weight\) of a MiniMaxM2MoE",
             lost=Part.DECODER,
         ),
