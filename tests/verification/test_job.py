@@ -17,7 +17,7 @@ from harness.compare.expert_comparison import PartComparison, tally_of
 from harness.compare.selection import Chosen
 from harness.devices.expert_layout import Backend
 from harness.families.experts import ReferencePart, reference_parts
-from harness.families.family import Part
+from harness.families.family import Part, Storage
 from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.ledger import Ledger
