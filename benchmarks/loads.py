@@ -18,13 +18,14 @@ import numpy as np
 from harness.base.progress import Meter
 from harness.compare.digest_comparison import Method
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load import engine, recording
 from harness.load.target import Target
 from harness.report.report import Environment, Report, Status
-from harness.verification import job, part
+from harness.verification import job
+from harness.verification import part_verification as part
 from harness.verification.job import VerifyRequest
-from harness.verification.part import PartVerification
+from harness.verification.part_verification import PartVerification
 
 
 class Figures(msgspec.Struct):

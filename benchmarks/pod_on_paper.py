@@ -12,7 +12,7 @@ import argparse
 from dataclasses import dataclass
 
 from harness.families.family import Projection
-from harness.families.registry import family_named
+from harness.families.known_families import family_named
 
 _WORD, _DIGEST = 2, 16  # bytes of bf16 and of a digest
 

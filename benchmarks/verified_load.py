@@ -27,11 +27,11 @@ import numpy as np
 from loads import JOBS, Figures
 
 from harness.families.experts import reference_parts
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load import child
 from harness.load.process import LoadProcess
 from harness.load.target import Parallelism, Target
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from harness.synthetic.writer import write_checkpoint
 
 _MIB = 1 << 20

@@ -32,14 +32,14 @@ from harness.devices.jax_arrays import from_jax
 from harness.devices.tensors import DeviceTensor
 from harness.families.experts import reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load import child
 from harness.load.ledger import POISON
 from harness.load.loaded import Loaded
 from harness.load.process import LoadProcess
 from harness.load.target import Parallelism, Target
 from harness.load.targets import tpu_inference
-from harness.load.targets.registry import target_named, targets
+from harness.load.targets.known_targets import target_named, targets
 from harness.report.report import Environment, Report, Status
 from harness.synthetic.writer import write_checkpoint
 from harness.verification.job import Verification, VerifyRequest

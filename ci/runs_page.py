@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.base.errors import BadInput, HarnessError
 from harness.base.writing import indented, write
 from harness.families import overview
-from harness.families.overview import Loaded, Loads, Outcome, Releases, Result, families_table
+from harness.families.overview import Ending, Loads, LoadsOn, Releases, Result, families_table
 from harness.load.target import Parallelism
 from harness.report.known_issue import Nature, judge, note
 from harness.report.renderings import session_from
@@ -110,7 +110,7 @@ def loads_of(runs: Mapping[str, Mapping[str, Report]]) -> Loads:
     return Loads(
         {column: releases(column, reports) for column, reports in runs.items()},
         tuple(
-            Loaded(
+            LoadsOn(
                 row.recipe, str(row.parallelism or Parallelism.TENSOR), row.id,
                 {c: result_of(reports[row.id]) for c, reports in runs.items() if row.id in reports},
             )
@@ -128,12 +128,12 @@ def releases(column: str, reports: Mapping[str, Report]) -> Releases:
 def result_of(report: Report) -> Result:
     """What a load came to, in a word, and the known issues that describe it."""
     if report.status is Status.EQUAL:
-        return Result(Outcome.EQUAL)
+        return Result(Ending.EQUAL)
     if not report.known_issue:
-        return Result(Outcome.FAILED)
+        return Result(Ending.FAILED)
     names = tuple(report.known_issue.split(", "))
     natures = {issue.nature for issue in KNOWN_ISSUES if issue.id in names}
-    return Result(Outcome.KNOWN if Nature.BUG in natures else Outcome.REFUSED, names)
+    return Result(Ending.KNOWN if Nature.BUG in natures else Ending.REFUSED, names)
 
 
 def detail(runs: Mapping[str, Mapping[str, Report]]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.load.target import Target
-    from harness.load.targets.registry import target_named
+    from harness.load.targets.known_targets import target_named
     from harness.report.report import Report
     from harness.verification.verify import verify
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from harness.families.family import Recipe
-from harness.families.registry import families, recipes
+from harness.families.known_families import families, recipes
 from harness.load.target import Parallelism
 
 from .scenario import Scenario

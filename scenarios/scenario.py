@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from harness.base.bits import Nan
 from harness.families.family import Family, Part, Storage
-from harness.families.registry import recipe_named
+from harness.families.known_families import recipe_named
 from harness.families.sizes import ModelShape
 from harness.load.meshes import mesh_sizes
 from harness.load.target import Parallelism, Target

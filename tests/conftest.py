@@ -10,8 +10,8 @@ import hypothesis
 import pytest
 
 from harness.families.experts import ReferencePart, reference_parts
-from harness.families.model import ModelCheckpoint
-from harness.families.registry import recipes
+from harness.families.known_families import recipes
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.process import LoadProcess, LoadProcesses
 from harness.load.target import Target
 from harness.synthetic.writer import write_checkpoint

@@ -26,14 +26,14 @@ from harness.base.errors import BadInput, HarnessError, InternalError
 from harness.base.secrets import credentials_found
 from harness.base.writing import deliver, indented, keep, not_written, require_writable
 from harness.families.family import Part
+from harness.families.known_families import bring, recipes
 from harness.families.overview import overview, overview_text
-from harness.families.registry import bring, recipes
 from harness.load.environment import cache_directory
 from harness.load.overlay import overlay_from
 from harness.load.process import LoadProcesses
 from harness.load.stack import PACKAGES, installed_versions, require_stack, stack_name
 from harness.load.target import Target
-from harness.load.targets.registry import target_named, targets
+from harness.load.targets.known_targets import target_named, targets
 from harness.report.message import failure_text
 from harness.report.report import Report
 from harness.report.terminal import closing_table

@@ -19,7 +19,7 @@ from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
 from harness.families.family import Storage
 from harness.load.target import Parallelism, Share, Target
-from harness.load.targets.registry import meshed, target_on
+from harness.load.targets.known_targets import meshed, target_on
 
 #: What the plugin's options, fixtures, markers and attributes of test reports begin with.
 PREFIX = "moe"

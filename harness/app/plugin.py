@@ -20,7 +20,7 @@ from harness.base.bounds import require_seconds
 from harness.base.errors import HarnessError, InternalError, TargetUnavailable
 from harness.base.secrets import redact
 from harness.base.writing import require_writable, require_writable_directory
-from harness.families.registry import bring
+from harness.families.known_families import bring
 from harness.load.meshes import mesh_sizes
 from harness.load.overlay import Overlay, overlay_from
 from harness.load.process import LoadProcess, LoadProcesses
@@ -82,7 +82,7 @@ def pytest_configure(config: pytest.Config) -> None:
         require_seconds(given["load_timeout"], "--load-timeout")
         config.stash[_OVERLAY] = overlay_from(given["stack"])
         if not hasattr(config, "workerinput"):
-            _require_place(given["reports"])
+            _require_directory(given["reports"])
     except HarnessError as error:
         raise pytest.UsageError(as_pytest_has_them(str(error))) from error
     config.pluginmanager.register(Carrier(), f"{PREFIX}-carrier")
@@ -92,7 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(_Ending(), f"{PREFIX}-ending")
 
 
-def _require_place(reports: Path | None) -> None:
+def _require_directory(reports: Path | None) -> None:
     """Try the place for reports, and those of their files whose names are known."""
     if reports is not None:
         require_writable_directory(reports)

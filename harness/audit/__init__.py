@@ -15,18 +15,18 @@ from pathlib import Path
 
 import msgspec
 
-from harness.audit.call import LoaderCall, Verdict
+from harness.audit.audit_report import AuditedPackage, AuditReport
+from harness.audit.audit_text import audit_text
+from harness.audit.call import CallVerdict, SourceCall
 from harness.audit.classes import architectures, concerned_classes
 from harness.audit.hooks import hooks
-from harness.audit.report import AuditedPackage, AuditReport
 from harness.audit.sarif import audit_sarif
 from harness.audit.signature import LOADER, expert_signature
 from harness.audit.sites import loader_calls
 from harness.audit.source import Package, installed_package, package_at
-from harness.audit.text import audit_text
 from harness.base.foreign import presentable
 
-_WRONG = (Verdict.POSITIONAL, Verdict.UNDECIDED)
+_WRONG = (CallVerdict.POSITIONAL, CallVerdict.UNDECIDED)
 
 
 def audit(vllm: Path | None = None, tpu_inference: Path | None = None) -> AuditReport:
@@ -81,7 +81,7 @@ def _audited(package: Package, parsed: int) -> AuditedPackage:
     return AuditedPackage(package.name, package.version, len(package.texts), parsed)
 
 
-def _with_classes(vllm: Package, call: LoaderCall) -> LoaderCall:
+def _with_classes(vllm: Package, call: SourceCall) -> SourceCall:
     classes = concerned_classes(vllm, call.file, call.function)
     return msgspec.structs.replace(
         call, classes=classes, architectures=architectures(vllm, classes)

@@ -8,13 +8,13 @@ from enum import StrEnum
 
 import msgspec
 
-from harness.audit.origin import Kind, Origin
+from harness.audit.origin import Origin, OriginKind
 from harness.audit.signature import IDS, Signature
 
 _BEFORE_HOOK = ("param", "loaded_weight")
 
 
-class Verdict(StrEnum):
+class CallVerdict(StrEnum):
     """What the audit says of a call.
 
     - ``positional``: the finding. A parameter's loader gets shard_id or expert_id by position; a
@@ -40,7 +40,7 @@ class Verdict(StrEnum):
     WRAPPED = "wrapped"
 
 
-class LoaderCall(msgspec.Struct, frozen=True, kw_only=True):
+class SourceCall(msgspec.Struct, frozen=True, kw_only=True):
     """A call, where it stands, and its verdict.
 
     Attributes:
@@ -63,7 +63,7 @@ class LoaderCall(msgspec.Struct, frozen=True, kw_only=True):
     end_line: int
     end_column: int
     function: str
-    verdict: Verdict
+    verdict: CallVerdict
     call: str
     hook_args: tuple[str, ...] = ()
     hook_kwargs: dict[str, str] = {}
@@ -133,21 +133,21 @@ class Arguments:
             ids = tuple(name for name in IDS if name not in self.names)
         return ids
 
-    def verdict(self, kind: Kind, signature: Signature) -> Verdict:
+    def verdict(self, kind: OriginKind, signature: Signature) -> CallVerdict:
         """The verdict on these arguments to a loader of this kind."""
         ids = self.positional_ids(signature)
-        if kind in (Kind.ORIGINAL, Kind.LAYER):
-            return Verdict.WRAPPED
+        if kind in (OriginKind.ORIGINAL, OriginKind.LAYER):
+            return CallVerdict.WRAPPED
         if ids and (self._open or signature.binds(len(self.positional), self.names)):
-            return Verdict.POSITIONAL if kind is Kind.PARAMETER else Verdict.UNDECIDED
+            return CallVerdict.POSITIONAL if kind is OriginKind.PARAMETER else CallVerdict.UNDECIDED
         if set(IDS) <= set(self.names):
-            return Verdict.NULL if self._null_ids() else Verdict.KEYWORD
+            return CallVerdict.NULL if self._null_ids() else CallVerdict.KEYWORD
         if self._open or signature.positional_ids(self.bound):
-            return Verdict.FORWARDED
+            return CallVerdict.FORWARDED
         extra = len(self.positional) + len(self.names) - 2
         if extra == 1 and len(self.positional) == 3:
-            return Verdict.LINEAR
-        return Verdict.OTHER if extra > 0 else Verdict.PLAIN
+            return CallVerdict.LINEAR
+        return CallVerdict.OTHER if extra > 0 else CallVerdict.PLAIN
 
     @property
     def _open(self) -> bool:
@@ -203,12 +203,16 @@ def _spread(arguments: list[ast.expr]) -> list[ast.expr]:
 
 
 def loader_call(
-    place: tuple[str, str], call: ast.Call, arguments: Arguments, kind: Kind, signature: Signature
-) -> LoaderCall:
+    place: tuple[str, str],
+    call: ast.Call,
+    arguments: Arguments,
+    kind: OriginKind,
+    signature: Signature,
+) -> SourceCall:
     """The call, judged; ``place`` is its file and function."""
     verdict = arguments.verdict(kind, signature)
-    wrong = verdict in (Verdict.POSITIONAL, Verdict.UNDECIDED)
-    return LoaderCall(
+    wrong = verdict in (CallVerdict.POSITIONAL, CallVerdict.UNDECIDED)
+    return SourceCall(
         file=place[0],
         line=call.lineno,
         column=call.col_offset + 1,

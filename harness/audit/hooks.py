@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import msgspec
 
 from harness.audit.origin import last_name
-from harness.audit.source import Module, Package
+from harness.audit.source import Package, SourceModule
 
 _HOOK = "maybe_process"
 _FOLDERS = ("layers/vllm/", "models/vllm/")
@@ -70,7 +70,7 @@ def _functions(node: ast.AST, path: str) -> Iterator[tuple[ast.FunctionDef, str]
             yield from _functions(child, path)
 
 
-def _hook(module: Module, function: ast.FunctionDef, path: str) -> HookCode | None:
+def _hook(module: SourceModule, function: ast.FunctionDef, path: str) -> HookCode | None:
     arguments = {a.arg for a in ast.walk(function.args) if isinstance(a, ast.arg)}
     if not {"args", "kwargs"} <= arguments:
         return None

@@ -20,7 +20,7 @@ _OWNERS = re.compile(r"(^|_)(self|cls|layer|module|experts|mlp|moe|linear|proj)$
 _PARAMETERS = re.compile(r"(param|weight|bias|scale|tensor|buffer)")
 
 
-class Kind(IntEnum):
+class OriginKind(IntEnum):
     """Whose loader it is; where a name may hold several, the largest counts."""
 
     NONE = 0
@@ -39,7 +39,7 @@ class Kind(IntEnum):
 class Origin:
     """A loader's source, and the arguments ``partial`` has bound to it already."""
 
-    kind: Kind
+    kind: OriginKind
     owner: str = ""
     args: tuple[ast.expr, ...] = ()
     keywords: tuple[ast.keyword, ...] = ()
@@ -57,19 +57,19 @@ class Origins:
     def of(self, value: ast.expr, scope: Scope) -> Origin:
         """The strongest of everything ``value`` may be."""
         self._seen: set[tuple[int, int]] = set()
-        return max(self._of(value, scope), key=lambda o: o.kind, default=Origin(Kind.NONE))
+        return max(self._of(value, scope), key=lambda o: o.kind, default=Origin(OriginKind.NONE))
 
     def of_callee(self, call: ast.Call, scope: Scope) -> Origin:
         """The origin of what ``call`` calls."""
         found = self.of(call.func, scope)
-        if found.kind is not Kind.PARAMETER:
+        if found.kind is not OriginKind.PARAMETER:
             return found
         subject = [*found.args, *call.args][:1]
         subject = subject or [k.value for k in call.keywords if k.arg == "param"]
         if subject and _owns(found.owner, ast.unparse(subject[0])):
-            return replace(found, kind=Kind.LAYER)
+            return replace(found, kind=OriginKind.LAYER)
         if subject and self._wraps(call.func, subject[0], scope):
-            return replace(found, kind=Kind.ORIGINAL)
+            return replace(found, kind=OriginKind.ORIGINAL)
         return found
 
     def _of(self, value: ast.expr | None, scope: Scope) -> Iterator[Origin]:
@@ -78,7 +78,7 @@ class Origins:
             return
         self._seen.add((id(value), id(scope)))
         if value is None:
-            yield Origin(Kind.UNKNOWN)
+            yield Origin(OriginKind.UNKNOWN)
         elif owner := loader_owner(value):
             yield Origin(_kind(owner), ast.unparse(owner))
         elif isinstance(value, ast.Name):
@@ -113,7 +113,7 @@ class Origins:
                     found = True
                     yield origin
         if not found and "loader" in name:
-            yield Origin(Kind.ORIGINAL)
+            yield Origin(OriginKind.ORIGINAL)
 
     def _of_result(self, call: ast.Call, scope: Scope) -> Iterator[Origin]:
         name = last_name(call.func)
@@ -124,13 +124,13 @@ class Origins:
                 args = (*origin.args, *call.args[1:])
                 yield replace(origin, args=args, keywords=(*origin.keywords, *call.keywords))
         elif name in ("get", "pop") and call.args and _is_loader_name(call.args[0]):
-            yield Origin(Kind.ORIGINAL)
+            yield Origin(OriginKind.ORIGINAL)
         elif functions := self.names.functions.get(name):
             for function in functions:
                 for value in function.returns:
                     yield from self._of(value, function)
         elif LOADER in name and [a for a in call.args if _is_parameter(a)]:
-            yield Origin(Kind.UNKNOWN)
+            yield Origin(OriginKind.UNKNOWN)
 
     def _of_member(self, value: ast.Attribute, scope: Scope) -> Iterator[Origin]:
         if isinstance(value.value, ast.Name) and value.value.id == "self" and scope.owner:
@@ -185,12 +185,12 @@ def loader_owner(value: ast.expr) -> ast.expr | None:
     return value.args[0] if len(value.args) > 1 and _is_loader_name(value.args[1]) else None
 
 
-def _kind(owner: ast.expr) -> Kind:
+def _kind(owner: ast.expr) -> OriginKind:
     text = ast.unparse(owner)
     last = text.split(".")[-1]
     of_class = isinstance(owner, ast.Name) and last[:1].isupper()
     layer = text == "super()" or of_class or _OWNERS.search(last)
-    return Kind.LAYER if layer and not _PARAMETERS.search(last) else Kind.PARAMETER
+    return OriginKind.LAYER if layer and not _PARAMETERS.search(last) else OriginKind.PARAMETER
 
 
 def _owns(owner: str, subject: str) -> bool:
@@ -198,10 +198,10 @@ def _owns(owner: str, subject: str) -> bool:
     return subject.startswith(f"{owner}.")
 
 
-def _of_item(value: ast.Subscript) -> Kind:
+def _of_item(value: ast.Subscript) -> OriginKind:
     if _is_loader_name(value.slice):
-        return Kind.ORIGINAL
-    return Kind.UNKNOWN if "loader" in ast.unparse(value.value) else Kind.NONE
+        return OriginKind.ORIGINAL
+    return OriginKind.UNKNOWN if "loader" in ast.unparse(value.value) else OriginKind.NONE
 
 
 def _is_loader_name(value: ast.expr) -> bool:

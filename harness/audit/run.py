@@ -17,7 +17,7 @@ from harness.audit.undescribed import UNDESCRIBED
 from harness.base.bounds import require_seconds
 from harness.base.errors import BadInput
 from harness.families.family import Family, Part, Recipe
-from harness.families.registry import families, recipes
+from harness.families.known_families import families, recipes
 from harness.load.process import LoadProcess, LoadProcessError
 from harness.load.target import Target
 

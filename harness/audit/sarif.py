@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from harness.audit.call import LoaderCall, Verdict
-from harness.audit.report import AuditReport
+from harness.audit.audit_report import AuditReport
+from harness.audit.call import CallVerdict, SourceCall
 from harness.base.writing import indented
 
 RULE = "expert-ids-by-position"
@@ -27,7 +27,7 @@ _WHY = (
     "the load ends with an error, or the expert is counted under no id and lost. "
     "Pass both by keyword."
 )
-_LEVELS = {Verdict.POSITIONAL: "error", Verdict.UNDECIDED: "note"}
+_LEVELS = {CallVerdict.POSITIONAL: "error", CallVerdict.UNDECIDED: "note"}
 
 
 def audit_sarif(report: AuditReport) -> bytes:
@@ -60,7 +60,7 @@ def _driver() -> dict[str, Any]:
     return {"name": "harness-audit", "informationUri": _FIX, "rules": [rule]}
 
 
-def _results(findings: tuple[LoaderCall, ...]) -> Iterator[dict[str, Any]]:
+def _results(findings: tuple[SourceCall, ...]) -> Iterator[dict[str, Any]]:
     seen: Counter[tuple[str, str, str]] = Counter()
     for call in findings:
         alike = (call.file, call.function, call.call)
@@ -75,14 +75,14 @@ def _results(findings: tuple[LoaderCall, ...]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _message(call: LoaderCall) -> str:
+def _message(call: SourceCall) -> str:
     ids = " and ".join(call.positional_ids)
-    sure = "" if call.verdict is Verdict.POSITIONAL else " Whose loader this is cannot be told."
+    sure = "" if call.verdict is CallVerdict.POSITIONAL else " Whose loader this is cannot be told."
     write = f" Write {call.corrected}" if call.corrected else ""
     return f"{ids} by position: the hook sees {call.seen_by_hook}.{sure}{write}"
 
 
-def _location(call: LoaderCall) -> dict[str, Any]:
+def _location(call: SourceCall) -> dict[str, Any]:
     return {
         "physicalLocation": {
             "artifactLocation": {"uri": call.file, "uriBaseId": _ROOT},

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from harness.audit.source import Module, Package
+from harness.audit.source import Package, SourceModule
 from harness.base.errors import BadInput
 
 LOADER = "weight_loader"
@@ -69,7 +69,7 @@ def expert_signature(vllm: Package) -> Signature:
     )
 
 
-def _signature(module: Module, owner: ast.ClassDef) -> Signature | None:
+def _signature(module: SourceModule, owner: ast.ClassDef) -> Signature | None:
     for method in reversed(owner.body):  # overloads come first, the implementation last
         if isinstance(method, ast.FunctionDef) and method.name == LOADER:
             names = [argument.arg for argument in method.args.args][1:]

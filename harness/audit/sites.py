@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from harness.audit.call import Arguments, LoaderCall, Verdict, loader_call
-from harness.audit.origin import Kind, Origin, Origins, last_name, loader_owner
+from harness.audit.call import Arguments, CallVerdict, SourceCall, loader_call
+from harness.audit.origin import Origin, OriginKind, Origins, last_name, loader_owner
 from harness.audit.scope import Names, Scope
 from harness.audit.signature import Signature
-from harness.audit.source import Module
+from harness.audit.source import SourceModule
 
 
-def loader_calls(module: Module, signature: Signature) -> list[LoaderCall]:
+def loader_calls(module: SourceModule, signature: Signature) -> list[SourceCall]:
     """The calls of weight loaders in ``module``, in the order of their lines.
 
     A ``partial`` that binds an id by position is a finding itself: wherever its result is called,
@@ -25,8 +25,8 @@ def loader_calls(module: Module, signature: Signature) -> list[LoaderCall]:
 
 
 def _judged(
-    module: Module, call: ast.Call, scope: Scope, origins: Origins, signature: Signature
-) -> Iterator[LoaderCall]:
+    module: SourceModule, call: ast.Call, scope: Scope, origins: Origins, signature: Signature
+) -> Iterator[SourceCall]:
     place = (module.file, scope.path)
     if loader_owner(call):  # getattr(x, "weight_loader") is a value, no call of it
         return
@@ -34,14 +34,14 @@ def _judged(
         origin = origins.of(call.args[0], scope)
         arguments = Arguments(call, origin, binding=True)
         judged = loader_call(place, call, arguments, origin.kind, signature)
-        if origin.kind is not Kind.NONE and judged.verdict is Verdict.POSITIONAL:
+        if origin.kind is not OriginKind.NONE and judged.verdict is CallVerdict.POSITIONAL:
             yield judged
         return
     origin = origins.of_callee(call, scope)
-    if origin.kind is not Kind.NONE and not _is_any_other(call, origin):
+    if origin.kind is not OriginKind.NONE and not _is_any_other(call, origin):
         yield loader_call(place, call, Arguments(call, origin), origin.kind, signature)
 
 
 def _is_any_other(call: ast.Call, origin: Origin) -> bool:
     """A value that cannot be told counts as a loader only where it is called one."""
-    return origin.kind is Kind.UNKNOWN and "loader" not in ast.unparse(call.func)
+    return origin.kind is OriginKind.UNKNOWN and "loader" not in ast.unparse(call.func)

@@ -20,7 +20,7 @@ _RELEASE = re.compile(r"version = '([^']+)'")
 
 
 @dataclass(frozen=True)
-class Module:
+class SourceModule:
     """One parsed file: its path inside the package's parent, with forward slashes, and its tree."""
 
     file: str
@@ -50,13 +50,13 @@ class Package:
         ]
         return found[1] if found else ".".join(installed).removesuffix(".dist")
 
-    def module(self, file: str) -> Module:
+    def module(self, file: str) -> SourceModule:
         """One file, parsed; ``file`` is a key of :attr:`texts`."""
         if file not in self._parsed:
             self._parsed[file] = _parsed(file, self.texts[file])
-        return Module(file, self._parsed[file])
+        return SourceModule(file, self._parsed[file])
 
-    def modules(self, *words: str, under: str = "") -> Iterator[Module]:
+    def modules(self, *words: str, under: str = "") -> Iterator[SourceModule]:
         """The files below ``under`` whose text holds one of ``words``, parsed.
 
         Raises:

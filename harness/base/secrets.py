@@ -115,7 +115,7 @@ def _without(text: str, known: list[_Secret]) -> str:
                 text = secret.pattern.sub(f"<{secret.name}>", text)
                 break
     lower = text.lower()
-    for place in _PLACES:
+    for place in _SCRUBS:
         for mark in place.marks:
             if mark in lower:
                 text = place.pattern.sub(place.replacement, text)
@@ -312,7 +312,7 @@ def _assigned(found: re.Match[str]) -> str:
     return f"{name}{found[2]}<{name}>"
 
 
-class _Place(NamedTuple):
+class _Scrub(NamedTuple):
     """Where a credential stands; a text without any of ``marks``, in lower case, has none."""
 
     marks: tuple[str, ...]
@@ -321,14 +321,14 @@ class _Place(NamedTuple):
 
 
 _EQUALS = ("=", "%3d", "%253d", "%25253d")
-_PLACES = (
-    _Place(("://", "%2f%2f", "%252f%252f"), _USERINFO, rf"\1{_REPLACED}\3"),
-    _Place(("signature", "credential", "security-token", "accessid", "accesskeyid", "key-pair-id"),
+_SCRUBS = (
+    _Scrub(("://", "%2f%2f", "%252f%252f"), _USERINFO, rf"\1{_REPLACED}\3"),
+    _Scrub(("signature", "credential", "security-token", "accessid", "accesskeyid", "key-pair-id"),
            _SIGNED, rf"\1{_REPLACED}"),
-    _Place(_EQUALS, _PARAMETER, _parameter),
-    _Place(("basic", "bearer", "negotiate", "security-token"), _HEADER, rf"\1{_REPLACED}"),
-    _Place(("=", '"', "'"), _ASSIGNED, _assigned),
-    _Place(("akia", "asia", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "ya29.",
+    _Scrub(_EQUALS, _PARAMETER, _parameter),
+    _Scrub(("basic", "bearer", "negotiate", "security-token"), _HEADER, rf"\1{_REPLACED}"),
+    _Scrub(("=", '"', "'"), _ASSIGNED, _assigned),
+    _Scrub(("akia", "asia", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "ya29.",
             "eyj"), _SHAPES, _REPLACED),
-    _Place(("private key-",), _PRIVATE_KEY, rf"\1{_REPLACED}\2"),
+    _Scrub(("private key-",), _PRIVATE_KEY, rf"\1{_REPLACED}\2"),
 )  # fmt: skip

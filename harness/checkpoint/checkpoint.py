@@ -25,8 +25,8 @@ from harness.checkpoint.safetensors_file import (
     parsed_json,
     read_entries,
 )
-from harness.checkpoint.stores.location import File, Place
-from harness.checkpoint.stores.opening import open_place
+from harness.checkpoint.stores.location import File, Location
+from harness.checkpoint.stores.opening import open_location
 
 INDEX = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -43,12 +43,12 @@ class Checkpoint:
             optional ``@revision``.
 
     Raises:
-        BadInput: there is no such place, or ``config.json`` is absent or no JSON object.
+        BadInput: there is no such location, or ``config.json`` is absent or no JSON object.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.place = open_place(path)
-        self.config = _read_json(self.place, "config.json")
+        self.location = open_location(path)
+        self.config = _read_json(self.location, "config.json")
 
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
@@ -58,7 +58,7 @@ class Checkpoint:
             BadInput: the index or a file is malformed, or one contradicts the other.
         """
         with _uncollected():
-            return _read_all(self.place)
+            return _read_all(self.location)
 
     @cached_property
     def beside(self) -> tuple[TensorEntry, ...]:
@@ -72,9 +72,9 @@ class Checkpoint:
             BadInput: such a file is malformed.
         """
         used = {entry.file.name for entry in self.entries.values()}
-        others = sorted(n for n in self.place.files if n.endswith(_WEIGHTS) and n not in used)
-        found = [entry for n in others for entry in read_entries(self.place.files[n]).values()]
-        _require_no_more(len(self.entries) + len(found), str(self.place))
+        others = sorted(n for n in self.location.files if n.endswith(_WEIGHTS) and n not in used)
+        found = [entry for n in others for entry in read_entries(self.location.files[n]).values()]
+        _require_no_more(len(self.entries) + len(found), str(self.location))
         return tuple(found)
 
     def require_copies_equal(self) -> None:
@@ -99,12 +99,12 @@ class Checkpoint:
     @property
     def path(self) -> str:
         """The place as the user named it."""
-        return str(self.place)
+        return str(self.location)
 
     @property
     def model(self) -> str:
         """What vLLM is given as the model's path."""
-        return self.place.model
+        return self.location.model
 
     def bits(self, name: str, index: Index = ()) -> Bits:
         """The raw bits of tensor ``name``, in its stored shape, or those at ``index`` of it.
@@ -127,15 +127,15 @@ class Checkpoint:
         Raises:
             BadInput: a checksum differs.
         """
-        return sum(file.require_checksum() for file in self.place.files.values())
+        return sum(file.require_checksum() for file in self.location.files.values())
 
 
-def _read_json(place: Place, name: str) -> dict[str, Any]:
-    file = place.files.get(name)
+def _read_json(location: Location, name: str) -> dict[str, Any]:
+    file = location.files.get(name)
     if file is None:
         raise BadInput(
             f"no {name}",
-            where=str(place),
+            where=str(location),
             expected=f"a file {name}",
             hint="the directory that holds it; a partial download lacks it",
         )
@@ -164,47 +164,47 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _read_all(place: Place) -> dict[str, TensorEntry]:
-    if INDEX not in place.files:
-        return _read_single(place)
-    weight_map = _read_json(place, INDEX).get("weight_map")
+def _read_all(location: Location) -> dict[str, TensorEntry]:
+    if INDEX not in location.files:
+        return _read_single(location)
+    weight_map = _read_json(location, INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput(
             "the index has no weight_map",
-            where=place.where(INDEX),
+            where=location.where(INDEX),
             expected="an object weight_map of tensor names and file names",
             hint="download the index again",
         )
-    _require_no_more(len(weight_map), place.where(INDEX))
+    _require_no_more(len(weight_map), location.where(INDEX))
     chosen = {
-        name: _file_in(place, name) for name in dict.fromkeys(map(_text, weight_map.values()))
+        name: _file_in(location, name) for name in dict.fromkeys(map(_text, weight_map.values()))
     }
     files: dict[str, dict[str, TensorEntry]] = {}
     for name in sorted(chosen):
         files[name] = read_entries(chosen[name])
-        _require_no_more(sum(map(len, files.values())), place.where(name))
+        _require_no_more(sum(map(len, files.values())), location.where(name))
     for tensor, name in weight_map.items():
         if tensor not in files[name]:
             raise BadInput(
                 f"the index names tensor {shown(tensor)}, its file does not hold it",
-                where=place.where(name),
+                where=location.where(name),
                 expected=f"the tensor that {INDEX} promises",
                 hint="download index and files from the same revision",
             )
-    _require_each_once(place, weight_map, files)
+    _require_each_once(location, weight_map, files)
     return {tensor: files[name][tensor] for tensor, name in weight_map.items()}
 
 
-def _read_single(place: Place) -> dict[str, TensorEntry]:
-    if SINGLE_FILE in place.files:
-        entries = read_entries(place.files[SINGLE_FILE])
-        _require_no_more(len(entries), place.where(SINGLE_FILE))
+def _read_single(location: Location) -> dict[str, TensorEntry]:
+    if SINGLE_FILE in location.files:
+        entries = read_entries(location.files[SINGLE_FILE])
+        _require_no_more(len(entries), location.where(SINGLE_FILE))
         return entries
-    pickles = [name for name in place.files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    pickles = [name for name in location.files if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     raise BadInput(
         "no index and no single weight file"
         + (f", only pickles such as {pickles[0]!r}" if pickles else ""),
-        where=str(place),
+        where=str(location),
         expected=f"{INDEX} or {SINGLE_FILE}",
         hint="finish the download; pickles are neither streamed by the loader under test nor "
         "opened here",
@@ -222,7 +222,7 @@ def _require_no_more(tensors: int, where: str) -> None:
 
 
 def _require_each_once(
-    place: Place, weight_map: dict[str, str], files: dict[str, dict[str, TensorEntry]]
+    location: Location, weight_map: dict[str, str], files: dict[str, dict[str, TensorEntry]]
 ) -> None:
     """The loader streams every tensor of every file, whatever the index says: the last one wins."""
     for name, entries in files.items():
@@ -232,7 +232,7 @@ def _require_each_once(
                 raise BadInput(
                     f"tensor {tensor!r} stands in this file, "
                     + (f"the index places it in {placed!r}" if placed else "not in the index"),
-                    where=place.where(name),
+                    where=location.where(name),
                     expected="every tensor in one file, and that in the index: the loader under "
                     "test streams all that the files hold",
                     hint="download index and files from the same revision",
@@ -259,28 +259,28 @@ def _text(name: Any) -> str:
     return name if isinstance(name, str) else shown(name)
 
 
-def _file_in(place: Place, name: str) -> File:
-    """The file ``name`` of the index; right in the place, though the hub's cache links out."""
+def _file_in(location: Location, name: str) -> File:
+    """The file ``name`` of the index; right in the location, though the hub's cache links out."""
     plain = name != "" and "\\" not in name and "\0" not in name
     if not plain or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise BadInput(
             f"the index names a file outside the directory: {shown(name)}",
-            where=place.where(INDEX),
+            where=location.where(INDEX),
             expected="file names relative to the index, without '..'",
             hint="do not trust this index; download the checkpoint again",
         )
     if "/" in name or not name.endswith(_WEIGHTS):
         raise BadInput(
             f"the index names a file that would not be streamed: {shown(name)}",
-            where=place.where(INDEX),
+            where=location.where(INDEX),
             expected="*.safetensors beside the index: pickles are refused, folders not searched",
             hint="convert the weights to safetensors, all in one directory",
         )
-    if name not in place.files:
+    if name not in location.files:
         raise BadInput(
             f"the index names an absent file: {shown(name)}",
-            where=place.where(INDEX),
+            where=location.where(INDEX),
             expected="every file of weight_map in the directory",
             hint="finish the download",
         )
-    return place.files[name]
+    return location.files[name]

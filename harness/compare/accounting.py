@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from harness.checkpoint.fp8 import SCALE_SUFFIX
+from harness.checkpoint.fp8_blocks import SCALE_SUFFIX
 from harness.families.experts import ReferencePart, announced_layers
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 
 #: Why tensors of a part that the model has are left alone, though its family does not say so.
 CUT = "of a layer that --num-layers leaves out"

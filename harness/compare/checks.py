@@ -39,7 +39,7 @@ class Check(NamedTuple):
     equal: bool = True
 
 
-class Verdict(NamedTuple):
+class Checked(NamedTuple):
     """What became of it."""
 
     what: ExpertKey | Gap

@@ -16,7 +16,7 @@ from harness.base.bits import Bits
 from harness.base.errors import BadInput
 from harness.devices.digest import LANES, Words, feature_sums, finished
 from harness.devices.digest_xla import Rectangle
-from harness.devices.expert_layout import Block, Padding, Span
+from harness.devices.expert_layout import LayoutBlock, Padding, Span
 from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.families.family import Projection
 
@@ -59,7 +59,7 @@ def no_digests(of: str) -> BadInput:
 
 
 def device_digests(
-    tensor: DeviceTensor, blocks: Sequence[Block], width: int
+    tensor: DeviceTensor, blocks: Sequence[LayoutBlock], width: int
 ) -> dict[Projection, Words]:
     """The digests of every expert, uint32 [E, 4], by projection; of others than held ones zero.
 
@@ -73,7 +73,9 @@ def device_digests(
     for shard in tensor.distinct_shards:
         inside = [block for block in blocks if _inside(block.rows, block.columns, shard)]
         if inside and shard.shares:
-            started.append((shard, inside, shard.shares([_place(b, shard, width) for b in inside])))
+            started.append(
+                (shard, inside, shard.shares([_rectangle(b, shard, width) for b in inside]))
+            )
     for shard, inside, shares in started:  # all devices are at work before the first is waited for
         experts = shard.index[0].as_slice()
         for block, share in zip(inside, np.asarray(shares), strict=True):
@@ -81,7 +83,7 @@ def device_digests(
     return found
 
 
-def reference_digest(matrix: Bits, blocks: Sequence[Block]) -> Words:
+def reference_digest(matrix: Bits, blocks: Sequence[LayoutBlock]) -> Words:
     """What blocks of a matrix [output, input] add to its digest, uint32 [4]."""
     total = np.zeros(LANES, np.uint32)
     for projection, features in dict.fromkeys((b.projection, _features(b)) for b in blocks):
@@ -97,8 +99,8 @@ def dirty(tensor: DeviceTensor, gaps: Sequence[Padding]) -> set[tuple[int, int]]
     for shard in tensor.distinct_shards:
         inside = [(n, g) for n, g in enumerate(gaps) if _inside(g.rows, g.columns, shard)]
         if inside and shard.any_set:
-            places = [_relative(gap.rows, gap.columns, shard) for _, gap in inside]
-            for (number, _), experts in zip(inside, shard.any_set(places), strict=True):
+            rectangles = [_relative(gap.rows, gap.columns, shard) for _, gap in inside]
+            for (number, _), experts in zip(inside, shard.any_set(rectangles), strict=True):
                 first = shard.index[0].start
                 found |= {(first + int(e), number) for e in np.nonzero(experts)[0]}
     return found
@@ -111,18 +113,18 @@ def _inside(rows: Span, columns: Span, shard: DeviceShard) -> bool:
 
 def _relative(rows: Span, columns: Span, shard: DeviceShard) -> tuple[Span, Span]:
     """A rectangle counted from the shard's first row and column."""
-    places = zip((rows, columns), shard.index[1:], strict=True)
-    down, across = (Span(s.start - own.start, s.stop - own.start) for s, own in places)
+    rectangles = zip((rows, columns), shard.index[1:], strict=True)
+    down, across = (Span(s.start - own.start, s.stop - own.start) for s, own in rectangles)
     return down, across
 
 
-def _place(block: Block, shard: DeviceShard, width: int) -> Rectangle:
+def _rectangle(block: LayoutBlock, shard: DeviceShard, width: int) -> Rectangle:
     rows, columns = _relative(block.rows, block.columns, shard)
     down = block.projection is Projection.DOWN
     hidden_axis = 1 if block.transposed == down else 0
     return Rectangle(rows, columns, hidden_axis, _features(block).start, width)
 
 
-def _features(block: Block) -> Span:
+def _features(block: LayoutBlock) -> Span:
     """The intermediate features of a block."""
     return block.inputs if block.projection is Projection.DOWN else block.outputs

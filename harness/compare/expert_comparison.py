@@ -15,7 +15,7 @@ import numpy as np
 from harness.base.bits import ITEMSIZE, Bits, Nan, bits_dtype, canonical_nans
 from harness.base.progress import Meter
 from harness.base.scanning import nonzero, unequal
-from harness.compare.checks import Check, Digests, Gap, Verdict
+from harness.compare.checks import Check, Checked, Digests, Gap
 from harness.compare.difference import (
     ArrayExtra,
     ArrayMissing,
@@ -209,7 +209,7 @@ class PartComparison:
             found.dirty[parameter] = dirty(tensors[parameter], self._gaps[parameter])
         return found
 
-    def _judge(self, layer: int, tensors: _Tensors, digests: Digests, expert: int) -> list[Verdict]:
+    def _judge(self, layer: int, tensors: _Tensors, digests: Digests, expert: int) -> list[Checked]:
         """Compare an expert's padding and matrices: all at once, one by one if that is unequal."""
         checks = [*self._padding(tensors, digests, expert)]
         for key in keys_of(self.reference.part, layer, [expert]):
@@ -217,7 +217,7 @@ class PartComparison:
                 checks.append(self._matrix(key, tensor, digests.words.get(key.projection)))
         equal = all_equal(chain.from_iterable(check.pairs for check in checks))
         return [
-            Verdict(c.what, c.nbytes, equal=c.equal and (equal or all_equal(c.pairs)))
+            Checked(c.what, c.nbytes, equal=c.equal and (equal or all_equal(c.pairs)))
             for c in checks
         ]
 
@@ -245,7 +245,7 @@ class PartComparison:
         pairs = [(tensor.rectangle(key.expert, b.rows, b.columns), b.of(expected)) for b in blocks]
         return Check(key, nbytes, pairs)
 
-    def _noted(self, verdict: Verdict, layer: int, tensors: _Tensors) -> Iterator[Difference]:
+    def _noted(self, verdict: Checked, layer: int, tensors: _Tensors) -> Iterator[Difference]:
         """Count what was compared, and walk it if it is unequal."""
         what, nbytes, equal = verdict
         if isinstance(what, Gap):
@@ -278,7 +278,7 @@ class PartComparison:
         """Where element [output, input] of ``key`` lies in its device array."""
         blocks = self.layout.blocks_of(key.projection)
         block = next(block for block in blocks if block.holds(output, input_))
-        return key.expert, *block.place(output, input_)
+        return key.expert, *block.position(output, input_)
 
     def _holder(self, tensor: DeviceTensor, at: tuple[int, int, int]) -> tuple[int | None, str]:
         """The number and the device of the shard that holds an element."""

@@ -1,8 +1,8 @@
 """Compares FP8 weights by their values, within the bound that a second quantisation implies.
 
-The bound is derived in :mod:`harness.checkpoint.fp8`; it holds for each element with the scales
-found on the device, and those must be what the checkpoint's values make them. A wrong, a lost or a
-transposed scale moves a block's values by more and is named.
+The bound is derived in :mod:`harness.checkpoint.fp8_blocks`; it holds for each element with the
+scales found on the device, and those must be what the checkpoint's values make them. A wrong, a
+lost or a transposed scale moves a block's values by more and is named.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.base.bits import Bits
 from harness.base.scanning import nonzero
-from harness.checkpoint.fp8 import (
+from harness.checkpoint.fp8_blocks import (
     BLOCK,
     EXPERTS,
     LINEAR,
@@ -42,12 +42,12 @@ from harness.compare.digest_comparison import Method, no_digests
 from harness.compare.expert_comparison import PARAMETER_OF, PartComparison
 from harness.compare.parameter_view import ParameterView, recovered
 from harness.devices.digest import Words
-from harness.devices.expert_layout import Backend, Block, Parameter, Span
+from harness.devices.expert_layout import Backend, LayoutBlock, Parameter, Span
 from harness.devices.replicas import odd_replicas
 from harness.devices.sharding import misplaced
 from harness.devices.tensors import DevicePart, DeviceTensor
 from harness.families.experts import ExpertKey, ReferencePart, TensorSlice
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 
 #: A block whose values are off by more than this, on the median, has another scale.
 _NOTABLE = 0.02
@@ -75,7 +75,7 @@ def departs(
         scales: its scales, [outputs].
         reference: the checkpoint's codes, [outputs, inputs].
         grid: their scales, one a block.
-        arithmetic: :data:`harness.checkpoint.fp8.EXPERTS` or :data:`harness.checkpoint.fp8.LINEAR`.
+        arithmetic: ``EXPERTS`` or ``LINEAR`` of :mod:`harness.checkpoint.fp8_blocks`.
 
     Returns:
         None where every value and every scale is within its bound.
@@ -237,7 +237,7 @@ class Fp8PartComparison(PartComparison):
             out[block.outputs.as_slice()] = tensor.rectangle(key.expert, row, block.columns)[0]
         return scales_as_f32(out, tensor.dtype)
 
-    def _scale_row(self, block: Block) -> Span:
+    def _scale_row(self, block: LayoutBlock) -> Span:
         """Where a block's scales are on the middle axis: FUSED_MOE has gate's, then up's."""
         second = self.layout.backend is Backend.FUSED_MOE and block.rows.start > 0
         rows = self._scale_shape(block.parameter)[1] // 2

@@ -19,7 +19,7 @@ import numpy as np
 
 from harness.base.bits import ITEMSIZE, Bits, Nan, canonical_nans, converted
 from harness.base.scanning import nonzero, scan
-from harness.checkpoint.fp8 import SCALE_SUFFIX
+from harness.checkpoint.fp8_blocks import SCALE_SUFFIX
 from harness.compare.accounting import left_alone, model_parts
 from harness.compare.difference import (
     ArrayMissing,
@@ -111,15 +111,10 @@ class ParameterComparison:
         self._tensors = [
             t for t in tensors if not is_of_experts(t.name, self._family, reference.part)
         ]
-        self.placements = ParameterViews(reference, self._tensors, mesh, packing)
+        self.views = ParameterViews(reference, self._tensors, mesh, packing)
         self._nan = nan
         self._chosen = chosen
         self._size = size
-
-    @property
-    def placed(self) -> Mapping[str, ParameterView]:
-        """See :attr:`harness.compare.parameter_view.ParameterViews.placed`."""
-        return self.placements.placed
 
     @cached_property
     def sources(self) -> Mapping[str, bool]:
@@ -128,8 +123,8 @@ class ParameterComparison:
         Scales count with what they scale, which is FP8: beside any other tensor nobody reads them.
         """
         found: dict[str, bool] = {}
-        for name, placed in self.placed.items():
-            for source in placed.sources:
+        for name, view in self.views.fitting.items():
+            for source in view.sources:
                 chosen = self._chosen(self._family.layer_of(name))
                 found[source] = chosen
                 if self.checkpoint.entries[source].dtype == "F8_E4M3":
@@ -153,15 +148,15 @@ class ParameterComparison:
         """Every parameter, none of its pieces yet; then them, where its bits can be compared."""
         for tensor in self._tensors:
             yield tensor, None
-            placed = self.placed.get(tensor.name)
-            if placed is not None and self._is_comparable(placed):
-                for piece in pieces_of(placed, self.checkpoint, self._size):
+            view = self.views.fitting.get(tensor.name)
+            if view is not None and self._is_comparable(view):
+                for piece in pieces_of(view, self.checkpoint, self._size):
                     yield tensor, piece
 
-    def _is_comparable(self, placed: ParameterView) -> bool:
-        tensor, layout = placed.tensor, placed.layout
+    def _is_comparable(self, view: ParameterView) -> bool:
+        tensor, layout = view.tensor, view.layout
         alike = (tensor.shape, tensor.dtype) == (layout.shape, layout.dtype)
-        return alike and self._chosen(self._family.layer_of(tensor.name)) and not is_fp8(placed)
+        return alike and self._chosen(self._family.layer_of(tensor.name)) and not is_fp8(view)
 
     def _step(self, given: tuple[DeviceTensor, Piece | None]) -> _Step:
         tensor, piece = given
@@ -181,9 +176,9 @@ class ParameterComparison:
 
     def _parameter(self, steps: Iterator[_Step]) -> Iterator[Difference]:
         tensor = next(steps).tensor
-        unfitting = self.placements.unfitting.get(tensor.name)
-        if unfitting is None and tensor.name not in self.placed:
-            if tensor.name not in self.placements.scales:
+        unfitting = self.views.unfitting.get(tensor.name)
+        if unfitting is None and tensor.name not in self.views.fitting:
+            if tensor.name not in self.views.scales:
                 yield from self._derived(tensor)
             return
         self.tally.parameters += 1
@@ -193,37 +188,37 @@ class ParameterComparison:
             yield self._unaccounted(tensor, unfitting)
         else:
             judged = (step.judged for step in steps if step.judged)
-            yield from self._fitting(self.placed[tensor.name], judged)
+            yield from self._fitting(self.views.fitting[tensor.name], judged)
 
-    def _fitting(self, placed: ParameterView, judged: Iterable[Judged]) -> Iterator[Difference]:
+    def _fitting(self, view: ParameterView, judged: Iterable[Judged]) -> Iterator[Difference]:
         """Compare a parameter with what its rule makes of its tensors."""
-        found = list(self._metadata(placed))
+        found = list(self._metadata(view))
         yield from found
         if not any(isinstance(d, ShapeDiffers | DtypeDiffers) for d in found):
-            if is_fp8(placed):
-                yield from self._quantised(placed)
+            if is_fp8(view):
+                yield from self._quantised(view)
             else:
                 self.tally.compared += 1
-                yield from self._values(placed, judged)
-            yield from self._padding(placed)
+                yield from self._values(view, judged)
+            yield from self._padding(view)
 
-    def _quantised(self, placed: ParameterView) -> Iterator[Difference]:
-        tensor = self.placements.scales.get(f"{placed.tensor.name}_scale")
+    def _quantised(self, view: ParameterView) -> Iterator[Difference]:
+        tensor = self.views.scales.get(f"{view.tensor.name}_scale")
         if tensor is None:
-            yield ArrayMissing(**self._array(placed.tensor), expected="an array of scales")
+            yield ArrayMissing(**self._array(view.tensor), expected="an array of scales")
             return
-        scales = replace(placed, tensor=tensor, layout=placed.layout.of_scales())
+        scales = replace(view, tensor=tensor, layout=view.layout.of_scales())
         if found := list(self._metadata(scales)):
             yield from found
             return
         self.tally.compared += 1
-        for name in placed.sources:
+        for name in view.sources:
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
-        for each in (placed.tensor, tensor):
+        for each in (view.tensor, tensor):
             for odd in odd_replicas(each):
                 yield ReplicasDiffer(**self._array(each), **odd)
-        for source, found_values in unequal_values(self.checkpoint, placed, scales):
-            yield ValuesDiffer(**self._array(placed.tensor), source=source, **found_values)
+        for source, found_values in unequal_values(self.checkpoint, view, scales):
+            yield ValuesDiffer(**self._array(view.tensor), source=source, **found_values)
 
     def _derived(self, tensor: DeviceTensor) -> Iterator[Difference]:
         """A buffer of no tensor: known, and as it must be where that is known, or unaccounted."""
@@ -262,8 +257,8 @@ class ParameterComparison:
             device_name=shard.device,
         )  # fmt: skip
 
-    def _metadata(self, placed: ParameterView) -> Iterator[Difference]:
-        tensor, layout = placed.tensor, placed.layout
+    def _metadata(self, view: ParameterView) -> Iterator[Difference]:
+        tensor, layout = view.tensor, view.layout
         if tensor.shape != layout.shape:
             yield ShapeDiffers(**self._array(tensor), reference=layout.shape, device=tensor.shape)
             return
@@ -277,7 +272,7 @@ class ParameterComparison:
         for fact in misplaced(tensor, shares):
             yield ShardMisplaced(**self._array(tensor), **fact)
 
-    def _values(self, placed: ParameterView, judged: Iterable[Judged]) -> Iterator[Difference]:
+    def _values(self, view: ParameterView, judged: Iterable[Judged]) -> Iterator[Difference]:
         """Sum up what the parameter's pieces showed."""
         faults: dict[tuple[str, int], Fault] = {}
         totals: Counter[tuple[str, int]] = Counter()
@@ -286,16 +281,16 @@ class ParameterComparison:
                 totals[piece.source, copy] += count
             for run in unequal:
                 note_fault(faults, piece, run)
-        for name in dict.fromkeys(placed.sources):
+        for name in dict.fromkeys(view.sources):
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
         for key, fault in faults.items():
             yield self._bits(fault, totals[key])
 
     def _bits(self, fault: Fault, total: int) -> BitsDiffer:
-        layout = fault.placed.layout
+        layout = fault.view.layout
         file = self.checkpoint.entries[fault.source].file.name
         difference = BitsDiffer(
-            **self._array(fault.placed.tensor), index=fault.at,
+            **self._array(fault.view.tensor), index=fault.at,
             source=TensorSlice(file, fault.source, copy=fault.copy), reference=fault.reference,
             device=fault.device, itemsize=ITEMSIZE[layout.dtype], count=fault.count, total=total,
             shard=self.mesh.shards(layout.axes).get(fault.device_name),
@@ -304,17 +299,17 @@ class ParameterComparison:
         self.faults[difference] = fault
         return difference
 
-    def _padding(self, placed: ParameterView) -> Iterator[Difference]:
-        for shard, bits, where in padding_of(placed):
+    def _padding(self, view: ParameterView) -> Iterator[Difference]:
+        for shard, bits, where in padding_of(view):
             self.tally.padding_bytes += bits.nbytes
             if written := nonzero(bits):
                 first = written.first
                 yield PaddingWritten(
-                    **self._array(placed.tensor), device_name=shard.device,
+                    **self._array(view.tensor), device_name=shard.device,
                     index=tuple(i + o for i, o in zip(first, where, strict=True)),
                     device=int(bits[first]), itemsize=bits.itemsize,
                     count=written.count, total=bits.size,
-                    shard=self.mesh.shards(placed.layout.axes).get(shard.device),
+                    shard=self.mesh.shards(view.layout.axes).get(shard.device),
                 )  # fmt: skip
 
     def _uncovered(self) -> Iterator[Difference]:

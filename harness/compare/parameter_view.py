@@ -13,10 +13,10 @@ from harness.base.scanning import Mask
 from harness.devices.expert_layout import Span
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import (
+    LayoutSizes,
     Packing,
     ParameterLayout,
     RowBlock,
-    Sizes,
     Source,
     UnknownParameterLayout,
     parameter_dtype,
@@ -45,7 +45,7 @@ class Fault:
     ``at`` is the first unequal element in the tensor, ``device_name`` where it was found.
     """
 
-    placed: ParameterView
+    view: ParameterView
     source: str
     copy: int
     at: tuple[int, ...]
@@ -90,19 +90,19 @@ def pairs(
         yield block, wanted.T if layout.transposed else wanted, there, origin
 
 
-def recovered(placed: ParameterView, source: str, copy: int, prefer: str, like: Bits) -> Bits:
+def recovered(view: ParameterView, source: str, copy: int, prefer: str, like: Bits) -> Bits:
     """Tensor ``source`` as the device holds it, in the checkpoint's orientation.
 
     Args:
-        placed: the parameter.
+        view: the parameter.
         source: the tensor.
         copy: which of its copies.
         prefer: of replicas, the one on this device.
         like: the reference; gives shape and dtype, and the rows that no shard holds.
     """
     out = like.copy()
-    layout = placed.layout
-    for shard in sorted(placed.tensor.shards, key=lambda shard: shard.device == prefer):
+    layout = view.layout
+    for shard in sorted(view.tensor.shards, key=lambda shard: shard.device == prefer):
         held = shard.fetch(...)
         for block, _, there, origin in pairs(layout, shard, source, like):
             if block.copy == copy:
@@ -110,20 +110,20 @@ def recovered(placed: ParameterView, source: str, copy: int, prefer: str, like: 
     return out
 
 
-def held(placed: ParameterView, source: str, copy: int, like: Bits) -> Mask:
+def held(view: ParameterView, source: str, copy: int, like: Bits) -> Mask:
     """Which elements of :func:`recovered` are from the devices; of several hosts each has some."""
     mask = np.zeros(like.shape, dtype=bool)
-    for shard in placed.tensor.shards:
-        for block, _, _, origin in pairs(placed.layout, shard, source, like):
+    for shard in view.tensor.shards:
+        for block, _, _, origin in pairs(view.layout, shard, source, like):
             if block.copy == copy:
                 mask[origin] = True
     return mask
 
 
-def padding_of(placed: ParameterView) -> Iterator[tuple[DeviceShard, Bits, tuple[int, ...]]]:
+def padding_of(view: ParameterView) -> Iterator[tuple[DeviceShard, Bits, tuple[int, ...]]]:
     """Each shard's part of the padding, and where in the whole array it begins."""
-    layout = placed.layout
-    for shard in placed.tensor.shards if layout.padding else ():
+    layout = view.layout
+    for shard in view.tensor.shards if layout.padding else ():
         assert layout.padding is not None
         own = shard.index[layout.output_axis]
         if here := layout.padding.overlap(own):
@@ -140,9 +140,9 @@ def at_outputs(layout: ParameterLayout, outputs: slice, others: slice) -> _Where
     return tuple(where)
 
 
-def is_fp8(placed: ParameterView) -> bool:
+def is_fp8(view: ParameterView) -> bool:
     """Whether a parameter is quantised, so that its values are compared and not its bits."""
-    return placed.layout.dtype == "F8_E4M3"
+    return view.layout.dtype == "F8_E4M3"
 
 
 class _DoesNotFit(Exception):
@@ -173,7 +173,7 @@ class ParameterViews:
         self._packing = packing
 
     @cached_property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> LayoutSizes:
         """What of config.json decides layouts.
 
         Raises:
@@ -182,7 +182,7 @@ class ParameterViews:
         return sizes_of(
             self._checkpoint.text,
             self._checkpoint.config,
-            self._checkpoint.place.where("config.json"),
+            self._checkpoint.location.where("config.json"),
         )
 
     @cached_property
@@ -191,7 +191,7 @@ class ParameterViews:
         return self._checkpoint.tied
 
     @property
-    def placed(self) -> Mapping[str, ParameterView]:
+    def fitting(self) -> Mapping[str, ParameterView]:
         """By device name, each parameter that has a rule which fits."""
         return self._matched[0]
 
@@ -202,22 +202,22 @@ class ParameterViews:
 
     @cached_property
     def _matched(self) -> tuple[dict[str, ParameterView], dict[str, str]]:
-        placed: dict[str, ParameterView] = {}
+        fitting: dict[str, ParameterView] = {}
         unfitting: dict[str, str] = {}
         for tensor in self._tensors:
             if found := self._row(tensor):
                 try:
-                    placed[tensor.name] = self._view(tensor, *found)
+                    fitting[tensor.name] = self._view(tensor, *found)
                 except _DoesNotFit as reason:
                     unfitting[tensor.name] = str(reason)
-        return placed, unfitting
+        return fitting, unfitting
 
     @cached_property
     def scales(self) -> Mapping[str, DeviceTensor]:
         """By name, the scales of FP8 parameters; they are compared with those."""
         if not self._checkpoint.fp8:
             return {}
-        fp8 = {f"{name}_scale" for name, placed in self.placed.items() if is_fp8(placed)}
+        fp8 = {f"{name}_scale" for name, view in self.fitting.items() if is_fp8(view)}
         return {tensor.name: tensor for tensor in self._tensors if tensor.name in fp8}
 
     def _row(self, tensor: DeviceTensor) -> tuple[Row, tuple[str, ...]] | None:

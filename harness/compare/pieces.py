@@ -18,7 +18,7 @@ from harness.compare.parameter_view import Fault, ParameterView, pairs
 from harness.devices.expert_layout import Span
 from harness.devices.parameter_layout import ParameterLayout
 from harness.devices.tensors import DeviceShard
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 
 
 class PieceSize(NamedTuple):
@@ -38,7 +38,7 @@ USUAL = PieceSize()
 class Piece:
     """Rows of one tensor of a parameter."""
 
-    placed: ParameterView
+    view: ParameterView
     source: str
     rows: Span
 
@@ -61,23 +61,23 @@ class Judged(NamedTuple):
     unequal: list[Run]
 
 
-def is_in_host_memory(placed: ParameterView) -> bool:
+def is_in_host_memory(view: ParameterView) -> bool:
     """Whether every shard of a parameter is."""
-    return all(shard.in_host_memory for shard in placed.tensor.shards)
+    return all(shard.in_host_memory for shard in view.tensor.shards)
 
 
 def pieces_of(
-    placed: ParameterView, checkpoint: ModelCheckpoint, size: PieceSize = USUAL
+    view: ParameterView, checkpoint: ModelCheckpoint, size: PieceSize = USUAL
 ) -> Iterator[Piece]:
     """The pieces of a parameter: tensor by tensor, in the order of its rows."""
-    cut = is_in_host_memory(placed)
-    for name in dict.fromkeys(placed.sources):
+    cut = is_in_host_memory(view)
+    for name in dict.fromkeys(view.sources):
         entry = checkpoint.entries[name]
         count = entry.shape[0]
         fitting = size.nbytes * count // max(entry.nbytes, 1)
         height = max(fitting // size.rows * size.rows, size.rows) if cut else count
         for first in range(0, count, height):
-            yield Piece(placed, name, Span(first, min(first + height, count)))
+            yield Piece(view, name, Span(first, min(first + height, count)))
 
 
 def judge_piece(
@@ -92,12 +92,12 @@ def judge_piece(
         checkpoint: the reference.
         expected: what becomes of reference bits, of a dtype, on the way to the device.
     """
-    placed, name, rows = piece.placed, piece.source, piece.rows
+    view, name, rows = piece.view, piece.source, piece.rows
     bits = checkpoint.bits(name, (rows.as_slice(),))
-    reference = expected(bits, checkpoint.entries[name].dtype, placed.layout)
+    reference = expected(bits, checkpoint.entries[name].dtype, view.layout)
     judged = Judged(piece, Counter(), [])
-    shards = placed.tensor.shards
-    if is_in_host_memory(placed):
+    shards = view.tensor.shards
+    if is_in_host_memory(view):
         _judge_shards(judged, shards, reference)
     else:
         for shard in shards:  # what a device gave back is dropped before the next
@@ -106,11 +106,11 @@ def judge_piece(
 
 
 def _judge_shards(judged: Judged, shards: Sequence[DeviceShard], reference: Bits) -> None:
-    placed, name, rows = judged.piece.placed, judged.piece.source, judged.piece.rows
+    view, name, rows = judged.piece.view, judged.piece.source, judged.piece.rows
     runs = []
     for shard in shards:
         held = shard.fetch(...)
-        for block, wanted, at, origin in pairs(placed.layout, shard, name, reference, rows.start):
+        for block, wanted, at, origin in pairs(view.layout, shard, name, reference, rows.start):
             judged.totals[block.copy] += wanted.size
             runs.append(Run(shard.device, block.copy, wanted, held[at], origin))
     if not all_equal((run.got, run.wanted) for run in runs):
@@ -119,15 +119,15 @@ def _judge_shards(judged: Judged, shards: Sequence[DeviceShard], reference: Bits
 
 def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, run: Run) -> None:
     """Add an unequal run of rows to the fault of its tensor, or of its copy of it."""
-    placed = piece.placed
+    view = piece.view
     departs = unequal(run.wanted, run.got)
     if departs is None:
         return
     first = departs.first
-    in_tensor = first[::-1] if placed.layout.transposed else first
+    in_tensor = first[::-1] if view.layout.transposed else first
     at = tuple(i + o for i, o in zip(in_tensor, (s.start for s in run.origin), strict=True))
     bits = int(run.wanted[first]), int(run.got[first])
     key = piece.source, run.copy
-    fault = faults.setdefault(key, Fault(placed, *key, at, *bits, run.device))
+    fault = faults.setdefault(key, Fault(view, *key, at, *bits, run.device))
     fault.count += departs.count
     fault.devices.add(run.device)

@@ -60,20 +60,20 @@ def shares(array: Any, rectangles: tuple[Rectangle, ...]) -> Any:
     return _program(rectangles, device.platform)(array, tables)
 
 
-def any_set(array: Any, places: tuple[tuple[Span, Span], ...]) -> Any:
-    """Whether any bit is set in ``(rows, columns)`` of each expert, bool [places, E]."""
-    return np.asarray(_any_program(places)(array))
+def any_set(array: Any, rectangles: tuple[tuple[Span, Span], ...]) -> Any:
+    """Whether any bit is set in ``(rows, columns)`` of each expert, bool [rectangles, E]."""
+    return np.asarray(_any_program(rectangles)(array))
 
 
 @cache
-def _any_program(places: tuple[tuple[Span, Span], ...]) -> Any:
+def _any_program(rectangles: tuple[tuple[Span, Span], ...]) -> Any:
     import jax
     import jax.numpy as jnp
 
     def program(array: Any) -> Any:
         bits = jax.lax.bitcast_convert_type(array, _BITS[array.dtype.itemsize])
         bits = bits.reshape(bits.shape[0], -1, bits.shape[-1])
-        parts = [bits[:, rows.as_slice(), columns.as_slice()] for rows, columns in places]
+        parts = [bits[:, rows.as_slice(), columns.as_slice()] for rows, columns in rectangles]
         return jnp.stack([(part != 0).any(axis=(1, 2)) for part in parts])
 
     return jax.jit(program)

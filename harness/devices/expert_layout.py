@@ -82,7 +82,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Block:
+class LayoutBlock:
     """A rectangle of an expert's matrix and where it lies on the device.
 
     ``rows`` and ``columns`` index the last two axes of ``parameter``; ``outputs`` and ``inputs``
@@ -103,7 +103,7 @@ class Block:
         share = matrix[self.outputs.as_slice(), self.inputs.as_slice()]
         return share.T if self.transposed else share
 
-    def part(self, by_row: bool, span: Span) -> Block:
+    def part(self, by_row: bool, span: Span) -> LayoutBlock:
         """The rows, or the columns, of ``span`` alone."""
         offset = span.start - (self.rows if by_row else self.columns).start
         along_inputs = by_row == self.transposed
@@ -116,7 +116,7 @@ class Block:
         """Whether element [output, input] of the matrix lies in this block."""
         return output in self.outputs and input_ in self.inputs
 
-    def place(self, output: int, input_: int) -> tuple[int, int]:
+    def position(self, output: int, input_: int) -> tuple[int, int]:
         """Row and column of element [output, input] on the device."""
         along, across = input_ - self.inputs.start, output - self.outputs.start
         if not self.transposed:
@@ -151,10 +151,10 @@ class Layout:
     shapes: dict[Parameter, tuple[int, int, int]]
     sharded_axis: dict[Parameter, int]
     shards: int
-    blocks: tuple[Block, ...]
+    blocks: tuple[LayoutBlock, ...]
     padding: tuple[Padding, ...]
 
-    def blocks_of(self, projection: Projection) -> tuple[Block, ...]:
+    def blocks_of(self, projection: Projection) -> tuple[LayoutBlock, ...]:
         """The blocks that make up one projection."""
         return tuple(block for block in self.blocks if block.projection is projection)
 
@@ -203,7 +203,7 @@ def _cut(layout: Layout) -> Layout:
     return replace(layout, blocks=tuple(blocks))
 
 
-def _parts(layout: Layout, block: Block) -> Iterator[Block]:
+def _parts(layout: Layout, block: LayoutBlock) -> Iterator[LayoutBlock]:
     by_row = layout.sharded_axis[block.parameter] == 1
     along = block.rows if by_row else block.columns
     for shard in range(layout.shards):
@@ -225,10 +225,10 @@ def _gmm(
         for half, projection in enumerate((Projection.GATE, Projection.UP)):
             start = (2 * number + half) * padded
             columns = Span(start, start + piece)
-            blocks.append(Block(projection, Parameter.W13, rows, columns, outputs, rows))
+            blocks.append(LayoutBlock(projection, Parameter.W13, rows, columns, outputs, rows))
             padding += _gaps(Parameter.W13, rows, Span(start + piece, start + padded))
     whole = Span(0, width)
-    blocks.append(Block(Projection.DOWN, Parameter.W2, whole, rows, rows, whole))
+    blocks.append(LayoutBlock(Projection.DOWN, Parameter.W2, whole, rows, rows, whole))
     return Layout(
         backend=backend,
         shapes={
@@ -250,10 +250,10 @@ def _fused(shape: ExpertShape, shards: int) -> Layout:
     for half, projection in enumerate((Projection.GATE, Projection.UP)):
         first = half * rows
         here = Span(first, first + shape.hidden)
-        blocks.append(Block(projection, Parameter.W13, here, width, width, hidden))
+        blocks.append(LayoutBlock(projection, Parameter.W13, here, width, width, hidden))
         padding += _gaps(Parameter.W13, Span(here.stop, first + rows), Span(0, columns))
         padding += _gaps(Parameter.W13, here, Span(width.stop, columns))
-    blocks.append(Block(Projection.DOWN, Parameter.W2, width, hidden, hidden, width))
+    blocks.append(LayoutBlock(Projection.DOWN, Parameter.W2, width, hidden, hidden, width))
     padding += _gaps(Parameter.W2, Span(width.stop, columns), Span(0, rows))
     padding += _gaps(Parameter.W2, width, Span(hidden.stop, rows))
     return Layout(
@@ -274,9 +274,9 @@ def _host(backend: Backend, shape: ExpertShape, shards: int, *, axes: tuple[int,
     hidden, width = Span(0, shape.hidden), Span(0, shape.intermediate)
     up = Span(len(width), 2 * len(width))
     blocks = (
-        Block(Projection.GATE, Parameter.W13, width, hidden, width, hidden, transposed=False),
-        Block(Projection.UP, Parameter.W13, up, hidden, width, hidden, transposed=False),
-        Block(Projection.DOWN, Parameter.W2, hidden, width, hidden, width, transposed=False),
+        LayoutBlock(Projection.GATE, Parameter.W13, width, hidden, width, hidden, transposed=False),
+        LayoutBlock(Projection.UP, Parameter.W13, up, hidden, width, hidden, transposed=False),
+        LayoutBlock(Projection.DOWN, Parameter.W2, hidden, width, hidden, width, transposed=False),
     )
     return Layout(
         backend=backend,

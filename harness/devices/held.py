@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from harness.base.bits import Bits
-from harness.devices.expert_layout import Block, Layout, Padding, Parameter, Span
+from harness.devices.expert_layout import Layout, LayoutBlock, Padding, Parameter, Span
 from harness.families.family import Projection
 
 
@@ -43,7 +43,7 @@ class Held:
             return list(experts) if spans else []
         return [expert for expert in experts if any(expert in span for span in spans)]
 
-    def holds(self, part: Block | Padding) -> bool:
+    def holds(self, part: LayoutBlock | Padding) -> bool:
         """Whether a rectangle of an expert of which something is held lies on these devices."""
         axis = self._layout.sharded_axis[part.parameter]
         if self.whole or axis == 0:
@@ -52,7 +52,7 @@ class Held:
         spans = self._spans(part.parameter)
         return any(span.start <= along.start and along.stop <= span.stop for span in spans)
 
-    def blocks(self, projection: Projection) -> list[Block]:
+    def blocks(self, projection: Projection) -> list[LayoutBlock]:
         """The blocks of a projection that are held."""
         return [block for block in self._layout.blocks_of(projection) if self.holds(block)]
 
@@ -61,27 +61,27 @@ class Held:
         if self.whole or not self.divides_experts:
             return matrix
         axis = _cut_axis(projection)
-        return matrix.take(self._places(matrix.shape[axis]), axis=axis)
+        return matrix.take(self._columns(matrix.shape[axis]), axis=axis)
 
     def index(self, projection: Projection, at: tuple[int, int], width: int) -> tuple[int, int]:
         """Where element ``at`` of :meth:`of` stands in the whole matrix; ``width`` is F."""
         if self.whole or not self.divides_experts:
             return at
         output, input_ = at
-        places = self._places(width)
+        columns = self._columns(width)
         if _cut_axis(projection):
-            return output, int(places[input_])
-        return int(places[output]), input_
+            return output, int(columns[input_])
+        return int(columns[output]), input_
 
     def _spans(self, parameter: Parameter) -> list[Span]:
         return [self._layout.shard_span(parameter, shard) for shard in self.shards]
 
-    def _places(self, width: int) -> Bits:
+    def _columns(self, width: int) -> Bits:
         """Indexes into the intermediate axis, of ``width`` elements."""
         piece = width // self._layout.shards
         starts = np.array(self.shards, dtype=np.int64)[:, None] * piece
-        places: Bits = (starts + np.arange(piece)).ravel()
-        return places
+        columns: Bits = (starts + np.arange(piece)).ravel()
+        return columns
 
 
 def _cut_axis(projection: Projection) -> int:

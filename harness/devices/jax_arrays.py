@@ -57,7 +57,7 @@ def _shard_from_jax(
         spans(shard.index, shape),
         fetch,
         shares=lambda rectangles: shares(shard.data, tuple(rectangles)),
-        any_set=lambda places: any_set(shard.data, tuple(places)),
+        any_set=lambda rectangles: any_set(shard.data, tuple(rectangles)),
         in_host_memory=in_host_memory,
     )
 

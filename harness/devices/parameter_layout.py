@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 from harness.base.bounds import MOST_HEADS, section, size
-from harness.checkpoint.fp8 import CODES
+from harness.checkpoint.fp8_blocks import CODES
 from harness.devices.expert_layout import Span
 from harness.devices.mesh import Mesh
 from harness.families.blocks import Cut, Pieces, Row
@@ -35,7 +35,7 @@ _KEYS = ("linear_num_key_heads", "linear_key_head_dim")  # linear attention's, w
 
 
 @dataclass(frozen=True)
-class Sizes:
+class LayoutSizes:
     """What of config.json decides a layout.
 
     Attributes:
@@ -55,7 +55,7 @@ class Sizes:
 
 def sizes_of(
     text: Mapping[str, Any], config: Mapping[str, Any], where: str = "config.json"
-) -> Sizes:
+) -> LayoutSizes:
     """The sizes that ``config.json`` states.
 
     Args:
@@ -71,7 +71,7 @@ def sizes_of(
     linear = any(key in text for key in _KEYS)
     heads = read(text, "num_attention_heads")
     width = None if "head_dim" in text else max(size(text, "hidden_size", where) // heads, 1)
-    return Sizes(
+    return LayoutSizes(
         heads=heads,
         head_dim=read(text, "head_dim", default=width),
         kv_heads=read(text, "num_key_value_heads", default=heads),
@@ -168,7 +168,12 @@ class UnknownParameterLayout(ValueError):
 
 
 def parameter_layout(
-    row: Row, sources: Sequence[Source], mesh: Mesh, sizes: Sizes, packing: Packing, dtype: str
+    row: Row,
+    sources: Sequence[Source],
+    mesh: Mesh,
+    sizes: LayoutSizes,
+    packing: Packing,
+    dtype: str,
 ) -> ParameterLayout:
     """Where the rows of ``sources`` lie.
 
@@ -252,7 +257,9 @@ class _Piece:
     even_first: bool = False
 
 
-def _pieces(row: Row, sources: Sequence[Source], sizes: Sizes, shards: int) -> Iterator[_Piece]:
+def _pieces(
+    row: Row, sources: Sequence[Source], sizes: LayoutSizes, shards: int
+) -> Iterator[_Piece]:
     match row.pieces:
         case Pieces.QKV | Pieces.QKV_ROTARY:
             for source, letter in zip(sources, _QKV, strict=True):

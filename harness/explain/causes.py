@@ -8,9 +8,9 @@ from typing import Self
 
 import msgspec
 
-from harness.base.text import runs_text
+from harness.base.number_runs import runs_text
 from harness.compare.difference import Difference
-from harness.families.registry import families
+from harness.families.known_families import families
 
 
 class Cause(StrEnum):

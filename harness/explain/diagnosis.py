@@ -26,7 +26,7 @@ from harness.explain.evidence import (
     Words,
 )
 from harness.explain.metadata import Known, explain_metadata, mistaken
-from harness.explain.provenance import FileSearch, Place, ReferenceIndex, depth
+from harness.explain.provenance import FileSearch, Occurrence, ReferenceIndex, depth
 from harness.explain.rules import explain
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Projection
@@ -199,7 +199,7 @@ class AroundExpert(Around):
         found = self.index.lines(self.key, axis).get(digest)
         return found and (slice_of(found.key), found.number)
 
-    def bytes_at(self, run: bytes) -> Place | None:
+    def bytes_at(self, run: bytes) -> Occurrence | None:
         """See :meth:`Around.bytes_at`."""
         return self.search.bytes_at(self.key, (self.key.part, self.key.layer), run)
 

@@ -17,7 +17,7 @@ import numpy as np
 from harness.base.bits import Bits
 from harness.base.scanning import Mask, stretches
 from harness.explain.causes import Cause, Finding
-from harness.explain.provenance import Place, lines_of
+from harness.explain.provenance import Occurrence, lines_of
 from harness.load.ledger import POISON, LoaderCall
 
 
@@ -149,7 +149,7 @@ class Around:
         """The other slice whose bits all of it is."""
         raise NotImplementedError
 
-    def bytes_at(self, run: bytes) -> Place | None:
+    def bytes_at(self, run: bytes) -> Occurrence | None:
         """Where a run of its bytes stands in the checkpoint's files."""
         raise NotImplementedError
 

@@ -28,12 +28,12 @@ from harness.explain.evidence import (
     Words,
 )
 from harness.explain.metadata import Known, explain_metadata, mistaken
-from harness.explain.provenance import FileSearch, Place, depth, lines_of
+from harness.explain.provenance import FileSearch, Occurrence, depth, lines_of
 from harness.explain.provenance_rules import TIED
 from harness.explain.rules import explain
 from harness.families.blocks import Pieces
 from harness.families.family import TIE, Family, Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import Ledger
 
 #: A module, its number, and what of it.
@@ -76,14 +76,14 @@ class ParameterExplainer:
         """What rules may look at of a tensor that differs; the difference is the comparison's."""
         comparison, fault = self._comparison, self._comparison.faults[difference]
         around = AroundTensor(comparison, fault, self._search)
-        checkpoint, placed = comparison.checkpoint, fault.placed
+        checkpoint, view = comparison.checkpoint, fault.view
         granules = tuple(_granules(around))
         return Evidence(
             slice=around.own,
-            words=_words(difference.part, placed.row.kind),
+            words=_words(difference.part, view.row.kind),
             reference=around.reference,
             device=around.device,
-            dtype=placed.layout.dtype,
+            dtype=view.layout.dtype,
             stored=lambda: (
                 checkpoint.bits(fault.source),
                 checkpoint.entries[fault.source].dtype,
@@ -91,7 +91,7 @@ class ParameterExplainer:
             around=around,
             held=around.mask,
             granules=granules,
-            repeated=any(b.copy for b in placed.layout.blocks if b.source == fault.source),
+            repeated=any(b.copy for b in view.layout.blocks if b.source == fault.source),
             deliveries=lambda: self._deliveries(fault),
             replicas=lambda: _replicas(comparison, fault),
             tied=lambda: _tied(around),
@@ -106,7 +106,7 @@ class ParameterExplainer:
             recorded=ledger.recorded,
             streamed=fault.source in ledger.streamed,
             of=len(ledger.streamed),
-            never=self._never(fault.placed.tensor.name),
+            never=self._never(fault.view.tensor.name),
             lone_bias=is_lone_bias(fault.source, ledger),
         )
 
@@ -117,7 +117,7 @@ class AroundTensor(Around):
     def __init__(self, comparison: ParameterComparison, fault: Fault, search: FileSearch) -> None:
         self.comparison = comparison
         self.fault = fault
-        self.placed: ParameterView = fault.placed
+        self.view: ParameterView = fault.view
         self.checkpoint: ModelCheckpoint = comparison.checkpoint
         self._search = search
         self._lines: dict[int, dict[bytes, tuple[Slice, int]]] = {}
@@ -142,15 +142,15 @@ class AroundTensor(Around):
     @cached_property
     def mask(self) -> Mask | None:
         """Which elements the devices of this process hold; None for all."""
-        layout = self.placed.layout
-        found = {shard.index for shard in self.placed.tensor.shards}
+        layout = self.view.layout
+        found = {shard.index for shard in self.view.tensor.shards}
         if {layout.share(number) for number in range(layout.shards)} <= found:
             return None
-        return held(self.placed, self.fault.source, self.fault.copy, self.reference)
+        return held(self.view, self.fault.source, self.fault.copy, self.reference)
 
     def fellows(self) -> Sequence[Slice]:
         """The tensors that its parameter is made of, where there are several."""
-        sources = dict.fromkeys(self.placed.sources)
+        sources = dict.fromkeys(self.view.sources)
         return [self._slice(name) for name in sources] if len(sources) > 1 else ()
 
     def expected(self, other: Slice) -> Bits:
@@ -169,7 +169,7 @@ class AroundTensor(Around):
     def _whose(self) -> Slice | None:
         entries, own = self.checkpoint.entries, self.fault.source
         alike = (name for name in entries if entries[name].shape == entries[own].shape)
-        for name in dict.fromkeys((*self.placed.sources, *alike)):
+        for name in dict.fromkeys((*self.view.sources, *alike)):
             if name != own and entries[name].shape == entries[own].shape and self.holds(name):
                 return self._slice(name)
         return None
@@ -203,7 +203,7 @@ class AroundTensor(Around):
             self._lines[axis] = known
         return self._lines[axis].get(digest)
 
-    def bytes_at(self, run: bytes) -> Place | None:
+    def bytes_at(self, run: bytes) -> Occurrence | None:
         """See :meth:`Around.bytes_at`."""
         return self._search.bytes_at(self.own.key, self.own.layer, run)
 
@@ -223,11 +223,11 @@ class AroundTensor(Around):
             else self.checkpoint.bits(name, (rows,))
         )
         dtype = self.checkpoint.entries[name].dtype
-        return self.comparison.expected(bits, dtype, self.placed.layout)
+        return self.comparison.expected(bits, dtype, self.view.layout)
 
     def _held(self, name: str, copy: int) -> Bits:
         reference = self.reference if name == self.fault.source else self._expected(name)
-        return recovered(self.placed, name, copy, self.fault.device_name, reference)
+        return recovered(self.view, name, copy, self.fault.device_name, reference)
 
 
 def slice_of(name: str, family: Family) -> Slice:
@@ -250,11 +250,11 @@ def _words(part: Part, kind: str) -> Words:
 
 def _granules(around: AroundTensor) -> Iterator[Granule]:
     """Heads and shards: what pieces of the tensor could change places."""
-    row, layout = around.placed.row, around.placed.layout
-    sizes, rows = around.comparison.placements.sizes, around.reference.shape[0]
+    row, layout = around.view.row, around.view.layout
+    sizes, rows = around.comparison.views.sizes, around.reference.shape[0]
     head = 1
     if row.pieces is Pieces.QKV:
-        of_q = around.fault.source == around.placed.sources[0]  # with its output gate, in Qwen3.5
+        of_q = around.fault.source == around.view.sources[0]  # with its output gate, in Qwen3.5
         head = rows // sizes.heads if of_q else sizes.head_dim
     if row.pieces is Pieces.QKV_FUSED:
         head = rows // (3 * sizes.vision_heads)
@@ -269,7 +269,7 @@ def _granules(around: AroundTensor) -> Iterator[Granule]:
 
 def _has(around: AroundTensor, granules: Sequence[Granule]) -> frozenset[Need]:
     nouns = {granule.noun for granule in granules}
-    groups = around.comparison.mesh.groups(around.placed.layout.axes)
+    groups = around.comparison.mesh.groups(around.view.layout.axes)
     family, source = around.checkpoint.family, around.fault.source
     has = {
         Need.TWO_AXES: sum(size > 1 for size in around.reference.shape) > 1,
@@ -280,14 +280,14 @@ def _has(around: AroundTensor, granules: Sequence[Granule]) -> frozenset[Need]:
         Need.SHARDS: "shard" in nouns,
         Need.REPLICAS: len(groups) > 1,
         Need.TIE: source in (family.head, family.embedding),
-        Need.BF16: around.placed.layout.dtype == "BF16",
+        Need.BF16: around.view.layout.dtype == "BF16",
     }
     return frozenset(need for need, there in has.items() if there)
 
 
 def _replicas(comparison: ParameterComparison, fault: Fault) -> tuple[list[str], list[str]] | None:
     """The devices that hold a part wrong that others hold right, and those."""
-    for replicas in zip(*comparison.mesh.groups(fault.placed.layout.axes), strict=True):
+    for replicas in zip(*comparison.mesh.groups(fault.view.layout.axes), strict=True):
         holders = {device for device in replicas if device in comparison.local}
         wrong = holders & fault.devices
         if wrong and wrong < holders:
@@ -305,7 +305,7 @@ def _tied(around: AroundTensor) -> str | None:
         return None
     if checkpoint.entries[of].shape != checkpoint.entries[source].shape or not around.holds(of):
         return None
-    return f"{around.placed.tensor.name} holds {of}; {_ties_text(checkpoint)}"
+    return f"{around.view.tensor.name} holds {of}; {_ties_text(checkpoint)}"
 
 
 def _headless(difference: Difference, comparison: ParameterComparison) -> Finding | None:

@@ -19,7 +19,7 @@ from harness.base.bits import Bits
 from harness.compare.equality import on_all_cores
 from harness.families.experts import ExpertKey, ReferencePart, announced_layers
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 
 _NEEDLE_ELEMENTS = 24
 _SEARCHED = 8 << 30
@@ -29,7 +29,7 @@ OF_LAYER, OF_ALL = 8 * _SEARCHED, 24 * _SEARCHED
 
 
 #: A tensor and a byte of it.
-Place = tuple[str, int]
+Occurrence = tuple[str, int]
 
 
 class Line(NamedTuple):
@@ -132,7 +132,7 @@ class FileSearch:
         self._last_found: dict[Hashable, str] = {}
         self.unsearched: set[Hashable] = set()
 
-    def bytes_at(self, near: Hashable, layer: Hashable, run: bytes) -> Place | None:
+    def bytes_at(self, near: Hashable, layer: Hashable, run: bytes) -> Occurrence | None:
         """Where ``run``, of slice ``near``, stands in the files; None, too, if not looked for.
 
         What was found for the last slice of its layer is looked at first, and always.
@@ -163,7 +163,7 @@ def needle(bits: Bits, unequal: Bits) -> bytes | None:
     return None
 
 
-def find_bytes(checkpoint: ModelCheckpoint, run: bytes) -> Place | None:
+def find_bytes(checkpoint: ModelCheckpoint, run: bytes) -> Occurrence | None:
     """The tensor that holds ``run``, and the byte of it; the first _SEARCHED bytes are searched."""
     searched = 0
     for name, entry in checkpoint.entries.items():
@@ -190,7 +190,7 @@ def lines_of(bits: Bits, axis: int) -> Iterator[bytes]:
         yield digest(line)
 
 
-def _read(checkpoint: ModelCheckpoint, found: Place | None) -> int:
+def _read(checkpoint: ModelCheckpoint, found: Occurrence | None) -> int:
     """Bytes that :func:`find_bytes` went through."""
     if found is None:
         return min(checkpoint.nbytes, _SEARCHED)

@@ -16,14 +16,14 @@ import msgspec
 from harness.base.bits import Bits, converted, model_dtype
 from harness.base.bounds import shown, size
 from harness.base.errors import BadInput
-from harness.checkpoint.fp8 import CODES, SCALE_SUFFIX
-from harness.families.model import ModelCheckpoint
+from harness.checkpoint.fp8_blocks import CODES, SCALE_SUFFIX
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.families.storage import (
     ExpertNaming,
     ExpertTensor,
     Part,
-    Place,
     Projection,
+    StoredMatrix,
 )
 
 
@@ -102,7 +102,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         self.checkpoint = checkpoint
         self._last = threading.local()
         stored = {entry.dtype for entry in checkpoint.entries.values()}
-        where = checkpoint.place.where("config.json")
+        where = checkpoint.location.where("config.json")
         self.model_dtype = model_dtype(checkpoint.config, stored, where)
         sizes = checkpoint.expert_sizes
         dtype = CODES if checkpoint.fp8 else self.model_dtype
@@ -128,7 +128,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def stored(self, key: ExpertKey) -> tuple[Bits, str]:
         """The bits of ``key`` as the checkpoint has them, [output, input], and their dtype."""
-        name, index, transposed = self._place(key)
+        name, index, transposed = self._stored_matrix(key)
         dtype = self.checkpoint.entries[name].dtype
         if not index:
             return self.checkpoint.bits(name), dtype
@@ -148,14 +148,14 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def source(self, key: ExpertKey) -> TensorSlice:
         """File, tensor and slice of ``key``, as a reader would write them."""
-        name, index, _ = self._place(key)
+        name, index, _ = self._stored_matrix(key)
         file = self.checkpoint.entries[name].file.name
         if not index:
             return TensorSlice(file, name)
         return TensorSlice(file, name, f"[{', '.join(map(_as_text, index))}]")
 
-    def _place(self, key: ExpertKey) -> Place:
-        return self.naming.place(key.layer, key.expert, key.projection, self.shape.intermediate)
+    def _stored_matrix(self, key: ExpertKey) -> StoredMatrix:
+        return self.naming.matrix(key.layer, key.expert, key.projection, self.shape.intermediate)
 
     def names_of(self, layer: int) -> Collection[str]:
         """The names of a layer's expert tensors."""
@@ -253,7 +253,7 @@ def announced_layers(checkpoint: ModelCheckpoint, part: Part) -> int:
     Raises:
         BadInput: it announces no number, or more layers than there are tensors.
     """
-    where, most = checkpoint.place.where("config.json"), len(checkpoint.entries)
+    where, most = checkpoint.location.where("config.json"), len(checkpoint.entries)
     family, default = checkpoint.family, 0
     if part is Part.MTP and any(
         name.startswith(family.draft_prefix) for name in checkpoint.entries
@@ -269,7 +269,7 @@ def announced_moe_layers(checkpoint: ModelCheckpoint, part: Part) -> tuple[int, 
     Raises:
         BadInput: as :func:`announced_layers`, or it says no such thing of dense layers.
     """
-    family, where = checkpoint.family, checkpoint.place.where("config.json")
+    family, where = checkpoint.family, checkpoint.location.where("config.json")
     count = announced_layers(checkpoint, part)
     if part is Part.DECODER:
         return family.moe_layers.of(checkpoint.text, count, where)

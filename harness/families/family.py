@@ -19,11 +19,23 @@ from harness.families.blocks import DERIVED, Block, Derived, Row, Shape
 from harness.families.layers import ALL_LAYERS, MoeLayers
 from harness.families.misread import COMMON_ROAD, Misread
 from harness.families.sizes import ModelShape, named_shapes, resized
-from harness.families.storage import ExpertNaming, Part, Projection, Sizes, Storage
+from harness.families.storage import ExpertNaming, ExpertSizes, Part, Projection, Storage
 
 __all__ = [
-    "TIE", "ExpertNaming", "Family", "Module", "MoeLayers", "Part", "Projection", "Recipe", "Rule",
-    "Section", "Storage", "TensorSpec", "each_layer", "expert_specs",
+    "TIE",
+    "ExpertNaming",
+    "Family",
+    "Module",
+    "MoeLayers",
+    "ParameterRule",
+    "Part",
+    "Projection",
+    "Recipe",
+    "Section",
+    "Storage",
+    "TensorSpec",
+    "each_layer",
+    "expert_specs",
 ]  # fmt: skip
 
 
@@ -91,7 +103,7 @@ class TensorSpec(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rule:
+class ParameterRule:
     """A row of a block at its place: the pattern of its parameter's name, and of its tensors'.
 
     Attributes:
@@ -312,7 +324,7 @@ class Family:
         }
 
     @cached_property
-    def rules(self) -> tuple[Rule, ...]:
+    def rules(self) -> tuple[ParameterRule, ...]:
         """Every row of every block, where it is."""
         return tuple(
             _rule(section, module, row)
@@ -470,12 +482,12 @@ def _joined(*words: str) -> str:
     return ".".join(word for word in words if word)
 
 
-def _rule(section: Section, module: Module, row: Row) -> Rule:
+def _rule(section: Section, module: Module, row: Row) -> ParameterRule:
     path = _joined(section.path, module.path)
     number = re.escape(path).replace(re.escape("{n}"), r"\d+")
     before = f"({number}\\.)" if path else "()"
     names = "|".join(map(re.escape, (row.parameter, *row.copies)))
-    return Rule(
+    return ParameterRule(
         row,
         re.compile(before + (f"(?:{names})" if row.copies else names)),
         tuple(rf"\g<1>{name}" for name, _ in row.stored),
@@ -501,7 +513,7 @@ def _specs(
 
 def expert_specs(naming: ExpertNaming, layer: int, shape: ModelShape) -> Iterator[TensorSpec]:
     """The expert tensors of one layer."""
-    sizes = Sizes(shape.experts, shape.hidden, shape.intermediate)
+    sizes = ExpertSizes(shape.experts, shape.hidden, shape.intermediate)
     for tensor in naming.tensors(layer, sizes):
         yield TensorSpec(
             tensor.name, tensor.shape, None if tensor.expert is not None else shape.experts,

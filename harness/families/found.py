@@ -15,13 +15,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from harness.base.errors import BadInput
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.families.family import Family
-from harness.families.storage import GATE_UP_DOWN, ExpertNaming, Sizes, Storage
+from harness.families.storage import GATE_UP_DOWN, ExpertNaming, ExpertSizes, Storage
 
 
 def found_namings(
     entries: Mapping[str, TensorEntry],
     family: Family,
-    sizes: Sizes,
+    sizes: ExpertSizes,
     asked: Storage | None,
     where: str,
 ) -> tuple[ExpertNaming, ...]:
@@ -103,7 +103,7 @@ def candidates(family: Family, asked: Storage | None) -> Iterable[ExpertNaming]:
 
 
 def _fits(
-    naming: ExpertNaming, layer: int, sizes: Sizes, entries: Mapping[str, TensorEntry]
+    naming: ExpertNaming, layer: int, sizes: ExpertSizes, entries: Mapping[str, TensorEntry]
 ) -> bool:
     """Whether a layer has the tensors of a naming, in the shapes it gives them."""
     return all(

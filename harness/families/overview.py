@@ -14,13 +14,13 @@ from pathlib import Path
 import msgspec
 
 from harness.families.family import Family, Part, Recipe
-from harness.families.registry import families, recipes
+from harness.families.known_families import families, recipes
 
 LOADS = Path(__file__).with_name("loads.json")
 BEGIN, END = "<!-- families: begin -->\n", "<!-- families: end -->\n"
 
 
-class Outcome(StrEnum):
+class Ending(StrEnum):
     """What a load of a recipe came to.
 
     - ``equal``: every expert and every other parameter is equal, bit for bit.
@@ -38,7 +38,7 @@ class Outcome(StrEnum):
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """One load: its outcome, and the ids of the known issues that describe it."""
 
-    outcome: Outcome
+    outcome: Ending
     issues: tuple[str, ...] = ()
 
 
@@ -50,7 +50,7 @@ class Releases(msgspec.Struct, frozen=True, rename="kebab"):
     target: str
 
 
-class Loaded(msgspec.Struct, frozen=True):
+class LoadsOn(msgspec.Struct, frozen=True):
     """One recipe, its experts spread in one way (``tensor``, ``expert``), by run."""
 
     recipe: str
@@ -63,7 +63,7 @@ class Loads(msgspec.Struct, frozen=True):
     """The content of ``loads.json``: runs by name, such as ``0.26``, and what they came to."""
 
     runs: dict[str, Releases]
-    loads: tuple[Loaded, ...]
+    loads: tuple[LoadsOn, ...]
 
 
 class Described(msgspec.Struct, frozen=True, rename="kebab"):
@@ -85,7 +85,7 @@ class Described(msgspec.Struct, frozen=True, rename="kebab"):
     parts: tuple[Part, ...]
     storages: dict[Part, tuple[str, ...]]
     recipes: dict[str, str]
-    loads: tuple[Loaded, ...]
+    loads: tuple[LoadsOn, ...]
 
 
 class Overview(msgspec.Struct, frozen=True):
@@ -118,7 +118,7 @@ def _described(family: Family, known: Loads) -> Described:
     )  # fmt: skip
 
 
-def _is_of(load: Loaded, family: Family) -> bool:
+def _is_of(load: LoadsOn, family: Family) -> bool:
     return any(recipe.name == load.recipe for recipe in family.recipes)
 
 
@@ -189,7 +189,7 @@ def _cell(result: Result | None) -> str:
     if result is None:
         return "not run"
     links = ", ".join(f"[{name}](known-issues.md#{name})" for name in result.issues)
-    outcome = f"**{result.outcome}**" if result.outcome is Outcome.FAILED else str(result.outcome)
+    outcome = f"**{result.outcome}**" if result.outcome is Ending.FAILED else str(result.outcome)
     return f"{outcome}: {links}" if links else outcome
 
 

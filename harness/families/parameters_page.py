@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 
 from harness.families.blocks import DERIVED, UPSTREAM, Cut, Pieces, Row
-from harness.families.family import Family, Rule
-from harness.families.registry import families
+from harness.families.family import Family, ParameterRule
+from harness.families.known_families import families
 
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 
@@ -52,9 +52,9 @@ def _lines() -> Iterator[str]:
         )
 
 
-def _rows() -> dict[Row, list[tuple[Family, Rule]]]:
+def _rows() -> dict[Row, list[tuple[Family, ParameterRule]]]:
     """Where each row is, over all families."""
-    found: dict[Row, list[tuple[Family, Rule]]] = {}
+    found: dict[Row, list[tuple[Family, ParameterRule]]] = {}
     for family in families():
         for rule in family.rules:
             found.setdefault(rule.row, []).append((family, rule))

@@ -78,7 +78,7 @@ W1_W3_W2 = ("w1", "w3", "w2")
 FUSED_NAMES = ("gate_up_proj", "down_proj")
 
 
-class Sizes(NamedTuple):
+class ExpertSizes(NamedTuple):
     """E, D and F."""
 
     experts: int
@@ -94,7 +94,7 @@ class ExpertTensor(NamedTuple):
     expert: int | None = None
 
 
-class Place(NamedTuple):
+class StoredMatrix(NamedTuple):
     """Where an expert's matrix lies: an index into a tensor, and whether it is [inputs, outputs].
 
     The index is empty where the tensor is the matrix.
@@ -132,7 +132,7 @@ class ExpertNaming:
         if len(self.names) != wanted or self.prefix.count("{layer}") != 1:
             raise ValueError(f"{self.storage} has {wanted} names and one {{layer}}: {self}")
 
-    def tensors(self, layer: int, sizes: Sizes) -> Iterator[ExpertTensor]:
+    def tensors(self, layer: int, sizes: ExpertSizes) -> Iterator[ExpertTensor]:
         """The tensors of a layer, in the order in which a checkpoint holds them."""
         experts, hidden, width = sizes
         before = self.prefix.format(layer=layer)
@@ -151,22 +151,22 @@ class ExpertNaming:
             return ((2 * width, hidden), (hidden, width))
         return ((width, hidden), (width, hidden), (hidden, width))
 
-    def place(self, layer: int, expert: int, projection: Projection, width: int) -> Place:
+    def matrix(self, layer: int, expert: int, projection: Projection, width: int) -> StoredMatrix:
         """Where one matrix lies; ``width`` is F."""
         before, number = self.prefix.format(layer=layer), tuple(Projection).index(projection)
         if self.storage is Storage.PER_EXPERT:
-            return Place(f"{before}.{expert}.{self.names[number]}.weight", (), False)
+            return StoredMatrix(f"{before}.{expert}.{self.names[number]}.weight", (), False)
         if self.storage is Storage.STACKED:
-            return Place(f"{before}.{self.names[number]}", (expert,), False)
+            return StoredMatrix(f"{before}.{self.names[number]}", (expert,), False)
         transposed = self.storage.is_transposed
         if projection is Projection.DOWN:
-            return Place(f"{before}.{self.names[1]}", (expert,), transposed)
+            return StoredMatrix(f"{before}.{self.names[1]}", (expert,), transposed)
         if self.storage is Storage.INTERLEAVED:
             half = slice(number, None, 2)
         else:
             half = slice(number * width, (number + 1) * width)
         index: Index = (expert, slice(None), half) if transposed else (expert, half)
-        return Place(f"{before}.{self.names[0]}", index, transposed)
+        return StoredMatrix(f"{before}.{self.names[0]}", index, transposed)
 
     def layer_of(self, tensor: str) -> int | None:
         """The layer of an expert tensor, by its name; None where it has none of this naming's."""

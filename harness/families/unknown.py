@@ -19,10 +19,10 @@ from harness.base.errors import BadInput
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.families.family import EXPERTS_KEYS, Family
 from harness.families.found import candidates
+from harness.families.known_families import families
 from harness.families.layers import MoeLayers
-from harness.families.registry import families
 from harness.families.sizes import TINY
-from harness.families.storage import ExpertNaming, ExpertTensor, Part, Sizes, Storage
+from harness.families.storage import ExpertNaming, ExpertSizes, ExpertTensor, Part, Storage
 
 #: Names that are listed of what nobody knows; the others are counted.
 _SHOWN = 12
@@ -43,7 +43,7 @@ class Reading:
     naming: ExpertNaming
     module: str
     layers: tuple[int, ...]
-    sizes: Sizes
+    sizes: ExpertSizes
     names: frozenset[str]
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Reading:
         )
 
 
-class Rule(NamedTuple):
+class NamingRule(NamedTuple):
     """What follows the number of a layer in the names of a known family's experts."""
 
     after: str
@@ -66,7 +66,7 @@ class Rule(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Account:
+class UnknownTensors:
     """Every tensor of a checkpoint that no family describes.
 
     Attributes:
@@ -107,7 +107,7 @@ class Account:
         )  # fmt: skip
 
 
-def account_of(entries: Mapping[str, TensorEntry], text: Mapping[str, Any]) -> Account:
+def account_of(entries: Mapping[str, TensorEntry], text: Mapping[str, Any]) -> UnknownTensors:
     """Account for a checkpoint's tensors by the naming rules of all known families.
 
     Args:
@@ -126,7 +126,7 @@ def account_of(entries: Mapping[str, TensorEntry], text: Mapping[str, Any]) -> A
             kinds[kind] += 1
         else:
             unknown[re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)] += 1
-    return Account(len(entries), readings, kinds, unknown)
+    return UnknownTensors(len(entries), readings, kinds, unknown)
 
 
 def language_model(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -260,18 +260,18 @@ def readings_of(
     return tuple(found)
 
 
-def rules(asked: Storage | None = None) -> tuple[Rule, ...]:
+def rules(asked: Storage | None = None) -> tuple[NamingRule, ...]:
     """The rules of all known families, each once, in every storage their names may stand for."""
-    found: dict[tuple[object, ...], Rule] = {}
+    found: dict[tuple[object, ...], NamingRule] = {}
     for family in families():
         for naming in candidates(family, asked):
             after = naming.prefix.partition("{layer}")[2]
-            rule = Rule(after, naming.storage, naming.names, family.experts_module)
+            rule = NamingRule(after, naming.storage, naming.names, family.experts_module)
             found.setdefault(rule[:3], rule)
     return tuple(rule for rule in found.values() if asked in (None, rule.storage))
 
 
-def _layers_by_prefix(rule: Rule, entries: Mapping[str, TensorEntry]) -> dict[str, set[int]]:
+def _layers_by_prefix(rule: NamingRule, entries: Mapping[str, TensorEntry]) -> dict[str, set[int]]:
     """By what comes before its number, the layers that have any tensor of a rule's name."""
     names = "|".join(map(re.escape, rule.names))
     each = rf"\d+\.(?:{names})\.weight" if rule.storage is Storage.PER_EXPERT else f"(?:{names})"
@@ -307,7 +307,9 @@ def _is_there(tensor: ExpertTensor, entries: Mapping[str, TensorEntry]) -> bool:
     return entry is not None and entry.shape == tensor.shape
 
 
-def _sizes(naming: ExpertNaming, layer: int, entries: Mapping[str, TensorEntry]) -> Sizes | None:
+def _sizes(
+    naming: ExpertNaming, layer: int, entries: Mapping[str, TensorEntry]
+) -> ExpertSizes | None:
     """E, D and F, as one layer's down projection has them; the other tensors then have to agree."""
     before = naming.prefix.format(layer=layer)
     if naming.storage is Storage.PER_EXPERT:
@@ -315,13 +317,13 @@ def _sizes(naming: ExpertNaming, layer: int, entries: Mapping[str, TensorEntry])
         shape = down.shape if down else ()
         ends = f".{naming.names[-1]}.weight"
         count = sum(name.startswith(f"{before}.") and name.endswith(ends) for name in entries)
-        return Sizes(count, *shape) if len(shape) == 2 else None
+        return ExpertSizes(count, *shape) if len(shape) == 2 else None
     down = entries.get(f"{before}.{naming.names[-1]}")
     shape = down.shape if down else ()
     if len(shape) != 3:
         return None
     experts, *matrix = shape
-    return Sizes(experts, *(reversed(matrix) if naming.storage.is_transposed else matrix))
+    return ExpertSizes(experts, *(reversed(matrix) if naming.storage.is_transposed else matrix))
 
 
 def _known_tails() -> dict[str, str]:

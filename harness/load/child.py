@@ -96,7 +96,7 @@ class Returned(msgspec.Struct, frozen=True, tag=True):
     result: bytes
 
 
-class Raised(msgspec.Struct, frozen=True, tag=True):
+class JobRaised(msgspec.Struct, frozen=True, tag=True):
     """The traceback of what a job's function raised, other than a :class:`HarnessError`."""
 
     error: str
@@ -116,7 +116,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True):
     status: int
     late: bool
     phase: str
-    outcome: Returned | SentError | Raised | None
+    outcome: Returned | SentError | JobRaised | None
     log: str
 
 
@@ -325,11 +325,11 @@ def _status(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _outcome(file: int) -> Returned | SentError | Raised | None:
+def _outcome(file: int) -> Returned | SentError | JobRaised | None:
     """What a load left, if it came to that."""
     written = os.pread(file, os.fstat(file).st_size, 0)
     try:
-        return msgspec.json.decode(written, type=Returned | SentError | Raised)
+        return msgspec.json.decode(written, type=Returned | SentError | JobRaised)
     except msgspec.MsgspecError:
         return None
 
@@ -356,7 +356,9 @@ def _run(request: Request, jobs: Mapping[str, str], directory: Path, load: _Load
     return 0 if isinstance(outcome, Returned) else 1
 
 
-def _done(request: Request, jobs: Mapping[str, str], meter: Meter) -> Returned | SentError | Raised:
+def _done(
+    request: Request, jobs: Mapping[str, str], meter: Meter
+) -> Returned | SentError | JobRaised:
     try:
         with InternalError.instead(KeyError, ImportError, AttributeError):
             module, function = jobs[request.job].split(":")
@@ -365,7 +367,7 @@ def _done(request: Request, jobs: Mapping[str, str], meter: Meter) -> Returned |
     except HarnessError as error:  # meant for the user: it goes on as it is
         return SentError.of(error)
     except BaseException:  # reported to the parent, whatever it is
-        return Raised(traceback.format_exc())
+        return JobRaised(traceback.format_exc())
 
 
 if __name__ == "__main__":

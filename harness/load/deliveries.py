@@ -13,7 +13,7 @@ from functools import partial
 
 import msgspec
 
-from harness.base.text import numbers_of, runs_text
+from harness.base.number_runs import numbers_of, runs_text
 from harness.families.family import Part, Projection
 from harness.load.ledger import SHARD_OF, Ledger, LoaderCall, Slot
 

@@ -9,12 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 from harness.base.errors import TargetUnavailable
 from harness.base.progress import Meter
 from harness.families.family import Family, Part
-from harness.families.registry import families
+from harness.families.known_families import families
 from harness.load.loaded import Ledgers, Loaded
 from harness.load.loader_layers import LoaderLayer, cutting
 from harness.load.recording import recording
 from harness.load.target import Target
-from harness.load.targets.registry import driver_named, driver_of, targets
+from harness.load.targets.known_targets import driver_named, driver_of, targets
 
 
 def preload(target: str) -> None:

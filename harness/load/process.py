@@ -29,7 +29,7 @@ from harness.base.errors import HarnessError, InternalError, SentError, TargetUn
 from harness.base.progress import Figures, Watch
 from harness.checkpoint.stores.opening import store_environment
 from harness.load import guard
-from harness.load.child import JOBS, Answer, Raised, Ready, Request, Returned, Scratch
+from harness.load.child import JOBS, Answer, JobRaised, Ready, Request, Returned, Scratch
 from harness.load.chips import locked
 from harness.load.connection import Connection
 from harness.load.overlay import Overlay
@@ -436,7 +436,7 @@ def _result(answer: Answer, timeout: float) -> bytes:
         return answer.outcome.result
     if isinstance(answer.outcome, SentError):
         raise answer.outcome.error()
-    if isinstance(answer.outcome, Raised):
+    if isinstance(answer.outcome, JobRaised):
         raise LoadProcessError("the load raised an error", answer.outcome.error, phase=answer.phase)
     how = _how(answer.status)
     raise LoadProcessError(f"the load's process ended with {how}", answer.log, phase=answer.phase)

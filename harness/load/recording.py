@@ -85,7 +85,7 @@ class Recorder:
         self._meter = meter
         self._source = ""
         self._clean: set[int] = set()  # ids of parameters that hold no poison yet
-        self._places: dict[str, tuple[Any, str, weakref.ref[Any]]] = {}
+        self._wrapped_in: dict[str, tuple[Any, str, weakref.ref[Any]]] = {}
 
     @InternalError.instead()
     def attach(self) -> None:
@@ -104,7 +104,7 @@ class Recorder:
                     continue  # tied: it belongs to several modules
                 self._clean.add(id(parameter))
                 _mark(parameter)
-                self._places[full_name] = (module, name, weakref.ref(parameter))
+                self._wrapped_in[full_name] = (module, name, weakref.ref(parameter))
                 loader = getattr(parameter, "weight_loader", default_weight_loader)
                 parameter.weight_loader = self._wrapped(loader, module, name, full_name)
 
@@ -118,7 +118,7 @@ class Recorder:
         """Name the parameters that are in their modules no more: processing replaced them."""
         self._ledger.processed += [
             full_name
-            for full_name, (module, name, parameter) in self._places.items()
+            for full_name, (module, name, parameter) in self._wrapped_in.items()
             if module._parameters.get(name) is not parameter()
         ]
 

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 from harness.base.foreign import presentable, several_lines
 from harness.report.message import failure_text
-from harness.report.report import Report, Row, Session, Status
+from harness.report.report import Report, Session, SessionRow, Status
 
 _MOST = 100_000  # characters: more than the longest text of a failure
 
@@ -52,7 +52,7 @@ def verdict_line(session: Session) -> str:
     return ", ".join([*(verdicts or ["every scenario as expected"]), *skipped])
 
 
-def summary_line(row: Row) -> str:
+def summary_line(row: SessionRow) -> str:
     """Why a scenario failed, in a line: its first diagnosis, and how many more there are."""
     report = row.report
     if report.status is Status.EQUAL:
@@ -86,7 +86,7 @@ def _error(suite: ET.Element, name: str, message: str, text: str) -> None:
     error.text = _text(text)
 
 
-def _case(suite: ET.Element, row: Row) -> None:
+def _case(suite: ET.Element, row: SessionRow) -> None:
     report = row.report
     attributes = {"classname": f"scenarios.{report.family}", "name": row.scenario}
     attributes["time"] = _seconds(_time(report))
@@ -102,7 +102,7 @@ def _case(suite: ET.Element, row: Row) -> None:
         ET.SubElement(case, "skipped", message=_text(f"known issue {report.known_issue}"))
 
 
-def _properties(row: Row) -> dict[str, str]:
+def _properties(row: SessionRow) -> dict[str, str]:
     report, environment = row.report, row.report.environment
     return {
         "purpose": row.purpose,

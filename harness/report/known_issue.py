@@ -19,12 +19,12 @@ from typing import NamedTuple
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
 
-from harness.base.text import numbers_of
+from harness.base.number_runs import numbers_of
 from harness.compare.difference import Difference, Kind
 from harness.explain.causes import Cause
 from harness.families.family import Part, Projection, Storage
 from harness.load.target import Parallelism
-from harness.load.targets.registry import targets
+from harness.load.targets.known_targets import targets
 from harness.load.targets.tpu_inference import TpuInference
 from harness.report.maps import PartMap, State
 from harness.report.report import Failure, Report, Status, contradictions

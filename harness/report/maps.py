@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 
 import msgspec
 
-from harness.base.text import numbers_of, runs_text
+from harness.base.number_runs import numbers_of, runs_text
 from harness.compare.difference import ArrayExtra, ArrayMissing, Difference, ShardMisplaced
 from harness.explain.causes import Cause, Diagnosis
 from harness.families.family import Part, Projection
@@ -175,7 +175,7 @@ def merged_map(maps: Sequence[PartMap], *, every_host: bool) -> PartMap:
     return PartMap(part=first.part, layers=first.layers, experts=first.experts, states=states)
 
 
-def places(part_map: PartMap, state: State) -> list[str]:
+def regions(part_map: PartMap, state: State) -> list[str]:
     """Where a map has ``state``, in words: what a reader who does not see the map is told.
 
     Layers with the same experts are told together: ``gate_proj: layers 30-93, experts 48-127``.

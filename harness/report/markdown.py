@@ -12,7 +12,7 @@ from harness.base.foreign import one_line, presentable
 from harness.report.figures import counted, figures, issue_lines, skipped_lines, sums
 from harness.report.junit import summary_line, verdict_line
 from harness.report.message import WHOLE_REPORT, failure_text
-from harness.report.report import Report, Row, Session, Status
+from harness.report.report import Report, Session, SessionRow, Status
 
 #: GitHub takes 1 MiB a step, Buildkite an annotation of 1 MiB; a failure's text is cut long before.
 _FAILURE_CHARACTERS = 6000
@@ -71,11 +71,11 @@ def _below(session: Session) -> Iterator[str]:
     yield from [""] if lines else []
 
 
-def _out_of_date(row: Row) -> str:
+def _out_of_date(row: SessionRow) -> str:
     return ", ❌ its known issue did not happen" if row.failed and _equal(row) else ""
 
 
-def _equal(row: Row) -> bool:
+def _equal(row: SessionRow) -> bool:
     return row.report.status is Status.EQUAL
 
 
@@ -88,7 +88,7 @@ def _failures(session: Session) -> Iterator[str]:
         yield f"{more}: {WHOLE_REPORT} has all."
 
 
-def _failure(row: Row, report: Report) -> Iterator[str]:
+def _failure(row: SessionRow, report: Report) -> Iterator[str]:
     text = failure_text(report, row.purpose) or row.why
     if len(text) > _FAILURE_CHARACTERS:
         text = text[:_FAILURE_CHARACTERS] + f"\n… {WHOLE_REPORT} has the rest"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from harness.base.errors import BadInput
-from harness.base.text import numbers_of, runs_text
+from harness.base.number_runs import numbers_of, runs_text
 from harness.compare.difference import DeviceUnchecked, Difference, ParameterTally, Tally
 from harness.explain.causes import Cause, Diagnosis
 from harness.families.family import Part
@@ -21,8 +21,8 @@ from harness.report.report import (
     Failure,
     HostPart,
     Report,
-    Row,
     Session,
+    SessionRow,
     Status,
     Timings,
     believed,
@@ -252,7 +252,7 @@ def merged_session(sessions: Sequence[Session]) -> Session:
     Raises:
         BadInput: a scenario's reports are not of one verification.
     """
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[SessionRow]] = {}
     for session in sessions:
         for row in session.rows:
             rows.setdefault(row.scenario, []).append(row)
@@ -267,7 +267,7 @@ def merged_session(sessions: Sequence[Session]) -> Session:
     )
 
 
-def _row(scenario: str, rows: Sequence[Row]) -> Row:
+def _row(scenario: str, rows: Sequence[SessionRow]) -> SessionRow:
     """One scenario: failed where it failed on a host, or where only the whole shows that.
 
     Hosts may fail as is known of them; a host that is missing, a device that none looked at, and
@@ -278,7 +278,7 @@ def _row(scenario: str, rows: Sequence[Row]) -> Row:
     lonely = any(row.report.known_issue != report.known_issue for row in rows)
     surprising = lonely or report.status not in hosts or len(rows) < rows[0].report.hosts[0].of
     surprising = surprising or any(d.cause is Cause.UNCHECKED for d in report.diagnoses)
-    return Row(
+    return SessionRow(
         scenario=scenario,
         report=report,
         failed=surprising or any(row.failed for row in rows),

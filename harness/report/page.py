@@ -17,14 +17,14 @@ import jinja2
 import msgspec
 
 from harness.base.foreign import presentable
-from harness.base.text import numbers_of
+from harness.base.number_runs import numbers_of
 from harness.compare.difference import Difference, Unequal
 from harness.compare.words import device_words, reference_words, source_words
 from harness.report.figures import figures, issue_lines, skipped_lines
 from harness.report.junit import summary_line, verdict_line
-from harness.report.maps import PartMap, State, decoded, places
+from harness.report.maps import PartMap, State, decoded, regions
 from harness.report.message import failure_text
-from harness.report.report import Report, Row, Session, Status
+from harness.report.report import Report, Session, SessionRow, Status
 
 #: Differences of a scenario the page tells one by one; maps and diagnoses cover all of them.
 _TOLD = 400
@@ -79,7 +79,7 @@ def _environments(session: Session) -> list[dict[str, str]]:
     return list(found.values())
 
 
-def _shown(row: Row) -> dict[str, Any]:
+def _shown(row: SessionRow) -> dict[str, Any]:
     """A row as the template has it; ``data`` is what the script draws from."""
     report = row.report
     result = "failed" if report.status is Status.LOAD_FAILED else str(report.status)
@@ -93,7 +93,7 @@ def _shown(row: Row) -> dict[str, Any]:
         "figures": figures(report),
         "text": failure_text(report, row.purpose) or (row.why if row.failed else ""),
         "phases": _phases(report),
-        "patterns": [(m.part, state.words, places(m, state)) for m in report.maps
+        "patterns": [(m.part, state.words, regions(m, state)) for m in report.maps
                      for state in _STATES if m.count(state)],
         "data": _data(report),
     }  # fmt: skip

@@ -225,7 +225,7 @@ class Report(msgspec.Struct, kw_only=True):
         write(path, self.to_json())
 
 
-class Row(msgspec.Struct, kw_only=True):
+class SessionRow(msgspec.Struct, kw_only=True):
     """One scenario of a session: its id, its report, and whether that failed its test.
 
     A known failure fails none where it is expected; ``why`` is the text of a failed test, and
@@ -271,7 +271,7 @@ class Session(msgspec.Struct, kw_only=True):
     unfinished: list[str] = []
     broken: list[Broken] = []
     began: str = ""
-    rows: list[Row] = []
+    rows: list[SessionRow] = []
     skipped: list[Skipped] = []
     options: list[str] = []
     schema: int = SCHEMA

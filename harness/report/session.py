@@ -17,7 +17,15 @@ from harness.base.secrets import redacted_within
 from harness.base.writing import not_written, write
 from harness.report.junit import first_line
 from harness.report.renderings import FILES, rendered
-from harness.report.report import Broken, Report, Row, Session, Skipped, Status, report_from_json
+from harness.report.report import (
+    Broken,
+    Report,
+    Session,
+    SessionRow,
+    Skipped,
+    Status,
+    report_from_json,
+)
 
 #: On an item: the reports of its verifications.
 REPORTS = pytest.StashKey[list[Report]]()
@@ -81,7 +89,7 @@ class Collector:
     def __init__(self, options: Sequence[str] = ()) -> None:
         self._options = list(options)
         self._skipped: list[Skipped] = []
-        self._rows: list[tuple[int, Row]] = []
+        self._rows: list[tuple[int, SessionRow]] = []
         self._begun: dict[str, None] = {}
         self._broken: list[Broken] = []
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
@@ -150,7 +158,7 @@ def _broken(outcome: pytest.TestReport) -> Broken:
     )
 
 
-def _rows(outcome: pytest.TestReport) -> Iterator[tuple[int, Row]]:
+def _rows(outcome: pytest.TestReport) -> Iterator[tuple[int, SessionRow]]:
     """The rows a test report carries; of a failed test's, those that failed it.
 
     Reports that are equal fail a test where a known issue should have happened. What else fails
@@ -164,5 +172,5 @@ def _rows(outcome: pytest.TestReport) -> Iterator[tuple[int, Row]]:
         failed = outcome.failed and (all_equal or report.status is not Status.EQUAL)
         why = str(outcome.longrepr) if failed else ""
         purpose = getattr(outcome, "moe_purpose", "")
-        row = Row(scenario=name, report=report, failed=failed, why=why, purpose=purpose)
+        row = SessionRow(scenario=name, report=report, failed=failed, why=why, purpose=purpose)
         yield order, row

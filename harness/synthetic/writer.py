@@ -20,9 +20,9 @@ from harness.base.bits import ITEMSIZE
 from harness.base.errors import BadInput, NotWritten
 from harness.base.writing import require_writable_directory
 from harness.families.family import TensorSpec
-from harness.families.registry import recipe_named
+from harness.families.known_families import recipe_named
 from harness.families.sections import VISION
-from harness.synthetic.fp8 import fp8_config, fp8_specs, stored
+from harness.synthetic.fp8_release import fp8_config, fp8_specs, stored
 from harness.synthetic.values import SliceValues, Values
 
 
@@ -60,7 +60,7 @@ def write_checkpoint(
     """Write a synthetic checkpoint of ``family`` in its published layout to ``out``.
 
     Args:
-        family: a recipe's name, see :func:`harness.families.registry.recipes`.
+        family: a recipe's name, see :func:`harness.families.known_families.recipes`.
         out: the directory to make; it must not exist.
         shapes: ``tiny`` or ``published:<model>``.
         layers: decoder layers, instead of the shape's own.

@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from harness.base.errors import InternalError
-from harness.checkpoint.fp8 import SCALE_SUFFIX
+from harness.checkpoint.fp8_blocks import SCALE_SUFFIX
 from harness.compare.accounting import beside_experts, left_alone, model_parts
 from harness.compare.difference import (
     Account,
@@ -40,7 +40,7 @@ from harness.devices.tensors import is_of_experts
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
 from harness.families.experts import ReferencePart
 from harness.families.family import Family, Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import Ledger
 
 #: Why tensors of a part that the model has are left alone, though no row above says so.
@@ -176,7 +176,7 @@ def _repeated(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
 
 
 @dataclass(frozen=True)
-class Scope:
+class ComparedTensors:
     """What of a reference was compared, tensor by tensor.
 
     Attributes:
@@ -230,7 +230,9 @@ def expert_sources(part: ReferencePart, chosen: Chosen) -> dict[str, bool]:
     return found
 
 
-def account_of_reference(scope: Scope, told: Collection[str]) -> tuple[Account, list[Unaccounted]]:
+def account_of_reference(
+    scope: ComparedTensors, told: Collection[str]
+) -> tuple[Account, list[Unaccounted]]:
     """Account for every tensor of the reference.
 
     Args:
@@ -245,7 +247,7 @@ def account_of_reference(scope: Scope, told: Collection[str]) -> tuple[Account, 
 
 
 def account_of_checkpoint(
-    checkpoint: ModelCheckpoint, scope: Scope, told: Collection[str]
+    checkpoint: ModelCheckpoint, scope: ComparedTensors, told: Collection[str]
 ) -> tuple[Account, list[Unaccounted]]:
     """Account for every tensor of a checkpoint that is compared with another.
 
@@ -263,12 +265,12 @@ def account_of_checkpoint(
     sources = dict(scope.sources)
     for part in scope.parts:
         sources |= _stored_otherwise(part, checkpoint, scope)
-    here = Scope(scope.reference, scope.parts, scope.asked, sources)
+    here = ComparedTensors(scope.reference, scope.parts, scope.asked, sources)
     return _account(Side.CHECKPOINT, checkpoint, here, scope.present(checkpoint), told)
 
 
 def _stored_otherwise(
-    part: ReferencePart, checkpoint: ModelCheckpoint, scope: Scope
+    part: ReferencePart, checkpoint: ModelCheckpoint, scope: ComparedTensors
 ) -> dict[str, bool]:
     """Expert tensors of a part that ``checkpoint`` stores in another way than the reference."""
     used = [naming for naming in checkpoint.namings if naming.part is part.part]
@@ -285,7 +287,7 @@ def _stored_otherwise(
 def _account(
     side: Side,
     checkpoint: ModelCheckpoint,
-    scope: Scope,
+    scope: ComparedTensors,
     present: Collection[Part],
     told: Collection[str],
 ) -> tuple[Account, list[Unaccounted]]:

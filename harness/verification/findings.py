@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from harness.base.text import numbers_of, runs_text
+from harness.base.number_runs import numbers_of, runs_text
 from harness.compare.difference import Difference, ParameterTally, Tally
 from harness.explain.causes import Diagnosis
 from harness.load.deliveries import Calls

@@ -22,16 +22,16 @@ from harness.compare.selection import Selection, choose, expert_bytes
 from harness.explain.load_failure import diagnose_failure, never_arrived
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
+from harness.families.known_families import bring
 from harness.families.misread import Misread, misread_by
-from harness.families.model import ModelCheckpoint
-from harness.families.registry import bring
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load import engine
 from harness.load.deliveries import calls_of
 from harness.load.ledger import Ledger
 from harness.load.loaded import Ledgers, Loaded
 from harness.load.loader_layers import LoaderLayer
 from harness.load.target import Target
-from harness.load.targets.registry import driver_of
+from harness.load.targets.known_targets import driver_of
 from harness.report.maps import with_missing
 from harness.report.report import (
     EQUAL,
@@ -43,7 +43,7 @@ from harness.report.report import (
     require_covered,
 )
 from harness.verification.coverage import (
-    Scope,
+    ComparedTensors,
     account_of_checkpoint,
     account_of_reference,
     beside_the_index,
@@ -53,7 +53,7 @@ from harness.verification.coverage import (
     require_streamed,
 )
 from harness.verification.findings import Findings, PartFindings
-from harness.verification.part import How, PartVerification
+from harness.verification.part_verification import How, PartVerification
 from harness.verification.upstream_frames import failure_of, name_sites
 
 
@@ -275,13 +275,13 @@ class Verification:
             require_streamed(part.part, ledger, found[-1].found.differences)
         return found
 
-    def _scope(self, parts: Sequence[PartFindings]) -> Scope:
+    def _scope(self, parts: Sequence[PartFindings]) -> ComparedTensors:
         """What was compared: a tensor that two parts are made of, if it was with either."""
         sources: dict[str, bool] = {}
         for part in parts:
             sources |= {n: wanted or sources.get(n, False) for n, wanted in part.sources.items()}
         asked = self._request.asked or self._request.parts
-        return Scope(self._reference, self._parts, asked, sources)
+        return ComparedTensors(self._reference, self._parts, asked, sources)
 
     def _accounts(
         self, parts: Sequence[PartFindings], found: Findings

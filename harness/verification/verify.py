@@ -25,13 +25,13 @@ from harness.compare.selection import Selection, choose
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
-from harness.families.model import ModelCheckpoint
-from harness.families.registry import bring
+from harness.families.known_families import bring
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
 from harness.load.stack import require_stack, stack_name
 from harness.load.target import Parallelism, Target
-from harness.load.targets.registry import driver_of, target_named
+from harness.load.targets.known_targets import driver_of, target_named
 from harness.report.maps import map_of
 from harness.report.merge import merged
 from harness.report.report import Environment, Report, Status, redacted_report
@@ -102,12 +102,12 @@ def verify(
     against = opened
     if reference is not None:
         against = ModelCheckpoint(reference, storage, experts_only=experts_only)
-    for place in (opened.model, against.model):
-        _require_text(place)
+    for location in (opened.model, against.model):
+        _require_text(location)
     _require_one_host_for_fp8(against, target)
     there = reference_parts(against, num_layers, parts)
     if not experts_only:  # before the load
-        sizes_of(against.text, against.config, against.place.where("config.json"))
+        sizes_of(against.text, against.config, against.location.where("config.json"))
     for each in {opened, against}:
         each.require_copies_equal()
     chosen = _chosen(against, there, parts)
@@ -143,7 +143,7 @@ def _undisturbed(*checkpoints: ModelCheckpoint) -> Iterator[None]:
 
 def _require_unchanged(checkpoints: Sequence[ModelCheckpoint]) -> None:
     for checkpoint in checkpoints:
-        checkpoint.place.require_unchanged()
+        checkpoint.location.require_unchanged()
 
 
 def _chosen(
@@ -226,14 +226,14 @@ def _unfinished(
     )
 
 
-def _require_text(place: str) -> None:
+def _require_text(location: str) -> None:
     """Refuse a path that is no text: neither JSON nor the stack under test could name it."""
     try:
-        place.encode()
+        location.encode()
     except UnicodeEncodeError as error:
         raise BadInput(
             "a path that is not UTF-8",
-            where=place,
+            where=location,
             expected="a path of characters: it goes into requests and reports",
             hint="another name for the directory, or a link to it",
         ) from error

@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness.app.cli import main
-from harness.report.report import Report, Row, Session, Status, report_from_json
+from harness.report.report import Report, Session, SessionRow, Status, report_from_json
 from harness.synthetic.writer import write_checkpoint
 from tests.support.differences import unread
 from tests.support.reports import a_report
@@ -249,7 +249,7 @@ def test_a_full_disk_under_the_other_commands(
     monkeypatch.setattr("harness.app.cli.rendered", lambda *_: b"finding\n" * 10_000)
     out = small_disk / "out"
     session = given.with_name("session.json")
-    row = Row(
+    row = SessionRow(
         scenario="vl", report=report_from_json(given.read_bytes()), failed=True, why="w" * 15_000
     )
     Session(complete=True, rows=[row] * 5).write(session)

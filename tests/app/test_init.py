@@ -9,7 +9,7 @@ import pytest
 
 import harness
 from harness.load import target
-from harness.load.targets import registry
+from harness.load.targets import known_targets as registry
 from harness.report import report
 from harness.verification import verify as verification
 

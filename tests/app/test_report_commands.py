@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from harness.app.cli import main
 from harness.report.renderings import json_schema
-from harness.report.report import Broken, Report, Row, Session, Status, report_from_json
+from harness.report.report import Broken, Report, Session, SessionRow, Status, report_from_json
 from tests.support.differences import unread
 from tests.support.host_reports import host
 
@@ -28,7 +28,9 @@ def session_file(tiny_report: Path) -> Path:
     report = report_from_json(tiny_report.read_bytes())
     report.status, report.differences = Status.DIFFERENT, [UNREAD]
     path = tiny_report.with_name("session.json")
-    Session(complete=True, rows=[Row(scenario="vl-fused", report=report, failed=True)]).write(path)
+    Session(
+        complete=True, rows=[SessionRow(scenario="vl-fused", report=report, failed=True)]
+    ).write(path)
     return path
 
 
@@ -69,7 +71,9 @@ def test_one_report_is_a_session_of_one(tiny_report: Path) -> None:
 def test_a_merge_says_what_no_report_shows(
     tmp_path: Path, fault: str, exit_code: int, told: str
 ) -> None:
-    session = Session(complete=True, rows=[Row(scenario="vl", report=host(n)) for n in (0, 1)])
+    session = Session(
+        complete=True, rows=[SessionRow(scenario="vl", report=host(n)) for n in (0, 1)]
+    )
     if fault == "broken":
         session.broken = [
             Broken(test="t.py::test_a", phase="setup", message="OSError: no", error="")
@@ -123,7 +127,7 @@ def test_credentials_are_taken_out(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     report: Report = report_from_json((tmp_path / "given.json").read_bytes())
     report.checkpoint = f"s3://bucket/{secret}"
-    row = Row(scenario="vl", report=report, failed=True, why=f"refused: {secret}")
+    row = SessionRow(scenario="vl", report=report, failed=True, why=f"refused: {secret}")
     Session(complete=True, rows=[row]).write(session_file)
     ran("report", session_file, "--junit", tmp_path / "j.xml")
     assert secret not in ran("report", session_file).output

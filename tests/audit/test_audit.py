@@ -8,8 +8,8 @@ from textwrap import dedent, indent
 import pytest
 
 from harness.audit import audit
-from harness.audit.call import Verdict
-from harness.audit.report import AuditReport
+from harness.audit.audit_report import AuditReport
+from harness.audit.call import CallVerdict
 from harness.base.errors import BadInput
 from tests.support import audited
 from tests.support.audit_shapes import IN_ORDER, POSITIONAL, UNDECIDED, Shape
@@ -28,7 +28,7 @@ def audit_of(at: Path, body: str) -> AuditReport:
 def test_every_shape(tmp_path: Path, shape: Shape) -> None:
     report = audit_of(tmp_path, shape.body)
     calls = sorted([*report.findings, *report.others], key=lambda call: call.line)
-    found = [(c.verdict.value, c.line - 2) for c in calls if c.verdict is not Verdict.PLAIN]
+    found = [(c.verdict.value, c.line - 2) for c in calls if c.verdict is not CallVerdict.PLAIN]
     assert found == list(shape.calls)
     assert report.exit_code == int(shape in POSITIONAL)
     if shape.corrected:

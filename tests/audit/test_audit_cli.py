@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from harness.app.cli import main
-from harness.audit.report import AuditReport
+from harness.audit.audit_report import AuditReport
 from tests.support import audited
 
 FINDING = "def load(param):\n    param.weight_loader(param, w, n, s, e)\n"

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from harness.audit import audit
-from harness.audit.report import AuditReport
+from harness.audit.audit_report import AuditReport
 from harness.audit.sarif import audit_sarif
 from tests.support import audited
 

@@ -24,7 +24,7 @@ from harness.explain.causes import Cause, Diagnosis
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from tests.support.differences import elements
 from tests.support.packing import PackedDevice
 from tests.support.parameter_cases import Case, Paths

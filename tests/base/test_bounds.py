@@ -28,8 +28,8 @@ from harness.base.bounds import (
 from harness.base.errors import BadInput
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import reference_parts
-from harness.families.model import ModelCheckpoint
-from harness.load.targets.registry import meshed, target_named, target_on, targets
+from harness.families.model_checkpoint import ModelCheckpoint
+from harness.load.targets.known_targets import meshed, target_named, target_on, targets
 from harness.verification.verify import verify
 from tests.support.input_bombs import bombs
 from tests.support.spoiling import edit_json

@@ -31,7 +31,16 @@ from harness.report.markdown import cell, markdown
 from harness.report.message import failure_text
 from harness.report.page import page
 from harness.report.renderings import session_from
-from harness.report.report import Broken, Failure, Frame, Report, Row, Session, Skipped, Status
+from harness.report.report import (
+    Broken,
+    Failure,
+    Frame,
+    Report,
+    Session,
+    SessionRow,
+    Skipped,
+    Status,
+)
 from harness.report.terminal import closing_table
 from tests.support.differences import a_difference
 from tests.support.pages import all_equal, canary, rank_shift
@@ -128,7 +137,7 @@ def hostile(text: str, status: Status = Status.DIFFERENT) -> Session:
         frame = Frame(file=text, line=1, function=text, text=text)
         report.failure = Failure(error=text, message=text, frames=(frame,), log_tail=text)
         report.differences, report.diagnoses = [], []
-    row = Row(scenario=text, report=report, failed=True, why=text, purpose=text)
+    row = SessionRow(scenario=text, report=report, failed=True, why=text, purpose=text)
     return Session(
         complete=False, unfinished=[text], began=text, rows=[row], options=[text],
         broken=[Broken(test=text, phase=text, message=text, error=text)],

@@ -17,7 +17,7 @@ from harness.checkpoint.checkpoint import INDEX, SINGLE_FILE
 from harness.checkpoint.safetensors_file import read_entries
 from harness.checkpoint.stores.directory import LocalFile
 from harness.families.experts import reference_parts
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from tests.support.spoiling import DEFECTS, edit_json
 from tests.support.spoiling_files import MORE_DEFECTS
 

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from harness.base.errors import BadInput
 from harness.checkpoint.stores.hub import HUB_ID, explain
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from tests.support.answering import Answer, answering, http
 
 REPO, COMMIT, OLD = "Org/Model-1.5B", "a" * 40, "b" * 40
@@ -59,7 +59,7 @@ def run(cache: Path, code: str) -> str:
 )
 def test_a_snapshot_of_the_cache(cache: Path, name: str, family: str, commit: str) -> None:
     code = (
-        "from harness.families.model import ModelCheckpoint\n"
+        "from harness.families.model_checkpoint import ModelCheckpoint\n"
         f"c = ModelCheckpoint({name!r})\n"
         "print(c.family.name, c.path, c.model)"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import BadInput
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from scenarios.stores import BUCKET, gcs_environment, gcs_upload
 from tests.support.proxy import Proxy
 from tests.support.s3 import FAMILY, FILE, TENSOR, key_of

@@ -603,7 +603,7 @@ def test_any_url(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(opening, "BUCKETS", {"s3": lambda name: Empty(), "gs": lambda name: Empty()})
         with pytest.raises(BadInput) as raised:
-            opening.open_place(text)
+            opening.open_location(text)
     assert "planted-pw" not in str(raised.value)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.base.errors import BadInput
-from harness.checkpoint.fp8 import EXPERTS, SCALE_SUFFIX, Values, block_values, scales_as_f32
+from harness.checkpoint.fp8_blocks import EXPERTS, SCALE_SUFFIX, Values, block_values, scales_as_f32
 from harness.compare.difference import Difference, Kind
 from harness.compare.digest_comparison import Method
 from harness.compare.fp8_experts import Fp8PartComparison, departs, part_comparison
@@ -21,7 +21,7 @@ from harness.explain.causes import Cause
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import ExpertKey, ReferencePart, reference_parts
 from harness.families.family import Part, Projection
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import POISON
 from harness.synthetic.writer import write_checkpoint
 from tests.support.differences import elements, pattern

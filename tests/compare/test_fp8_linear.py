@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.checkpoint.fp8 import LINEAR, SCALE_SUFFIX, block_values, scales_as_f32
+from harness.checkpoint.fp8_blocks import LINEAR, SCALE_SUFFIX, block_values, scales_as_f32
 from harness.compare.difference import Difference, Kind
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.words import device_words, reference_words, source_words
@@ -17,7 +17,7 @@ from harness.explain.causes import Cause, Diagnosis
 from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.experts import reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.report.message import failure_text
 from harness.report.report import Status
 from harness.synthetic.writer import write_checkpoint

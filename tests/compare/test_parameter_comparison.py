@@ -1,4 +1,4 @@
-"""Every fault planted in a parameter besides experts is seen, named and placed."""
+"""Every fault planted in a parameter besides experts is seen, named and view."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.devices.tensors import DeviceTensor
 from harness.explain.causes import Cause
 from harness.families.experts import reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from scenarios.rewriting import contradict_ties
@@ -291,9 +291,9 @@ def test_another_shape(vl: Case) -> None:
 
 def test_nans_count_as_the_target_leaves_them(vl: Case) -> None:
     comparison = vl.compared(nan=Nan.CANONICAL)[2]
-    (placed,) = [p for n, p in comparison.placed.items() if n == HEAD]
+    (view,) = [p for n, p in comparison.views.fitting.items() if n == HEAD]
     bits = np.array([0x7F81, 0xFF81, 0x3F80], dtype="<u2")
-    assert comparison.expected(bits, "BF16", placed.layout).tolist() == [0x7FC0, 0xFFC0, 0x3F80]
+    assert comparison.expected(bits, "BF16", view.layout).tolist() == [0x7FC0, 0xFFC0, 0x3F80]
 
 
 def test_nans_that_lost_their_payloads_are_named(tmp_path: Path) -> None:

@@ -65,24 +65,24 @@ def test_a_bit_in_any_row_is_found_where_it_is(vl: Case, name: str) -> None:
         packed.array[place, place % packed.array.shape[1]] ^= 1
 
 
-def placed_of(vl: Case, name: str) -> ParameterView:
-    return vl.compared()[2].placed[name]
+def view_of(vl: Case, name: str) -> ParameterView:
+    return vl.compared()[2].views.fitting[name]
 
 
 def test_pieces_cover_every_row_once(vl: Case) -> None:
-    placed = placed_of(vl, PARAMETERS[1])
-    cut = list(pieces.pieces_of(placed, vl.checkpoint, SMALL))
-    for source in placed.sources:
+    view = view_of(vl, PARAMETERS[1])
+    cut = list(pieces.pieces_of(view, vl.checkpoint, SMALL))
+    for source in view.sources:
         rows = [row for p in cut if p.source == source for row in range(p.rows.start, p.rows.stop)]
         assert rows == list(range(vl.checkpoint.entries[source].shape[0]))
-    assert len(cut) > 3 * len(placed.sources)
+    assert len(cut) > 3 * len(view.sources)
 
 
 def test_devices_with_memory_of_their_own_are_read_back_once(vl: Case) -> None:
-    placed = placed_of(vl, PARAMETERS[0])
-    apart = tuple(replace(shard, in_host_memory=False) for shard in placed.tensor.shards)
-    placed = replace(placed, tensor=replace(placed.tensor, shards=apart))
-    assert len(list(pieces.pieces_of(placed, vl.checkpoint, SMALL))) == len(placed.sources)
+    view = view_of(vl, PARAMETERS[0])
+    apart = tuple(replace(shard, in_host_memory=False) for shard in view.tensor.shards)
+    view = replace(view, tensor=replace(view.tensor, shards=apart))
+    assert len(list(pieces.pieces_of(view, vl.checkpoint, SMALL))) == len(view.sources)
 
 
 def test_of_such_devices_one_tensor_is_held_at_a_time(
@@ -110,7 +110,7 @@ def test_of_such_devices_one_tensor_is_held_at_a_time(
 
 def test_what_one_device_gave_back_is_dropped_before_the_next_is_asked(vl: Case) -> None:
     """Replicas of an embedding would fill the host's memory."""
-    placed = placed_of(vl, PARAMETERS[0])
+    view = view_of(vl, PARAMETERS[0])
     given: list[weakref.ref[Any]] = []
     alive: list[int] = []
 
@@ -123,8 +123,8 @@ def test_what_one_device_gave_back_is_dropped_before_the_next_is_asked(vl: Case)
 
         return replace(shard, fetch=fetch, in_host_memory=False)
 
-    tensor = replace(placed.tensor, shards=tuple(map(apart, placed.tensor.shards)))
-    for piece in pieces.pieces_of(replace(placed, tensor=tensor), vl.checkpoint):
+    tensor = replace(view.tensor, shards=tuple(map(apart, view.tensor.shards)))
+    for piece in pieces.pieces_of(replace(view, tensor=tensor), vl.checkpoint):
         judged = pieces.judge_piece(piece, vl.checkpoint, lambda bits, dtype, layout: bits)
         assert not judged.unequal
     assert len(alive) == len(tensor.shards)

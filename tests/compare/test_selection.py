@@ -12,7 +12,7 @@ from harness.base.errors import BadInput
 from harness.compare.selection import Selection, choose, every_expert, expert_bytes
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 
 Pairs = dict[Part, list[tuple[int, int]]]
 

@@ -5,8 +5,8 @@ import pytest
 
 from harness.devices.expert_layout import (
     Backend,
-    Block,
     Layout,
+    LayoutBlock,
     Padding,
     Parameter,
     UnknownLayout,
@@ -39,7 +39,7 @@ def test_every_device_element_is_a_block_or_padding_once(size: Size, backend: Ba
     layout = layout_of(size, backend)
     for parameter in Parameter:
         covered = np.zeros(layout.shapes[parameter][1:], dtype=int)
-        areas: tuple[Block | Padding, ...] = (*layout.blocks, *layout.padding)
+        areas: tuple[LayoutBlock | Padding, ...] = (*layout.blocks, *layout.padding)
         for area in areas:
             if area.parameter is parameter:
                 covered[area.rows.as_slice(), area.columns.as_slice()] += 1
@@ -100,7 +100,7 @@ def test_an_element_is_placed_where_its_block_lies(backend: Backend) -> None:
         numbered = np.arange(sizes[0] * sizes[1]).reshape(sizes).astype(np.uint16)
         output, input_ = block.outputs.stop - 1, block.inputs.start
         assert block.holds(output, input_)
-        row, column = block.place(output, input_)
+        row, column = block.position(output, input_)
         held = block.of(numbered)[row - block.rows.start, column - block.columns.start]
         assert held == numbered[output, input_]
 

@@ -11,15 +11,15 @@ import pytest
 
 from harness.base.errors import BadInput
 from harness.devices.parameter_layout import (
+    LayoutSizes,
     Packing,
     ParameterLayout,
-    Sizes,
     Source,
     parameter_layout,
     sizes_of,
 )
 from harness.families.blocks import SHORT_CONVOLUTION, Row
-from harness.families.registry import families
+from harness.families.known_families import families
 from harness.verification.verify import verify
 from tests.support.parameter_packing import line
 
@@ -28,14 +28,14 @@ TEXT = {"num_attention_heads": 8, "head_dim": 32, "num_key_value_heads": 2}
 
 def test_sizes_are_of_the_text_model() -> None:
     config = {"text_config": TEXT, "vision_config": {"num_heads": 4}}
-    assert sizes_of(TEXT, config) == Sizes(heads=8, head_dim=32, kv_heads=2, vision_heads=4)
+    assert sizes_of(TEXT, config) == LayoutSizes(heads=8, head_dim=32, kv_heads=2, vision_heads=4)
     linear = {"linear_num_key_heads": 3, "linear_key_head_dim": 16}
     assert sizes_of(TEXT | linear, {}).linear_keys == 48
 
 
 def test_heads_share_the_hidden_size_where_nobody_says_their_width() -> None:
     """As in OLMoE and LFM2; where there is no number of key and value heads they are as many."""
-    assert sizes_of({"num_attention_heads": 8, "hidden_size": 128}, {}) == Sizes(8, 16, 8, 1)
+    assert sizes_of({"num_attention_heads": 8, "hidden_size": 128}, {}) == LayoutSizes(8, 16, 8, 1)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_what_is_replicated_from_the_host_is_not_cast() -> None:
 def layout_of(row: Row, name: str, shape: tuple[int, ...], packing: Packing) -> ParameterLayout:
     sources = [Source(name, shape, "BF16")]
     return parameter_layout(
-        row, sources, line(("cpu:1", "cpu:2")), Sizes(8, 16, 8, 1), packing, "BF16"
+        row, sources, line(("cpu:1", "cpu:2")), LayoutSizes(8, 16, 8, 1), packing, "BF16"
     )
 
 

@@ -9,7 +9,7 @@ from harness.devices.expert_layout import Parameter, Span
 from harness.devices.jax_arrays import from_jax
 from harness.devices.tensors import DeviceTensor, device_part, is_of_experts
 from harness.families.family import Part
-from harness.families.registry import family_named
+from harness.families.known_families import family_named
 from tests.support.packing import sharded
 
 MODULE = "mlp.experts"

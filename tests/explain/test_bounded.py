@@ -15,7 +15,7 @@ from harness.compare.pieces import Piece, Run, note_fault
 from harness.devices.expert_layout import Span
 from harness.explain.causes import Cause
 from harness.explain.evidence import Around, Evidence, Granule, Slice, Words
-from harness.explain.provenance import Place
+from harness.explain.provenance import Occurrence
 from harness.explain.rules import RULES, explain
 from tests.support.memory import peak
 
@@ -37,7 +37,7 @@ class Alone(Around):
     def line(self, axis: int, digest: bytes) -> None:
         return None
 
-    def bytes_at(self, run: bytes) -> Place | None:
+    def bytes_at(self, run: bytes) -> Occurrence | None:
         return None
 
     def expected(self, other: Slice) -> Bits:

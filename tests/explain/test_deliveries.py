@@ -18,7 +18,7 @@ from harness.explain.diagnosis import Explainer
 from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import POISON, Ledger, LoaderCall
 from tests.support.packing import PackedDevice
 from tests.support.parameter_packing import PackedParameters, line

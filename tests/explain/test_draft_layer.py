@@ -11,7 +11,7 @@ from harness.explain.causes import Cause
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from tests.support.packing import PackedDevice, pack
 from tests.support.parameter_cases import case
 

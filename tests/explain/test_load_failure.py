@@ -7,8 +7,8 @@ import pytest
 from harness.explain.causes import Cause, Diagnosis
 from harness.explain.load_failure import diagnose_failure, never_arrived
 from harness.families.family import Storage
+from harness.families.known_families import family_named
 from harness.families.misread import TRANSPOSED_ROAD, misread_by
-from harness.families.registry import family_named
 from harness.load.ledger import Ledger
 from tests.support.ledgers import W2, W13, call, whole
 

@@ -14,7 +14,7 @@ from harness.base.errors import BadInput
 from harness.checkpoint.stores.directory import LocalFile
 from harness.families.experts import ExpertKey, reference_parts
 from harness.families.family import Part, Projection
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 
 
 def raw_tensor(directory: Path, name: str) -> tuple[bytes, list[int]]:
@@ -110,7 +110,7 @@ def test_the_reference_imports_nothing_under_test(module: str, tmp_path: Path) -
     """Neither the stack nor what could have been patched by it is imported by the oracle."""
     code = (
         f"import sys, {module}\n"
-        "from harness.families.model import ModelCheckpoint\n"
+        "from harness.families.model_checkpoint import ModelCheckpoint\n"
         "from harness.families.experts import reference_parts\n"
         "from harness.synthetic.writer import write_checkpoint\n"
         f"path = write_checkpoint('qwen3.5-mtp', {str(tmp_path / 'c')!r}).path\n"

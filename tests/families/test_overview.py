@@ -12,12 +12,13 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.families import overview
+from harness.families.known_families import families, family_named
 from harness.families.overview import (
     BEGIN,
     END,
-    Loaded,
+    Ending,
     Loads,
-    Outcome,
+    LoadsOn,
     Overview,
     Releases,
     Result,
@@ -25,7 +26,6 @@ from harness.families.overview import (
     overview_text,
     recorded,
 )
-from harness.families.registry import families, family_named
 from scenarios.catalogue import PLAIN
 from scenarios.known_issues import KNOWN_ISSUES
 
@@ -40,11 +40,11 @@ RUNS = {
 def loads(**results: Result) -> Loads:
     """A record of one recipe; runs are named with an underscore here."""
     named = {name.replace("_", "."): result for name, result in results.items()}
-    return Loads(RUNS, (Loaded("qwen3-moe", "tensor", "text-per-expert", named),))
+    return Loads(RUNS, (LoadsOn("qwen3-moe", "tensor", "text-per-expert", named),))
 
 
-EQUAL = Result(Outcome.EQUAL)
-KNOWN = Result(Outcome.KNOWN, ("untied-head-unwritten",))
+EQUAL = Result(Ending.EQUAL)
+KNOWN = Result(Ending.KNOWN, ("untied-head-unwritten",))
 
 
 def test_every_plain_scenario_is_recorded() -> None:
@@ -112,10 +112,10 @@ def test_words(known: Loads, line: str, monkeypatch: pytest.MonkeyPatch) -> None
         (EQUAL, "equal"),
         (KNOWN, "known issue: [untied-head-unwritten](known-issues.md#untied-head-unwritten)"),
         (
-            Result(Outcome.REFUSED, ("experts-not-divisible",)),
+            Result(Ending.REFUSED, ("experts-not-divisible",)),
             "refused: [experts-not-divisible](known-issues.md#experts-not-divisible)",
         ),
-        (Result(Outcome.FAILED), "**failed**"),
+        (Result(Ending.FAILED), "**failed**"),
         (None, "not run"),
     ],
     ids=["equal", "known", "refused", "failed", "not run"],

@@ -8,9 +8,9 @@ import pytest
 
 from harness.families.blocks import UPSTREAM
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.known_families import families, family_named
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.families.parameters_page import BEGIN, END, parameter_table, upstream_list
-from harness.families.registry import families, family_named
 from tests.support.parameter_packing import PackedParameters
 
 PAGE = Path(__file__).parents[2] / "docs" / "parameters.md"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.families.family import Family, Part, Storage
-from harness.families.registry import families, family_named
+from harness.families.known_families import families, family_named
 from harness.families.sizes import ModelShape
 from harness.families.storage import ExpertNaming
 from tests.support.saved import tensors_of_class

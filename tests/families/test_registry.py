@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.base.errors import BadInput
-from harness.families import registry
-from harness.families.registry import bring, families, family_named, recipes
+from harness.families import known_families as registry
+from harness.families.known_families import bring, families, family_named, recipes
 
 #: A family that is Qwen3-MoE under other names.
 WELL = """
@@ -204,7 +204,7 @@ def test_the_command_line_refuses_it(tmp_path: Path, command: list[str]) -> None
 def test_pytest_brings_it(tmp_path: Path, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
-        from harness.families.registry import recipes
+        from harness.families.known_families import recipes
 
         def test_known():
             assert "outside" in recipes()

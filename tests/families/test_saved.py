@@ -15,9 +15,9 @@ from harness.base.errors import BadInput
 from harness.families.experts import ExpertKey, reference_parts
 from harness.families.family import ExpertNaming, Part, Projection, Storage
 from harness.families.found import found_namings
-from harness.families.model import ModelCheckpoint
-from harness.families.registry import families, family_named
-from harness.families.storage import Sizes
+from harness.families.known_families import families, family_named
+from harness.families.model_checkpoint import ModelCheckpoint
+from harness.families.storage import ExpertSizes
 from tests.support.saved import SAVED, save_all
 from tests.support.spoiling import edit_header
 
@@ -113,7 +113,7 @@ class Shaped(NamedTuple):
 
 def held(storage: Storage) -> dict[str, Any]:
     naming = ExpertNaming(Part.DECODER, PREFIX, storage)
-    return {t.name: Shaped(t.shape) for t in naming.tensors(0, Sizes(E, D, F))}
+    return {t.name: Shaped(t.shape) for t in naming.tensors(0, ExpertSizes(E, D, F))}
 
 
 def read(
@@ -123,7 +123,7 @@ def read(
         family_named("qwen3-moe"),
         namings=tuple(ExpertNaming(Part.DECODER, PREFIX, storage) for storage in publishes),
     )
-    found = found_namings(held(stored), family, Sizes(E, D, F), asked, "c")
+    found = found_namings(held(stored), family, ExpertSizes(E, D, F), asked, "c")
     return [naming.storage for naming in found]
 
 
@@ -151,7 +151,7 @@ def test_what_shapes_do_not_tell_the_publication_does() -> None:
 def test_experts_that_stand_twice_are_found_twice() -> None:
     family = family_named("qwen3-moe")
     entries = held(FUSED) | held(SINGLE)
-    found = found_namings(entries, family, Sizes(E, D, F), None, "c")
+    found = found_namings(entries, family, ExpertSizes(E, D, F), None, "c")
     assert {naming.storage for naming in found} == {FUSED, SINGLE}
 
 

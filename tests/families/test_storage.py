@@ -9,11 +9,11 @@ import pytest
 
 from harness.base.errors import BadInput
 from harness.families.family import ExpertNaming, MoeLayers, Part, Projection, Storage
-from harness.families.registry import families
-from harness.families.storage import W1_W3_W2, Sizes
+from harness.families.known_families import families
+from harness.families.storage import W1_W3_W2, ExpertSizes
 
 E, D, F = 3, 5, 4
-SIZES = Sizes(E, D, F)
+SIZES = ExpertSizes(E, D, F)
 PREFIX = "model.layers.{layer}.mlp.experts"
 
 
@@ -27,7 +27,7 @@ def test_every_element_is_of_one_matrix(storage: Storage) -> None:
     held = {t.name: np.zeros(t.shape, int) for t in of.tensors(1, SIZES)}
     for expert in range(E):
         for projection in Projection:
-            name, at, transposed = of.place(1, expert, projection, F)
+            name, at, transposed = of.matrix(1, expert, projection, F)
             matrix = held[name][at]
             matrix += 1
             shape = (D, F) if projection is Projection.DOWN else (F, D)
@@ -51,7 +51,7 @@ def test_every_element_is_of_one_matrix(storage: Storage) -> None:
 def test_the_place_of_an_up_projection(
     storage: Storage, names: tuple[str, ...], tensor: str, at: Any
 ) -> None:
-    place = naming(storage, *names).place(7, 2, Projection.UP, F)
+    place = naming(storage, *names).matrix(7, 2, Projection.UP, F)
     assert (place.tensor, place.at) == (f"model.layers.7.mlp.experts.{tensor}", at)
 
 

@@ -16,18 +16,18 @@ from harness.base.errors import BadInput
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.families import unknown
 from harness.families.family import Family, Part
-from harness.families.model import ModelCheckpoint
-from harness.families.registry import recipe_named
-from harness.families.storage import ExpertNaming, Sizes, Storage
+from harness.families.known_families import recipe_named
+from harness.families.model_checkpoint import ModelCheckpoint
+from harness.families.storage import ExpertNaming, ExpertSizes, Storage
 from harness.families.unknown import (
-    Account,
-    Rule,
+    NamingRule,
+    UnknownTensors,
     account_of,
     family_of_experts,
     readings_of,
 )
 
-SIZES = Sizes(4, 32, 12)
+SIZES = ExpertSizes(4, 32, 12)
 TEXT = {"hidden_size": 32}
 
 
@@ -55,13 +55,13 @@ def renamed(tiny: Path, to: Path, name: str = "FooForCausalLM") -> Path:
 
 
 @pytest.fixture
-def found(tiny_checkpoints: dict[str, Path], recipe: str) -> Account:
+def found(tiny_checkpoints: dict[str, Path], recipe: str) -> UnknownTensors:
     """The account of a known family's checkpoint, by rules alone."""
     checkpoint = ModelCheckpoint(tiny_checkpoints[recipe])
     return account_of(checkpoint.entries, checkpoint.text)
 
 
-def test_the_rules_find_the_experts_of_every_family(found: Account, recipe: str) -> None:
+def test_the_rules_find_the_experts_of_every_family(found: UnknownTensors, recipe: str) -> None:
     family, described = recipe_named(recipe)
     storage = described.decoder or family.namings[0].storage
     wanted = next(n for n in family.namings if (n.part, n.storage) == (Part.DECODER, storage))
@@ -71,7 +71,7 @@ def test_the_rules_find_the_experts_of_every_family(found: Account, recipe: str)
     assert reading.layers == tuple(n for n in range(tiny.layers) if tiny.has_experts(n))
 
 
-def test_the_rules_know_the_names_of_every_family(found: Account) -> None:
+def test_the_rules_know_the_names_of_every_family(found: UnknownTensors) -> None:
     assert not found.unknown
 
 
@@ -121,7 +121,7 @@ def test_what_shapes_cannot_tell_apart_has_several_readings(
     """With 2F = D the down projection alone tells the orientation; nothing tells of alternation."""
     storages = (Storage.FUSED, Storage.FUSED_TRANSPOSED, Storage.INTERLEAVED)
     names = ("gate_up_proj", "down_proj")
-    rules = tuple(Rule(".mlp.experts", each, names, "mlp.experts") for each in storages)
+    rules = tuple(NamingRule(".mlp.experts", each, names, "mlp.experts") for each in storages)
     monkeypatch.setattr(unknown, "rules", lambda asked: rules)
     shapes = {"layers.0.mlp.experts.gate_up_proj": (4, 24, 24)}
     shapes["layers.0.mlp.experts.down_proj"] = (4, 12, 24)

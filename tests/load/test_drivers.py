@@ -12,7 +12,7 @@ import pytest
 import harness
 from harness.load.target import Target
 from harness.load.targets.driver import Capability
-from harness.load.targets.registry import driver_of, target_named, targets
+from harness.load.targets.known_targets import driver_of, target_named, targets
 from scenarios.catalogue import __file__ as catalogue
 
 ROOT = Path(harness.__file__).parent

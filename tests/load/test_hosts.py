@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.base.errors import BadInput, TargetUnavailable
-from harness.load.targets.registry import driver_of, meshed, target_named, target_on
+from harness.load.targets.known_targets import driver_of, meshed, target_named, target_on
 from harness.load.targets.tpu import host_number
 
 

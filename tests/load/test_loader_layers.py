@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.base.progress import STREAM, Figures, Meter
-from harness.families.registry import families
+from harness.families.known_families import families
 from harness.load.ledger import Ledger
 from harness.load.loader_layers import LoaderLayer, cutting, layered
 from harness.load.recording import Recorder

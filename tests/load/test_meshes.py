@@ -8,7 +8,7 @@ from harness.base.errors import BadInput, TargetUnavailable
 from harness.devices.mesh import Mesh
 from harness.load.meshes import mesh_sizes
 from harness.load.target import Parallelism
-from harness.load.targets.registry import meshed
+from harness.load.targets.known_targets import meshed
 
 
 @pytest.mark.parametrize(

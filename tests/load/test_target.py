@@ -11,7 +11,7 @@ from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
 from harness.load.target import Parallelism
 from harness.load.targets import gpu, tpu, xla
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from harness.load.targets.tpu import TpuHost, chip_environment, find_tpu
 from harness.load.vllm_platform import PLATFORM
 

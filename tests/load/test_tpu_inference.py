@@ -15,7 +15,7 @@ from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
 from harness.load.target import Parallelism, Target
 from harness.load.targets import tpu_inference
-from harness.load.targets.registry import driver_named, target_named
+from harness.load.targets.known_targets import driver_named, target_named
 
 TPU = Target(
     name="tpu", devices=4, platform="tpu", parallelism=Parallelism.TENSOR, backend=Backend.GMM_TP,

@@ -25,7 +25,7 @@ Pair = tuple[LoadProcess, LoadProcess]
 PARENT = """
 import time
 from harness.load.process import LoadProcess
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from tests.support import registered
 one, other = (LoadProcess(target_named("emulated"), preload=False) for _ in range(2))
 other.start_from(one)

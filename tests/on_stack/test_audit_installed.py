@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from harness.audit import audit
-from harness.audit.call import Verdict
-from harness.audit.report import AuditReport
+from harness.audit.audit_report import AuditReport
+from harness.audit.call import CallVerdict
 from harness.load.stack import installed_versions, stack_name
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_the_findings(audited: tuple[Release, AuditReport]) -> None:
     release, report = audited
     assert report.packages[0].version.startswith(f"{release.stack}.")
     assert [f"{call.file}:{call.line}" for call in report.findings] == list(release.findings)
-    assert Verdict.UNDECIDED not in report.tally
+    assert CallVerdict.UNDECIDED not in report.tally
     concerned = {name for call in report.findings for name in call.architectures}
     assert concerned >= set(release.architectures)
     for call in report.findings:

@@ -13,7 +13,7 @@ from harness.audit.feeding import CallRecorder, CallSite, Recording
 from harness.audit.run import Outcome, RunRow, judged, run_audit, sources
 from harness.audit.run_table import run_exit_code, run_json, run_text
 from harness.audit.undescribed import UNDESCRIBED
-from harness.families.registry import families, recipes
+from harness.families.known_families import families, recipes
 from harness.load.process import LoadProcess
 from harness.load.stack import installed_versions, stack_name
 from harness.load.target import Target

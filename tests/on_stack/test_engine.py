@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import InternalError, TargetUnavailable
-from harness.families.registry import families
+from harness.families.known_families import families
 from harness.load.child import JOBS
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcess, LoadProcesses

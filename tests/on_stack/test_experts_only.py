@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.compare.accounting import EXPERTS_ONLY
-from harness.families import registry
-from harness.families.registry import bring, family_of_architecture
+from harness.families import known_families as registry
+from harness.families.known_families import bring, family_of_architecture
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
 from harness.report.message import failure_text

@@ -29,7 +29,7 @@ import os, sys, time
 from pathlib import Path
 from harness.load.process import LoadProcess
 from harness.load.overlay import Overlay
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from tests.support import registered
 target = target_named("emulated")
 plain = lambda: LoadProcess(target, preload=False)

@@ -18,7 +18,7 @@ from harness.base.errors import InternalError
 from harness.load.connection import Connection
 from harness.load.process import LoadProcess, LoadProcessError
 from harness.load.target import Target
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from harness.report.report import Report, Status
 from harness.verification import outcomes
 from harness.verification.job import VerifyRequest
@@ -39,7 +39,7 @@ PYTHON = [
 #: A parent that starts a load which never ends, and says where its files are.
 PARENT = """
 from harness.load.process import LoadProcess
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from tests.support import registered
 with LoadProcess(target_named("emulated"), preload=False) as process:
     print(process.scratch, flush=True)

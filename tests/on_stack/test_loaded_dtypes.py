@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from harness.explain.causes import Cause
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from harness.report.report import Status
 from harness.synthetic.writer import write_checkpoint
 from harness.verification.verify import verify

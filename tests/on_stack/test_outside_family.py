@@ -10,8 +10,8 @@ import pytest
 
 from harness.base.errors import BadInput
 from harness.explain.causes import Cause
-from harness.families import registry
-from harness.families.registry import bring
+from harness.families import known_families as registry
+from harness.families.known_families import bring
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
 from harness.report.report import Status

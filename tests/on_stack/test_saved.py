@@ -8,7 +8,7 @@ import pytest
 from packaging.version import Version
 
 from harness.explain.causes import Cause
-from harness.families.registry import families
+from harness.families.known_families import families
 from harness.load.process import LoadProcesses
 from harness.load.stack import require_stack
 from harness.load.target import Target

@@ -12,7 +12,7 @@ from harness.compare.selection import Selection
 from harness.families.family import Part
 from harness.load.process import LoadProcess, LoadProcesses
 from harness.load.target import Target
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from harness.report.report import Status
 from harness.synthetic.writer import write_checkpoint
 from harness.verification.verify import verify

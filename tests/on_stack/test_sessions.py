@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from harness.base.errors import TargetUnavailable
-from harness.load.targets.registry import target_named
-from harness.report.report import Row, Session
+from harness.load.targets.known_targets import target_named
+from harness.report.report import Session, SessionRow
 from tests.support.nested import NESTED_PYTEST, nested_environment
 
 pytestmark = pytest.mark.alone
@@ -32,7 +32,7 @@ def run(reports: Path, *options: str) -> Session:
     return msgspec.json.decode((reports / "session.json").read_bytes(), type=Session)
 
 
-def facts(row: Row) -> object:
+def facts(row: SessionRow) -> object:
     """A row without what differs from run to run: times, and the place of the checkpoint."""
     report = msgspec.to_builtins(row.report)
     for name in ("timings", "checkpoint", "reference", "repeat"):

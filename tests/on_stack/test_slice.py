@@ -10,7 +10,7 @@ from harness.base.errors import BadInput
 from harness.compare.difference import Kind
 from harness.explain.causes import Cause
 from harness.load.process import LoadProcesses
-from harness.load.targets.registry import target_on
+from harness.load.targets.known_targets import target_on
 from harness.report.message import failure_text
 from harness.report.report import Report, Status
 from harness.synthetic.writer import write_checkpoint

@@ -21,7 +21,7 @@ from harness.app.cli import main
 from harness.base.errors import BadInput
 from harness.compare.words import source_words
 from harness.explain.causes import Cause
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
 from harness.report.report import Status

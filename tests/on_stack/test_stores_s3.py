@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.families.experts import reference_parts
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
 from harness.report.report import Status
@@ -32,7 +32,7 @@ def test_the_reference_is_the_same_as_on_disk(
 ) -> None:
     stored = ModelCheckpoint(upload(s3, tiny_checkpoints[recipe], recipe))
     local = ModelCheckpoint(tiny_checkpoints[recipe])
-    assert stored.require_checksums() == len(stored.place.files)
+    assert stored.require_checksums() == len(stored.location.files)
     for there, here in zip(reference_parts(stored), reference_parts(local), strict=True):
         assert list(there) == list(here)
         for key in here:

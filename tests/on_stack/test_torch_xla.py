@@ -13,7 +13,7 @@ from harness.explain.causes import Cause
 from harness.families.family import Part
 from harness.load.process import LoadProcesses
 from harness.load.target import Parallelism, Target
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from harness.report.message import failure_text
 from harness.report.report import Report, Status
 from harness.verification import outcomes

@@ -16,7 +16,7 @@ from harness.app.cli import main
 from harness.base.errors import BadInput
 from harness.compare.difference import BitsDiffer
 from harness.explain.causes import Cause
-from harness.load.targets.registry import target_named, targets
+from harness.load.targets.known_targets import target_named, targets
 from harness.report.report import Session, Status
 from harness.verification.verify import verify
 from tests.support.flips import FLIPS, with_one_byte_flipped

@@ -21,8 +21,8 @@ from harness.report.renderings import FILES, rendered
 from harness.report.report import (
     HostPart,
     Report,
-    Row,
     Session,
+    SessionRow,
     Status,
     contradictions,
     report_from_json,
@@ -79,7 +79,7 @@ PLAIN = re.compile(r"(?<!experts only: )(?<!experts-)\bequal\b", re.I)
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_rendering_calls_it_equal(name: str) -> None:
-    row = Row(scenario="mine", report=experts_only())
+    row = SessionRow(scenario="mine", report=experts_only())
     text = rendered(Session(complete=True, rows=[row]), name).decode()
     if name.endswith(".html"):  # its style and script have words of their own
         text = text.split("<tbody>")[1].split("</tbody>")[0]

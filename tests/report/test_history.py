@@ -14,7 +14,7 @@ from harness.app.cli import main
 from harness.base.errors import BadInput
 from harness.explain.causes import Cause, Diagnosis
 from harness.report.history import Course, courses, print_courses
-from harness.report.report import Report, Row, Session, Status
+from harness.report.report import Report, Session, SessionRow, Status
 from tests.support.differences import unread
 from tests.support.pages import CANARY
 from tests.support.reports import a_report, an_environment
@@ -34,7 +34,7 @@ def report(cause: Cause | None = None, *, vllm: str = "0.26.0", overlay: str = "
 
 
 def night(directory: Path, name: str, began: str, **reports: Report) -> None:
-    rows = [Row(scenario=scenario, report=given) for scenario, given in reports.items()]
+    rows = [SessionRow(scenario=scenario, report=given) for scenario, given in reports.items()]
     (directory / name).mkdir(parents=True)
     Session(complete=True, began=began, rows=rows).write(directory / name / "session.json")
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from harness.base.text import numbers_of, runs_text
+from harness.base.number_runs import numbers_of, runs_text
 from harness.compare.difference import Difference, Kind, TensorUnread, Unaccounted
 from harness.explain.causes import Cause, Diagnosis
 from harness.families.family import Part, Projection
@@ -32,7 +32,7 @@ from harness.report.known_issue import (
 from harness.report.maps import map_of, with_missing
 from harness.report.message import known_text
 from harness.report.renderings import session_from
-from harness.report.report import Frame, Report, Row, Status
+from harness.report.report import Frame, Report, SessionRow, Status
 from scenarios.catalogue import SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
 from tests.support.differences import a_difference, unread
@@ -45,24 +45,24 @@ STACKS = ("0.21", "0.22", "0.26", "0.32")
 replaced = msgspec.structs.replace
 
 
-def judged(row: Row) -> Judgement:
+def judged(row: SessionRow) -> Judgement:
     return judge(row.report, LOADS[row.scenario], KNOWN_ISSUES)
 
 
-def copied(row: Row) -> Row:
-    return msgspec.convert(msgspec.to_builtins(row), Row)
+def copied(row: SessionRow) -> SessionRow:
+    return msgspec.convert(msgspec.to_builtins(row), SessionRow)
 
 
 # What runs left, and the same with one thing changed.
 
 
-def recorded(rows: Sequence[Row] = RECORDED) -> pytest.MarkDecorator:
+def recorded(rows: Sequence[SessionRow] = RECORDED) -> pytest.MarkDecorator:
     ids = [f"{row.report.known_issue} {row.report.environment.stack}" for row in rows]
     return pytest.mark.parametrize("row", rows, ids=ids)
 
 
 @recorded()
-def test_what_a_run_left_is_known(row: Row) -> None:
+def test_what_a_run_left_is_known(row: SessionRow) -> None:
     judgement = judged(row)
     assert judgement.verdict is Verdict.KNOWN, judgement.remainder
     assert ", ".join(issue.id for issue in judgement.issues) == row.report.known_issue
@@ -216,7 +216,7 @@ TAMPERED = {
 
 @recorded(DIFFERENT)
 @pytest.mark.parametrize("tamper", TAMPERED.values(), ids=TAMPERED.keys())
-def test_other_differences_are_unexpected(row: Row, tamper: Tamper) -> None:
+def test_other_differences_are_unexpected(row: SessionRow, tamper: Tamper) -> None:
     spoiled = copied(row)
     tamper(spoiled.report)
     judgement = judged(spoiled)
@@ -307,7 +307,7 @@ FAILING = {
 
 @recorded(FAILED)
 @pytest.mark.parametrize("tamper", FAILING.values(), ids=FAILING.keys())
-def test_another_failure_is_unexpected(row: Row, tamper: Tamper) -> None:
+def test_another_failure_is_unexpected(row: SessionRow, tamper: Tamper) -> None:
     spoiled = copied(row)
     tamper(spoiled.report)
     judgement = judged(spoiled)

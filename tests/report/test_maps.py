@@ -17,7 +17,7 @@ from harness.report.maps import (
     encoded,
     map_of,
     pattern,
-    places,
+    regions,
     with_missing,
 )
 from tests.support.differences import a_difference
@@ -142,8 +142,8 @@ def test_places_in_words() -> None:
         for layer in (0, 1)
         for e in (2, 3)
     ]
-    assert places(mapped(*lost), State.DIFFERS) == ["gate_proj: layers 0-1, experts 2-3"]
-    assert places(mapped(*lost), State.MISSING) == []
+    assert regions(mapped(*lost), State.DIFFERS) == ["gate_proj: layers 0-1, experts 2-3"]
+    assert regions(mapped(*lost), State.MISSING) == []
 
 
 def test_a_large_map_is_small() -> None:

@@ -18,7 +18,15 @@ from harness.report.maps import PartMap, State, map_of
 from harness.report.merge import merged, merged_session
 from harness.report.message import known_text
 from harness.report.renderings import session_from
-from harness.report.report import Delivery, Failure, Report, Row, Session, Status, report_from_json
+from harness.report.report import (
+    Delivery,
+    Failure,
+    Report,
+    Session,
+    SessionRow,
+    Status,
+    report_from_json,
+)
 from tests.support.differences import unread
 from tests.support.host_reports import bits, different, host
 from tests.support.reports import a_report
@@ -138,7 +146,7 @@ def test_reports_that_do_not_belong_together(reports: list[Report], match: str) 
 
 def test_sessions_are_merged_row_by_row() -> None:
     def session(number: int, **given: Any) -> Session:
-        rows = [Row(scenario=name, report=host(number)) for name in ("a", "b")]
+        rows = [SessionRow(scenario=name, report=host(number)) for name in ("a", "b")]
         return Session(complete=True, began=f"2026-01-0{number + 1}", rows=rows, **given)
 
     lost = session(1)
@@ -269,7 +277,10 @@ def test_nor_rendered(contradiction: Report, tmp_path: Path) -> None:
 
 
 def test_nor_counted_as_a_night(contradiction: Report, tmp_path: Path) -> None:
-    rows = [Row(scenario="good", report=equal()), Row(scenario="vl", report=contradiction)]
+    rows = [
+        SessionRow(scenario="good", report=equal()),
+        SessionRow(scenario="vl", report=contradiction),
+    ]
     Session(complete=True, rows=rows).write(tmp_path / "session.json")
     with pytest.raises(BadInput, match=r"contradicts itself: .*, vl\)"):
         courses(tmp_path)
@@ -312,6 +323,8 @@ def known(report: Report) -> Report:
 )
 def test_a_slice_is_known_where_every_host_is(hosts: list[Report], issue: str, fails: bool) -> None:
     """No test failed on any host: what each saw was expected of it."""
-    sessions = [Session(complete=True, rows=[Row(scenario="vl", report=one)]) for one in hosts]
+    sessions = [
+        Session(complete=True, rows=[SessionRow(scenario="vl", report=one)]) for one in hosts
+    ]
     (row,) = merged_session(sessions).rows
     assert (row.report.known_issue, row.failed) == (issue, fails)

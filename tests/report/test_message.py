@@ -9,7 +9,7 @@ import pytest
 from harness.report.known_issue import Judgement, Nature, Verdict
 from harness.report.markdown import markdown
 from harness.report.message import failure_text, known_text
-from harness.report.report import Row, Session
+from harness.report.report import Session, SessionRow
 from tests.support.known_issue import ISSUE
 from tests.support.pages import canary, rank_shift
 
@@ -34,7 +34,7 @@ def test_what_is_cut_short_says_how_to_get_the_rest() -> None:
     report.diagnoses *= 22
     how = "the JSON report (pytest --reports DIR, or harness verify --json FILE) has"
     assert failure_text(report).count(f"2 more causes: {how} all") == 1
-    rows = [Row(scenario=f"s{number}", report=report, failed=True) for number in range(31)]
+    rows = [SessionRow(scenario=f"s{number}", report=report, failed=True) for number in range(31)]
     text = markdown(Session(complete=True, rows=rows))
     assert text.count(f"… {how} the rest") == 30
     assert f"1 more failure: {how} all." in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.families.registry import recipes
+from harness.families.known_families import recipes
 from harness.load.stack import installed_versions, stack_name
 from tests.support.pipelines import script
 

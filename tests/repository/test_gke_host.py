@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from harness.report.report import Row, Session, Status, report_from_json
+from harness.report.report import Session, SessionRow, Status, report_from_json
 from tests.support.host_reports import bits, different, host
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ exit "$OUTCOME"
 
 def write_session(path: Path, number: int, *, equal: bool = True) -> None:
     report = host(number) if equal else different(number, bits(3, "cpu:3"))
-    row = Row(scenario="vl", report=report, failed=not equal)
+    row = SessionRow(scenario="vl", report=report, failed=not equal)
     Session(complete=True, began="2026-01-01", rows=[row]).write(path)
 
 
@@ -92,5 +92,7 @@ def test_what_is_no_session_is_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_reports_of_single_hosts_do_not_merge(tmp_path: Path) -> None:
     report = replace(report_from_json(host(0).to_json()), hosts=[])
-    Session(complete=True, rows=[Row(scenario="vl", report=report)]).write(tmp_path / "given-0")
+    Session(complete=True, rows=[SessionRow(scenario="vl", report=report)]).write(
+        tmp_path / "given-0"
+    )
     assert run(tmp_path, 0).returncode == 2

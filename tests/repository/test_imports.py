@@ -97,8 +97,8 @@ def test_imports_run_down_the_flow(house: Path) -> None:
         ("load.engine", "compare.equality"),
         ("verification.job", "audit.run"),
         ("families.family", "synthetic.writer"),
-        ("checkpoint.checkpoint", "families.registry"),
-        ("base.text", "app.cli"),
+        ("checkpoint.checkpoint", "families.known_families"),
+        ("base.number_runs", "app.cli"),
         ("explain.rules", "load.engine"),
     ],
 )

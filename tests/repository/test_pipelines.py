@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness.load.targets.registry import targets as known_targets
+from harness.load.targets.known_targets import targets as known_targets
 from tests.support.manifests import JOBSET, WORKFLOWS, Document, job, load, parsed, pod
 from tests.support.pipelines import ROOT, linted, script, tool
 

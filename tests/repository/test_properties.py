@@ -30,13 +30,13 @@ from rich.console import Console
 from harness.base.errors import BadInput, InternalError
 from harness.checkpoint.checkpoint import INDEX
 from harness.checkpoint.stores import opening
-from harness.checkpoint.stores.opening import open_place
+from harness.checkpoint.stores.opening import open_location
 from harness.compare.selection import Selection, choose
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
-from harness.load.targets.registry import meshed, target_on
+from harness.families.model_checkpoint import ModelCheckpoint
+from harness.load.targets.known_targets import meshed, target_on
 from harness.report.history import courses, print_courses
 from harness.report.maps import map_of
 from harness.report.merge import merged_session
@@ -48,8 +48,8 @@ from harness.report.report import (
     Frame,
     HostPart,
     Report,
-    Row,
     Session,
+    SessionRow,
     Skipped,
     Status,
 )
@@ -167,11 +167,11 @@ def a_session() -> Session:
         part=Part.DECODER, calls=1, sites={"f:1": 1}, streamed=1, delivered=1, unused=0, unread=0
     )
     rows = [
-        Row(scenario="equal", report=whole()),
-        Row(scenario="different", report=different(0, bits(1, "cpu:0"), bits(0, "cpu:1")),
+        SessionRow(scenario="equal", report=whole()),
+        SessionRow(scenario="different", report=different(0, bits(1, "cpu:0"), bits(0, "cpu:1")),
             failed=True, why="why", purpose="purpose"),
-        Row(scenario="of-a-host", report=host(0, deliveries=[delivery])),
-        Row(scenario="failed", report=failed, failed=True),
+        SessionRow(scenario="of-a-host", report=host(0, deliveries=[delivery])),
+        SessionRow(scenario="failed", report=failed, failed=True),
     ]  # fmt: skip
     return Session(
         complete=True, rows=rows, began="2026-01-01T00:00:00Z", options=["--devices=2"],
@@ -241,7 +241,9 @@ def show_or_refuse(content: bytes) -> None:
 
 def merge_or_refuse(session: Session) -> None:
     """With a session of the other host, and twice with itself."""
-    rows = [Row(scenario=row.scenario, report=other_host(row.report)) for row in session.rows]
+    rows = [
+        SessionRow(scenario=row.scenario, report=other_host(row.report)) for row in session.rows
+    ]
     for other in (Session(complete=True, rows=rows), session):
         try:
             merged_session([session, other])
@@ -304,7 +306,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @example("\ud800s3://bucket/prefix")
 def test_a_place(text: str) -> None:
     with bounded():
-        open_place(text)
+        open_location(text)
 
 
 _MESH = st.text(alphabet="data=,1290modelxprtcp_٢- \n", max_size=24)

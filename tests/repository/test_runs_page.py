@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from harness.families import overview
-from harness.families.overview import Loads, Outcome, Result
+from harness.families.overview import Ending, Loads, Result
 from harness.report.known_issue import expected_issues
-from harness.report.report import Failure, Report, Row, Session, Status
+from harness.report.report import Failure, Report, Session, SessionRow, Status
 from scenarios.catalogue import SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
 from tests.support.known_issue import pinned_versions
@@ -95,7 +95,7 @@ def report(column: str = "0.26", **given: object) -> Report:
 
 
 def session(column: str) -> Session:
-    rows = [Row(scenario=s.id, report=report(column)) for s in SCENARIOS
+    rows = [SessionRow(scenario=s.id, report=report(column)) for s in SCENARIOS
             if column != "torch-xla" or s.id not in OFF_TORCH_XLA]  # fmt: skip
     return Session(complete=True, rows=rows)
 
@@ -138,19 +138,19 @@ def test_sessions_become_pages(tmp_path: Path, pages: list[Path]) -> None:
     loads = msgspec.json.decode((tmp_path / "loads.json").read_bytes(), type=Loads)
     assert overview.families_table(loads) in pages[2].read_text()
     assert list(loads.runs) == list(COLUMNS)
-    assert {r for load in loads.loads for r in load.results.values()} == {Result(Outcome.EQUAL)}
+    assert {r for load in loads.loads for r in load.results.values()} == {Result(Ending.EQUAL)}
 
 
 @pytest.mark.parametrize(
     ("status", "issue", "result"),
     [
-        (Status.EQUAL, "", Result(Outcome.EQUAL)),
-        (Status.DIFFERENT, "", Result(Outcome.FAILED)),
-        (Status.DIFFERENT, "orientation-guessed", Result(Outcome.KNOWN, ("orientation-guessed",))),
+        (Status.EQUAL, "", Result(Ending.EQUAL)),
+        (Status.DIFFERENT, "", Result(Ending.FAILED)),
+        (Status.DIFFERENT, "orientation-guessed", Result(Ending.KNOWN, ("orientation-guessed",))),
         (Status.LOAD_FAILED, "width-not-divisible",
-         Result(Outcome.REFUSED, ("width-not-divisible",))),
+         Result(Ending.REFUSED, ("width-not-divisible",))),
         (Status.DIFFERENT, "width-not-divisible, tied-head-unread",
-         Result(Outcome.KNOWN, ("width-not-divisible", "tied-head-unread"))),
+         Result(Ending.KNOWN, ("width-not-divisible", "tied-head-unread"))),
     ],
     ids=["equal", "failed", "a bug", "a refusal", "one of each"],
 )  # fmt: skip
@@ -167,7 +167,7 @@ def test_the_record_agrees_with_the_page_of_runs() -> None:
             if result is None:
                 assert cell == NOT_RUN
             else:
-                assert (cell == "=") is (result.outcome is Outcome.EQUAL), (load.scenario, column)
+                assert (cell == "=") is (result.outcome is Ending.EQUAL), (load.scenario, column)
                 assert tuple(re.findall(r"\[(.*?)\]", cell)) == result.issues
 
 

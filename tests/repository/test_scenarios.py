@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from harness.families.family import Family, Recipe
-from harness.families.registry import families, recipes
+from harness.families.known_families import families, recipes
 from harness.load.target import Parallelism
 from scenarios import by_rule
 from scenarios.catalogue import CHOSEN, PLAIN, SCENARIOS

@@ -28,7 +28,7 @@ from harness.explain.evidence import Evidence, Need, Rule
 from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.experts import ExpertKey, ReferencePart, reference_parts
 from harness.families.family import Part, Projection
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import POISON
 from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint

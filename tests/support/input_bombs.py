@@ -17,7 +17,7 @@ from harness.base.errors import BadInput
 from harness.checkpoint.checkpoint import INDEX
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import reference_parts
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from tests.support.spoiling import FIRST
 
 Make = Callable[[], bytes]

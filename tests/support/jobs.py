@@ -19,11 +19,11 @@ from harness.devices.tensors import DevicePart, DeviceShard, DeviceTensor, devic
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load import engine
 from harness.load.ledger import Ledger
 from harness.load.recording import Recorder
-from harness.load.targets.registry import driver_named, target_named, targets
+from harness.load.targets.known_targets import driver_named, target_named, targets
 from harness.load.targets.xla import seen_by_torch_xla
 from harness.report.report import Status
 from harness.verification.job import VerifyRequest, run

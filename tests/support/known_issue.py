@@ -18,7 +18,7 @@ from harness.families.family import Part
 from harness.report.known_issue import KnownIssue, Load, Nature, Owner, Raised, Stage
 from harness.report.maps import map_of, with_missing
 from harness.report.renderings import session_from
-from harness.report.report import Failure, Frame, Report, Row, Session, Status
+from harness.report.report import Failure, Frame, Report, Session, SessionRow, Status
 from tests.support.reports import a_report, an_environment
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def pinned_versions(stack: str) -> dict[str, str]:
 
 def record(directory: Path) -> None:
     """Keep one report of each known issue and stack, without what no test reads."""
-    kept: dict[tuple[str, str], Row] = {}
+    kept: dict[tuple[str, str], SessionRow] = {}
     for file in sorted(directory.glob("*/session.json")):
         for row in session_from(file).rows:
             if row.report.known_issue:
@@ -84,14 +84,14 @@ def record(directory: Path) -> None:
     FAILURES.write_bytes(msgspec.json.encode(Session(complete=True, rows=list(kept.values()))))
 
 
-def _short(row: Row) -> Row:
+def _short(row: SessionRow) -> SessionRow:
     report = row.report
     if report.failure:
         report.failure = msgspec.structs.replace(
             report.failure, frames=report.failure.frames[-1:], log_tail=""
         )
     report = msgspec.structs.replace(report, calls=[], checkpoint="/c", reference="/c", repeat="")
-    return Row(scenario=row.scenario, report=report)
+    return SessionRow(scenario=row.scenario, report=report)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from harness.load.targets.registry import targets
+from harness.load.targets.known_targets import targets
 from tests.support.pipelines import ROOT, script
 
 Document = dict[str, Any]

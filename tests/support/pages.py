@@ -11,7 +11,7 @@ from harness.families.family import Part, Projection
 from harness.load.deliveries import Calls
 from harness.report.maps import map_of
 from harness.report.renderings import session_from
-from harness.report.report import Environment, Report, Row, Session, Status, Timings
+from harness.report.report import Environment, Report, Session, SessionRow, Status, Timings
 
 CANARY = Path(__file__).parents[1] / "data" / "canary-session.json"
 _ENVIRONMENT = Environment(
@@ -69,8 +69,8 @@ def _report(layers: int, experts: int, shifted: tuple[int, ...] = ()) -> Report:
 
 def all_equal() -> Session:
     """Two scenarios, nothing to see."""
-    rows = [Row(scenario="vl-fused", report=_report(2, 8)),
-            Row(scenario="vl-experts-whole", report=_report(48, 128))]  # fmt: skip
+    rows = [SessionRow(scenario="vl-fused", report=_report(2, 8)),
+            SessionRow(scenario="vl-experts-whole", report=_report(48, 128))]  # fmt: skip
     return Session(complete=True, began="2026-05-01T03:00:00+00:00", rows=rows)
 
 
@@ -83,5 +83,5 @@ def rank_shift() -> Session:
     """Every eighth expert of 94 x 128, half of those of 60 x 512."""
     eighths, half = tuple(range(0, 128, 8)), tuple(range(256, 512))
     reports = {"vl-235b": _report(94, 128, eighths), "qwen3.5-397b": _report(60, 512, half)}
-    rows = [Row(scenario=name, report=r, failed=True) for name, r in reports.items()]
+    rows = [SessionRow(scenario=name, report=r, failed=True) for name, r in reports.items()]
     return Session(complete=True, began="2026-05-01T03:00:00+00:00", rows=rows)

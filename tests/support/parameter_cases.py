@@ -16,7 +16,7 @@ from harness.explain.causes import Cause, Diagnosis
 from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.experts import reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from tests.support.parameter_packing import PackedParameters, line
 
 Paths = dict[str, Path]

@@ -17,10 +17,10 @@ from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.experts import reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load import engine
 from harness.load.stack import require_stack
-from harness.load.targets.registry import driver_of
+from harness.load.targets.known_targets import driver_of
 from harness.verification.job import VerifyRequest
 
 Tensors = dict[str, DeviceTensor]

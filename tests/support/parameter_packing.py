@@ -18,7 +18,7 @@ from harness.devices.expert_layout import Span
 from harness.devices.mesh import Mesh
 from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 
 Array = npt.NDArray[Any]
 LANGUAGE = "vllm_model.language_model.model."

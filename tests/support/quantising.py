@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from harness.checkpoint.fp8 import (
+from harness.checkpoint.fp8_blocks import (
     EXPERTS,
     Arithmetic,
     Values,

@@ -24,7 +24,7 @@ from harness.compare.selection import Selection
 from harness.devices.expert_layout import Parameter
 from harness.families.experts import ExpertKey, ReferencePart, reference_parts
 from harness.families.family import Part, Projection
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.report.report import Failure
 from tests.support.differences import unread
 from tests.support.ledgers import call

@@ -22,11 +22,11 @@ from harness.devices.expert_layout import Parameter
 from harness.devices.tensors import DeviceTensor
 from harness.families.experts import reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load import engine
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from harness.report.report import Report
 from harness.verification import verify as verification
 from harness.verification.job import run

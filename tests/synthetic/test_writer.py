@@ -11,8 +11,8 @@ from safetensors import safe_open
 from harness.base.errors import BadInput, NotWritten
 from harness.checkpoint.checkpoint import INDEX
 from harness.families.experts import reference_parts
-from harness.families.model import ModelCheckpoint
-from harness.families.registry import families
+from harness.families.known_families import families
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.synthetic.values import CORNERS
 from harness.synthetic.writer import write_checkpoint
 

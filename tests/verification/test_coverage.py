@@ -19,15 +19,15 @@ from harness.compare.words import device_words, source_words
 from harness.devices.parameter_layout import Packing
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
-from harness.families.registry import family_named
+from harness.families.known_families import family_named
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import Ledger, LoaderCall
 from harness.report.report import require_covered
 from harness.synthetic.writer import write_checkpoint
 from harness.verification.coverage import (
     NOT_ASKED,
     NOT_SELECTED,
-    Scope,
+    ComparedTensors,
     account_of_reference,
     coverage,
     expert_sources,
@@ -148,7 +148,7 @@ def test_what_is_left_alone_is_counted_by_its_reason(tiny_checkpoints: dict[str,
     sources |= {name: False for name in sources if ".visual." in name}
     drafts = {name for name in sources if name.startswith("mtp.")}
     here = {name: chosen for name, chosen in sources.items() if name not in drafts}
-    scope = Scope(checkpoint, [decoder], [Part.DECODER], here)
+    scope = ComparedTensors(checkpoint, [decoder], [Part.DECODER], here)
     account, differences = account_of_reference(scope, ())
     assert differences == []
     assert account.left_alone == {

@@ -18,12 +18,12 @@ from harness.compare.selection import Chosen
 from harness.devices.expert_layout import Backend
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load import engine
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
 from harness.load.target import Parallelism, Target
-from harness.load.targets.registry import target_named
+from harness.load.targets.known_targets import target_named
 from harness.report.maps import State
 from harness.report.report import Report, Status
 from harness.verification import job

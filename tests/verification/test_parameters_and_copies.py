@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from harness.base.number_runs import numbers_of
 from harness.base.progress import Meter
-from harness.base.text import numbers_of
 from harness.compare.difference import Kind, ParameterTally
 from harness.compare.selection import Selection, choose
 from harness.devices.expert_layout import Backend
@@ -18,12 +18,12 @@ from harness.devices.tensors import DeviceTensor
 from harness.explain.causes import Cause
 from harness.families.experts import ReferencePart
 from harness.families.family import Part
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
-from harness.load.targets.registry import driver_named
+from harness.load.targets.known_targets import driver_named
 from harness.verification.findings import Findings
-from harness.verification.part import How, PartVerification, expert_copies
+from harness.verification.part_verification import How, PartVerification, expert_copies
 from tests.support.packing import PackedDevice
 from tests.support.parameter_packing import PackedParameters
 from tests.support.reports import a_report

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.base.bits import Bits, bits_dtype
 from harness.base.errors import BadInput
-from harness.checkpoint.stores.location import File, Place
+from harness.checkpoint.stores.location import File, Location
 
 _WEIGHTS = ".safetensors"
 #: What vLLM and the streamer open by its name's end, whatever stands there: weights, and the JSON
@@ -79,7 +79,7 @@ class LocalFile(File):
         return False
 
 
-class Directory(Place):
+class Directory(Location):
     """A directory.
 
     Args:
@@ -113,7 +113,7 @@ class Directory(Place):
         return str(self.path / name)
 
     def require_unchanged(self) -> None:
-        """See :meth:`Place.require_unchanged`."""
+        """See :meth:`Location.require_unchanged`."""
         for name, found in self._found.items():
             try:
                 now = _identity(self.path / name)

@@ -60,7 +60,7 @@ class File(ABC):
         """
 
 
-class Place(ABC):
+class Location(ABC):
     """Where a checkpoint's files lie.
 
     Attributes:

@@ -20,7 +20,7 @@ import numpy as np
 
 from harness.base.bits import ITEMSIZE, Bits, bits_dtype
 from harness.base.errors import BadInput
-from harness.checkpoint.stores.location import File, Place
+from harness.checkpoint.stores.location import File, Location
 from harness.checkpoint.stores.range_cache import RangeCache
 
 #: What one request takes of a tensor that is read whole, in pieces: a piece alone is a few MiB.
@@ -179,7 +179,7 @@ class StoreFile(File):
         return content
 
 
-class Store(Place):
+class Store(Location):
     """The objects under a prefix of a bucket.
 
     Args:

@@ -12,7 +12,7 @@ from harness.base.errors import BadInput
 from harness.checkpoint.stores.directory import Directory
 from harness.checkpoint.stores.gcs import GcsBucket
 from harness.checkpoint.stores.hub import HUB_ID, hub_snapshot
-from harness.checkpoint.stores.location import Place
+from harness.checkpoint.stores.location import Location
 from harness.checkpoint.stores.object_store import Bucket, Store
 from harness.checkpoint.stores.s3 import S3Bucket
 
@@ -26,7 +26,7 @@ BUCKETS: dict[str, Callable[[str], Bucket]] = {"s3": S3Bucket, "gs": GcsBucket}
 _PREFIXES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "RUNAI_STREAMER_", "CLOUD_STORAGE_", "HF_", "STORAGE_")
 
 
-def open_place(checkpoint: str | os.PathLike[str]) -> Place:
+def open_location(checkpoint: str | os.PathLike[str]) -> Location:
     """The place of a checkpoint: a directory if there is one, a URL, or a hub id.
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 
 from harness.base.bits import E4M3
 from harness.base.errors import BadInput
-from harness.checkpoint.fp8 import (
+from harness.checkpoint.fp8_blocks import (
     EXPERTS,
     LARGEST,
     LINEAR,
@@ -21,7 +21,7 @@ from harness.checkpoint.fp8 import (
     scale_bound,
     scales_as_f32,
 )
-from harness.families.model import ModelCheckpoint
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.synthetic.writer import write_checkpoint
 from tests.support.quantising import matrix, quantised_anew
 from tests.support.silent_worlds import Tensor, Tensors, change_tensors, some

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from harness.audit.call import LoaderCall, Verdict
+from harness.audit.call import CallVerdict, SourceCall
 from harness.audit.hooks import HookCode
 from harness.audit.signature import Signature
 from harness.base.writing import indented
@@ -39,8 +39,8 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
 
     packages: tuple[AuditedPackage, ...]
     signature: Signature
-    findings: tuple[LoaderCall, ...]
-    others: tuple[LoaderCall, ...]
+    findings: tuple[SourceCall, ...]
+    others: tuple[SourceCall, ...]
     hooks: tuple[HookCode, ...]
     tally: dict[str, int]
     seconds: float
@@ -49,7 +49,7 @@ class AuditReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def exit_code(self) -> int:
         """1 where an id is passed by position, else 0; an undecided call is no finding."""
-        return int(Verdict.POSITIONAL.value in self.tally)
+        return int(CallVerdict.POSITIONAL.value in self.tally)
 
     def without_others(self) -> AuditReport:
         """The report without the calls that are in order."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from harness.audit.call import LoaderCall, Verdict
+from harness.audit.audit_report import AuditReport
+from harness.audit.call import CallVerdict, SourceCall
 from harness.audit.hooks import HookCode
-from harness.audit.report import AuditReport
 
 _MODELS_SHOWN = 6
 
@@ -30,12 +30,12 @@ def _heading(report: AuditReport) -> str:
     return "\n".join([*packages, f"{signature}  {signature.file}:{signature.line}"])
 
 
-def _finding(call: LoaderCall) -> str:
+def _finding(call: SourceCall) -> str:
     return "\n".join([f"{call.place}  {call.function}", *_details(call)])
 
 
-def _details(call: LoaderCall) -> Iterator[str]:
-    if call.verdict is Verdict.UNDECIDED:
+def _details(call: SourceCall) -> Iterator[str]:
+    if call.verdict is CallVerdict.UNDECIDED:
         yield "  undecided  whose loader this is cannot be told"
     yield f"  call       {call.call}"
     yield f"  hook sees  {call.seen_by_hook}"
@@ -46,7 +46,7 @@ def _details(call: LoaderCall) -> Iterator[str]:
     yield f"  models     {', '.join(models[:_MODELS_SHOWN])}{more}"
 
 
-def _row(call: LoaderCall) -> str:
+def _row(call: SourceCall) -> str:
     return f"{call.verdict:<10} {call.place}  {call.function}  {call.call}"
 
 
@@ -59,7 +59,7 @@ def _hook(hook: HookCode) -> str:
 
 
 def _sum(report: AuditReport) -> str:
-    count = report.tally.get(Verdict.POSITIONAL, 0)
-    rest = ", ".join(f"{n} {v}" for v, n in report.tally.items() if v != Verdict.POSITIONAL)
+    count = report.tally.get(CallVerdict.POSITIONAL, 0)
+    rest = ", ".join(f"{n} {v}" for v, n in report.tally.items() if v != CallVerdict.POSITIONAL)
     findings = f"{count or 'no'} finding{'' if count == 1 else 's'}"
     return f"{findings}; {rest or 'no other call'}; {report.seconds:.1f} s"

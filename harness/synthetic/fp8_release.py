@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.checkpoint.fp8 import BLOCK, SCALE_SUFFIX
+from harness.checkpoint.fp8_blocks import BLOCK, SCALE_SUFFIX
 from harness.families.family import TensorSpec
 from harness.synthetic.values import Bf16Bits
 

@@ -16,13 +16,13 @@ from harness.base.bounds import (
 )
 from harness.base.errors import BadInput
 from harness.checkpoint.checkpoint import Checkpoint
-from harness.checkpoint.fp8 import BLOCK, CODES, SCALE_SUFFIX
+from harness.checkpoint.fp8_blocks import BLOCK, CODES, SCALE_SUFFIX
 from harness.checkpoint.safetensors_file import TensorEntry
-from harness.checkpoint.stores.location import Place
+from harness.checkpoint.stores.location import Location
 from harness.families.family import TIE, ExpertNaming, Family, Part, Storage
 from harness.families.found import found_namings
-from harness.families.registry import families, family_of_architecture
-from harness.families.storage import Sizes
+from harness.families.known_families import families, family_of_architecture
+from harness.families.storage import ExpertSizes
 from harness.families.unknown import account_of, family_of_experts, language_model
 
 
@@ -50,12 +50,12 @@ class ModelCheckpoint(Checkpoint):
         self.storage = storage
         #: Whether nothing but its experts is to be looked at.
         self.experts_only = experts_only
-        where = self.place.where("config.json")
+        where = self.location.where("config.json")
         self.family = _family(self)
         below = section(self.config, self.family.text_key, where) if self.family.text_key else None
         #: What config.json says of the language model.
         self.text: dict[str, Any] = self.config if below is None else below
-        self.fp8 = _is_fp8(self.place, self.config, self.text)
+        self.fp8 = _is_fp8(self.location, self.config, self.text)
         if self.fp8:
             _require_scales(self.entries)
         layers = _require_sizes(self.config, self.text, self.family, self.entries, where)
@@ -67,15 +67,15 @@ class ModelCheckpoint(Checkpoint):
         return self.family.is_tied(self.config)
 
     @cached_property
-    def expert_sizes(self) -> Sizes:
+    def expert_sizes(self) -> ExpertSizes:
         """E, D and F, as config.json says.
 
         Raises:
             BadInput: it does not, or they are out of bounds.
         """
-        where = self.place.where("config.json")
+        where = self.location.where("config.json")
         experts, hidden, width = (self.family.size_key(self.text, n) for n in range(3))
-        return Sizes(
+        return ExpertSizes(
             size(self.text, experts, where, most=MOST_EXPERTS),
             size(self.text, hidden, where),
             size(self.text, width, where),
@@ -96,7 +96,7 @@ class ModelCheckpoint(Checkpoint):
 
 def _family(checkpoint: ModelCheckpoint) -> Family:
     """The family of a checkpoint, or what stands for one where experts alone are looked at."""
-    config, where = checkpoint.config, checkpoint.place.where("config.json")
+    config, where = checkpoint.config, checkpoint.location.where("config.json")
     architectures = config.get("architectures") or []
     architectures = architectures if isinstance(architectures, list) else [architectures]
     for architecture in architectures:
@@ -116,7 +116,7 @@ def _family(checkpoint: ModelCheckpoint) -> Family:
     )
 
 
-def _is_fp8(place: Place, config: dict[str, Any], text: dict[str, Any]) -> bool:
+def _is_fp8(location: Location, config: dict[str, Any], text: dict[str, Any]) -> bool:
     """Whether it is an FP8 release with block scales; any other quantisation is refused."""
     quantization = config.get("quantization_config") or text.get("quantization_config")
     if not quantization:
@@ -126,7 +126,7 @@ def _is_fp8(place: Place, config: dict[str, Any], text: dict[str, Any]) -> bool:
         return True
     raise BadInput(
         f"a quantised checkpoint ({shown(known) if known else 'unknown method'})",
-        where=place.where("config.json"),
+        where=location.where("config.json"),
         expected=f"no quantization_config, or fp8 with a weight_block_size of [{BLOCK}, {BLOCK}]",
         hint="the bf16 or the FP8 release of the model; other quantised layouts are not covered",
     )
