@@ -12,6 +12,7 @@ from harness.base.bits import Nan
 from harness.families.family import Family, Part, Storage
 from harness.families.registry import recipe_named
 from harness.families.sizes import ModelShape
+from harness.load.environment import flushes_subnormals
 from harness.load.meshes import mesh_sizes
 from harness.load.target import Parallelism, Target
 from harness.report.known_issue import Load
@@ -138,6 +139,7 @@ class Scenario:
             vision_first=self.order is Order.VISION_FIRST,
             store=str(self.store),
             nested=family.is_nested,
+            flushing_host=flushes_subnormals(),
         )  # fmt: skip
 
     def _layers(

@@ -92,6 +92,7 @@ class Load:
         vision_first: the vision tower is streamed before any expert.
         store: the scheme of the store's URL it is streamed from; empty for a directory.
         nested: the language model is a module of another model, as beside a vision tower.
+        flushing_host: the host's CPU takes subnormals for zero where XLA has it convert to bf16.
     """
 
     family: str
@@ -113,6 +114,7 @@ class Load:
     vision_first: bool = False
     store: str = ""
     nested: bool = True
+    flushing_host: bool = False
 
     @property
     def parts(self) -> tuple[Part, ...]:
