@@ -7,6 +7,8 @@ TARGET ?= emulated
 # EXPECT=known: exactly the known upstream failures of the stack must happen; equal: none may. The
 # releases with the bug are to fail unless asked otherwise.
 EXPECT ?= $(if $(filter 0.21,$(STACK)),equal,known)
+# FAMILIES=all: every family in every storage, tensor and expert parallel; else one load of each.
+FAMILIES ?= chosen
 # Workers of make verify; on a TPU they would divide its chips.
 WORKERS ?= $(if $(filter tpu,$(TARGET)),0,2)
 SETUP := $(PYTHON) ci/setup.py --target $(TARGET)
@@ -23,7 +25,7 @@ setup: ## the environment of STACK, where it is not there yet
 	@$(SETUP) $(STACK)
 
 verify: ## the scenarios of STACK on TARGET
-	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest scenarios -n $(WORKERS) --target=$(TARGET) --expect=$(EXPECT) $(if $(filter path:%,$(STACK)),--stack=$(STACK))
+	@bin=$$($(SETUP) $(STACK))/bin && $$bin/pytest scenarios -n $(WORKERS) --target=$(TARGET) --expect=$(EXPECT) --families=$(FAMILIES) $(if $(filter path:%,$(STACK)),--stack=$(STACK))
 
 # Every test: the canary on the releases with the bug, the fix taken back where it was made first,
 # then everything on the default stack.

@@ -134,7 +134,7 @@ def _device_peak() -> int:
     import jax
 
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
-    return max(s.get("peak_bytes_in_use", 0) for s in stats)
+    return int(max(s.get("peak_bytes_in_use", 0) for s in stats))
 
 
 # Faults.

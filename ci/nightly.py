@@ -194,6 +194,7 @@ def scenarios(
         "scenarios",
         f"--target={options.target}",
         "--expect=known",
+        "--families=all",
         f"--reports={out}",
         *([f"--numprocesses={options.workers}"] if options.workers else []),
         *([f"--stack={stack}"] if stack.startswith("path:") else []),

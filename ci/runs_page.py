@@ -1,4 +1,5 @@
-"""Writes what ``make verify`` found on every stack: docs/runs.md, and the table of the README.
+"""Writes what ``make verify FAMILIES=all`` found on every stack: docs/runs.md, docs/families.md,
+the table of the README, and ``harness/families/loads.json``, which ``harness families`` shows.
 
 ``.venv/bin/python -m ci.runs_page DIR`` reads ``DIR/<column>/session.json``, a folder for each of
 :data:`COLUMNS`, as ``pytest --reports=DIR/<column>`` leaves it. Nothing is written unless every
@@ -13,24 +14,28 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from harness.base.errors import BadInput, HarnessError
-from harness.base.writing import write
-from harness.report.known_issue import judge, note
+from harness.base.writing import indented, write
+from harness.families import overview
+from harness.families.overview import Loaded, Loads, Outcome, Releases, Result, families_table
+from harness.load.target import Parallelism
+from harness.report.known_issue import Nature, judge, note
 from harness.report.renderings import session_from
 from harness.report.report import Report, Session, Status
-from scenarios.catalogue import SCENARIOS
+from scenarios.catalogue import PLAIN, SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, README = ROOT / "docs" / "runs.md", ROOT / "README.md"
+FAMILIES, LOADS = ROOT / "docs" / "families.md", overview.LOADS
 BEGIN, END = "<!-- runs: written by ci/runs_page.py -->", "<!-- end of runs -->"
 
 #: By folder and column: the options of ``make verify``, the stack and the target.
 COLUMNS: dict[str, tuple[str, str, str]] = {
-    "0.21": ("STACK=0.21", "0.21", "emulated"),
-    "0.22": ("STACK=0.22", "0.22", "emulated"),
-    "0.26": ("STACK=0.26", "0.26", "emulated"),
-    "0.32": ("STACK=0.32", "0.32", "emulated"),
-    "torch-xla": ("STACK=0.26 TARGET=torch-xla", "0.26", "torch-xla"),
+    "0.21": ("STACK=0.21 FAMILIES=all", "0.21", "emulated"),
+    "0.22": ("STACK=0.22 FAMILIES=all", "0.22", "emulated"),
+    "0.26": ("STACK=0.26 FAMILIES=all", "0.26", "emulated"),
+    "0.32": ("STACK=0.32 FAMILIES=all", "0.32", "emulated"),
+    "torch-xla": ("STACK=0.26 TARGET=torch-xla FAMILIES=all", "0.26", "torch-xla"),
 }
 NOT_RUN = "not run"
 
@@ -44,8 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HarnessError as error:
         print(f"runs_page: {error}", file=sys.stderr)
         return error.exit_code
+    loads = loads_of(runs)
+    write(LOADS, indented(loads))
     put(RUNS, detail(runs))
     put(README, summary(runs))
+    put(FAMILIES, families_table(loads), overview.BEGIN, overview.END)
     return 0
 
 
@@ -90,11 +98,42 @@ def fault_of(column: str, session: Session, reports: Mapping[str, Report]) -> st
     return ""
 
 
-def put(page: Path, table: str) -> None:
+def put(page: Path, table: str, begin: str = f"{BEGIN}\n", end: str = f"\n{END}") -> None:
     """Replace what stands between the marks of a page."""
-    before, rest = page.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    write(page, f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
+    before, rest = page.read_text().split(begin)
+    _, after = rest.split(end)
+    write(page, f"{before}{begin}{table}{end}{after}".encode())
+
+
+def loads_of(runs: Mapping[str, Mapping[str, Report]]) -> Loads:
+    """What the runs came to for each recipe, its experts spread in each way."""
+    return Loads(
+        {column: releases(column, reports) for column, reports in runs.items()},
+        tuple(
+            Loaded(
+                row.recipe, str(row.parallelism or Parallelism.TENSOR), row.id,
+                {c: result_of(reports[row.id]) for c, reports in runs.items() if row.id in reports},
+            )
+            for row in PLAIN
+        ),
+    )  # fmt: skip
+
+
+def releases(column: str, reports: Mapping[str, Report]) -> Releases:
+    """The releases that a run was made on."""
+    versions = next(iter(reports.values())).environment.versions
+    return Releases(versions["vllm"], versions["tpu-inference"], COLUMNS[column][2])
+
+
+def result_of(report: Report) -> Result:
+    """What a load came to, in a word, and the known issues that describe it."""
+    if report.status is Status.EQUAL:
+        return Result(Outcome.EQUAL)
+    if not report.known_issue:
+        return Result(Outcome.FAILED)
+    names = tuple(report.known_issue.split(", "))
+    natures = {issue.nature for issue in KNOWN_ISSUES if issue.id in names}
+    return Result(Outcome.KNOWN if Nature.BUG in natures else Outcome.REFUSED, names)
 
 
 def detail(runs: Mapping[str, Mapping[str, Report]]) -> str:

@@ -1,4 +1,9 @@
-"""The scenarios: one row each. Add a row before a function."""
+"""The scenarios: one row each, those that follow from a rule made by it.
+
+Add a row before a function. What a run takes: :data:`SCENARIOS` are all, :data:`CHOSEN` those of a
+run that was not asked for all (``--families=all``), :data:`PLAIN` those by which it is told where
+families load (:mod:`harness.families.overview`).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,12 @@ from harness.load.target import Parallelism
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order
 
+from .by_rule import by_rule, chosen, plain
 from .on_meshes import ON_MESHES
 from .scenario import Scenario, Store
 
-SCENARIOS: tuple[Scenario, ...] = (
-    # Every family and storage, on four devices.
+_WRITTEN: tuple[Scenario, ...] = (
+    # Families and storages, on four devices; the others are there by rule.
     Scenario(
         "vl-fused",
         "Fused and transposed experts whose ids the model passes by position are loaded "
@@ -131,6 +137,12 @@ SCENARIOS: tuple[Scenario, ...] = (
         numbered=True,
     ),
     Scenario(
+        "text-float16",
+        "A model that config.json wants in float16 is converted from the stored bf16.",
+        "qwen3-moe",
+        dtype="float16",
+    ),
+    Scenario(
         "vl-square",
         "With 2F = D an orientation that is guessed from the shape can be guessed wrong.",
         "qwen3-vl-moe",
@@ -224,5 +236,13 @@ SCENARIOS: tuple[Scenario, ...] = (
         "qwen3-vl-moe",
         shapes="tiny:vocabulary",
     ),
+    Scenario(
+        "lfm2-moe-untied", "The head of an LFM2-MoE checkpoint that has one is loaded.", "lfm2-moe"
+    ),
     *ON_MESHES,
 )
+
+_BY_RULE = by_rule(_WRITTEN)
+SCENARIOS = (*_WRITTEN, *_BY_RULE)
+PLAIN = plain(SCENARIOS)
+CHOSEN = (*_WRITTEN, *chosen(_WRITTEN, _BY_RULE))

@@ -34,6 +34,10 @@ _POSITIONAL = (
     "load_fused_expert_weights passes shard_id and expert_id to weight_loader positionally; the "
     "hook reads them from the keyword arguments"
 )
+_NO_EXPERT_ID = (
+    r"tpu_inference/layers/vllm/quantization/unquantized\.py in maybe_process_weights: "
+    r'assert expert_id is not None, "Expecting expert_id argument"'
+)
 _FUSED = (Storage.FUSED, Storage.FUSED_TRANSPOSED)
 _HEAD, _EMBEDDING = "lm_head.weight", "language_model.model.embed_tokens.weight"
 _DEVICE_HEAD = f"language_model.{_HEAD}"
@@ -45,8 +49,7 @@ def _positional(file: str, part: Part) -> Raised:
     return Raised(
         error="AssertionError",
         message="Expecting expert_id argument",
-        at=r"tpu_inference/layers/vllm/quantization/unquantized\.py in maybe_process_weights: "
-        r'assert expert_id is not None, "Expecting expert_id argument"',
+        at=_NO_EXPERT_ID,
         stage=Stage.STREAM,
         cause=Cause.ARGUMENT_CONTRACT,
         evidence=rf"vllm/model_executor/models/{file}\.py:\d+ called weight_loader\(.*\) of a "
@@ -84,6 +87,20 @@ def _head_over_embedding(load: Load) -> Iterator[Sign]:
 def _head_unread(load: Load) -> Iterator[Sign]:
     yield Sign(Cause.TENSOR_UNREAD, Kind.UNREAD, Part.DECODER, parameter=_HEAD)
     yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=_DEVICE_HEAD)] * load.hosts
+
+
+def _lfm2_untied(load: Load) -> bool:
+    return load.family == "lfm2-moe" and not load.tied
+
+
+def _lfm2_head_over_embedding(load: Load) -> Iterator[Sign]:
+    embedding = "model.embed_tokens.weight"
+    yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=embedding)] * load.hosts
+
+
+def _lfm2_head_unread(load: Load) -> Iterator[Sign]:
+    yield Sign(Cause.TENSOR_UNREAD, Kind.UNREAD, Part.DECODER, parameter=_HEAD)
+    yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=_HEAD)] * load.hosts
 
 
 def _gate_and_up(load: Load) -> Iterator[Sign]:
@@ -151,6 +168,26 @@ _ISSUES: tuple[KnownIssue, ...] = (
         releases=("vllm<0.22",),
         when=lambda load: load.parts == (Part.MTP,) and load.storage[Part.MTP] in _FUSED,
         raised=_positional("qwen3_5_mtp", Part.MTP),
+    ),
+    KnownIssue(
+        id="correction-bias-hooked",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
+        reason="attach_incremental_weight_loader wraps every parameter with a loader that a module "
+        "of experts holds; MiniMax-M2's correction bias has one and is shared with the experts, so "
+        "its hook wants an expert_id for it",
+        releases=("tpu-inference>=0.26",),
+        when=lambda load: load.family == "minimax-m2",
+        raised=Raised(
+            error="AssertionError",
+            message="Expecting expert_id argument",
+            at=_NO_EXPERT_ID,
+            stage=Stage.STREAM,
+            cause=Cause.HOOKED_AS_EXPERT,
+            evidence=r"vllm/model_executor/models/utils\.py:\d+ called "
+            r"weight_loader\(param, loaded_weight\) of a MiniMaxM2MoE",
+            lost=Part.DECODER,
+        ),
     ),
     KnownIssue(
         id="fused-vision-qkv",
@@ -247,6 +284,43 @@ _ISSUES: tuple[KnownIssue, ...] = (
         releases=("vllm>=0.32", "tpu-inference>=0.28"),
         when=_head_contradicted,
         differs=_head_unread,
+    ),
+    KnownIssue(
+        id="float16-not-freed",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
+        reason="t2j hands a float16 weight to numpy, after which torch cannot shrink its storage, "
+        "as the linear layer does to free it; bf16, which numpy lacks, is copied first",
+        releases=("tpu-inference",),
+        when=lambda load: load.dtype == "float16" and Part.DECODER in load.parts,
+        raised=Raised(
+            error="RuntimeError",
+            message="Trying to resize storage that is not resizable",
+            at=r"tpu_inference/layers/vllm/quantization/unquantized\.py in \w+: "
+            r"layer\.weight\.untyped_storage\(\)\.resize_\(0\)",
+            stage=Stage.STREAM,
+            evidence=r"vllm/model_executor/\S+\.py:\d+ called weight_loader\(.*\) of a \w+",
+        ),
+    ),
+    KnownIssue(
+        id="lfm2-head-over-embedding",
+        owner=Owner.VLLM,
+        nature=Nature.BUG,
+        reason="LFM2-MoE's head is tied to the embedding whatever config.json says: the lm_head of "
+        "an untied checkpoint is then loaded into the embedding it shares",
+        releases=("vllm>=0.26,<0.32",),
+        when=_lfm2_untied,
+        differs=_lfm2_head_over_embedding,
+    ),
+    KnownIssue(
+        id="lfm2-head-unread",
+        owner=Owner.VLLM,
+        nature=Nature.BUG,
+        reason="LFM2-MoE's head is tied to the embedding whatever config.json says, and "
+        "tpu-inference maps the lm_head of a checkpoint with tied ones to nothing: it is lost",
+        releases=("vllm>=0.32",),
+        when=_lfm2_untied,
+        differs=_lfm2_head_unread,
     ),
     KnownIssue(
         id="orientation-guessed",

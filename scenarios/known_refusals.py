@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.explain.causes import Cause
 from harness.load.target import Parallelism
 from harness.report.known_issue import KnownIssue, Load, Nature, Owner, Raised, Stage
 
@@ -36,7 +37,10 @@ REFUSALS: tuple[KnownIssue, ...] = (
             at=r"vllm/model_executor/layers/fused_moe/routed_experts\.py in _load_w13: "
             r"expert_data\.copy_\(loaded_weight\)",
             stage=Stage.STREAM,
-            evidence=_LAST_CALL,
+            cause=Cause.STORAGE_MISREAD,
+            evidence=r"\S+\.mlp\.experts\.gate_up_proj ended the load; vllm/\S+, "
+            r"_orient_fused_weight: the model's class sets is_fused_checkpoint_transposed; "
+            + _LAST_CALL,
         ),
     ),
     KnownIssue(

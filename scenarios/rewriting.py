@@ -49,6 +49,16 @@ def contradict_ties(path: Path) -> None:
     file.write_text(json.dumps(config, indent=2))
 
 
+def state_dtype(path: Path, dtype: str) -> None:
+    """Have config.json ask for another type of model than the tensors are stored in."""
+    file = path / "config.json"
+    config = json.loads(file.read_text())
+    for part in (config, *(each for each in config.values() if isinstance(each, dict))):
+        if "dtype" in part:
+            part["dtype"] = dtype
+    file.write_text(json.dumps(config, indent=2))
+
+
 def _with_axes_swapped(content: bytes) -> bytes:
     size = int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])

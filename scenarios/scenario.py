@@ -19,7 +19,7 @@ from harness.report.known_issue import Load
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order, write_checkpoint
 
-from .rewriting import contradict_ties, number_files, swap_axes
+from .rewriting import contradict_ties, number_files, state_dtype, swap_axes
 
 
 class Store(StrEnum):
@@ -55,12 +55,14 @@ class Scenario:
         shapes: sizes of the checkpoint to write.
         tied: its head is the embedding.
         ties_contradict: config.json says another thing of that in ``text_config`` than at its top.
+        dtype: of the model, as config.json states it, where it is not that of the tensors.
         fp8: the layout of the family's FP8 releases.
         store: where the checkpoint is streamed from, if not from a directory.
         numbered: file names get plain numbers, which sort otherwise as text than as numbers.
         axes_swapped: fused experts are stored as transformers 5 saves them, not as published; the
             reference is the published layout.
-        stream_options: ``RUNAI_STREAMER_*`` variables of the load.
+        stream_options: variables of the load: ``RUNAI_STREAMER_*``, and those of vLLM's that decide
+            what is loaded.
     """
 
     id: str
@@ -77,6 +79,7 @@ class Scenario:
     shapes: str = "tiny"
     tied: bool = False
     ties_contradict: bool = False
+    dtype: str = ""
     fp8: bool = False
     store: Store = Store.NONE
     numbered: bool = False
@@ -102,6 +105,8 @@ class Scenario:
         ).path
         if self.ties_contradict:
             contradict_ties(path)
+        if self.dtype:
+            state_dtype(path, self.dtype)
         if self.numbered:
             number_files(path)
         return path, swap_axes(path) if self.axes_swapped else None
@@ -134,10 +139,12 @@ class Scenario:
             hosts=target.hosts if target else self.hosts or 1,
             tied=self.tied,
             ties_contradict=self.ties_contradict,
+            dtype=self.dtype,
             fp8=self.fp8,
             axes_swapped=self.axes_swapped,
             vision_first=self.order is Order.VISION_FIRST,
             store=str(self.store),
+            latent=shape.latent is not None and "VLLM_MLA_DISABLE" not in self.stream_options,
             nested=family.is_nested,
             flushing_host=flushes_subnormals(),
         )  # fmt: skip

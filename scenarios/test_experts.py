@@ -8,18 +8,24 @@ import pytest
 
 from harness.app.plugin import Expected, TargetOf, Verified
 
-from .catalogue import SCENARIOS
+from .catalogue import CHOSEN, SCENARIOS
 from .conftest import Stored
 from .known_issues import KNOWN_ISSUES
 from .scenario import Scenario, given
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Rows of the catalogue, or the checkpoints the user named instead."""
-    named = [given(checkpoint) for checkpoint in metafunc.config.getoption("--moe-checkpoint")]
+    """Rows of the catalogue, or the checkpoints the user named instead.
+
+    Who asks for rows by name may mean any of them.
+    """
+    config = metafunc.config
+    named = [given(checkpoint) for checkpoint in config.getoption("--moe-checkpoint")]
+    by_name = config.getoption("keyword") or any("[" in words for words in config.args)
+    everything = by_name or config.getoption("--moe-families") == "all"
     rows = [
         pytest.param(row, id=row.id, marks=pytest.mark.moe_purpose(row.why))
-        for row in named or SCENARIOS
+        for row in named or (SCENARIOS if everything else CHOSEN)
     ]
     metafunc.parametrize("scenario", rows)
 

@@ -16,17 +16,18 @@ from typing import Any, TextIO
 
 import click
 
-from harness.app.options import SHARED, TIMEOUT, for_click, keywords, target_of
+from harness.app.options import FAMILY, SHARED, TIMEOUT, for_click, keywords, target_of
 from harness.app.report_commands import COMMANDS
 from harness.audit import Format, audit, rendered
 from harness.audit.run import run_audit
 from harness.audit.run_table import run_exit_code, run_json, run_text
 from harness.base.bits import Nan
-from harness.base.errors import HarnessError, InternalError
+from harness.base.errors import BadInput, HarnessError, InternalError
 from harness.base.secrets import credentials_found
-from harness.base.writing import deliver, keep, not_written, require_writable
+from harness.base.writing import deliver, indented, keep, not_written, require_writable
 from harness.families.family import Part
-from harness.families.registry import recipes
+from harness.families.overview import overview, overview_text
+from harness.families.registry import bring, recipes
 from harness.load.environment import cache_directory
 from harness.load.overlay import overlay_from
 from harness.load.process import LoadProcesses
@@ -70,9 +71,11 @@ class _Commands(click.Group):
 
 
 def _tell(error: HarnessError) -> None:
-    """Print the error's paragraph, and where its details lie, if it has some."""
+    """Print the error's paragraph, and its details; those of a failure are kept in a file."""
     click.echo(f"error: {error.paragraph}", err=True)
-    if error.details:
+    if isinstance(error, BadInput) and error.details:
+        click.echo(error.details, err=True)
+    elif error.details:
         kept = keep({"details.txt": error.details.encode() + b"\n"})
         click.echo(f"details: {kept}" if kept else error.details, err=True)
 
@@ -135,6 +138,11 @@ for _command in COMMANDS:
     multiple=True,
     help="Load and compare this part only; repeatable. Default: all parts.",
 )
+@click.option(
+    "--experts-only",
+    is_flag=True,
+    help="Compare experts and look at nothing else; of an unknown architecture, too.",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
 def verify_command(
     checkpoint: str, mesh: str | None, json_path: Path | None, **options: Any
@@ -161,6 +169,7 @@ def _verified(
     reference: str | None,
     nan: str,
     only: tuple[str, ...],
+    experts_only: bool,
     stack: str,
     timeout: float,
     **options: Any,
@@ -171,6 +180,7 @@ def _verified(
             where,
             reference=reference,
             nan=Nan(nan),
+            experts_only=experts_only,
             parts=[Part(part) for part in only] or tuple(Part),
             timeout=timeout,
             processes=processes,
@@ -190,22 +200,34 @@ def _print(report: Report) -> None:
 
 
 @main.command("checkpoint")
-@click.argument("family", metavar="FAMILY")
+@click.argument("recipe", metavar="RECIPE")
 @click.argument("out", type=click.Path(path_type=Path))
+@for_click((FAMILY,))
 @click.option("--shapes", default="tiny", show_default=True, help="tiny or published:<model>.")
 @click.option("--layers", type=int, help="Decoder layers, instead of the shape's own.")
 @click.option("--experts", type=int, help="Experts a layer, instead of the shape's own.")
 @click.option("--seed", default=0, show_default=True, help="All values follow from it.")
-def checkpoint_command(family: str, out: Path, **options: Any) -> None:
-    """Write a synthetic checkpoint of FAMILY, in its published layout, to OUT.
+def checkpoint_command(recipe: str, out: Path, family: tuple[str, ...], **options: Any) -> None:
+    """Write a synthetic checkpoint by RECIPE, in its published layout, to OUT.
 
-    FAMILY is the name of a recipe, such as qwen3.5-mtp; an unknown one is told all of them.
+    An unknown RECIPE is told all of them; harness families says what they are.
     """
-    written = write_checkpoint(family, out, **options)
+    bring(family)
+    written = write_checkpoint(recipe, out, **options)
     click.echo(
-        f"{recipes()[family][1].summary}: {written.tensors} tensors, {written.nbytes} bytes "
+        f"{recipes()[recipe][1].summary}: {written.tensors} tensors, {written.nbytes} bytes "
         f"in {written.files} files under {written.path}"
     )
+
+
+@main.command("families")
+@for_click((FAMILY,))
+@click.option("--json", "as_json", is_flag=True, help="For other programs.")
+def families_command(family: tuple[str, ...], as_json: bool) -> None:
+    """Say what is known of each family: architectures, storages, recipes, releases it loads on."""
+    bring(family)
+    known = overview()
+    click.echo(indented(known) if as_json else overview_text(known), nl=False)
 
 
 @main.command("audit")

@@ -71,7 +71,7 @@ class Option:
         told: dict[str, Any] = {"is_flag": True} if self.flag else {
             "type": click.Choice(self.choices) if self.choices else self.type,
             "default": self.default,
-            "show_default": self.default not in (None, ""),
+            "show_default": self.default not in (None, "", []),
             "metavar": self.metavar,
             "multiple": self.repeatable,
         }  # fmt: skip
@@ -105,8 +105,14 @@ TIMEOUT = Option(
     name="timeout", type=float, default=3600.0, help="Seconds the load may take, then it is ended."
 )
 
+FAMILY = Option(
+    name="family", repeatable=True, default=[], metavar="FILE",
+    help="Know the family that this Python file describes, too: it is run. Repeatable.",
+)  # fmt: skip
+
 #: The options that ``harness verify`` and the plugin share.
 SHARED = (
+    FAMILY,
     Option(name="target", default="emulated", help="Where to load to."),
     Option(name="devices", type=int, help="Size of the mesh; 4 unless given, on a TPU all."),
     Option(
@@ -152,6 +158,11 @@ OF_PYTEST = (
     Option(
         name="reports", type=Path, metavar="DIR",
         help="Write the reports here: JSON, JUnit, HTML ….",
+    ),
+    Option(
+        name="families", choices=("chosen", "all"), default="chosen",
+        help="all: every family, in every storage, tensor and expert parallel; chosen: one load "
+        "of each family, and the special ones.",
     ),
     Option(
         name="expect", choices=("equal", "known"), default="equal",
@@ -203,6 +214,7 @@ def keywords(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of ``harness.verify`` that the options stand for."""
     selected = ("layers", "experts", "sample", "max_bytes", "seed")
     return {
+        "families": tuple(values["family"]),
         "selection": Selection(**{name: values[name] for name in selected}),
         "storage": Storage(values["storage"]) if values["storage"] else None,
         "num_layers": values["num_layers"],

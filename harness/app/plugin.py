@@ -20,6 +20,7 @@ from harness.base.bounds import require_seconds
 from harness.base.errors import HarnessError, InternalError, TargetUnavailable
 from harness.base.secrets import redact
 from harness.base.writing import require_writable, require_writable_directory
+from harness.families.registry import bring
 from harness.load.meshes import mesh_sizes
 from harness.load.overlay import Overlay, overlay_from
 from harness.load.process import LoadProcess, LoadProcesses
@@ -52,8 +53,9 @@ _SESSION = pytest.StashKey[pytest.Session]()
 #: Where the reports are, or why they are not there, in words.
 _PLACE = pytest.StashKey[str]()
 
-#: Options that a verification is not repeated with: one is there anyway, two are the session's.
-_OF_THE_SESSION = ("target", "reports", "expect")
+#: Options that a verification is not repeated with: one is there anyway, the others are the
+#: session's.
+_OF_THE_SESSION = ("target", "reports", "expect", "families")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,6 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     given = _given(config)
     try:
+        bring(given["family"])
         _target(config)
         require_seconds(given["load_timeout"], "--load-timeout")
         config.stash[_OVERLAY] = overlay_from(given["stack"])

@@ -13,7 +13,7 @@ from enum import StrEnum
 import msgspec
 
 from harness.audit.feeding import ModelSource, Recording
-from harness.audit.models import MODELS
+from harness.audit.undescribed import UNDESCRIBED
 from harness.base.bounds import require_seconds
 from harness.base.errors import BadInput
 from harness.families.family import Family, Part, Recipe
@@ -75,13 +75,13 @@ class RunRow(msgspec.Struct, kw_only=True):
 
 
 def sources() -> dict[str, ModelSource]:
-    """Every row by its id: this project's families first, then the other models."""
+    """Every row by its id: what families describe, then the architectures that none does."""
     own = {
         f"{family.architecture} {recipe.name}": _of_recipe(family, recipe)
         for family, recipe in recipes().values()
     }
     described = {family.architecture for family in families()}
-    others = [model for model in MODELS if model.architecture not in described]
+    others = [model for model in UNDESCRIBED if model.architecture not in described]
     return own | {model.id: model.source() for model in others}
 
 

@@ -36,7 +36,8 @@ _LONGEST = 16384
 _MOST_BYTES = 2**20  # of a file of credentials
 _REPLACED = "<credentials>"
 
-_remembered: dict[str, str] = {}
+#: Values that were read elsewhere, see :func:`remember`, and their names.
+remembered: dict[str, str] = {}
 _Known = tuple[tuple[str, str], ...]
 
 
@@ -44,7 +45,7 @@ def remember(name: str, value: str | None) -> None:
     """Have ``value`` replaced by ``<name>`` from now on; a value of several lines line by line."""
     for line in [value or "", *(value or "").splitlines()]:
         if len(line) >= _SHORTEST:
-            _remembered[line] = name
+            remembered[line] = name
 
 
 def redact(text: str) -> str:
@@ -132,7 +133,7 @@ def _known() -> _Known:
         found |= dict.fromkeys(_passwords(name, value), f"{name}.password")
         if _is_secret(name):
             found |= {value: name, unquote(value): name}
-    found |= _remembered
+    found |= remembered
     long = [(value, name) for value, name in found.items() if len(value) >= _SHORTEST]
     return tuple(sorted(long, key=lambda pair: (-len(pair[0]), pair)))
 

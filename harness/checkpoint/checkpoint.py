@@ -60,6 +60,42 @@ class Checkpoint:
         with _uncollected():
             return _read_all(self.place)
 
+    @cached_property
+    def beside(self) -> tuple[TensorEntry, ...]:
+        """Tensors of weight files that the index does not name: the loader streams them, too.
+
+        It lists each ``*.safetensors`` beside ``config.json`` (``runai_streamer_loader.py``,
+        ``_prepare_weights``, 0.26 and 0.32; vLLM #40765), so a consolidated file is read with the
+        sharded ones. What counts is what the index says.
+
+        Raises:
+            BadInput: such a file is malformed.
+        """
+        used = {entry.file.name for entry in self.entries.values()}
+        others = sorted(n for n in self.place.files if n.endswith(_WEIGHTS) and n not in used)
+        found = [entry for n in others for entry in read_entries(self.place.files[n]).values()]
+        _require_no_more(len(self.entries) + len(found), str(self.place))
+        return tuple(found)
+
+    def require_copies_equal(self) -> None:
+        """Compare what :attr:`beside` and the index both have: dtype, shape and every byte.
+
+        Raises:
+            BadInput: a copy differs. Which of them arrives is a matter of the order of files, so
+                there is nothing to compare the device with.
+        """
+        for copy in self.beside:
+            own = self.entries.get(copy.name)
+            if own is not None and (differs := _difference(own, copy)):
+                raise BadInput(
+                    f"tensor {copy.name!r} stands in this file, too, with {differs} than in "
+                    f"{own.file.name!r}, where the index places it",
+                    where=str(copy.file),
+                    expected="copies that are equal: the loader under test streams all weight "
+                    "files, and of a tensor that comes twice it keeps the last",
+                    hint="move consolidated or old files elsewhere",
+                )
+
     @property
     def path(self) -> str:
         """The place as the user named it."""
@@ -156,13 +192,11 @@ def _read_all(place: Place) -> dict[str, TensorEntry]:
                 hint="download index and files from the same revision",
             )
     _require_each_once(place, weight_map, files)
-    _require_no_other_weights(place, set(files))
     return {tensor: files[name][tensor] for tensor, name in weight_map.items()}
 
 
 def _read_single(place: Place) -> dict[str, TensorEntry]:
     if SINGLE_FILE in place.files:
-        _require_no_other_weights(place, {SINGLE_FILE})
         entries = read_entries(place.files[SINGLE_FILE])
         _require_no_more(len(entries), place.where(SINGLE_FILE))
         return entries
@@ -205,18 +239,20 @@ def _require_each_once(
                 )
 
 
-def _require_no_other_weights(place: Place, used: set[str]) -> None:
-    """The loader streams each ``*.safetensors`` beside ``config.json``, in the index or not."""
-    other = sorted(n for n in place.files if n.endswith(_WEIGHTS) and n not in used)
-    if other:
-        raise BadInput(
-            f"weight files that the index does not name: {', '.join(map(repr, other[:3]))}"
-            + (f" and {len(other) - 3} more" if len(other) > 3 else ""),
-            where=str(place),
-            expected="only files of the index: the loader under test streams all of them, and of "
-            "a tensor that stands twice it keeps the last",
-            hint="move consolidated or old files elsewhere",
-        )
+#: Bytes of two copies that are compared at a time.
+_PIECE = 32 * 2**20
+
+
+def _difference(own: TensorEntry, copy: TensorEntry) -> str:
+    """What a copy of a tensor has other than the tensor; empty where nothing."""
+    if (own.dtype, own.shape) != (copy.dtype, copy.shape):
+        return f"another type or shape, {copy.dtype} {list(copy.shape)},"
+    for start in range(0, own.nbytes, _PIECE):
+        stop = min(start + _PIECE, own.nbytes)
+        first = own.file.read(own.offset + start, own.offset + stop)
+        if first != copy.file.read(copy.offset + start, copy.offset + stop):
+            return "other bytes"
+    return ""
 
 
 def _text(name: Any) -> str:

@@ -17,6 +17,10 @@ from harness.families.model import ModelCheckpoint
 CUT = "of a layer that --num-layers leaves out"
 
 
+#: Why everything but experts is left alone, where that was asked for.
+EXPERTS_ONLY = "not looked at: experts only (--experts-only)"
+
+
 def model_parts(checkpoint: ModelCheckpoint) -> frozenset[Part]:
     """The parts that config.json announces layers of.
 
@@ -36,6 +40,8 @@ def left_alone(part: ReferencePart, tensor: str, present: Collection[Part]) -> s
         present: the parts that the model has.
     """
     checkpoint = part.checkpoint
+    if reason := beside_experts(checkpoint, tensor):
+        return reason
     stored = tensor.removesuffix(SCALE_SUFFIX) if checkpoint.fp8 else tensor
     if reason := checkpoint.family.unused_reason(part.part, stored, checkpoint.tied, present):
         return reason
@@ -43,3 +49,10 @@ def left_alone(part: ReferencePart, tensor: str, present: Collection[Part]) -> s
     if layer is None or layer in part.layers:
         return ""
     return CUT if layer < announced_layers(checkpoint, part.part) else ""
+
+
+def beside_experts(checkpoint: ModelCheckpoint, tensor: str) -> str:
+    """Why a tensor that is no expert's is left alone; empty where all tensors are looked at."""
+    if checkpoint.experts_only and not checkpoint.family.is_of_experts(tensor):
+        return EXPERTS_ONLY
+    return ""

@@ -311,6 +311,7 @@ class Subject(StrEnum):
     TENSOR_OF_NO_PARAMETER = "tensor-of-no-parameter"
     TENSOR_NOT_COMPARED = "tensor-not-compared"
     TENSOR_NOT_IN_THE_REFERENCE = "tensor-not-in-the-reference"
+    TENSOR_NOT_IN_THE_INDEX = "tensor-not-in-the-index"
 
 
 class Unaccounted(Fact, frozen=True, kw_only=True, tag=Kind.UNACCOUNTED.value):

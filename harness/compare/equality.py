@@ -34,11 +34,11 @@ def all_equal(pairs: Iterable[tuple[Bits, Bits]]) -> bool:
     """
     # tables hold addresses: the arrays must outlive the call, and a scalar is none
     kept = [(np.asarray(device), np.asarray(reference)) for device, reference in pairs]
-    strips, turns, others, kernels = [], [], [], _compiled()
+    strips, turns, others, compiled = [], [], [], kernels()
     for device, reference in kept:
         if device.shape != reference.shape or device.dtype != reference.dtype:
             return False
-        if not kernels:
+        if not compiled:
             others.append((device, reference))
         elif strip := _strip(device, reference) or _strip(device.T, reference.T):
             strips.append(strip)
@@ -46,7 +46,7 @@ def all_equal(pairs: Iterable[tuple[Bits, Bits]]) -> bool:
             turns.append(turn)
         else:
             others.append((device, reference))
-    if kernels and not kernels.all_equal(_table(strips), _table(turns)):
+    if compiled and not compiled.all_equal(_table(strips), _table(turns)):
         return False
     return all(np.array_equal(*pair) for pair in others)
 
@@ -118,7 +118,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 @cache
-def _compiled() -> Any:
+def kernels() -> Any:
     """The compiled kernels, or None where numba, which vLLM brings along, is absent."""
     try:
         from harness.compare import equality_numba as equal_numba

@@ -38,7 +38,15 @@ from harness.compare.difference import (
 from harness.compare.equality import on_all_cores
 from harness.compare.fp8_experts import unequal_values
 from harness.compare.parameter_view import Fault, ParameterView, ParameterViews, is_fp8, padding_of
-from harness.compare.pieces import Judged, Piece, judge_piece, note_fault, pieces_of
+from harness.compare.pieces import (
+    USUAL,
+    Judged,
+    Piece,
+    PieceSize,
+    judge_piece,
+    note_fault,
+    pieces_of,
+)
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import Packing, ParameterLayout
 from harness.devices.replicas import odd_replicas
@@ -74,6 +82,7 @@ class ParameterComparison:
         nan: how NaNs count, see :class:`harness.base.bits.Nan`.
         chosen: whether a tensor or parameter of this layer (None: of no layer) is compared.
         local: of the devices, those this process addresses; None for all.
+        size: of the pieces that parameters are compared in.
     """
 
     def __init__(
@@ -86,6 +95,7 @@ class ParameterComparison:
         nan: Nan = Nan.PAYLOAD,
         chosen: Callable[[int | None], bool] = lambda _: True,
         local: frozenset[str] | None = None,
+        size: PieceSize = USUAL,
     ) -> None:
         self.reference = reference
         self.checkpoint = reference.checkpoint
@@ -94,12 +104,17 @@ class ParameterComparison:
         self.local = frozenset(mesh.devices) if local is None else local
         self.tally = ParameterTally(part=reference.part)
         self.faults: dict[BitsDiffer, Fault] = {}
+        tensors = list(tensors)
+        of_experts = [t for t in tensors if is_of_experts(t.name, self._family, reference.part)]
+        #: The layers that have an array of experts on the devices.
+        self.expert_layers = {self._family.layer_of(tensor.name) for tensor in of_experts}
         self._tensors = [
             t for t in tensors if not is_of_experts(t.name, self._family, reference.part)
         ]
         self.placements = ParameterViews(reference, self._tensors, mesh, packing)
         self._nan = nan
         self._chosen = chosen
+        self._size = size
 
     @property
     def placed(self) -> Mapping[str, ParameterView]:
@@ -140,7 +155,7 @@ class ParameterComparison:
             yield tensor, None
             placed = self.placed.get(tensor.name)
             if placed is not None and self._is_comparable(placed):
-                for piece in pieces_of(placed, self.checkpoint):
+                for piece in pieces_of(placed, self.checkpoint, self._size):
                     yield tensor, piece
 
     def _is_comparable(self, placed: ParameterView) -> bool:

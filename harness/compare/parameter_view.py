@@ -240,4 +240,4 @@ class ParameterViews:
             layout = parameter_layout(row, sources, self._mesh, self.sizes, self._packing, dtype)
         except UnknownParameterLayout as error:
             raise _DoesNotFit(f"no layout: {error}") from error
-        return ParameterView(tensor, row, layout, names)
+        return ParameterView(tensor.lifted() if row.squeezed else tensor, row, layout, names)

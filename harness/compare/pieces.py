@@ -20,8 +20,18 @@ from harness.devices.parameter_layout import ParameterLayout
 from harness.devices.tensors import DeviceShard
 from harness.families.model import ModelCheckpoint
 
-PIECE_BYTES = 4 << 20  # cores share a cache of some of these
-PIECE_ROWS = 256  # tiles of the compiled comparison are as high
+
+class PieceSize(NamedTuple):
+    """How much of a tensor a piece is: about so many bytes, in a multiple of so many rows.
+
+    Cores share a cache of some of them; tiles of the compiled comparison are as high.
+    """
+
+    nbytes: int = 4 << 20
+    rows: int = 256
+
+
+USUAL = PieceSize()
 
 
 @dataclass(frozen=True)
@@ -56,14 +66,16 @@ def is_in_host_memory(placed: ParameterView) -> bool:
     return all(shard.in_host_memory for shard in placed.tensor.shards)
 
 
-def pieces_of(placed: ParameterView, checkpoint: ModelCheckpoint) -> Iterator[Piece]:
+def pieces_of(
+    placed: ParameterView, checkpoint: ModelCheckpoint, size: PieceSize = USUAL
+) -> Iterator[Piece]:
     """The pieces of a parameter: tensor by tensor, in the order of its rows."""
     cut = is_in_host_memory(placed)
     for name in dict.fromkeys(placed.sources):
         entry = checkpoint.entries[name]
         count = entry.shape[0]
-        fitting = PIECE_BYTES * count // max(entry.nbytes, 1)
-        height = max(fitting // PIECE_ROWS * PIECE_ROWS, PIECE_ROWS) if cut else count
+        fitting = size.nbytes * count // max(entry.nbytes, 1)
+        height = max(fitting // size.rows * size.rows, size.rows) if cut else count
         for first in range(0, count, height):
             yield Piece(placed, name, Span(first, min(first + height, count)))
 

@@ -109,12 +109,14 @@ _REFERENCE_HAS = {
     Subject.TENSOR_OF_NO_PARAMETER: "a tensor of the checkpoint",
     Subject.TENSOR_NOT_COMPARED: "a tensor of the reference",
     Subject.TENSOR_NOT_IN_THE_REFERENCE: "no tensor of this name",
+    Subject.TENSOR_NOT_IN_THE_INDEX: "no such file in the index",
 }
 _DEVICE_HAS = {
     Subject.ARRAY: "an array",
     Subject.TENSOR_OF_NO_PARAMETER: "no parameter holds it",
     Subject.TENSOR_NOT_COMPARED: "nothing was compared with it",
     Subject.TENSOR_NOT_IN_THE_REFERENCE: "a tensor of the checkpoint, in {file}",
+    Subject.TENSOR_NOT_IN_THE_INDEX: "{file} is streamed, though the index does not name it",
 }
 
 

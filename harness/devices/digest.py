@@ -117,12 +117,12 @@ def digest(matrix: Bits, hidden_axis: int, *, canonical: bool = False) -> Words:
 
 def feature_sums(by_feature: Bits, *, canonical: bool = False) -> Words:
     """The first level of a matrix [F, D], uint32 [4, F]; read in the order of its memory."""
-    kernels = _kernels()
+    compiled = kernels()
     features, hidden = by_feature.shape
-    if kernels is None or canonical or by_feature.itemsize != 2 or hidden % 2:
+    if compiled is None or canonical or by_feature.itemsize != 2 or hidden % 2:
         return numpy_sums(by_feature, canonical=canonical)
     sums = np.zeros((LANES, features), dtype=np.uint32)
-    along, across = kernels
+    along, across = compiled
     factors = weights(hidden // 2)
     if by_feature.strides[1] == by_feature.itemsize:
         rows = _whole_rows(by_feature)
@@ -177,7 +177,7 @@ def _canonical(bits: Bits) -> Bits:
 _lock = threading.Lock()
 
 
-def _kernels() -> Any:
+def kernels() -> Any:
     """The compiled first level, or None where numba, which vLLM brings along, is absent."""
     with _lock:
         return _compiled()

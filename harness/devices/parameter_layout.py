@@ -18,7 +18,7 @@ parameter's output axis. The code that moves bytes reads the table and nothing e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -40,8 +40,8 @@ class Sizes:
 
     Attributes:
         heads: number of the language model's attention heads.
-        head_dim: width of each.
-        kv_heads: number of its key and value heads.
+        head_dim: width of each; where config.json does not say, heads share the hidden size.
+        kv_heads: number of its key and value heads; as many as heads where it does not say.
         vision_heads: number of the vision tower's heads.
         linear_keys: width of all key heads of linear attention together.
     """
@@ -69,10 +69,12 @@ def sizes_of(
     vision = section(config, "vision_config", where) or {}
     read = partial(size, where=where, most=MOST_HEADS)
     linear = any(key in text for key in _KEYS)
+    heads = read(text, "num_attention_heads")
+    width = None if "head_dim" in text else max(size(text, "hidden_size", where) // heads, 1)
     return Sizes(
-        heads=read(text, "num_attention_heads"),
-        head_dim=read(text, "head_dim"),
-        kv_heads=read(text, "num_key_value_heads"),
+        heads=heads,
+        head_dim=read(text, "head_dim", default=width),
+        kv_heads=read(text, "num_key_value_heads", default=heads),
         vision_heads=read(vision, "num_heads", default=1),
         linear_keys=math.prod([read(text, key) for key in _KEYS]) if linear else 0,
     )
@@ -83,12 +85,13 @@ class Packing:
     """How a release holds parameters: transposed or not, divided or not, k and v repeated or not.
 
     vLLM's own host layout, which the torch-xla target carries to every device whole, is none of
-    them.
+    them. ``vllm`` is that release, which decides of some linear layers whether they are left alone.
     """
 
     transposes: bool = True
     divides: bool = True
     repeats: bool = True
+    vllm: tuple[int, ...] = (1000,)
 
 
 HOST = Packing(transposes=False, divides=False, repeats=False)
@@ -180,6 +183,8 @@ def parameter_layout(
     Raises:
         UnknownParameterLayout: the tensors have different inputs, or a piece does not divide.
     """
+    if packing.vllm < row.left_alone_before:
+        row = replace(row, cut=Cut.NONE, transposed=False, casts=False)
     first = sources[0].shape
     if any(source.shape[1:] != first[1:] for source in sources):
         raise UnknownParameterLayout(f"tensors of shapes {[s.shape for s in sources]}")
@@ -235,21 +240,26 @@ def parameter_dtype(row: Row, sources: Sequence[Source], model: str, *, fp8: boo
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows that are divided together: of one tensor, heads of ``head`` rows, each ``copies``."""
+    """Rows that are divided together: of one tensor, heads of ``head`` rows, each ``copies``.
+
+    ``even_first``: of each head the even rows come first, then the odd ones.
+    """
 
     source: str
     rows: Span
     copies: int = 1
     head: int = 1
+    even_first: bool = False
 
 
 def _pieces(row: Row, sources: Sequence[Source], sizes: Sizes, shards: int) -> Iterator[_Piece]:
     match row.pieces:
-        case Pieces.QKV:
+        case Pieces.QKV | Pieces.QKV_ROTARY:
             for source, letter in zip(sources, _QKV, strict=True):
                 heads = shards if letter == "q" else sizes.kv_heads
                 rows = Span(0, source.shape[0])
-                yield _Piece(source.name, rows, _copies(shards, heads), sizes.head_dim)
+                sorted_ = row.pieces is Pieces.QKV_ROTARY and letter != "v"
+                yield _Piece(source.name, rows, _copies(shards, heads), sizes.head_dim, sorted_)
         case Pieces.QKV_FUSED:
             third = sources[0].shape[0] // 3
             for number, letter in enumerate(_QKV):
@@ -257,6 +267,10 @@ def _pieces(row: Row, sources: Sequence[Source], sizes: Sizes, shards: int) -> I
                 rows = Span(number * third, (number + 1) * third)
                 head = third // sizes.vision_heads
                 yield _Piece(sources[0].name, rows, _copies(shards, heads), head)
+        case Pieces.THIRDS:
+            third = sources[0].shape[0] // 3
+            for number in range(3):
+                yield _Piece(sources[0].name, Span(number * third, (number + 1) * third))
         case Pieces.QKVZ:
             mixed, z = sources
             keys = sizes.linear_keys
@@ -286,11 +300,22 @@ def _blocks(pieces: Sequence[_Piece], shards: int) -> Iterator[RowBlock]:
             if total % shards:
                 raise UnknownParameterLayout(f"{total} rows of {piece.source} over {shards}")
             part = total // shards
-            for block in _runs(piece, Span(shard * part, (shard + 1) * part)):
+            runs = _runs(piece, Span(shard * part, (shard + 1) * part))
+            for block in _even_first(piece, runs) if piece.even_first else runs:
                 yield RowBlock(
                     block.source, block.rows, Span(start, start + len(block.rows)), block.copy
                 )
                 start += len(block.rows)
+
+
+def _even_first(piece: _Piece, runs: Iterable[RowBlock]) -> Iterator[RowBlock]:
+    """The rows of runs, one by one, as they are once each head's are sorted."""
+    for run in runs:
+        for place in range(run.rows.start, run.rows.stop):
+            head, within = divmod(place - piece.rows.start, piece.head)
+            odd, number = divmod(within, piece.head // 2)
+            first = piece.rows.start + head * piece.head + 2 * number + odd
+            yield RowBlock(run.source, Span(first, first + 1), run.at, run.copy)
 
 
 def _runs(piece: _Piece, part: Span) -> Iterator[RowBlock]:

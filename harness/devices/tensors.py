@@ -25,7 +25,8 @@ from harness.families.family import Family, Part
 @cache
 def _expert_parameter(module: str) -> re.Pattern[str]:
     return re.compile(
-        rf"(?:^|\.)layers\.(?P<layer>\d+)\.{re.escape(module)}\.(?:routed_experts\.)?"
+        rf"(?:^|\.)layers\.(?P<layer>\d+)\.(?:mtp_block\.)?{re.escape(module)}\."
+        r"(?:routed_experts\.)?"
         r"(?P<parameter>\w+)$"
     )
 
@@ -79,6 +80,12 @@ class DeviceShard:
             return bits.reshape(*bits.shape[: -len(middle) - 1], rows, bits.shape[-1])
 
         return replace(self, index=(self.index[0], Span(0, rows), self.index[-1]), fetch=fetch)
+
+    def lifted(self) -> DeviceShard:
+        """The shard with an axis of size 1 before all others."""
+        return replace(
+            self, index=(Span(0, 1), *self.index), fetch=lambda index: self.fetch(...)[None][index]
+        )
 
 
 class _Holding(NamedTuple):
@@ -149,6 +156,11 @@ class DeviceTensor:
             return self
         shape = (self.shape[0], math.prod(middle), self.shape[-1])
         return replace(self, shape=shape, shards=tuple(s.folded() for s in self.shards))
+
+    def lifted(self) -> DeviceTensor:
+        """The tensor with an axis of size 1 before all others."""
+        shards = tuple(shard.lifted() for shard in self.shards)
+        return replace(self, shape=(1, *self.shape), shards=shards)
 
     def holder(self, expert: int, row: int, column: int) -> DeviceShard | None:
         """The first shard that holds one element."""

@@ -36,6 +36,16 @@ class Cause(StrEnum):
         "let the hook take a call without shard_id as one that loads all shards; fixed by "
         "tpu-inference #2647, released with 0.22",
     )
+    STORAGE_MISREAD = (
+        "storage-misread",
+        "save the experts in the storage that this release takes them for, or load them with a "
+        "release that reads the one they are in (harness/families/misread.py)",
+    )
+    HOOKED_AS_EXPERT = (
+        "hooked-as-expert",
+        "let the hook pass over what the experts' module only shares with another one: a router's "
+        "bias has no expert_id and no shard_id",
+    )
     NOT_STREAMED = (
         "not-streamed",
         "look at the list of files the streamer was given: _prepare_weights, the index, a filter",
@@ -53,6 +63,11 @@ class Cause(StrEnum):
     DELIVERED_TWICE = (
         "delivered-twice",
         "look for files that hold the same tensors twice, and for tensors that are streamed twice",
+    )
+    BIAS_LOST = (
+        "bias-lost",
+        "look for has_bias where the layer is made, and for names that end in bias in "
+        "load_weights: vLLM 0.26's RoutedExperts.load_weights drops those of experts",
     )
     UNWRITTEN = (
         "unwritten",
@@ -72,6 +87,11 @@ class Cause(StrEnum):
     EXPERTS_PERMUTED = (
         "experts-permuted",
         "look at the order of expert ids: sorted as strings, or a permuted expert map",
+    )
+    EXPERT_GROUPS = (
+        "expert-groups-mixed",
+        "look at how expert ids are counted: group by group, or one of each group in turn "
+        "(expert_placement_strategy linear and round_robin)",
     )
     PROJECTIONS_EXCHANGED = (
         "projections-exchanged",
@@ -108,6 +128,11 @@ class Cause(StrEnum):
         "look for a view of the streamer's buffer that was kept past the next tensor, or "
         "for a layer number taken from the wrong name",
     )
+    DRAFT_LAYER = (
+        "draft-layer-off-by-one",
+        "look at where the draft's layers are numbered from: num_hidden_layers, and whether the "
+        "first of them is counted as 0 or as that",
+    )
     OTHER_BYTES = (
         "other-bytes",
         "look for a view of the streamer's buffer that was kept past the next tensor",
@@ -123,6 +148,11 @@ class Cause(StrEnum):
         "mixed",
         "look at how the fused tensor is split: halves, or interleaved rows; per shard, "
         "or as a whole",
+    )
+    INTERLEAVED = (
+        "interleaved",
+        "look at how the model tells gate and up of a fused tensor apart: as halves, or as every "
+        "other row; and at the layout this release takes the file for",
     )
     OTHER_DTYPE = (
         "other-dtype",
@@ -167,6 +197,11 @@ class Cause(StrEnum):
     STRUCTURE = (
         "structure",
         "look at the parameter's creation: shape, dtype or name changed upstream",
+    )
+    DENSE_LAYER = (
+        "dense-layer",
+        "look at which layers the model gives experts: first_k_dense_replace, mlp_only_layers, "
+        "decoder_sparse_step, moe_layer_freq and their like, and from which layer they count",
     )
     TENSOR_UNREAD = (
         "tensor-unread",
@@ -241,15 +276,14 @@ def fix_of(site: str) -> str:
     return f"; fixed by {fix}, released with vLLM 0.22.0" if fix else ""
 
 
-def diagnoses_of(found: Iterable[tuple[Difference, Finding]], offset: int = 0) -> list[Diagnosis]:
+def diagnoses_of(found: Iterable[tuple[Difference, Finding]]) -> list[Diagnosis]:
     """One diagnosis for each group of findings, in the order of their first difference.
 
     Args:
-        found: every difference with what explains it, in the report's order.
-        offset: the place of the first of them in the report.
+        found: every difference with what explains it; diagnoses number them from 0.
     """
     groups: dict[str, list[tuple[int, Difference, Finding]]] = {}
-    for number, (difference, finding) in enumerate(found, start=offset):
+    for number, (difference, finding) in enumerate(found):
         groups.setdefault(finding.group, []).append((number, difference, finding))
     return [_diagnosis(group) for group in groups.values()]
 

@@ -2,8 +2,44 @@
 
 from __future__ import annotations
 
+import re
+
 from harness.explain.causes import Cause, Finding, fix_of
 from harness.explain.evidence import Evidence, rule
+from harness.load.ledger import Ledger
+
+_BIAS = re.compile(r"(?P<stem>(?P<module>.*\.)?[^.]*?)[._]?bias")
+
+
+def is_lone_bias(name: str, ledger: Ledger) -> bool:
+    """Whether a tensor or a parameter is a bias that was not delivered, while its weight was.
+
+    Args:
+        name: the checkpoint's of a tensor, or the model's of a parameter.
+        ledger: of the part that should have it.
+    """
+    if not ledger.recorded or not (match := _BIAS.fullmatch(name)):
+        return False
+    stem, module = match["stem"].rstrip("."), match["module"] or ""
+    weights = {f"{stem}.weight", stem, f"{stem}_weight", f"{module}weight"}
+    came = {call.source for call in ledger.calls}
+    came |= set(ledger.parameters) - set(ledger.unwritten)
+    return name not in came and bool(weights & came)
+
+
+#: What is said of all of them.
+BIASES_LOST = "biases were lost on the way, while their weights came"
+
+
+@rule(Cause.BIAS_LOST)
+def bias_lost(e: Evidence) -> Finding | None:
+    """A bias was never written, or is zero, and no loader was called for it: for its weight one."""
+    if not e.all_held(lambda device: (device == 0) | (device == (e.poison or 0))):
+        return None
+    if not e.deliveries().lone_bias:
+        return None
+    evidence = f"no weight_loader was called for {e.name}, one was for its weight"
+    return e.finding_of_all(Cause.BIAS_LOST, BIASES_LOST, evidence)
 
 
 @rule(

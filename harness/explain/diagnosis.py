@@ -15,6 +15,7 @@ from harness.base.bits import Bits
 from harness.compare.difference import BitsDiffer, Difference, TensorUnread
 from harness.compare.expert_comparison import PartComparison
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
+from harness.explain.delivery_rules import is_lone_bias
 from harness.explain.evidence import (
     Around,
     Deliveries,
@@ -24,11 +25,11 @@ from harness.explain.evidence import (
     Slice,
     Words,
 )
-from harness.explain.metadata import explain_metadata
-from harness.explain.provenance import FileSearch, Place, ReferenceIndex
+from harness.explain.metadata import Known, explain_metadata, mistaken
+from harness.explain.provenance import FileSearch, Place, ReferenceIndex, depth
 from harness.explain.rules import explain
 from harness.families.experts import ExpertKey, ReferencePart
-from harness.families.family import Projection, Storage
+from harness.families.family import Projection
 from harness.load.ledger import Ledger
 
 #: Matrices of an expert that one array holds.
@@ -63,31 +64,35 @@ class Explainer:
         )
         self._search = FileSearch(reference.checkpoint)
 
-    def diagnose(self, differences: list[Difference], offset: int = 0) -> list[Diagnosis]:
-        """The causes of this part's differences, in order of their first difference.
-
-        Args:
-            differences: the part's differences.
-            offset: the place of the first of them in the report.
-        """
-        return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
+    def diagnose(self, differences: list[Difference]) -> list[Diagnosis]:
+        """The causes of this part's differences, in order of the first that each is of."""
+        return diagnoses_of((d, self._explain(d)) for d in differences)
 
     def _explain(self, difference: Difference) -> Finding:
         if isinstance(difference, TensorUnread) and (
-            known := self._undelivered.get(difference.tensor)
+            told := self._undelivered.get(difference.tensor)
         ):
-            return known
+            return told
         key = difference.key
         if not isinstance(difference, BitsDiffer) or key is None:
-            return explain_metadata(difference, of_experts=True)
-        finding = explain(self._evidence(key))
+            one_sided = mistaken(
+                difference, self._comparison.reference, self._comparison.device.layers
+            )
+            lone_bias = is_lone_bias(difference.name, self._ledger)
+            known = Known(of_experts=True, mistaken=one_sided, lone_bias=lone_bias)
+            return explain_metadata(difference, known)
+        finding = explain(self.evidence(key))
         if finding.cause is Cause.NOT_DELIVERED:
             self._undelivered[self._comparison.reference.source(key).tensor] = finding
         return finding
 
-    def _evidence(self, key: ExpertKey) -> Evidence:
+    def evidence(self, key: ExpertKey) -> Evidence:
+        """What rules may look at of a matrix that differs."""
         comparison = self._comparison
-        around = AroundExpert(key, self._index, self._search, comparison.device_bits)
+        around = AroundExpert(
+            key, self._index, self._search, comparison.device_bits,
+            comparison.reference.shape.experts, comparison.held.experts,
+        )  # fmt: skip
         granules = self._shards(key)
         dtype = comparison.reference.shape.dtype
         lacking = {Need.HEADS, Need.REPLICAS, Need.TIE}
@@ -101,7 +106,7 @@ class Explainer:
             dtype=dtype,
             stored=partial(comparison.stored_bits, key),
             around=around,
-            stored_transposed=comparison.reference.naming.storage is Storage.FUSED_TRANSPOSED,
+            stored_transposed=comparison.reference.naming.storage.is_transposed,
             granules=granules,
             deliveries=partial(self._deliveries, key),
             has=frozenset(Need) - lacking,
@@ -137,12 +142,16 @@ class AroundExpert(Around):
         index: digests of the reference.
         search: of the files.
         bits_of: what the devices hold for any key.
+        count: of the layer's experts.
+        held_of: of some experts, those of which this process holds something.
     """
 
     key: ExpertKey
     index: ReferenceIndex
     search: FileSearch
     bits_of: Callable[[ExpertKey], Bits]
+    count: int
+    held_of: Callable[[Sequence[int]], Sequence[int]] = list
 
     @cached_property
     def device(self) -> Bits:
@@ -171,6 +180,19 @@ class AroundExpert(Around):
     def _whose(self) -> Slice | None:
         found = self.index.slice(self.key, self.device)
         return None if found in (None, self.key) else slice_of(found)
+
+    def depth(self, other: Slice) -> int:
+        """See :meth:`Around.depth`."""
+        key = _key(other)
+        return depth(self.search.checkpoint, key.part, key.layer)
+
+    def order(self) -> dict[int, int | None]:
+        """See :meth:`Around.order`."""
+        return self.index.order(self.key, self.held_of(range(self.count)), self.bits_of)
+
+    def experts(self) -> int:
+        """See :meth:`Around.experts`."""
+        return self.count
 
     def line(self, axis: int, digest: bytes) -> tuple[Slice, int] | None:
         """See :meth:`Around.line`; of all experts of the layer."""

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.base.bits import ITEMSIZE, Bits
+from harness.base.scanning import stretches
 
 #: Exponent bits of the floats that devices hold.
 _EXPONENT = {"F8_E4M3": 4, "F16": 5, "BF16": 8, "F32": 8}
@@ -25,12 +26,17 @@ def farthest(reference: Bits, device: Bits, dtype: str) -> str:
     """
     if dtype not in _EXPONENT:
         return ""
-    distance = np.abs(in_order(reference) - in_order(device))
-    distance[~(is_finite(reference, dtype) & is_finite(device, dtype))] = 0
-    place = np.unravel_index(int(distance.argmax()), distance.shape)
-    if not (largest := int(distance[place])):
+    largest = 0
+    place: tuple[int, ...] = ()
+    for part in stretches(reference.shape):
+        distance = np.abs(in_order(reference[part]) - in_order(device[part]))
+        distance[~(is_finite(reference[part], dtype) & is_finite(device[part], dtype))] = 0
+        at = np.unravel_index(int(distance.argmax()), distance.shape)
+        if int(distance[at]) > largest:
+            largest, place = int(distance[at]), (int(at[0]) + part.start, *map(int, at[1:]))
+    if not largest:
         return ""
-    index = [int(n) for n in place]
+    index = list(place)
     expected, found = (value_of(int(bits[place]), dtype) for bits in (reference, device))
     return (
         f"farthest off at {index}: {largest} unit{'s' if largest > 1 else ''} in the last place, "

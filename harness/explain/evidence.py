@@ -99,6 +99,7 @@ class Deliveries:
         streamed: whether the streamer gave the tensor.
         of: how many tensors it gave.
         never: whether nothing was ever written to the whole parameter.
+        lone_bias: whether it is a bias that nothing was called for, while its weight came.
     """
 
     tensor: str
@@ -107,6 +108,7 @@ class Deliveries:
     streamed: bool = False
     of: int = 0
     never: bool = False
+    lone_bias: bool = False
 
 
 class Around:
@@ -117,6 +119,18 @@ class Around:
 
     def fellows(self) -> Sequence[Slice]:
         """The slices that share one array with it, itself among them, in order."""
+        raise NotImplementedError
+
+    def depth(self, other: Slice) -> int | None:
+        """The place of its layer in the stack, the draft model's after the decoder's."""
+        raise NotImplementedError
+
+    def order(self) -> dict[int, int | None]:
+        """For each expert of its layer that is held here, whose such matrix stands in its place."""
+        raise NotImplementedError
+
+    def experts(self) -> int:
+        """How many experts its layer has."""
         raise NotImplementedError
 
     def line(self, axis: int, digest: bytes) -> tuple[Slice, int] | None:

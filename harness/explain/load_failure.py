@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.explain.causes import Cause, Diagnosis, experts_text, fix_of
+from harness.families.misread import Misread
 from harness.load.ledger import Ledger, LoaderCall
 
 _LAYERS_LISTED = 4
 
 
-def diagnose_failure(ledger: Ledger, layers: Sequence[int], experts: int) -> list[Diagnosis]:
+def diagnose_failure(
+    ledger: Ledger, layers: Sequence[int], experts: int, misread: Misread | None = None
+) -> list[Diagnosis]:
     """The cause of a failed load, if its ledger explains it; else "unexplained".
 
     Args:
         ledger: of the part whose load raised.
         layers: the part's layers of experts.
         experts: how many each has.
+        misread: what the stack takes the part's storage for, where that is another one.
     """
     call = ledger.calls[-1] if ledger.failed else None
     known = (
         (_contract(call, ledger.undelivered(layers, experts)) if call else None)
+        or (_no_expert(call, ledger, ledger.undelivered(layers, experts)) if call else None)
         or _streamed_twice(ledger)
         or _processed_early(ledger, layers, experts)
+        or (_misread(call, misread) if call and misread else None)
     )
     if known:
         return [known]
@@ -43,7 +50,7 @@ def never_arrived(
         layers: the part's layers of experts.
         experts: how many each has.
     """
-    if diagnosis.cause is Cause.ARGUMENT_CONTRACT:
+    if diagnosis.cause in (Cause.ARGUMENT_CONTRACT, Cause.HOOKED_AS_EXPERT):
         return ledger.undelivered(layers, experts)
     if diagnosis.cause is Cause.DELIVERED_LATE:
         return _early(ledger, layers, experts)
@@ -62,6 +69,40 @@ def _contract(call: LoaderCall, undelivered: dict[int, tuple[int, ...]]) -> Diag
         summary = "the hook wants a shard_id for a tensor that is stored fused and has none"
         return _failed(Cause.FUSED_WITHOUT_SHARD, summary, _called(call))
     return None
+
+
+def _misread(call: LoaderCall, misread: Misread) -> Diagnosis | None:
+    """The load ended at an expert, and the release is known to take this storage for another."""
+    if not call.is_of_expert:
+        return None
+    return _failed(
+        Cause.STORAGE_MISREAD,
+        f"the experts are stored {misread.storage.layout}, and vllm{misread.releases} takes them "
+        f"for {misread.taken_for.layout}",
+        f"{call.source} ended the load; {misread.upstream}; {_called(call)}",
+    )
+
+
+def _no_expert(
+    call: LoaderCall, ledger: Ledger, undelivered: dict[int, tuple[int, ...]]
+) -> Diagnosis | None:
+    """The hook asked for an expert's ids of a parameter that experts only share.
+
+    tpu-inference wraps the ``weight_loader`` of every parameter of every module; one that is of two
+    modules, as MiniMax-M2's correction bias, gets the experts' hook, too (``vllm_model_loader.py``,
+    ``attach_incremental_weight_loader``, 0.26 and 0.32).
+    """
+    module, _, name = call.parameter.rpartition(".")
+    shared = re.compile(rf"{re.escape(module)}\.(?:\w+\.)*experts\.(?:\w+\.)*{re.escape(name)}")
+    if call.is_of_expert or call.ids != (None, None):
+        return None
+    if not any(shared.fullmatch(parameter) for parameter in ledger.parameters):
+        return None
+    summary = (
+        f"the hook wants an expert's ids for {name}, which the experts only share; "
+        f"{_lost(undelivered)}"
+    )
+    return _failed(Cause.HOOKED_AS_EXPERT, summary, _called(call))
 
 
 def _streamed_twice(ledger: Ledger) -> Diagnosis | None:

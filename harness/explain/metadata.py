@@ -5,7 +5,13 @@ There are no bits to look at: the difference itself says it.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
 from harness.compare.difference import (
+    ArrayExtra,
+    ArrayMissing,
     DeliveredAgain,
     Difference,
     PaddingWritten,
@@ -17,27 +23,89 @@ from harness.compare.difference import (
     ValuesDiffer,
 )
 from harness.compare.words import device_words, reference_words, source_words
+from harness.devices.expert_layout import Parameter
 from harness.explain.causes import Cause, Finding
+from harness.explain.delivery_rules import BIASES_LOST
+from harness.families.experts import ReferencePart
 from harness.load.ledger import POISON
 
+#: What a dense MLP's linear layers are called, on the device and in the file.
+_DENSE = "(gate_up_proj|gate_proj|up_proj|down_proj|w1|w2|w3)"
 
-def explain_metadata(difference: Difference, of_experts: bool, never: bool = False) -> Finding:
+
+@dataclass(frozen=True)
+class Known:
+    """What is known besides the difference.
+
+    Attributes:
+        of_experts: whether it is of an array of experts; those of a layer share a sentence.
+        never: whether the ledger says that nothing was ever written to the parameter.
+        mistaken: the layer that has experts on one side alone, in words.
+        lone_bias: whether it is of a bias that was not delivered, while its weight was.
+    """
+
+    of_experts: bool
+    never: bool = False
+    mistaken: str = ""
+    lone_bias: bool = False
+
+
+def mistaken(difference: Difference, part: ReferencePart, device: Collection[int | None]) -> str:
+    """The layer that a difference is of, and which side gives it experts, where only one does.
+
+    Args:
+        difference: of an array or a tensor.
+        part: the reference's experts.
+        device: the layers that have arrays of experts on the devices.
+    """
+    layer = _layer_of_kind(difference, part)
+    if layer is None or (layer in part.layers) is (layer in device):
+        return ""
+    sides = "in the reference, and none on the device", "on the device, and none in the reference"
+    return f"{difference.part} layer {layer} has experts {sides[layer in device]}"
+
+
+def _layer_of_kind(difference: Difference, part: ReferencePart) -> int | None:
+    """The layer, where the difference is of its experts or of the dense MLP in their place."""
+    family = part.checkpoint.family
+    match difference:
+        case ArrayMissing(parameter=array) if array not in tuple(Parameter):
+            return None
+        case ArrayMissing() | ArrayExtra():
+            return difference.layer
+        case TensorUnread():
+            return part.naming.layer_of(difference.tensor)
+        case Unaccounted():
+            parent = re.escape(family.experts_module.rpartition(".")[0])
+            dense = re.compile(rf"(.*\.)?layers\.\d+\.{parent}\.{_DENSE}\.(weight|bias)")
+            return difference.layer if dense.fullmatch(difference.name) else None
+        case _:
+            return None
+
+
+def explain_metadata(difference: Difference, known: Known) -> Finding:
     """What it comes from.
 
     Args:
         difference: any but unequal bits of a tensor.
-        of_experts: whether it is of an array of experts; those of a layer share a sentence.
-        never: whether the ledger says that nothing was ever written to the parameter.
+        known: what is known besides.
     """
+    of_experts = known.of_experts
     where = _at(difference) if of_experts else difference.name
     evidence = f"{where}: expected {reference_words(difference)}, found {device_words(difference)}"
+    if known.mistaken:
+        evidence = f"{difference.name}: {device_words(difference)}"
+        return _finding(Cause.DENSE_LAYER, known.mistaken, known.mistaken, evidence)
+    if known.lone_bias:
+        evidence = f"{difference.name}: {device_words(difference)}"
+        return _finding(Cause.BIAS_LOST, difference.part, BIASES_LOST, evidence)
     match difference:
         case ShardMisplaced():
             return _placement(difference, _array(difference, of_experts))
         case ReplicasDiffer():
             return _odd_replica(difference, _array(difference, of_experts))
         case PaddingWritten():
-            return _padding(difference, where, evidence, of_experts, never)
+            return _padding(difference, where, evidence, known)
         case DeliveredAgain():
             summary = f"{{experts}} of {where} {{were}} delivered more than once"
             evidence = f"{difference.key}: {device_words(difference)}"
@@ -66,16 +134,14 @@ def explain_metadata(difference: Difference, of_experts: bool, never: bool = Fal
             return _finding(Cause.STRUCTURE, f"{where} {array}", summary, evidence)
 
 
-def _padding(
-    difference: PaddingWritten, where: str, evidence: str, of_experts: bool, never: bool
-) -> Finding:
+def _padding(difference: PaddingWritten, where: str, evidence: str, known: Known) -> Finding:
     array = difference.parameter
     if difference.device == POISON.get(difference.itemsize):
-        cause = Cause.PARAMETER_UNWRITTEN if never else Cause.UNWRITTEN
+        cause = Cause.PARAMETER_UNWRITTEN if known.never else Cause.UNWRITTEN
         what = "was never written"
     else:
         cause, what = Cause.PADDING, "is not zero"
-    of = "an expert array" if of_experts else array
+    of = "an expert array" if known.of_experts else array
     return _finding(cause, f"{where} {array} padding", f"the padding of {of} {what}", evidence)
 
 

@@ -17,6 +17,7 @@ from harness.compare.difference import BitsDiffer, Difference, Subject, Unaccoun
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.parameter_view import Fault, ParameterView, held, recovered
 from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
+from harness.explain.delivery_rules import is_lone_bias
 from harness.explain.evidence import (
     Around,
     Deliveries,
@@ -26,8 +27,8 @@ from harness.explain.evidence import (
     Slice,
     Words,
 )
-from harness.explain.metadata import explain_metadata
-from harness.explain.provenance import FileSearch, Place, lines_of
+from harness.explain.metadata import Known, explain_metadata, mistaken
+from harness.explain.provenance import FileSearch, Place, depth, lines_of
 from harness.explain.provenance_rules import TIED
 from harness.explain.rules import explain
 from harness.families.blocks import Pieces
@@ -52,28 +53,27 @@ class ParameterExplainer:
         self._ledger = ledger or Ledger()
         self._search = FileSearch(comparison.checkpoint)
 
-    def diagnose(self, differences: Sequence[Difference], offset: int = 0) -> list[Diagnosis]:
-        """The causes, in order of their first difference.
-
-        Args:
-            differences: the comparison's.
-            offset: the place of the first of them in the report.
-        """
-        return diagnoses_of(((d, self._explain(d)) for d in differences), offset)
+    def diagnose(self, differences: Sequence[Difference]) -> list[Diagnosis]:
+        """The causes of the comparison's differences, in order of the first that each is of."""
+        return diagnoses_of((d, self._explain(d)) for d in differences)
 
     def _explain(self, difference: Difference) -> Finding:
         if isinstance(difference, BitsDiffer) and difference in self._comparison.faults:
-            return explain(self._evidence(difference))
-        never = self._never(difference.parameter)
-        return _headless(difference, self._comparison) or explain_metadata(
-            difference, of_experts=False, never=never
-        )
+            return explain(self.evidence(difference))
+        comparison = self._comparison
+        known = Known(
+            of_experts=False, never=self._never(difference.parameter),
+            mistaken=mistaken(difference, comparison.reference, comparison.expert_layers),
+            lone_bias=is_lone_bias(difference.name, self._ledger),
+        )  # fmt: skip
+        return _headless(difference, comparison) or explain_metadata(difference, known)
 
     def _never(self, parameter: str) -> bool:
         """Whether nothing was ever written to a parameter; the ledger has vLLM's name of it."""
         return any(f".{parameter}".endswith(f".{name}") for name in self._ledger.unwritten)
 
-    def _evidence(self, difference: BitsDiffer) -> Evidence:
+    def evidence(self, difference: BitsDiffer) -> Evidence:
+        """What rules may look at of a tensor that differs; the difference is the comparison's."""
         comparison, fault = self._comparison, self._comparison.faults[difference]
         around = AroundTensor(comparison, fault, self._search)
         checkpoint, placed = comparison.checkpoint, fault.placed
@@ -107,6 +107,7 @@ class ParameterExplainer:
             streamed=fault.source in ledger.streamed,
             of=len(ledger.streamed),
             never=self._never(fault.placed.tensor.name),
+            lone_bias=is_lone_bias(fault.source, ledger),
         )
 
 
@@ -185,6 +186,12 @@ class AroundTensor(Around):
             for part in stretches(wanted.shape)
         )
 
+    def depth(self, other: Slice) -> int | None:
+        """See :meth:`Around.depth`; None for what is no layer of the language model."""
+        family, name = self.checkpoint.family, str(other.key)
+        layer = family.layer_of(name)
+        return None if layer is None else depth(self.checkpoint, family.part_of(name), layer)
+
     def line(self, axis: int, digest: bytes) -> tuple[Slice, int] | None:
         """See :meth:`Around.line`; of the tensors of its array."""
         if axis not in self._lines:
@@ -245,14 +252,19 @@ def _granules(around: AroundTensor) -> Iterator[Granule]:
     """Heads and shards: what pieces of the tensor could change places."""
     row, layout = around.placed.row, around.placed.layout
     sizes, rows = around.comparison.placements.sizes, around.reference.shape[0]
+    head = 1
     if row.pieces is Pieces.QKV:
         of_q = around.fault.source == around.placed.sources[0]  # with its output gate, in Qwen3.5
-        yield Granule("head", 0, rows // sizes.heads if of_q else sizes.head_dim)
+        head = rows // sizes.heads if of_q else sizes.head_dim
     if row.pieces is Pieces.QKV_FUSED:
-        yield Granule("head", 0, rows // (3 * sizes.vision_heads))
+        head = rows // (3 * sizes.vision_heads)
+    if head > 1:
+        yield Granule("head", 0, head)
     if layout.cut_axis is not None and layout.shards > 1:
         axis = 0 if layout.cut_axis == layout.output_axis else 1
-        yield Granule("shard", axis, around.reference.shape[axis] // layout.shards)
+        length = around.reference.shape[axis] // layout.shards
+        if not length % head:  # a part of a head is no shard: those are repeated
+            yield Granule("shard", axis, length)
 
 
 def _has(around: AroundTensor, granules: Sequence[Granule]) -> frozenset[Need]:

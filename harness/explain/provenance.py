@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from harness.base.bits import Bits
-from harness.families.experts import ExpertKey, ReferencePart
+from harness.compare.equality import on_all_cores
+from harness.families.experts import ExpertKey, ReferencePart, announced_layers
+from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
 
 _NEEDLE_ELEMENTS = 24
@@ -52,6 +54,7 @@ class ReferenceIndex:
         self.bits_of = bits_of
         self._slices: dict[tuple[str, int], dict[bytes, ExpertKey]] = {}
         self._lines: dict[tuple[str, int, int], dict[bytes, Line]] = {}  # of one layer
+        self._orders: dict[ExpertKey, dict[int, int | None]] = {}
 
     def slice(self, near: ExpertKey, bits: Bits) -> ExpertKey | None:
         """The slice whose bytes ``bits`` are; those nearest to ``near`` are looked at first."""
@@ -60,6 +63,27 @@ class ReferenceIndex:
             if found := self._layer(part, layer).get(wanted):
                 return found
         return None
+
+    def order(
+        self, near: ExpertKey, experts: Iterable[int], bits_of: Callable[[ExpertKey], Bits]
+    ) -> dict[int, int | None]:
+        """For each of these experts, whose matrix of the same kind and layer stands in its place.
+
+        Args:
+            near: a matrix of the kind and layer.
+            experts: of the layer.
+            bits_of: what the devices hold for a key.
+        """
+        place = near._replace(expert=0)
+        if place not in self._orders:
+            known = self._layer(near.part, near.layer)
+            keys = {expert: near._replace(expert=expert) for expert in experts}
+            held = {e: known.get(digest(bits_of(key))) for e, key in keys.items()}
+            self._orders[place] = {
+                e: found.expert if found and found.projection is near.projection else None
+                for e, found in held.items()
+            }
+        return self._orders[place]
 
     def lines(self, near: ExpertKey, axis: int) -> dict[bytes, Line]:
         """By digest, the rows (axis 0) or columns (axis 1) of all slices of a layer."""
@@ -82,9 +106,9 @@ class ReferenceIndex:
 
     def _layer(self, part: str, layer: int) -> dict[bytes, ExpertKey]:
         if (part, layer) not in self._slices:
-            self._slices[part, layer] = {
-                digest(self.bits_of(key)): key for key in self._keys(part, layer)
-            }
+            keys = list(self._keys(part, layer))
+            digests = on_all_cores(lambda key: digest(self.bits_of(key)), keys)
+            self._slices[part, layer] = dict(zip(digests, keys, strict=True))
         return self._slices[part, layer]
 
     def _keys(self, part: str, layer: int) -> Iterator[ExpertKey]:
@@ -98,11 +122,12 @@ class FileSearch:
         checkpoint: the files.
 
     Attributes:
+        checkpoint: the files.
         unsearched: slices whose bytes were not looked for, since the searches were spent.
     """
 
     def __init__(self, checkpoint: ModelCheckpoint) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._searched: Counter[Hashable] = Counter()
         self._last_found: dict[Hashable, str] = {}
         self.unsearched: set[Hashable] = set()
@@ -113,14 +138,14 @@ class FileSearch:
         What was found for the last slice of its layer is looked at first, and always.
         """
         last = self._last_found.get(layer)
-        if last and (at := self._checkpoint.bits(last).tobytes().find(run)) >= 0:
+        if last and (at := self.checkpoint.bits(last).tobytes().find(run)) >= 0:
             return last, at
         if self._searched[layer] >= OF_LAYER or self._searched.total() >= OF_ALL:
             self.unsearched.add(near)
             return None
-        if found := find_bytes(self._checkpoint, run):
+        if found := find_bytes(self.checkpoint, run):
             self._last_found[layer] = found[0]
-        self._searched[layer] += _read(self._checkpoint, found)
+        self._searched[layer] += _read(self.checkpoint, found)
         return found
 
 
@@ -147,6 +172,13 @@ def find_bytes(checkpoint: ModelCheckpoint, run: bytes) -> Place | None:
         if (at := checkpoint.bits(name).tobytes().find(run)) >= 0:
             return name, at
     return None
+
+
+def depth(checkpoint: ModelCheckpoint, part: Part, layer: int) -> int:
+    """The place of a layer in the stack: drafts stand after the decoder, however numbered."""
+    if part is Part.DECODER or checkpoint.family.drafts_follow:
+        return layer
+    return announced_layers(checkpoint, Part.DECODER) + layer
 
 
 def lines_of(bits: Bits, axis: int) -> Iterator[bytes]:

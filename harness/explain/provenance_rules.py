@@ -12,6 +12,7 @@ from harness.base.scanning import equal, stretches
 from harness.explain.causes import Cause, Finding
 from harness.explain.evidence import Evidence, Granule, Lines, Need, Slice, rule
 from harness.explain.provenance import digest, needle
+from harness.families.family import Part
 
 _MOST = 0.9  # the share of unequal rows whose origin must be known before they explain a slice
 _TELLING = 16  # bytes; a shorter row may be alike by chance, so that all must be known
@@ -28,6 +29,24 @@ def tied(e: Evidence) -> Finding | None:
 
 #: What is said of a head and an embedding that are one, or two, against config.json.
 TIED = "head and embedding are tied otherwise than config.json says"
+
+
+@rule(Cause.EXPERT_GROUPS, Need.EXPERTS)
+def expert_groups(e: Evidence) -> Finding | None:
+    """All experts of its layer stand as if one of each group came in turn, or the reverse."""
+    if (other := e.around.whose()) is None or other.layer != e.slice.layer:
+        return None
+    count, order = e.around.experts(), e.around.order()
+    for groups in (n for n in range(2, count // 2 + 1) if not count % n):
+        size = count // groups
+        dealt = {expert: expert % groups * size + expert // groups for expert in order}
+        if dealt == order and sum(e != o for e, o in dealt.items()) > 2:  # two are an exchange
+            return e.finding(
+                Cause.EXPERT_GROUPS,
+                f"{e.words.they} {{are}} mixed: one of each of {groups} groups of {size} in turn",
+                f"{e.name} holds the bytes of {other.name}, as that order has it",
+            )
+    return None
 
 
 @rule(Cause.EXPERTS_EXCHANGED, Cause.EXPERTS_PERMUTED, Need.EXPERTS)
@@ -74,6 +93,25 @@ def another_of_its_array(e: Evidence) -> Finding | None:
         Cause.OTHER_SLICE,
         f"{e.words.they} {{hold}} the bytes of others in the same array",
         evidence,
+    )
+
+
+@rule(Cause.DRAFT_LAYER, Need.LAYERS)
+def draft_layer(e: Evidence) -> Finding | None:
+    """A layer of the draft model holds the one before or after it, or the decoder's last does."""
+    own, other = e.slice, e.around.whose()
+    if other is None or own.layer is None or other.layer is None:
+        return None
+    here, there = e.around.depth(own), e.around.depth(other)
+    if Part.MTP not in (own.layer[0], other.layer[0]) or here is None or there is None:
+        return None
+    if abs(here - there) != 1:
+        return None
+    return e.finding(
+        Cause.DRAFT_LAYER,
+        f"{e.words.they} {{hold}} what belongs to {other.place}, one layer off",
+        f"{own.name} holds the bytes of {other.name}",
+        other.place,
     )
 
 
@@ -205,7 +243,11 @@ def _transposes(e: Evidence) -> Iterator[Bits]:
 
 @rule(Cause.HEADS_EXCHANGED, Cause.HEADS_REPEATED, Need.HEADS)
 def heads_exchanged(e: Evidence) -> Finding | None:
-    """Its heads are those of it and of its fellows, in other places."""
+    """Its heads are those of it and of its fellows, in other places; whole shards are not heads."""
+    heads = [g.length for g in e.granules if g.noun == "head"]
+    for shard in (g for g in e.granules if (g.noun, g.axis) == ("shard", 0)):
+        if all(shard.length > head for head in heads) and _moved(e, shard):
+            return None
     return _pieces_exchanged(e, "head", Cause.HEADS_EXCHANGED)
 
 
@@ -255,6 +297,32 @@ def _cut(bits: Bits, granule: Granule) -> Iterator[bytes]:
     for start in range(0, bits.shape[granule.axis] - length + 1, length):
         piece = slice(start, start + length)
         yield digest(bits[piece] if granule.axis == 0 else bits[:, piece])
+
+
+@rule(Cause.INTERLEAVED, Need.FELLOWS)
+def interleaved(e: Evidence) -> Finding | None:
+    """Alternating rows of it and of its fellow were taken for halves, or halves for such rows."""
+    fellows = e.around.fellows()
+    halves = [e.around.expected(each) for each in fellows]
+    if e.slice not in fellows or len(halves) != 2 or halves[0].shape != halves[1].shape:
+        return None
+    number, rows = fellows.index(e.slice), len(e.reference)
+    both = np.concatenate(halves)
+    alternating = np.stack(halves, axis=1).reshape(both.shape)
+    ways = {
+        "alternating rows are taken for halves": alternating[number * rows :][:rows],
+        "halves are taken for alternating rows": both[number::2],
+    }
+    for way, wanted in ways.items():
+        if equal(wanted, e.device):
+            first, second = (each.matrix for each in fellows)
+            return e.finding(
+                Cause.INTERLEAVED,
+                f"{e.words.they} {{hold}} rows of {first} and {second} in turn: {way}",
+                f"all {rows} rows of {e.name} are as if {way}",
+                way,
+            )
+    return None
 
 
 @rule(Cause.ROLLED)

@@ -16,7 +16,7 @@ import numpy as np
 from harness.base.bits import ITEMSIZE, Bits, converted, is_nan
 from harness.base.scanning import Mask
 from harness.explain.causes import Cause, Finding
-from harness.explain.delivery_rules import never_written
+from harness.explain.delivery_rules import bias_lost, never_written
 from harness.explain.distance import farthest
 from harness.explain.evidence import Evidence, Need, Rule, rule
 from harness.explain.provenance_rules import (
@@ -26,7 +26,10 @@ from harness.explain.provenance_rules import (
     another_tensor,
     columns_reordered,
     columns_rolled,
+    draft_layer,
+    expert_groups,
     heads_exchanged,
+    interleaved,
     other_bytes,
     rows_reordered,
     rows_rolled,
@@ -275,11 +278,37 @@ def _becomes(e: Evidence, made: Callable[[Bits], Bits]) -> bool:
     return e.becomes(made, lambda bits: ~is_nan(bits, e.dtype))
 
 
-#: In the order they are tried: what needs no other slice first, whole slices before their pieces.
+#: In the order they are tried: what the slice itself tells first, for to find its bytes elsewhere
+#: the reference has to be read; then whole slices before their pieces.
 RULES: tuple[Rule, ...] = (
-    never_written, zeros, replicas_differ, tied, another_expert, another_of_its_array,
-    another_layer, another_tensor, transposed, sign_of_zero, subnormals_flushed, bit_flip,
-    nans_of_a_conversion, nan_canonicalised, narrowed, wrong_corner, other_dtype,
-    dtype_round_trip, heads_exchanged, rows_rolled, columns_rolled, shards_exchanged,
-    rows_reordered, columns_reordered, other_bytes, damaged,
-)  # fmt: skip
+    bias_lost,
+    never_written,
+    zeros,
+    replicas_differ,
+    sign_of_zero,
+    subnormals_flushed,
+    bit_flip,
+    nans_of_a_conversion,
+    nan_canonicalised,
+    tied,
+    expert_groups,
+    another_expert,
+    another_of_its_array,
+    draft_layer,
+    another_layer,
+    another_tensor,
+    transposed,
+    narrowed,
+    wrong_corner,
+    other_dtype,
+    dtype_round_trip,
+    interleaved,
+    heads_exchanged,
+    rows_rolled,
+    columns_rolled,
+    shards_exchanged,
+    rows_reordered,
+    columns_reordered,
+    other_bytes,
+    damaged,
+)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 from harness.families.sizes import ModelShape
 
@@ -32,6 +33,7 @@ TENSOR = ("attn_dp", "attn_dp_expert", "expert", "model", "dcp", "pcp")
 
 _LINEAR, _REORDER, _TILED = "linear", "linear, reorder", "linear, reorder, tile"
 _REPLICATED, _WIDENED, _VOCABULARY = "replicate", "widen, replicate", "vocabulary"
+_FLOAT = "float, replicate"
 
 #: Where upstream does what: file and function, the same from 0.22 to 0.32.
 UPSTREAM: dict[str, str] = {
@@ -43,6 +45,8 @@ UPSTREAM: dict[str, str] = {
     "replicate": "tpu_inference/layers/vllm/process_weights/cleanup_sharding.py, "
     "_shard_tensor_to_tpu_replicated",
     "widen": "vllm/model_executor/layers/mamba/gdn, A_log is made as float32 (0.26)",
+    "float": "vllm/model_executor/models, where the router or its bias is made: glm4_moe.py, "
+    "ernie45_moe.py, lfm2_moe.py, deepseek_v2.py, minimax_m2.py",
     "vocabulary": "vllm/model_executor/layers/vocab_parallel_embedding.py, pad_vocab_size; "
     "tpu_inference/layers/vllm/quantization/unquantized.py, VllmUnquantizedEmbeddingMethod",
     "rope": "vllm/model_executor/layers/rotary_embedding, _compute_cos_sin_cache",
@@ -64,14 +68,18 @@ class Pieces(StrEnum):
     - ``whole``: each tensor is a piece.
     - ``qkv``: tensors q, k, v; heads of k and v are repeated when there are more shards than
       heads.
+    - ``qkv-rotary``: the same, and of each head of q and k the even rows come first.
     - ``qkv-fused``: one tensor holds q, k and v, of equal size.
+    - ``thirds``: one tensor holds three parts of equal size.
     - ``qkvz``: tensors qkv and z of linear attention; the first holds q, k and v.
     - ``rows``: whole, and padded with rows of zeros to a multiple of 64 (the vocabulary).
     """
 
     WHOLE = "whole"
     QKV = "qkv"
+    QKV_ROTARY = "qkv-rotary"
     QKV_FUSED = "qkv-fused"
+    THIRDS = "thirds"
     QKVZ = "qkvz"
     ROWS = "rows"
 
@@ -93,6 +101,11 @@ class Row:
         casts: whether bf16 goes to the device by way of f32
             (:class:`harness.devices.parameter_layout.ParameterLayout`).
         fp8: whether FP8 releases store it as codes with block scales.
+        stored_as: the safetensors dtype that publishers store it in, where the model's is BF16.
+        squeezed: whether the device lacks the tensor's first axis, which is of size 1.
+        left_alone_before: releases of vLLM before this one make the linear layer without a
+            quantisation config, and tpu-inference leaves those as they are, on every device.
+        copies: further names on the device, where upstream holds it under several.
     """
 
     kind: str
@@ -106,6 +119,10 @@ class Row:
     widened: bool = False
     casts: bool = True
     fp8: bool = False
+    stored_as: str = "BF16"
+    squeezed: bool = False
+    left_alone_before: tuple[int, ...] = ()
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,45 +165,83 @@ def norm(kind: str, name: str) -> Row:
     return whole(kind, f"{name}.weight", lambda s: (s.hidden,))
 
 
-EMBEDDING = Block((
-    _same(
-        "embedding", "embed_tokens.weight", lambda s: (s.vocabulary, s.hidden), _VOCABULARY,
+def vocabulary(kind: str, name: str) -> Row:
+    """A parameter of a row for each word of the vocabulary."""
+    return _same(
+        kind, name, lambda s: (s.vocabulary, s.hidden), _VOCABULARY,
         cut=Cut.OUTPUTS, pieces=Pieces.ROWS, axes=TENSOR,
-    ),
-))  # fmt: skip
-HEAD = Block((
-    _same(
-        "head", "lm_head.weight", lambda s: (s.vocabulary, s.hidden), _VOCABULARY,
-        cut=Cut.OUTPUTS, pieces=Pieces.ROWS, axes=TENSOR,
-    ),
-))  # fmt: skip
+    )  # fmt: skip
+
+
+EMBEDDING = Block((vocabulary("embedding", "embed_tokens.weight"),))
+HEAD = Block((vocabulary("head", "lm_head.weight"),))
 FINAL_NORM = Block((norm("final norm", "norm"),))
+QK_NORMS = Block((
+    whole("attention q and k norms", "q_norm.weight", lambda s: (s.head_dim,)),
+    whole("attention q and k norms", "k_norm.weight", lambda s: (s.head_dim,)),
+))  # fmt: skip
 LAYER_NORMS = Block((
     norm("layer norms", "input_layernorm"), norm("layer norms", "post_attention_layernorm"),
 ))  # fmt: skip
 
 
-def attention(gated: bool = False) -> Block:
-    """Attention with q and k norms; ``gated``: q_proj carries the output gate, too (Qwen3.5)."""
-    width = 2 if gated else 1
+#: Norms of q and k: one for the width of a head, or over all heads at once (OLMoE, MiniMax-M2).
+OF_A_HEAD: tuple[ShapeOf, ShapeOf] = (lambda s: (s.head_dim,), lambda s: (s.head_dim,))
+OVER_HEADS: tuple[ShapeOf, ShapeOf] = (
+    lambda s: (s.heads * s.head_dim,), lambda s: (s.kv_heads * s.head_dim,)
+)  # fmt: skip
+
+
+@cache
+def attention(
+    gated: bool = False,
+    *,
+    biased: bool = False,
+    norms: tuple[ShapeOf, ShapeOf] | None = OF_A_HEAD,
+    output: str = "o_proj",
+    norm: str = "norm",
+    rotary: bool = False,
+) -> Block:
+    """Attention of q, k, v and an output.
+
+    Args:
+        gated: q_proj carries the output gate, too (Qwen3-Next, Qwen3.5).
+        biased: q, k and v have biases.
+        norms: the shapes of the norms of q and k; None where there are none.
+        output: what the output projection is called.
+        norm: what the norms are called, after ``q_`` and ``k_``.
+        rotary: upstream sorts the rows of each head of q and k, even ones first (Llama-4).
+    """
+    kind = "attention q, k, v" + (" (with the output gate in q)" if gated else "")
     keys = lambda s: (s.kv_heads * s.head_dim, s.hidden)  # noqa: E731
+    shapes: tuple[ShapeOf, ...] = (
+        lambda s: ((2 if gated else 1) * s.heads * s.head_dim, s.hidden), keys, keys,
+    )  # fmt: skip
     return Block((
-        Row(
-            "attention q, k, v" + (" (with the output gate in q)" if gated else ""),
-            "qkv_proj.weight",
-            (
-                ("q_proj.weight", lambda s: (width * s.heads * s.head_dim, s.hidden)),
-                ("k_proj.weight", keys), ("v_proj.weight", keys),
-            ),
-            _TILED, cut=Cut.OUTPUTS, transposed=True, pieces=Pieces.QKV, fp8=True,
-        ),
+        _qkv(kind, "weight", shapes, Pieces.QKV_ROTARY if rotary else Pieces.QKV),
+        *([_qkv(f"{kind}: biases", "bias", tuple(map(_bias_of, shapes)))] if biased else []),
         by_inputs(
-            "attention output", "o_proj.weight", lambda s: (s.hidden, s.heads * s.head_dim),
+            "attention output", f"{output}.weight", lambda s: (s.hidden, s.heads * s.head_dim),
             fp8=True,
         ),
-        whole("attention q and k norms", "q_norm.weight", lambda s: (s.head_dim,)),
-        whole("attention q and k norms", "k_norm.weight", lambda s: (s.head_dim,)),
+        *(
+            whole("attention q and k norms", f"{letter}_{norm}.weight", shape)
+            for letter, shape in zip("qk", norms or (), strict=False)
+        ),
     ))  # fmt: skip
+
+
+def _qkv(kind: str, suffix: str, shapes: tuple[ShapeOf, ...], pieces: Pieces = Pieces.QKV) -> Row:
+    return Row(
+        kind, f"qkv_proj.{suffix}",
+        tuple((f"{letter}_proj.{suffix}", shape)
+              for letter, shape in zip("qkv", shapes, strict=True)),
+        _TILED, cut=Cut.OUTPUTS, transposed=True, pieces=pieces, fp8=suffix == "weight",
+    )  # fmt: skip
+
+
+def _bias_of(shape: ShapeOf) -> ShapeOf:
+    return lambda s: shape(s)[:1]
 
 
 def _mixed(s: ModelShape) -> int:
@@ -225,26 +280,142 @@ LINEAR_ATTENTION = Block((
     ),
 ))  # fmt: skip
 
+#: The same of Qwen3-Next, which stores q, k, v and z of each key head side by side, and b and a.
+INTERLEAVED_LINEAR_ATTENTION = Block((
+    *(row for row in LINEAR_ATTENTION.rows if not row.parameter.startswith("in_proj")),
+    by_outputs(
+        "linear attention b, a, by key heads", "in_proj_ba.weight",
+        lambda s: (2 * s.delta.value_heads, s.hidden),
+    ),
+    by_outputs(
+        "linear attention q, k, v, z, by key heads", "in_proj_qkvz.weight",
+        lambda s: (2 * s.delta.keys + 2 * s.delta.values, s.hidden), fp8=True,
+    ),
+))  # fmt: skip
+
+
+#: The first release seen whose short convolutions get a quantisation config.
+_CONFIGURED = (0, 32)
+#: The gated short convolution of LFM2, its module ``conv``, which vLLM calls ``short_conv``.
+SHORT_CONVOLUTION = Block((
+    Row(
+        "short convolution b, c, x", "short_conv.in_proj.weight",
+        (("conv.in_proj.weight", lambda s: (3 * s.hidden, s.hidden)),),
+        _REORDER, cut=Cut.OUTPUTS, transposed=True, pieces=Pieces.THIRDS,
+        left_alone_before=_CONFIGURED,
+    ),
+    Row(
+        "short convolution", "short_conv.conv.weight",
+        (("conv.conv.weight", lambda s: (s.hidden, 1, s.short_kernel)),), casts=False,
+    ),
+    Row(
+        "short convolution output", "short_conv.out_proj.weight",
+        (("conv.out_proj.weight", lambda s: (s.hidden, s.hidden)),),
+        _LINEAR, cut=Cut.INPUTS, transposed=True, left_alone_before=_CONFIGURED,
+    ),
+))  # fmt: skip
+
+
+def _replicated(kind: str, name: str, shape: ShapeOf) -> Row:
+    """A linear layer that every device has whole."""
+    return _same(kind, name, shape, _LINEAR, transposed=True, fp8=True)
+
+
+#: Multi-head latent attention (DeepSeek-V3), with ``VLLM_MLA_DISABLE=1``: as it is stored.
+LATENT_ATTENTION = Block((
+    _replicated("latent attention q a", "q_a_proj.weight", lambda s: (s.mla.q_rank, s.hidden)),
+    whole("latent attention norms", "q_a_layernorm.weight", lambda s: (s.mla.q_rank,)),
+    by_outputs(
+        "latent attention q b", "q_b_proj.weight",
+        lambda s: (s.heads * (s.mla.unrotated + s.mla.rotated), s.mla.q_rank), fp8=True,
+    ),
+    _replicated(
+        "latent attention kv a", "kv_a_proj_with_mqa.weight",
+        lambda s: (s.mla.kv_rank + s.mla.rotated, s.hidden),
+    ),
+    whole("latent attention norms", "kv_a_layernorm.weight", lambda s: (s.mla.kv_rank,)),
+    by_outputs(
+        "latent attention kv b", "kv_b_proj.weight",
+        lambda s: (s.heads * (s.mla.unrotated + s.mla.value), s.mla.kv_rank), fp8=True,
+    ),
+    by_inputs(
+        "attention output", "o_proj.weight", lambda s: (s.hidden, s.heads * s.mla.value), fp8=True
+    ),
+))  # fmt: skip
+
 #: A router that is a linear layer of vLLM's, and one that upstream leaves alone.
 ROUTER = Block((
     _same("router", "weight", lambda s: (s.experts, s.hidden), _LINEAR, transposed=True),
 ))  # fmt: skip
 PLAIN_ROUTER = Block((whole("router", "weight", lambda s: (s.experts, s.hidden)),))
-EXPERTS = Block(experts=True)
-SHARED_EXPERT = Block((
-    Row(
-        "shared expert gate and up", "gate_up_proj.weight",
-        (
-            ("gate_proj.weight", lambda s: (s.shared_intermediate, s.hidden)),
-            ("up_proj.weight", lambda s: (s.shared_intermediate, s.hidden)),
-        ),
-        _REORDER, cut=Cut.OUTPUTS, transposed=True, fp8=True,
-    ),
-    by_inputs(
-        "shared expert down", "down_proj.weight", lambda s: (s.hidden, s.shared_intermediate),
-        fp8=True,
+#: A router that is made as float32, whatever the model's dtype is, and stored so.
+FLOAT_ROUTER = Block((
+    whole(
+        "router", "weight", lambda s: (s.experts, s.hidden), _FLOAT, widened=True, stored_as="F32"
     ),
 ))  # fmt: skip
+#: A router that is made as float32 and stored in the model's dtype.
+WIDENED_ROUTER = Block((
+    whole("router", "weight", lambda s: (s.experts, s.hidden), _FLOAT, widened=True),
+))  # fmt: skip
+EXPERTS = Block(experts=True)
+
+
+@cache
+def correction_bias(parameter: str, stored: str = "", squeezed: bool = False) -> Block:
+    """What is added to an expert's score before the best are chosen, float32 in the file, too.
+
+    It is a parameter of the layer's module and again of its ``experts``, which are handed it.
+
+    Args:
+        parameter: its name on the device, from the module on that ``experts`` is in.
+        stored: its name in the checkpoint, if that is another.
+        squeezed: it is stored as [1, E].
+    """
+    return Block((
+        Row(
+            "router's correction bias", parameter,
+            ((stored or parameter, lambda s: (1, s.experts) if squeezed else (s.experts,)),),
+            _FLOAT, widened=True, casts=False, stored_as="F32", squeezed=squeezed,
+            copies=("experts.e_score_correction_bias",),
+        ),
+    ))  # fmt: skip
+
+
+@cache
+def mlp(
+    kind: str,
+    width: Callable[[ModelShape], int],
+    stored: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    device: tuple[str, str] = ("gate_up_proj", "down_proj"),
+) -> Block:
+    """A gated MLP: gate and up, which are one parameter on the device, and down.
+
+    Args:
+        kind: whose it is.
+        width: its intermediate size.
+        stored: what gate, up and down are called in the checkpoint.
+        device: what gate and up together, and down, are called on the device.
+    """
+    gate, up, down = stored
+    inner = lambda s: (width(s), s.hidden)  # noqa: E731
+    return Block((
+        Row(
+            f"{kind} gate and up", f"{device[0]}.weight",
+            ((f"{gate}.weight", inner), (f"{up}.weight", inner)),
+            _REORDER, cut=Cut.OUTPUTS, transposed=True, fp8=True,
+        ),
+        Row(
+            f"{kind} down", f"{device[1]}.weight",
+            ((f"{down}.weight", lambda s: (s.hidden, width(s))),),
+            _LINEAR, cut=Cut.INPUTS, transposed=True, fp8=True,
+        ),
+    ))  # fmt: skip
+
+
+SHARED_EXPERT = mlp("shared expert", lambda s: s.shared_intermediate)
+#: Of layers without experts.
+DENSE_MLP = mlp("dense MLP", lambda s: s.dense_intermediate)
 SHARED_EXPERT_GATE = Block((
     whole("shared expert's gate", "weight", lambda s: (1, s.hidden)),
 ))  # fmt: skip

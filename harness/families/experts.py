@@ -196,7 +196,9 @@ def _as_text(index: int | slice) -> str:
 
 
 def reference_parts(
-    checkpoint: ModelCheckpoint, num_layers: int | None = None
+    checkpoint: ModelCheckpoint,
+    num_layers: int | None = None,
+    asked: Collection[Part] = tuple(Part),
 ) -> tuple[ReferencePart, ...]:
     """The experts of ``checkpoint``, part by part: the decoder, then the MTP layer if it has one.
 
@@ -204,6 +206,8 @@ def reference_parts(
         checkpoint: where they are.
         num_layers: cut the decoder to its first layers, as an override of the model's
             configuration cuts it for the load.
+        asked: the parts that somebody asked for; a draft model that nobody did may be announced
+            and absent, as where a tool kept the key and dropped the tensors.
 
     Raises:
         BadInput: there is no expert tensor, expert tensors of a part stand in two storages, or
@@ -220,7 +224,8 @@ def reference_parts(
         )
     for part in Part:
         found = next((p.layers for p in parts if p.part is part), ())
-        _require_layers(checkpoint, part, found)
+        if found or part in asked:
+            _require_layers(checkpoint, part, found)
     _require_no_stray(checkpoint, parts)
     if num_layers is None:
         return tuple(parts)
@@ -249,8 +254,13 @@ def announced_layers(checkpoint: ModelCheckpoint, part: Part) -> int:
         BadInput: it announces no number, or more layers than there are tensors.
     """
     where, most = checkpoint.place.where("config.json"), len(checkpoint.entries)
-    key = checkpoint.family.layer_counts[part]
-    return size(checkpoint.text, key, where, least=0, most=most, default=0)
+    family, default = checkpoint.family, 0
+    if part is Part.MTP and any(
+        name.startswith(family.draft_prefix) for name in checkpoint.entries
+    ):
+        default = family.unannounced_drafts
+    key = family.layer_counts[part]
+    return size(checkpoint.text, key, where, least=0, most=most, default=default)
 
 
 def announced_moe_layers(checkpoint: ModelCheckpoint, part: Part) -> tuple[int, ...]:
@@ -279,12 +289,19 @@ def _require_layers(checkpoint: ModelCheckpoint, part: Part, found: tuple[int, .
     """The layers in the files must be those config.json announces: the loader builds the latter."""
     key = checkpoint.family.layer_counts[part]
     announced = announced_moe_layers(checkpoint, part)
+    if part is Part.MTP and checkpoint.family.drafts_optional and not found:
+        return
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {shown(list(found)) if found else 'none'}",
             where=checkpoint.path,
             expected=_listed(announced) + f", as {key} of config.json says",
-            hint="finish the download, or take config.json and files from the same revision",
+            hint="finish the download, or take config.json and files from the same revision"
+            + (
+                f"; where a tool dropped the draft model: --only {Part.DECODER}"
+                if part is Part.MTP and not found
+                else ""
+            ),
         )
 
 

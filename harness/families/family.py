@@ -17,6 +17,7 @@ from harness.base.bounds import shown
 from harness.base.errors import BadInput
 from harness.families.blocks import DERIVED, Block, Derived, Row, Shape
 from harness.families.layers import ALL_LAYERS, MoeLayers
+from harness.families.misread import COMMON_ROAD, Misread
 from harness.families.sizes import ModelShape, named_shapes, resized
 from harness.families.storage import ExpertNaming, Part, Projection, Sizes, Storage
 
@@ -150,13 +151,19 @@ class Family:
         sizes: the keys of E, D and F there, each with its synonyms. Of the first it needs one that
             is there; where several are, they must agree.
         layer_counts: by part, the key of the number of its layers there.
+        misread: the storages that releases of vLLM take for others.
         moe_layers: the keys there that say which of the decoder's layers have experts.
         experts_module: what a layer's module of experts is called on the device.
         head: the name of the head's tensor.
         embedding: the name of the embedding's tensor.
+        tie_keys: the keys that say whether the head is the embedding; the first that is there.
+        tied_by_default: what holds where none is.
         draft_prefix: what the names of the draft model's own tensors begin with. With ``{layer}``
             in it, ``model.layers.{layer}.``, drafts are numbered on after the decoder's layers,
             in the file as on the device, and so are the names on the device, ``device_names``.
+        unannounced_drafts: layers of a draft model that is in the files and not in config.json.
+        drafts_optional: a draft model may be in config.json and not in the files: transformers
+            saves none, and leaves the key.
         draft_class: what the class names of vLLM's draft models hold.
     """
 
@@ -181,11 +188,16 @@ class Family:
             Part.DECODER: "num_hidden_layers", Part.MTP: "mtp_num_hidden_layers",
         }
     )  # fmt: skip
+    misread: tuple[Misread, ...] = COMMON_ROAD
     moe_layers: MoeLayers = ALL_LAYERS
     experts_module: str = "mlp.experts"
     head: str = "lm_head.weight"
     embedding: str = "model.embed_tokens.weight"
+    tie_keys: tuple[str, ...] = (TIE,)
+    tied_by_default: bool = False
     draft_prefix: str = "mtp."
+    unannounced_drafts: int = 0
+    drafts_optional: bool = False
     draft_class: str = "MTP"
     drafts: tuple[int, ...] = ()  # their layers, once a checkpoint has said it (:meth:`bound`)
 
@@ -241,12 +253,14 @@ class Family:
         and in vLLM for Qwen3-VL (``config/vllm.py``, ``with_hf_config``, 0.26). Qwen3.5 it builds
         by ``text_config`` (``models/qwen3_5.py``, 0.22 to 0.32).
         """
-        return bool(config.get(TIE))
+        said = (config[key] for key in self.tie_keys if key in config)
+        return bool(next(said, self.tied_by_default))
 
     def contradicts_ties(self, config: Mapping[str, Any]) -> bool:
         """Whether ``config.json`` says one thing of the tie at its top and another below."""
-        below = config.get(self.text_key, {}) if self.text_key else config
-        return self.is_tied(config) != bool(below.get(TIE))
+        if not self.text_key:
+            return False
+        return self.is_tied(config) != bool(config.get(self.text_key, {}).get(TIE))
 
     def config_overrides(self, num_layers: int | None) -> dict[str, Any]:
         """vLLM's ``hf_overrides`` that build ``num_layers`` decoder layers; none for None."""
@@ -336,8 +350,8 @@ class Family:
             tied: whether config.json ties the head to the embedding.
             present: the parts that the model has.
         """
-        if tensor == self.head:
-            return f"tied to the embedding, where config.json says {TIE}" if tied else ""
+        if tensor == self.head and tied:
+            return f"tied to the embedding, where config.json says {TIE}"
         owners = self._owners(tensor)
         is_others = bool(owners) and part not in owners and owners[0] in present
         return _OWNER[owners[0]] if is_others else ""
@@ -463,9 +477,10 @@ def _rule(section: Section, module: Module, row: Row) -> Rule:
     path = _joined(section.path, module.path)
     number = re.escape(path).replace(re.escape("{n}"), r"\d+")
     before = f"({number}\\.)" if path else "()"
+    names = "|".join(map(re.escape, (row.parameter, *row.copies)))
     return Rule(
         row,
-        re.compile(before + re.escape(row.parameter)),
+        re.compile(before + (f"(?:{names})" if row.copies else names)),
         tuple(rf"\g<1>{name}" for name, _ in row.stored),
         tuple(re.compile(before + re.escape(name)) for name, _ in row.stored),
         section.parts,
@@ -482,7 +497,7 @@ def _specs(
     path = _joined(section.path, module.path).replace("{n}", str(number))
     for row in module.block.rows:
         for name, shape_of in row.stored:
-            yield TensorSpec(_joined(path, name), shape_of(shape), fp8=row.fp8)
+            yield TensorSpec(_joined(path, name), shape_of(shape), dtype=row.stored_as, fp8=row.fp8)
     if module.block.experts and naming:
         yield from expert_specs(naming, number, shape)
 

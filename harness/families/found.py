@@ -79,7 +79,7 @@ def _there(
 def _groups(family: Family, asked: Storage | None) -> Iterator[list[ExpertNaming]]:
     """The namings an expert tensor may have, those of the same tensors' names together."""
     groups: dict[tuple[object, ...], list[ExpertNaming]] = {}
-    for naming in _candidates(family, asked):
+    for naming in candidates(family, asked):
         single = naming.storage is Storage.PER_EXPERT
         group = groups.setdefault((naming.part, naming.prefix, single, naming.names), [])
         if naming not in group:
@@ -87,7 +87,7 @@ def _groups(family: Family, asked: Storage | None) -> Iterator[list[ExpertNaming
     yield from groups.values()
 
 
-def _candidates(family: Family, asked: Storage | None) -> Iterable[ExpertNaming]:
+def candidates(family: Family, asked: Storage | None) -> Iterable[ExpertNaming]:
     """The family's own namings first, then how else its experts may stand below that name."""
     yield from family.namings
     alternating = {n.part for n in family.namings if n.storage is Storage.INTERLEAVED}

@@ -23,6 +23,7 @@ from harness.families.family import TIE, ExpertNaming, Family, Part, Storage
 from harness.families.found import found_namings
 from harness.families.registry import families, family_of_architecture
 from harness.families.storage import Sizes
+from harness.families.unknown import account_of, family_of_experts, language_model
 
 
 class ModelCheckpoint(Checkpoint):
@@ -31,16 +32,26 @@ class ModelCheckpoint(Checkpoint):
     Args:
         path: see :class:`harness.checkpoint.checkpoint.Checkpoint`.
         storage: how its experts are stored, where names and shapes allow several readings.
+        experts_only: look at nothing but its experts; where no family describes it, at those that
+            the naming rules of known families find.
 
     Raises:
         BadInput: anything of it is absent, contradicts itself, or is of no known family.
     """
 
-    def __init__(self, path: str | os.PathLike[str], storage: Storage | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        storage: Storage | None = None,
+        *,
+        experts_only: bool = False,
+    ) -> None:
         super().__init__(path)
         self.storage = storage
+        #: Whether nothing but its experts is to be looked at.
+        self.experts_only = experts_only
         where = self.place.where("config.json")
-        self.family = _family(self.place, self.config)
+        self.family = _family(self)
         below = section(self.config, self.family.text_key, where) if self.family.text_key else None
         #: What config.json says of the language model.
         self.text: dict[str, Any] = self.config if below is None else below
@@ -83,18 +94,25 @@ class ModelCheckpoint(Checkpoint):
         return found_namings(self.entries, self.family, self.expert_sizes, self.storage, self.path)
 
 
-def _family(place: Place, config: dict[str, Any]) -> Family:
+def _family(checkpoint: ModelCheckpoint) -> Family:
+    """The family of a checkpoint, or what stands for one where experts alone are looked at."""
+    config, where = checkpoint.config, checkpoint.place.where("config.json")
     architectures = config.get("architectures") or []
     architectures = architectures if isinstance(architectures, list) else [architectures]
     for architecture in architectures:
         if isinstance(architecture, str) and (family := family_of_architecture(architecture)):
             return family
-    named = ", ".join(a if isinstance(a, str) else shown(a) for a in architectures[:4])
+    named = ", ".join(a if isinstance(a, str) else shown(a) for a in architectures[:4])[:200]
+    if checkpoint.experts_only:
+        entries, storage = checkpoint.entries, checkpoint.storage
+        return family_of_experts(named, where, config, entries, storage)
+    account = account_of(checkpoint.entries, language_model(config)[1])
     raise BadInput(
-        f"unknown architecture {named[:200] or '(none)'}",
-        where=place.where("config.json"),
+        f"unknown architecture {named or '(none)'}: no family describes it; {account.summary}",
+        where=where,
         expected="architectures: one of " + ", ".join(f.architecture for f in families()),
-        hint="a checkpoint of a supported family, or describe it in harness/families/",
+        hint="describe it in a file, as docs/extending.md says, and give that with --family FILE; "
+        "or compare its experts alone, with --experts-only\n" + "\n".join(account.lines),
     )
 
 
@@ -161,5 +179,6 @@ def _require_sizes(
         size(text, "vocab_size", where, default=1, most=max(shape[0], 1),
              why=f"the rows of {family.embedding}")  # fmt: skip
     for each in (config, text):
-        flag(each, TIE, where)
+        for key in (TIE, *family.tie_keys):
+            flag(each, key, where)
     return counts

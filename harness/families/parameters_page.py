@@ -14,7 +14,10 @@ BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 _PIECES = {
     Pieces.WHOLE: "",
     Pieces.QKV: "k and v heads repeated where there are more devices than heads",
+    Pieces.QKV_ROTARY: "of each head of q and k the even rows first; k and v heads repeated where "
+    "there are more devices than heads",
     Pieces.QKV_FUSED: "q, k and v thirds of one tensor, each cut for itself",
+    Pieces.THIRDS: "thirds of one tensor, each cut for itself",
     Pieces.QKVZ: "q, k, v and z, each cut for itself",
     Pieces.ROWS: "padded with zero rows to a multiple of 64",
 }
@@ -81,10 +84,13 @@ def _transform(row: Row) -> str:
         words.append("part i of each piece side by side for device i")
     words += [text] if (text := _PIECES[row.pieces]) else []
     words += ["made as f32"] if row.widened else []
+    words += ["without its first axis, of size 1"] if row.squeezed else []
+    if row.left_alone_before:
+        words += [f"before vLLM {'.'.join(map(str, row.left_alone_before))} left alone"]
     return "; ".join(words) or "none"
 
 
-_INTERLEAVED = (Pieces.QKV_FUSED, Pieces.QKVZ)
+_INTERLEAVED = (Pieces.QKV_FUSED, Pieces.THIRDS, Pieces.QKVZ)
 
 
 def _placement(row: Row) -> str:

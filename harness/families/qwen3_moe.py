@@ -7,8 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.families.blocks import EXPERTS, LAYER_NORMS, ROUTER, attention
-from harness.families.family import ExpertNaming, Family, Module, Part, Recipe, Storage
+from harness.families.blocks import DENSE_MLP, EXPERTS, LAYER_NORMS, ROUTER, attention
+from harness.families.family import (
+    ExpertNaming,
+    Family,
+    Module,
+    MoeLayers,
+    Part,
+    Recipe,
+    Storage,
+)
 from harness.families.sections import head, language_model, text_config
 from harness.families.sizes import TINY, ModelShape
 
@@ -18,9 +26,9 @@ def _config(shape: ModelShape, mtp_layers: int, tied: bool) -> dict[str, Any]:
         "architectures": [FAMILY.architecture],
         "model_type": "qwen3_moe",
         "attention_bias": False,
-        "decoder_sparse_step": 1,
-        "intermediate_size": 6144,
-        "mlp_only_layers": [],
+        "decoder_sparse_step": shape.sparse_step,
+        "intermediate_size": shape.dense_intermediate or 6144,
+        "mlp_only_layers": list(range(shape.dense_first)),
         "norm_topk_prob": True,
         "rope_theta": 1000000,
     }
@@ -37,8 +45,9 @@ FAMILY = Family(
             (
                 Module("self_attn", attention()),
                 Module("", LAYER_NORMS),
-                Module("mlp.gate", ROUTER),
-                Module("mlp", EXPERTS),
+                Module("mlp", DENSE_MLP, lambda s, layer: not s.has_experts(layer)),
+                Module("mlp.gate", ROUTER, ModelShape.has_experts),
+                Module("mlp", EXPERTS, ModelShape.has_experts),
             ),
         ),
         head(),
@@ -59,4 +68,5 @@ FAMILY = Family(
     },
     upstream_modules=("vllm.model_executor.models.qwen3_moe",),
     text_key="",
+    moe_layers=MoeLayers(step="decoder_sparse_step", dense="mlp_only_layers"),
 )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.families.blocks import EXPERTS, LAYER_NORMS, ROUTER, attention
 from harness.families.family import ExpertNaming, Family, Module, Part, Recipe, Storage
+from harness.families.misread import TRANSPOSED_ROAD
 from harness.families.sections import (
     VISION_TOWER,
     head,
@@ -86,6 +87,7 @@ FAMILY = Family(
         ),
     },
     upstream_modules=("vllm.model_executor.models.qwen3_vl_moe",),
+    misread=TRANSPOSED_ROAD,
     fixes={"qwen3_vl_moe.py": "vLLM #42671 and #42716"},
     embedding=f"{_LANGUAGE}.embed_tokens.weight",
 )  # fmt: skip

@@ -51,6 +51,20 @@ class LinearAttentionShape:
         return self.value_heads * self.value_dim
 
 
+@dataclass(frozen=True)
+class LatentAttentionShape:
+    """Sizes of multi-head latent attention: ranks, and what a head of q, k and v has.
+
+    ``unrotated`` and ``rotated`` are the parts of q and k without and with rotary positions.
+    """
+
+    q_rank: int
+    kv_rank: int
+    unrotated: int
+    rotated: int
+    value: int
+
+
 #: For models without a vision tower.
 NO_VISION = VisionShape(depth=0, hidden=0, intermediate=0, heads=1, positions=0)
 
@@ -62,7 +76,9 @@ class ModelShape:
     ``full_attention_interval`` n makes every n-th layer a full attention layer and the others
     linear ones; it is unused where ``linear`` is None. The first ``dense_first`` layers have a
     dense MLP of ``dense_intermediate`` features instead of experts, and so have all but every
-    ``sparse_step``-th layer.
+    ``sparse_step``-th layer. ``qk_norms``: whether q and k have norms, in a family where only
+    some models have. ``attention_layers`` lists the full attention layers of a model whose
+    config.json does.
     """
 
     hidden: int
@@ -81,6 +97,10 @@ class ModelShape:
     dense_first: int = 0
     sparse_step: int = 1
     dense_intermediate: int = 0
+    qk_norms: bool = False
+    latent: LatentAttentionShape | None = None
+    short_kernel: int = 0
+    attention_layers: tuple[int, ...] = ()
 
     def has_experts(self, layer: int) -> bool:
         """Whether decoder layer ``layer`` has experts rather than a dense MLP."""
@@ -93,8 +113,17 @@ class ModelShape:
             raise ValueError("a model without linear attention")
         return self.linear
 
+    @property
+    def mla(self) -> LatentAttentionShape:
+        """The sizes of latent attention, in a model that has it."""
+        if self.latent is None:
+            raise ValueError("a model without latent attention")
+        return self.latent
+
     def is_full_attention(self, layer: int) -> bool:
         """Whether ``layer`` holds q/k/v/o attention rather than linear attention."""
+        if self.attention_layers:
+            return layer in self.attention_layers
         return self.linear is None or (layer + 1) % self.full_attention_interval == 0
 
 
@@ -160,6 +189,8 @@ def resized(shape: ModelShape, layers: int | None, experts: int | None) -> Model
 
 def _variant(tiny: ModelShape, name: str) -> ModelShape:
     shape = replace(tiny, **_VARIANTS[name])
+    if tiny.heads * tiny.head_dim == tiny.hidden:  # what nobody writes stays so
+        shape = replace(shape, head_dim=shape.hidden // shape.heads)
     if name == "blocks" and shape.shared_intermediate:
         return replace(shape, shared_intermediate=256)
     return shape

@@ -49,6 +49,11 @@ class Storage(StrEnum):
     PER_EXPERT = "per-expert"
 
     @property
+    def layout(self) -> str:
+        """What a storage's tensors are, for a report: ``fused [E, 2F, D], [E, D, F]``."""
+        return f"{self.value} {_LAYOUT[self]}"
+
+    @property
     def is_fused(self) -> bool:
         """Whether gate and up are one tensor."""
         return self in (Storage.FUSED, Storage.FUSED_TRANSPOSED, Storage.INTERLEAVED)
@@ -59,6 +64,13 @@ class Storage(StrEnum):
         return self in (Storage.FUSED_TRANSPOSED, Storage.INTERLEAVED)
 
 
+_LAYOUT = {
+    Storage.FUSED: "[E, 2F, D], [E, D, F]",
+    Storage.FUSED_TRANSPOSED: "[E, D, 2F], [E, F, D]",
+    Storage.INTERLEAVED: "[E, D, 2F] with alternating columns, [E, F, D]",
+    Storage.STACKED: "[E, F, D] twice, [E, D, F]",
+    Storage.PER_EXPERT: "[F, D] twice, [D, F] for each expert",
+}
 #: What families call an expert's matrices: gate, up and down.
 GATE_UP_DOWN = ("gate_proj", "up_proj", "down_proj")
 W1_W3_W2 = ("w1", "w3", "w2")
@@ -167,4 +179,4 @@ class ExpertNaming:
         names = "|".join(map(re.escape, self.names))
         each = rf"[0-9]+\.(?:{names})\.weight"
         tensor = each if self.storage is Storage.PER_EXPERT else f"(?:{names})"
-        return re.compile(rf"{before}(?P<layer>[0-9]+){after}\.{tensor}")
+        return re.compile(rf"{before}(?P<layer>[0-9]{{1,9}}){after}\.{tensor}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Collection, Iterator, Sequence
 
@@ -26,6 +27,9 @@ def preload(target: str) -> None:
     driver = driver_named(target)
     for module in (*driver.modules, *(_models() if driver.imports_models else ())):
         importlib.import_module(module)
+    for module in driver.lazy:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
     if any(driver.alive() for driver in targets().values()):
         raise TargetUnavailable(
             "importing the stack touched a device",

@@ -185,6 +185,17 @@ class Ledger:
         found = map(_EXPERT_PARAMETER.search, self.processed)
         return sorted({int(match[1]) for match in found if match})
 
+    @property
+    def is_gathered(self) -> bool:
+        """Whether the model took the whole stream before it called a loader.
+
+        Granite-MoE does (``models/granitemoe.py``, ``load_weights``, 0.26). What a call loads is
+        then not the tensor that was streamed last.
+        """
+        return len(self.streamed) > 1 and {call.source for call in self.calls} == {
+            self.streamed[-1]
+        }
+
     def unread(self) -> list[str]:
         """Streamed tensors that no loader was called for, and that no parameter could hide."""
         called = {call.source for call in self.calls}

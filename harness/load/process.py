@@ -16,11 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
 
 import msgspec
@@ -70,6 +70,20 @@ class LoadProcessError(Exception):
         self.phase = phase
 
 
+class _Closable(ABC):
+    """What is closed when the block it is used in ends."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all that it started."""
+
+
 class _Guard(NamedTuple):
     """A guard, and the directory that goes with it."""
 
@@ -93,7 +107,7 @@ class _Guard(NamedTuple):
         self.has_ended()
 
 
-class LoadProcess:
+class LoadProcess(_Closable):
     """A process with the stack imported; forks a process for every job.
 
     One serves all targets of a name: what sets them apart, the number of devices and how experts
@@ -124,17 +138,6 @@ class LoadProcess:
         self._hung_up = False
         self._answered = False
         self._failed_start: LoadProcessError | SentError | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def run(
         self,
@@ -443,7 +446,7 @@ def _how(status: int) -> str:
     return f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
 
 
-class LoadProcesses:
+class LoadProcesses(_Closable):
     """The loading processes of a session, started when asked for.
 
     One for each name of a target and each host that this machine plays.
@@ -455,17 +458,6 @@ class LoadProcesses:
     def __init__(self, overlay: Overlay | None = None) -> None:
         self.overlay = overlay or Overlay()
         self._processes: dict[tuple[str, int], LoadProcess] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def of(self, target: Target) -> LoadProcess:
         """The process for ``target`` and its host; of a further host it is forked from the first's.

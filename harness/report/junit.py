@@ -106,6 +106,7 @@ def _properties(row: Row) -> dict[str, str]:
     report, environment = row.report, row.report.environment
     return {
         "purpose": row.purpose,
+        "status": str(report.status),
         "stack": environment.stack,
         "target": environment.target,
         "checkpoint": report.checkpoint,

@@ -87,10 +87,12 @@ class Load:
         hosts: whose reports are merged; each tells of a parameter that is cut over all of them.
         tied: the head is the embedding.
         ties_contradict: ``text_config`` alone says that it is.
+        dtype: of the model, as config.json states it; empty where it is that of the tensors.
         fp8: experts and linear layers are quantised by blocks.
         axes_swapped: fused tensors lie as transformers 5 saves them.
         vision_first: the vision tower is streamed before any expert.
         store: the scheme of the store's URL it is streamed from; empty for a directory.
+        latent: attention is multi-head latent attention, and not disabled.
         nested: the language model is a module of another model, as beside a vision tower.
         flushing_host: the host's CPU takes subnormals for zero where XLA has it convert to bf16.
     """
@@ -109,10 +111,12 @@ class Load:
     hosts: int = 1
     tied: bool = False
     ties_contradict: bool = False
+    dtype: str = ""
     fp8: bool = False
     axes_swapped: bool = False
     vision_first: bool = False
     store: str = ""
+    latent: bool = False
     nested: bool = True
     flushing_host: bool = False
 

@@ -21,6 +21,7 @@ _SHOWN_FAILURES = 30
 
 _RESULT = {
     Status.EQUAL: "✅ equal",
+    Status.EXPERTS_EQUAL: "⚠️ experts only: equal",
     Status.DIFFERENT: "❌ different",
     Status.LOAD_FAILED: "❌ load failed",
 }

@@ -17,6 +17,7 @@ from harness.explain.causes import Cause, Diagnosis
 from harness.families.family import Part
 from harness.report.maps import PartMap, map_of, merged_map
 from harness.report.report import (
+    EQUAL,
     Failure,
     HostPart,
     Report,
@@ -29,7 +30,7 @@ from harness.report.report import (
 )
 
 #: In this order one status hides another.
-_STATUSES = (Status.EQUAL, Status.DIFFERENT, Status.LOAD_FAILED)
+_STATUSES = (Status.EQUAL, Status.EXPERTS_EQUAL, Status.DIFFERENT, Status.LOAD_FAILED)
 _NO_REPORT = "no report"
 
 
@@ -69,7 +70,7 @@ def merged(reports: Sequence[Report]) -> Report:
     if whole.failure:
         return whole
     whole = _with_unchecked(whole)
-    if whole.status is Status.EQUAL:
+    if whole.status in EQUAL:
         require_covered(whole.tallies, {tally.part for tally in whole.tallies})
     return whole
 
@@ -93,6 +94,7 @@ def _missing(like: Report, part: HostPart, number: int) -> Report:
         tallies=[Tally(part=t.part, layers=t.layers, experts=t.experts) for t in like.tallies],
         parameters=[ParameterTally(part=t.part) for t in like.parameters],
         maps=[map_of(m.part, m.layers, m.experts) for m in like.maps],
+        experts_only=like.experts_only,
         failure=Failure(error=_NO_REPORT, message=f"host {number} left none", host=number),
         hosts=[
             HostPart(
@@ -148,13 +150,14 @@ def _require_one_verification(reports: Sequence[Report]) -> None:
             hint="the reports harness verify --hosts wrote, one on each host",
         )
     facts = {
-        (r.checkpoint, r.reference, r.environment.stack, r.environment.target) for r in reports
+        (r.checkpoint, r.reference, r.environment.stack, r.environment.target, r.experts_only)
+        for r in reports
     }
     if len(facts) != 1:
         raise BadInput(
             f"reports of {len(facts)} verifications",
             where="the reports to merge",
-            expected="the same checkpoint, reference, stack and target on every host",
+            expected="the same checkpoint, reference, stack, target and scope on every host",
             hint="; ".join(sorted(f"{fact[0]} on {fact[3]}" for fact in facts)),
         )
 

@@ -30,12 +30,15 @@ _SHOWN_FRAMES = 12
 #: Characters of a line or of a failure's message, and of the whole text.
 _PART, _TEXT = 8000, 60_000
 
+#: What a report of experts only says of all else.
+EXPERTS_ALONE = "experts only: no other tensor or parameter was looked at"
+
 #: Where all of a report is that a text cut short.
 WHOLE_REPORT = "the JSON report (pytest --reports DIR, or harness verify --json FILE)"
 
 
 def failure_text(report: Report, purpose: str = "") -> str:
-    """What a user reads when a report is not equal; empty for one that is.
+    """What a user reads when a report is not plainly equal; empty for one that is.
 
     Args:
         report: to be told.
@@ -43,15 +46,27 @@ def failure_text(report: Report, purpose: str = "") -> str:
     """
     if report.status is Status.EQUAL:
         return ""
-    lines = list(_load_failure(report) if report.failure else _differences(report))
+    if report.status is Status.EXPERTS_EQUAL:
+        lines = [_experts_alone(report)]
+    else:
+        lines = list(_load_failure(report) if report.failure else _differences(report))
     lines += [""]
     lines += _field("purpose", purpose) if purpose else []
+    lines += _field("scope", EXPERTS_ALONE) if report.experts_only else []
     lines += _field("checkpoint", report.checkpoint)
     if report.reference != report.checkpoint:
         lines += _field("reference", report.reference)
     lines += _field("stack", _stack(report))
     lines += _field("repeat", report.repeat)
     return several_lines("\n".join(one_line(line, _PART) for line in lines), _TEXT)
+
+
+def _experts_alone(report: Report) -> str:
+    """The headline of experts that are equal where nothing else was looked at."""
+    return (
+        f"{report.family}: experts only: {counted(report.experts_compared, 'expert')} compared, "
+        "no difference; this says nothing of the rest of the checkpoint"
+    )
 
 
 def known_text(judgement: Judgement) -> str:
@@ -147,7 +162,9 @@ def _held_in(difference: Difference) -> str:
     match difference:
         case TensorUnread():
             return difference.tensor
-        case Unaccounted(subject=Subject.TENSOR_NOT_IN_THE_REFERENCE):
+        case Unaccounted(
+            subject=Subject.TENSOR_NOT_IN_THE_REFERENCE | Subject.TENSOR_NOT_IN_THE_INDEX
+        ):
             return difference.name
         case _:
             return difference.parameter

@@ -82,7 +82,7 @@ def _environments(session: Session) -> list[dict[str, str]]:
 def _shown(row: Row) -> dict[str, Any]:
     """A row as the template has it; ``data`` is what the script draws from."""
     report = row.report
-    result = {Status.EQUAL: "equal", Status.DIFFERENT: "different"}.get(report.status, "failed")
+    result = "failed" if report.status is Status.LOAD_FAILED else str(report.status)
     return {
         "scenario": row.scenario,
         "report": report,

@@ -15,7 +15,7 @@ from harness.base.writing import append
 from harness.report.junit import junit_xml
 from harness.report.markdown import markdown
 from harness.report.page import page
-from harness.report.report import SCHEMA, Report, Row, Session, Status, believed, content_of
+from harness.report.report import EQUAL, SCHEMA, Report, Row, Session, believed, content_of
 
 #: By file name: what a session directory holds beside the JSON.
 FILES: Mapping[str, Callable[[Session], bytes]] = {
@@ -52,7 +52,7 @@ def session_from(path: Path) -> Session:
             session = msgspec.convert(given, Session)
         else:
             report = msgspec.convert(given, Report)
-            row = Row(scenario=path.stem, report=report, failed=report.status is not Status.EQUAL)
+            row = Row(scenario=path.stem, report=report, failed=report.status not in EQUAL)
             session = Session(complete=True, rows=[row])
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(

@@ -8,6 +8,7 @@ for other programs. ``schema`` is raised when a field is added or changes its me
 the owner of a known issue and the issue that a checkout mends.
 5 added the accounts of tensors.
 6 gave each kind of difference fields of its own: bits and shares as numbers, a source by its parts.
+7 added reports of experts only, with a status of their own where these are equal.
 """
 
 from __future__ import annotations
@@ -23,21 +24,35 @@ from harness.base.errors import BadInput, InternalError
 from harness.base.foreign import presentable
 from harness.base.secrets import redacted
 from harness.base.writing import indented, write
+from harness.compare.accounting import EXPERTS_ONLY
 from harness.compare.difference import Account, Difference, ParameterTally, Tally, Unaccounted
 from harness.explain.causes import Diagnosis
 from harness.families.family import Part, Projection
 from harness.load.deliveries import Calls
 from harness.report.maps import PartMap, State, map_of
 
-SCHEMA = 6
+SCHEMA = 7
 
 
 class Status(StrEnum):
-    """How a verification ended."""
+    """How a verification ended.
+
+    ``experts-equal``: experts only were looked at, and these are equal.
+    """
 
     EQUAL = "equal"
+    EXPERTS_EQUAL = "experts-equal"
     DIFFERENT = "different"
     LOAD_FAILED = "load-failed"
+
+
+#: Nothing that was looked at differs.
+EQUAL = (Status.EQUAL, Status.EXPERTS_EQUAL)
+
+
+def equal(experts_only: bool) -> Status:
+    """The status where nothing differs: never plainly equal, where experts only were looked at."""
+    return Status.EXPERTS_EQUAL if experts_only else Status.EQUAL
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -141,6 +156,7 @@ class Report(msgspec.Struct, kw_only=True):
     ``known_issue`` is the id of the row that describes the failure, where one does, and
     ``mended_issue`` that of the row whose failure does not happen with the overlay;
     ``issue_owner`` is who has to mend it.
+    ``experts_only`` says that nothing but experts was looked at.
     ``accounts`` have what became of every tensor: of the reference, and of the checkpoint where it
     is another.
     ``files_checked`` are the files whose store's checksum was compared, where that was asked for;
@@ -170,6 +186,7 @@ class Report(msgspec.Struct, kw_only=True):
     mended_issue: str = ""
     issue_owner: str = ""
     files_checked: int = 0
+    experts_only: bool = False
     schema: int = SCHEMA
 
     @property
@@ -195,7 +212,9 @@ class Report(msgspec.Struct, kw_only=True):
     @property
     def exit_code(self) -> int:
         """0 equal, 1 differences, 3 the load under test failed."""
-        return {Status.EQUAL: 0, Status.DIFFERENT: 1, Status.LOAD_FAILED: 3}[self.status]
+        if self.status in EQUAL:
+            return 0
+        return {Status.DIFFERENT: 1, Status.LOAD_FAILED: 3}[self.status]
 
     def to_json(self) -> bytes:
         """The report as indented JSON, as :func:`harness.base.foreign.presentable` has it."""
@@ -331,7 +350,7 @@ def contradictions(report: Report) -> Iterator[str]:
     A status is derived here from the content alone: a failure, then differences, then whether all
     that there was to compare was compared. One host's report of several is its part of the whole.
     """
-    derived = Status.DIFFERENT if report.differences else Status.EQUAL
+    derived = Status.DIFFERENT if report.differences else equal(report.experts_only)
     derived = Status.LOAD_FAILED if report.failure else derived
     if report.status is not derived:
         found = f"{len(report.differences)} differences and {'a' if report.failure else 'no'}"
@@ -340,7 +359,8 @@ def contradictions(report: Report) -> Iterator[str]:
     yield from _odd_diagnoses(report)
     for part_map in report.maps:
         yield from _odd_map(report, part_map)
-    if report.status is Status.EQUAL:
+    yield from _more_than_experts(report)
+    if report.status in EQUAL:
         yield from _not_equal(report)
     elif report.mended_issue:
         yield f"{report.mended_issue} is mended, and its status is {report.status}"
@@ -418,7 +438,7 @@ def _odd_states(report: Report, part_map: PartMap, tally: Tally) -> Iterator[str
     known -= part_map.count(State.NOT_COMPARED)
     if len(Projection) * tally.experts_compared > known:
         yield f"{name} knows of {known} matrices, {tally.experts_compared} experts were compared"
-    if report.status is Status.EQUAL and len(Projection) * tally.experts_compared != known:
+    if report.status in EQUAL and len(Projection) * tally.experts_compared != known:
         yield f"{name} knows of {known} matrices, {tally.experts_compared} experts are equal"
     if report.failure is None and _bad(part_map) != _differing(report, part_map):
         yield f"{name} marks other matrices than the differences name"
@@ -449,13 +469,22 @@ def _differing(report: Report, part_map: PartMap) -> set[tuple[Projection, int, 
     return _bad(map_of(part_map.part, layers, part_map.experts, differences=own))
 
 
+def _more_than_experts(report: Report) -> Iterator[str]:
+    """What a report of experts only says of other things, and another of experts only."""
+    only = any(EXPERTS_ONLY in account.left_alone for account in report.accounts)
+    if only and not report.experts_only:
+        yield "its account is of experts only, it does not say so itself"
+    if report.experts_only and report.parameters:
+        yield "it is of experts only, and other parameters were compared"
+
+
 def _not_equal(report: Report) -> Iterator[str]:
     """What keeps a report without differences and failure from being equal."""
     if report.diagnoses:
         yield f"it is equal, and has a cause: {report.diagnoses[0].cause}"
     if report.known_issue:
         yield f"it is equal, and a known issue, {report.known_issue}, describes its failure"
-    if any(part.status is not Status.EQUAL or part.differences for part in report.hosts):
+    if any(part.status is not report.status or part.differences for part in report.hosts):
         yield "it is equal, and one of its hosts is not"
     if any(delivery.unread for delivery in report.deliveries):
         yield "it is equal, and tensors were not read"

@@ -18,6 +18,7 @@ _WIDTH_OF_LOGS = 250  # columns: the longest scenario, target and known issue do
 #: How each status is shown, and in which colour.
 _STATUS = {
     Status.EQUAL: ("equal", "green"),
+    Status.EXPERTS_EQUAL: ("experts only: equal", "yellow"),
     Status.DIFFERENT: ("DIFFERENT", "red"),
     Status.LOAD_FAILED: ("LOAD FAILED", "red"),
 }

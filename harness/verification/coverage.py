@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from harness.base.errors import InternalError
 from harness.checkpoint.fp8 import SCALE_SUFFIX
-from harness.compare.accounting import left_alone, model_parts
+from harness.compare.accounting import beside_experts, left_alone, model_parts
 from harness.compare.difference import (
     Account,
     ArrayMissing,
@@ -115,7 +115,7 @@ def coverage(
         each expert's matrix that was delivered more than once.
     """
     present = model_parts(part.checkpoint) if present is None else present
-    unread = set(ledger.unread())
+    unread = _not_read(part, ledger)
     unused = {name for name in unread if left_alone(part, name, present)}
     counts = Counts(
         streamed=len(ledger.streamed),
@@ -130,6 +130,23 @@ def coverage(
     ]
 
 
+def _not_read(part: ReferencePart, ledger: Ledger) -> set[str]:
+    """Streamed tensors that no loader was called for.
+
+    Of a gathered stream the parameters tell that the calls were for: one of several tensors counts
+    with as many calls, a layer's experts once all have come.
+    """
+    if not ledger.is_gathered:
+        return set(ledger.unread())
+    family, read = part.checkpoint.family, set[str]()
+    for parameter, calls in Counter(call.parameter for call in ledger.calls).items():
+        _, sources = family.rule_for(family.in_checkpoint(part.part, parameter)) or (None, ())
+        read |= set(sources) if calls >= len(sources) else set()
+    missing = ledger.undelivered(part.layers, part.shape.experts)
+    whole = (part.names_of(layer) for layer in part.layers if layer not in missing)
+    return set(ledger.streamed) - read.union(*whole)
+
+
 def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
     for name in names:
         entry = part.checkpoint.entries.get(name)
@@ -137,6 +154,8 @@ def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
 
 
 def _unwritten(part: ReferencePart, ledger: Ledger) -> Iterator[Difference]:
+    if part.checkpoint.experts_only:
+        return
     for name in ledger.unwritten:
         # Of experts the comparison tells more.
         if not is_of_experts(name, part.checkpoint.family, part.part):
@@ -185,6 +204,8 @@ class Scope:
         """Why nothing was compared with a tensor; empty when something should have been."""
         if name in self.sources:
             return "" if self.sources[name] else NOT_SELECTED
+        if reason := beside_experts(self.reference, name):
+            return reason
         owner = self.reference.family.part_of(name)
         if owner not in present:
             return ""
@@ -284,6 +305,22 @@ def _account(
     return account, differences
 
 
+def beside_the_index(checkpoint: ModelCheckpoint) -> list[Unaccounted]:
+    """A difference for each tensor that is streamed from a file the index does not name.
+
+    Copies of the index's own tensors are equal (``Checkpoint.require_copies_equal``); whether one
+    of them arrived, or both, the devices do not tell.
+    """
+    family = checkpoint.family
+    return [
+        Unaccounted(
+            part=family.part_of(entry.name), layer=family.layer_of(entry.name),
+            subject=Subject.TENSOR_NOT_IN_THE_INDEX, name=entry.name, file=entry.file.name,
+        )
+        for entry in checkpoint.beside
+    ]  # fmt: skip
+
+
 def _unaccounted(side: Side, family: Family, name: str, file: str) -> Unaccounted:
     return Unaccounted(
         part=family.part_of(name), layer=family.layer_of(name), subject=_SUBJECT[side], name=name,
@@ -298,6 +335,8 @@ _SUBJECT = {
 _LACKING = {
     Subject.TENSOR_NOT_COMPARED: "tensors of the reference were not compared",
     Subject.TENSOR_NOT_IN_THE_REFERENCE: "the reference lacks tensors of the checkpoint",
+    Subject.TENSOR_NOT_IN_THE_INDEX: "tensors of files that the index does not name are streamed, "
+    "too",
 }
 
 

@@ -53,7 +53,7 @@ class PartFindings:
     Attributes:
         found: differences of its experts, of their further copies, of its other parameters.
         tally: how many experts were compared.
-        parameters: how many other parameters.
+        parameters: how many other parameters; None where none was looked at.
         delivery: what its loaders were called for.
         calls: these calls, where they were for experts.
         map: the state of every expert's matrices.
@@ -62,7 +62,7 @@ class PartFindings:
 
     found: Findings
     tally: Tally
-    parameters: ParameterTally
+    parameters: ParameterTally | None
     delivery: Delivery
     calls: list[Calls]
     map: PartMap

@@ -22,7 +22,9 @@ from harness.compare.selection import Selection, choose, expert_bytes
 from harness.explain.load_failure import diagnose_failure, never_arrived
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
+from harness.families.misread import Misread, misread_by
 from harness.families.model import ModelCheckpoint
+from harness.families.registry import bring
 from harness.load import engine
 from harness.load.deliveries import calls_of
 from harness.load.ledger import Ledger
@@ -31,11 +33,20 @@ from harness.load.loader_layers import LoaderLayer
 from harness.load.target import Target
 from harness.load.targets.registry import driver_of
 from harness.report.maps import with_missing
-from harness.report.report import HostPart, Report, Status, Timings, require_covered
+from harness.report.report import (
+    EQUAL,
+    HostPart,
+    Report,
+    Status,
+    Timings,
+    equal,
+    require_covered,
+)
 from harness.verification.coverage import (
     Scope,
     account_of_checkpoint,
     account_of_reference,
+    beside_the_index,
     diagnosed,
     named,
     require_recorded,
@@ -50,7 +61,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a loading process is asked to verify.
 
     ``parts`` are those that were asked for and that both sides have, ``asked`` all that were, there
-    or not; ``parts`` where it says none.
+    or not; ``parts`` where it says none. ``families`` are files that describe families, by their
+    absolute paths.
     """
 
     checkpoint: str
@@ -63,6 +75,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: dict[str, str] = {}
     selection: Selection = Selection()
     num_layers: int | None = None
+    families: tuple[str, ...] = ()
+    experts_only: bool = False
     storage: Storage | None = None
 
 
@@ -81,6 +95,7 @@ def verify_job(argument: bytes, meter: Meter) -> bytes:
     request, report = msgspec.json.decode(argument, type=tuple[VerifyRequest, Report])
     os.environ.update(request.stream_options)
     try:
+        bring(request.families)
         return msgspec.json.encode(run(request, report, meter))
     except HarnessError:
         raise
@@ -127,15 +142,18 @@ class Verification:
         self._meter = meter
         self._planted = planted
         self._ledgers: Ledgers = {}
-        self._reference = ModelCheckpoint(request.reference, request.storage)
+        self._reference = self._opened(request.reference)
         same = request.checkpoint == request.reference
-        other = request.checkpoint, request.storage
-        self._checkpoint = self._reference if same else ModelCheckpoint(*other)
+        self._checkpoint = self._reference if same else self._opened(request.checkpoint)
         self._parts = tuple(
             part
-            for part in reference_parts(self._reference, request.num_layers)
+            for part in reference_parts(self._reference, request.num_layers, request.parts)
             if part.part in request.parts
         )
+
+    def _opened(self, path: str) -> ModelCheckpoint:
+        request = self._request
+        return ModelCheckpoint(path, request.storage, experts_only=request.experts_only)
 
     def run(self) -> Report:
         """Load; compare what arrived, or explain why nothing did."""
@@ -182,13 +200,22 @@ class Verification:
             diagnoses = diagnose_failure(Ledger(), (), 0)
             return msgspec.structs.replace(report, diagnoses=diagnoses)
         ledger = self._ledgers[failed.part]
-        (diagnosis,) = diagnose_failure(ledger, failed.layers, failed.shape.experts)
+        (diagnosis,) = diagnose_failure(
+            ledger, failed.layers, failed.shape.experts, self._misread(failed.part)
+        )
         lost = never_arrived(diagnosis, ledger, failed.layers, failed.shape.experts)
         return msgspec.structs.replace(
             report,
             diagnoses=[diagnosis],
             maps=[with_missing(m, lost) if m.part is failed.part else m for m in report.maps],
         )
+
+    def _misread(self, part: Part) -> Misread | None:
+        """What the stack takes the storage of the checkpoint's experts for, if for another."""
+        versions, family = self._unfinished.environment.versions, self._checkpoint.family
+        stored = (naming.storage for naming in self._checkpoint.namings if naming.part is part)
+        found = (misread_by(family.misread, storage, versions) for storage in stored)
+        return next(filter(None, found), None)
 
     def _ended_in(self, part: ReferencePart) -> bool:
         return part.part in self._ledgers and not self._ledgers[part.part].finished
@@ -200,9 +227,9 @@ class Verification:
         found = reduce(add, (part.found for part in parts), Findings())
         accounts, unaccounted = self._accounts(parts, found)
         found += unaccounted
-        status = Status.DIFFERENT if found.differences else Status.EQUAL
+        status = Status.DIFFERENT if found.differences else equal(self._request.experts_only)
         tallies = _replaced(self._unfinished.tallies, [part.tally for part in parts])
-        if status is Status.EQUAL and target.hosts == 1:
+        if status in EQUAL and target.hosts == 1:
             require_covered(tallies, self._request.parts)  # of several hosts the merged report's
         return msgspec.structs.replace(
             self._unfinished,
@@ -212,7 +239,7 @@ class Verification:
             ),
             hosts=[] if loaded.local is None else [_host_part(target, loaded.local)],
             tallies=tallies,
-            parameters=[part.parameters for part in parts],
+            parameters=[part.parameters for part in parts if part.parameters],
             deliveries=[part.delivery for part in parts],
             calls=[call for part in parts for call in part.calls],
             maps=_replaced(self._unfinished.maps, [part.map for part in parts]),
@@ -263,6 +290,7 @@ class Verification:
         scope = self._scope(parts)
         account, differences = account_of_reference(scope, named(found.differences))
         accounts, unaccounted = [account], Findings.of(differences, diagnosed)
+        unaccounted += Findings.of(beside_the_index(self._checkpoint), diagnosed)
         if self._checkpoint is not self._reference:
             told = named([*found.differences, *differences])
             account, differences = account_of_checkpoint(self._checkpoint, scope, told)

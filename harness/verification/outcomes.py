@@ -47,12 +47,12 @@ def outcomes(
     """
     requests = [msgspec.structs.replace(request, target=host) for host in hosts]
     if len(requests) == 1:
-        return [_outcome(requests[0], unfinished, processes.of(hosts[0]), timeout, watch=watch)]
+        return [outcome(requests[0], unfinished, processes.of(hosts[0]), timeout, watch=watch)]
     running, cancelled = [processes.of(host) for host in hosts], Event()
     watchers = [watch, *[None] * (len(hosts) - 1)]
     with ThreadPoolExecutor(len(hosts)) as pool:
         futures = [
-            pool.submit(_outcome, each, unfinished, process, timeout, cancelled, first)
+            pool.submit(outcome, each, unfinished, process, timeout, cancelled, first)
             for each, process, first in zip(requests, running, watchers, strict=True)
         ]
         _end_all_when_one_fails(futures, running, cancelled)
@@ -75,7 +75,7 @@ def _end_all_when_one_fails(
                 process.cancel()
 
 
-def _outcome(
+def outcome(
     request: VerifyRequest,
     unfinished: Report,
     process: LoadProcess,

@@ -89,7 +89,7 @@ class PartVerification:
         )
         for copy in copies:
             experts += self.of_copy(copy)
-        tally, others, sources = self.of_parameters()
+        tally, others, sources = self.of_parameters() if self._all else (None, Findings(), {})
         return PartFindings(
             found=experts + others,
             tally=comparison.tally,
@@ -135,6 +135,11 @@ class PartVerification:
             self.part, device, backend=self.how.backend, nan=self.how.nan, chosen=self.chosen,
             method=self.how.method, meter=self.meter,
         )  # fmt: skip
+
+    @property
+    def _all(self) -> bool:
+        """Whether more than experts is looked at."""
+        return not self.part.checkpoint.experts_only
 
     def _is_wanted(self, layer: int | None) -> bool:
         """Whether parameters of a layer, or None for those of no layer, are to be compared."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TextIO
 
@@ -26,6 +26,7 @@ from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
 from harness.families.model import ModelCheckpoint
+from harness.families.registry import bring
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
 from harness.load.stack import require_stack, stack_name
@@ -55,6 +56,8 @@ def verify(
     storage: Storage | None = None,
     num_layers: int | None = None,
     checksums: bool = False,
+    families: Iterable[str | os.PathLike[str]] = (),
+    experts_only: bool = False,
     timeout: float = TIMEOUT,
     processes: LoadProcesses | None = None,
     terminal: TextIO | None = None,
@@ -74,6 +77,10 @@ def verify(
         num_layers: load the decoder with its first layers only, by an override of its
             configuration.
         checksums: read every file whole first and compare it with its store's checksums.
+        families: Python files that describe families, known from then on here and in the loading
+            processes; they are run.
+        experts_only: compare experts and look at nothing else; of an architecture that no family
+            describes, those that the naming rules of known families find. The report says so.
         timeout: seconds until the load is ended and reported as failed.
         processes: running load processes to use.
         terminal: where to show progress, if that is a terminal.
@@ -84,26 +91,32 @@ def verify(
 
     Raises:
         BadInput: a checkpoint cannot be used, not on several hosts, or has none of ``parts``;
-            or a file of it changed meanwhile.
+            or a file of it changed meanwhile; or one of ``families`` describes none.
         TargetUnavailable: the stack is not installed, or the target's chips are not free.
         InternalError: not the load under test failed, but what judges it.
     """
     timeout = require_seconds(timeout, "--timeout")
     target = target or target_named("emulated")
-    opened = ModelCheckpoint(checkpoint, storage)
-    against = ModelCheckpoint(reference, storage) if reference is not None else opened
+    brought = bring(families)
+    opened = ModelCheckpoint(checkpoint, storage, experts_only=experts_only)
+    against = opened
+    if reference is not None:
+        against = ModelCheckpoint(reference, storage, experts_only=experts_only)
     for place in (opened.model, against.model):
         _require_text(place)
     _require_one_host_for_fp8(against, target)
-    there = reference_parts(against, num_layers)
-    sizes_of(against.text, against.config, against.place.where("config.json"))  # before the load
+    there = reference_parts(against, num_layers, parts)
+    if not experts_only:  # before the load
+        sizes_of(against.text, against.config, against.place.where("config.json"))
+    for each in {opened, against}:
+        each.require_copies_equal()
     chosen = _chosen(against, there, parts)
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
         parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
-        storage=storage,
+        storage=storage, families=brought, experts_only=experts_only,
     )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
         report = _unfinished(opened, against, chosen, request, running.overlay)
@@ -199,6 +212,7 @@ def _unfinished(
         checkpoint=opened.path,
         reference=against.path,
         family=opened.family.name,
+        experts_only=request.experts_only,
         status=Status.LOAD_FAILED,
         environment=Environment(
             stack=stack_name(versions),
@@ -239,10 +253,12 @@ def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: fl
     """The command line that repeats ``request``; ``some``: not all of its checkpoint's parts."""
     words = [f"{name}={value}" for name, value in request.stream_options.items()]
     words += ["harness", "verify", request.checkpoint]
+    words += [word for file in request.families for word in ("--family", file)]
     words += [f"--stack={overlay.option}"] if overlay.option else []
     words += _target_options(request.target)
     if request.reference != request.checkpoint:
         words += ["--reference", request.reference]
+    words += ["--experts-only"] if request.experts_only else []
     words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
     words += ["--compare", request.method] if request.method is not Method.AUTO else []
     words += [word for part in request.parts for word in ("--only", part)] if some else []

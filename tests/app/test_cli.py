@@ -15,12 +15,12 @@ from harness.load.stack import require_stack
     ("arguments", "exit_code", "message"),
     [
         (["verify", "/nowhere"], 2, "no such directory"),
-        (["verify", "/nowhere", "--target", "gpu"], 2, "unknown target 'gpu'"),
+        (["verify", "/nowhere", "--target", "abacus"], 2, "unknown target 'abacus'"),
         (["verify", "/nowhere", "--devices", "0"], 2, "0 devices"),
         (["verify", "/nowhere", "--json", "/nowhere/out.json"], 2, "no directory for the report"),
         (["verify", "/nowhere", "--stack", "path:/nowhere"], 2, "no package vllm in the checkout"),
-        (["checkpoint", "mixtral", "OUT"], 2, "unknown family 'mixtral'"),
-        (["doctor", "--target", "gpu"], 2, "unknown target 'gpu'"),
+        (["checkpoint", "mixtral", "OUT"], 2, "unknown recipe 'mixtral'"),
+        (["doctor", "--target", "abacus"], 2, "unknown target 'abacus'"),
     ],
 )
 def test_bad_input(arguments: list[str], exit_code: int, message: str) -> None:

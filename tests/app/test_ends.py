@@ -87,6 +87,7 @@ COMMANDS = {
     "checkpoint": (["checkpoint", "qwen3.5-moe", "OUT"], "harness.app.cli.write_checkpoint"),
     "audit": (["audit"], "harness.app.cli.audit"),
     "audit-run": (["audit-run"], "harness.app.cli.run_audit"),
+    "families": (["families"], "harness.app.cli.overview"),
     "doctor": (["doctor"], "harness.app.cli.installed_versions"),
     "report": (["report", "FILE"], "harness.app.report_commands.session_from"),
     "merge": (

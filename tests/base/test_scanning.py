@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tracemalloc
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
 from harness.base import scanning
 from harness.base.scanning import equal, nonzero, stretches, unequal
+from tests.support.memory import peak
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (5, 1, 4), (1, 9), (2, 3, 2, 2)])
@@ -53,17 +51,6 @@ def test_another_shape_is_not_equal() -> None:
 def test_every_row_is_in_one_stretch() -> None:
     assert list(stretches((3, 1 << 21))) == [slice(0, 1), slice(1, 2), slice(2, 3)]
     assert list(stretches((0, 4))) == []
-
-
-def peak(work: Callable[[], object]) -> int:
-    """Bytes that ``work`` needs at most, beyond what is there."""
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        work()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -44,7 +44,7 @@ def test_threads_share_a_small_cache() -> None:
     with ThreadPoolExecutor(8) as threads:
         for ended in [threads.submit(ask, seed) for seed in range(8)]:
             ended.result()
-    assert cache.nbytes == sum(stop - start for _, start, stop in cache._ranges) <= 64
+    assert cache.nbytes == sum(stop - start for _, start, stop in cache.kept) <= 64
 
 
 def test_a_range_that_is_being_read_is_not_read_again() -> None:

@@ -12,6 +12,7 @@ import string
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -42,11 +43,11 @@ from tests.support.answering import Answer, answering, http
 @pytest.fixture
 def to_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[str]]]:
     """Put a server in the place of S3; gives the requests it gets. One attempt each."""
-    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
-    with _Servers() as servers:
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    with ExitStack() as servers:
 
         def put(answer: Answer) -> list[str]:
-            url, asked = servers.start(answer)
+            url, asked = servers.enter_context(answering(answer))
             for name, value in s3_environment(url).items():
                 monkeypatch.setenv(name, value)
             return asked
@@ -58,33 +59,15 @@ def to_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[s
 def to_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[str]]]:
     """Put a server in the place of GCS; gives the requests it gets. A second of attempts."""
     monkeypatch.setattr(gcs, "DEADLINE_SECONDS", 0.5)
-    with _Servers() as servers:
+    with ExitStack() as servers:
 
         def put(answer: Answer) -> list[str]:
-            url, asked = servers.start(answer)
+            url, asked = servers.enter_context(answering(answer))
             for name, value in gcs_environment(url).items():
                 monkeypatch.setenv(name, value)
             return asked
 
         yield put
-
-
-class _Servers:
-    def __init__(self) -> None:
-        self._running: list[Any] = []
-
-    def __enter__(self) -> _Servers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for server in self._running:
-            server.__exit__(None, None, None)
-
-    def start(self, answer: Answer) -> tuple[str, list[str]]:
-        server = answering(answer)
-        started = server.__enter__()
-        self._running.append(server)
-        return started
 
 
 def verify(*arguments: str) -> str:
@@ -319,7 +302,7 @@ PROFILE = "[default]\naws_access_key_id = x\naws_secret_access_key = planted-sec
 def test_wrong_variables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str | None], match: str
 ) -> None:
-    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     with socket.socket() as deaf:  # bound, so that nobody else listens there
@@ -417,7 +400,7 @@ def test_wrong_answers_of_s3(
 def test_a_throttled_request_is_tried_three_times(
     to_s3: Callable[[Answer], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "_ATTEMPTS", 3)
+    monkeypatch.setattr(s3, "ATTEMPTS", 3)
     asked = to_s3(http("503 Slow Down", error("SlowDown")))
     verify("s3://weights/x")
     assert len(asked) == 3

@@ -18,11 +18,13 @@ from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.experts import reference_parts
 from harness.families.family import Part
 from harness.families.model import ModelCheckpoint
-from harness.report import message
+from harness.report.message import failure_text
+from harness.report.report import Status
 from harness.synthetic.writer import write_checkpoint
 from tests.support.differences import elements, pattern
 from tests.support.parameter_packing import LANGUAGE, Array, Packed, PackedParameters, line
 from tests.support.quantising import quantised_anew
+from tests.support.reports import a_report
 from tests.support.retyping import cast, relabelled
 
 QKV = f"{LANGUAGE}layers.1.self_attn.qkv_proj.weight"
@@ -186,8 +188,8 @@ def test_an_odd_replica_is_counted_and_told(checkpoints: dict[str, ModelCheckpoi
     assert reference_words(difference) == f"0x{scales[0]:08x} on cpu:1"
     assert device_words(difference) == f"0x{scales[0] ^ 1:08x}"
     assert diagnosis.evidence.startswith("at [0] cpu:3 holds 0x")
-    lines = list(message._difference(difference))
-    assert lines[-1].endswith(f"{scales.size} of {scales.size} elements (100.00%)")
+    report = a_report(status=Status.DIFFERENT, differences=[difference], diagnoses=[diagnosis])
+    assert f"{scales.size} of {scales.size} elements (100.00%)" in failure_text(report)
 
 
 @pytest.mark.parametrize("dtype", ["U8", "F8_E5M2"])

@@ -290,8 +290,7 @@ def test_another_shape(vl: Case) -> None:
 
 
 def test_nans_count_as_the_target_leaves_them(vl: Case) -> None:
-    comparison = vl.compared()[2]
-    comparison._nan = Nan.CANONICAL
+    comparison = vl.compared(nan=Nan.CANONICAL)[2]
     (placed,) = [p for n, p in comparison.placed.items() if n == HEAD]
     bits = np.array([0x7F81, 0xFF81, 0x3F80], dtype="<u2")
     assert comparison.expected(bits, "BF16", placed.layout).tolist() == [0x7FC0, 0xFFC0, 0x3F80]

@@ -34,10 +34,7 @@ def vl(tiny_checkpoints: dict[str, Path]) -> Case:
     return case(tiny_checkpoints, "qwen3-vl-moe")
 
 
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
-    monkeypatch.setattr(pieces, "PIECE_ROWS", 5)  # divides nothing
+SMALL = pieces.PieceSize(nbytes=1, rows=5)  # divides nothing
 
 
 def with_faults(vl: Case, name: str) -> list[Difference]:
@@ -51,24 +48,19 @@ def with_faults(vl: Case, name: str) -> list[Difference]:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_pieces_find_what_the_whole_shows(
-    vl: Case, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pieces_find_what_the_whole_shows(vl: Case, name: str) -> None:
     whole = with_faults(vl, name)
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
-    monkeypatch.setattr(pieces, "PIECE_ROWS", 5)
-    assert vl.compared()[0] == whole
+    assert replace(vl, size=SMALL).compared()[0] == whole
     assert {difference.parameter for difference in whole} == {name}
 
 
-@pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_bit_in_any_row_is_found_where_it_is(vl: Case, name: str) -> None:
     packed = vl.device.packed[name]
     for place in range(0, packed.array.shape[0], 29):
         packed.array = packed.array.copy()
         packed.array[place, place % packed.array.shape[1]] ^= 1
-        (difference,), _, _ = vl.compared()
+        (difference,), _, _ = replace(vl, size=SMALL).compared()
         assert (difference.parameter, elements(difference).count) == (name, 1)
         packed.array[place, place % packed.array.shape[1]] ^= 1
 
@@ -77,22 +69,20 @@ def placed_of(vl: Case, name: str) -> ParameterView:
     return vl.compared()[2].placed[name]
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_pieces_cover_every_row_once(vl: Case) -> None:
     placed = placed_of(vl, PARAMETERS[1])
-    cut = list(pieces.pieces_of(placed, vl.checkpoint))
+    cut = list(pieces.pieces_of(placed, vl.checkpoint, SMALL))
     for source in placed.sources:
         rows = [row for p in cut if p.source == source for row in range(p.rows.start, p.rows.stop)]
         assert rows == list(range(vl.checkpoint.entries[source].shape[0]))
     assert len(cut) > 3 * len(placed.sources)
 
 
-@pytest.mark.usefixtures("small_pieces")
 def test_devices_with_memory_of_their_own_are_read_back_once(vl: Case) -> None:
     placed = placed_of(vl, PARAMETERS[0])
     apart = tuple(replace(shard, in_host_memory=False) for shard in placed.tensor.shards)
     placed = replace(placed, tensor=replace(placed.tensor, shards=apart))
-    assert len(list(pieces.pieces_of(placed, vl.checkpoint))) == len(placed.sources)
+    assert len(list(pieces.pieces_of(placed, vl.checkpoint, SMALL))) == len(placed.sources)
 
 
 def test_of_such_devices_one_tensor_is_held_at_a_time(

@@ -113,7 +113,7 @@ def test_any_order_of_memory_gives_the_same(width: int, canonical: bool) -> None
 
 def test_without_numba_it_is_the_same(matrix: Bits, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = digest(matrix, 1)
-    monkeypatch.setattr(fingerprint, "_kernels", lambda: None)
+    monkeypatch.setattr(fingerprint, "kernels", lambda: None)
     assert np.array_equal(digest(matrix, 1), compiled)
 
 

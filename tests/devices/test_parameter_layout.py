@@ -10,9 +10,18 @@ from typing import Any
 import pytest
 
 from harness.base.errors import BadInput
-from harness.devices.parameter_layout import Sizes, sizes_of
+from harness.devices.parameter_layout import (
+    Packing,
+    ParameterLayout,
+    Sizes,
+    Source,
+    parameter_layout,
+    sizes_of,
+)
+from harness.families.blocks import SHORT_CONVOLUTION, Row
 from harness.families.registry import families
 from harness.verification.verify import verify
+from tests.support.parameter_packing import line
 
 TEXT = {"num_attention_heads": 8, "head_dim": 32, "num_key_value_heads": 2}
 
@@ -24,10 +33,15 @@ def test_sizes_are_of_the_text_model() -> None:
     assert sizes_of(TEXT | linear, {}).linear_keys == 48
 
 
+def test_heads_share_the_hidden_size_where_nobody_says_their_width() -> None:
+    """As in OLMoE and LFM2; where there is no number of key and value heads they are as many."""
+    assert sizes_of({"num_attention_heads": 8, "hidden_size": 128}, {}) == Sizes(8, 16, 8, 1)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"head_dim": ...}, "head_dim is absent"),
+        ({"head_dim": ...}, "hidden_size is absent"),
         ({"num_attention_heads": ...}, "num_attention_heads is absent"),
         ({"num_key_value_heads": None}, "num_key_value_heads is None"),
         ({"head_dim": "32"}, "head_dim is '32'"),
@@ -48,9 +62,9 @@ def test_a_size_that_is_absent_is_refused_before_the_load(
 ) -> None:
     path = shutil.copytree(tiny_checkpoints["qwen3-vl-moe"], tmp_path / "c")
     config = json.loads((path / "config.json").read_text())
-    del config["text_config"]["head_dim"]
+    del config["text_config"]["num_attention_heads"]
     (path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match=f"head_dim is absent .{path}/config.json"):
+    with pytest.raises(BadInput, match=f"num_attention_heads is absent .{path}/config.json"):
         verify(path)
 
 
@@ -59,3 +73,22 @@ def test_what_is_replicated_from_the_host_is_not_cast() -> None:
     by_table = [row.casts for row in rows]
     assert by_table == ["replicate" not in row.upstream.split(", ") for row in rows]
     assert set(by_table) == {True, False}
+
+
+def layout_of(row: Row, name: str, shape: tuple[int, ...], packing: Packing) -> ParameterLayout:
+    sources = [Source(name, shape, "BF16")]
+    return parameter_layout(
+        row, sources, line(("cpu:1", "cpu:2")), Sizes(8, 16, 8, 1), packing, "BF16"
+    )
+
+
+def test_thirds_of_a_tensor_are_cut_each_for_itself() -> None:
+    """Device 0 holds the first half of each third, device 1 the second; before 0.32 all of it."""
+    row = next(r for r in SHORT_CONVOLUTION.rows if "in_proj" in r.parameter)
+    layout = layout_of(row, "in", (12, 4), Packing())
+    rows = [(block.rows.start, block.rows.stop) for block in layout.blocks]
+    assert rows == [(0, 2), (4, 6), (8, 10), (2, 4), (6, 8), (10, 12)]
+    assert (layout.shape, layout.cut_axis, layout.casts) == ((4, 12), 1, True)
+    before = layout_of(row, "in", (12, 4), Packing(vllm=(0, 26, 0)))
+    assert (before.shape, before.cut_axis, before.casts) == ((12, 4), None, False)
+    assert [block.at for block in before.blocks] == [block.rows for block in before.blocks]

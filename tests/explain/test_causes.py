@@ -16,9 +16,9 @@ def found(expert: int | None, group: str, evidence: str = "e") -> tuple[Differen
 
 def test_a_group_is_one_diagnosis_with_the_first_ones_evidence() -> None:
     differences = [found(3, "a", "first"), found(7, "b"), found(4, "a", "second"), found(5, "a")]
-    one, other = diagnoses_of(differences, offset=10)
-    assert (one.first, one.covers, one.members, one.evidence) == (10, 3, "10,12-13", "first")
-    assert (other.first, other.covers, other.members) == (11, 1, "11")
+    one, other = diagnoses_of(differences)
+    assert (one.first, one.covers, one.members, one.evidence) == (0, 3, "0,2-3", "first")
+    assert (other.first, other.covers, other.members) == (1, 1, "1")
     assert one.next_step == Cause.ZEROS.next_step
 
 

@@ -6,6 +6,9 @@ import pytest
 
 from harness.explain.causes import Cause, Diagnosis
 from harness.explain.load_failure import diagnose_failure, never_arrived
+from harness.families.family import Storage
+from harness.families.misread import TRANSPOSED_ROAD, misread_by
+from harness.families.registry import family_named
 from harness.load.ledger import Ledger
 from tests.support.ledgers import W2, W13, call, whole
 
@@ -35,6 +38,24 @@ def test_many_layers_are_listed_in_short() -> None:
 def test_fused_qkv() -> None:
     at = call("attn.qkv.weight")._replace(layer_type="QKVParallelLinear")
     assert diagnosed(Ledger(calls=[at], failed=True)).cause is Cause.FUSED_WITHOUT_SHARD
+
+
+def test_a_bias_that_experts_share() -> None:
+    """The same of a bias that no module of experts has is another failure."""
+    bias = "model.layers.3.block_sparse_moe.e_score_correction_bias"
+    experts = "model.layers.3.block_sparse_moe.experts.routed_experts.e_score_correction_bias"
+    at = call(bias)._replace(layer_type="MiniMaxM2MoE")
+    ledger = Ledger(calls=[at], failed=True, streamed=["a"], parameters=[bias, experts, W13])
+    diagnosis = diagnosed(ledger)
+    assert diagnosis.cause is Cause.HOOKED_AS_EXPERT
+    assert diagnosis.summary.endswith("only share; never arrived: layer 3: experts 0-1")
+    assert (
+        diagnosis.evidence == "m.py:1 called weight_loader(param, loaded_weight) of a MiniMaxM2MoE"
+    )
+    assert never_arrived(diagnosis, ledger, [3], 2) == {3: (0, 1)}
+    for parameters in ([bias, W13], [bias, experts.replace("layers.3", "layers.2")]):
+        alone = Ledger(calls=[at], failed=True, streamed=["a"], parameters=parameters)
+        assert diagnosed(alone).cause is Cause.UNEXPLAINED
 
 
 def test_a_tensor_streamed_twice() -> None:
@@ -84,3 +105,43 @@ def test_what_the_diagnosis_says_never_arrived() -> None:
     early = Ledger(calls=whole(0), streamed=["a", "b"], processed=[W13, W2])
     assert lost(early) == {3: (1,)}  # of layer 4, nothing had come yet
     assert lost(Ledger(calls=whole(0), streamed=["a", "b"])) == {}
+
+
+def test_a_storage_that_this_release_takes_for_another() -> None:
+    """Only where an expert's tensor ended the load, and only if nothing in the ledger explains."""
+    (misread,) = TRANSPOSED_ROAD
+    at = call(W13)._replace(source="m.mlp.experts.gate_up_proj", keywords={"expert_id": 0})
+    (found,) = diagnose_failure(Ledger(calls=[at], failed=True), [3], 2, misread)
+    assert found.cause is Cause.STORAGE_MISREAD
+    assert found.summary == (
+        "the experts are stored fused [E, 2F, D], [E, D, F], and vllm>=0.32 takes them for "
+        "fused-transposed [E, D, 2F], [E, F, D]"
+    )
+    assert found.evidence.startswith("m.mlp.experts.gate_up_proj ended the load; vllm/")
+    assert diagnosed(Ledger(calls=[at], failed=True)).cause is Cause.UNEXPLAINED
+    elsewhere = at._replace(parameter="model.layers.3.input_layernorm.weight")
+    (other,) = diagnose_failure(Ledger(calls=[elsewhere], failed=True), [3], 2, misread)
+    assert other.cause is Cause.UNEXPLAINED
+    by_position = call(W13, "n", "w1", 0)
+    (known,) = diagnose_failure(Ledger(calls=[by_position], failed=True), [3], 2, misread)
+    assert known.cause is Cause.ARGUMENT_CONTRACT
+
+
+@pytest.mark.parametrize(
+    ("family", "storage", "version", "taken_for"),
+    [
+        ("qwen3-vl-moe", Storage.FUSED, "0.32.0", Storage.FUSED_TRANSPOSED),
+        ("qwen3-vl-moe", Storage.FUSED, "0.33.0.dev7+g1", Storage.FUSED_TRANSPOSED),
+        ("qwen3-vl-moe", Storage.FUSED, "0.26.0", None),
+        ("qwen3-vl-moe", Storage.FUSED_TRANSPOSED, "0.32.0", None),
+        ("qwen3-vl-moe", Storage.PER_EXPERT, "0.32.0", None),
+        ("qwen3.5-moe", Storage.FUSED_TRANSPOSED, "0.32.1", Storage.FUSED),
+        ("qwen3.5-moe", Storage.FUSED, "0.32.0", None),
+        ("qwen3.5-moe", Storage.FUSED_TRANSPOSED, "a checkout", None),
+    ],
+)
+def test_what_a_release_takes_a_storage_for(
+    family: str, storage: Storage, version: str, taken_for: Storage | None
+) -> None:
+    found = misread_by(family_named(family).misread, storage, {"vllm": version})
+    assert (found.taken_for if found else None) is taken_for

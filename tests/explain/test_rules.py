@@ -10,8 +10,9 @@ import pytest
 from harness.base.bits import Bits, converted
 from harness.explain import provenance
 from harness.explain.causes import Cause, Finding
+from harness.explain.delivery_rules import bias_lost
 from harness.explain.diagnosis import AroundExpert, slice_of, words_of
-from harness.explain.evidence import Evidence, Granule, Need
+from harness.explain.evidence import Evidence, Granule, Need, Rule
 from harness.explain.provenance import (
     FileSearch,
     ReferenceIndex,
@@ -19,17 +20,17 @@ from harness.explain.provenance import (
     lines_of,
     needle,
 )
-from harness.explain.provenance_rules import another_tensor, heads_exchanged, tied
+from harness.explain.provenance_rules import another_tensor, draft_layer
 from harness.explain.rules import (
     RULES,
     explain,
     nan_canonicalised,
     nans_of_a_conversion,
-    replicas_differ,
 )
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Part, Projection
 from harness.load.ledger import POISON
+from tests.support.damages import DAMAGES
 
 KEY = ExpertKey(Part.DECODER, 1, 4, Projection.UP)
 Change = Callable[[Bits, ReferencePart], Bits]
@@ -49,7 +50,7 @@ def evidence(
         return change(bits.copy(), reference) if other == key else bits
 
     index = index or ReferenceIndex([reference], reference.__getitem__)
-    around = AroundExpert(key, index, search or FileSearch(reference.checkpoint), held)
+    around = AroundExpert(key, index, search or FileSearch(reference.checkpoint), held, 8)
     return Evidence(
         slice=slice_of(key), words=words_of(key), reference=reference[key], device=around.device,
         dtype="BF16", stored=lambda: reference.stored(key), around=around, stored_transposed=True,
@@ -149,6 +150,10 @@ CASES: dict[str, tuple[Change, Cause]] = {
     "two columns exchanged": (
         lambda b, _: b[:, [9, *range(1, 9), 0, *range(10, 128)]], Cause.ROWS_EXCHANGED,
     ),
+    "halves taken for alternating rows": (
+        lambda b, r: np.concatenate([r[KEY._replace(projection=Projection.GATE)], b])[1::2],
+        Cause.INTERLEAVED,
+    ),
     "columns rolled": (lambda b, _: np.roll(b, -3, 1), Cause.ROLLED),
     "half of another expert": (halves_of_two, Cause.MIXED),
     "bytes of another tensor": (bytes_of_attention, Cause.OTHER_BYTES),
@@ -166,17 +171,15 @@ def test_a_slice_is_explained(decoder: ReferencePart, case: str) -> None:
     assert "decoder layer 1" in f"{finding.summary} {finding.evidence}"
 
 
-def test_every_rule_is_the_first_to_fire_in_a_case(decoder: ReferencePart) -> None:
-    """But for those of what no expert has, or this checkpoint: they have cases elsewhere."""
-    fired = set()
+def test_every_rule_has_a_damage_or_is_the_first_to_fire_in_a_case(decoder: ReferencePart) -> None:
+    """But for those of values that this checkpoint does not hold, and of tensors."""
+    fired: set[Rule | None] = set()
     for change, _ in CASES.values():
         e = evidence(decoder, change)
         fired.add(next((each for each in RULES if each.needs <= e.has and each.look(e)), None))
-    elsewhere = {
-        heads_exchanged, tied, replicas_differ, nan_canonicalised, nans_of_a_conversion,
-        another_tensor,
-    }  # fmt: skip
-    assert fired == {*RULES, None} - elsewhere
+    planted = {damage.rule for damage in DAMAGES}
+    elsewhere = {nan_canonicalised, nans_of_a_conversion, another_tensor, draft_layer, bias_lost}
+    assert {*RULES} - planted <= fired | elsewhere
 
 
 def test_every_rule_names_a_cause_and_no_two_causes_are_told_alike() -> None:
@@ -257,13 +260,20 @@ def test_what_was_found_once_is_looked_at_first(
 
 
 def test_the_lines_of_one_layer_are_kept(decoder: ReferencePart) -> None:
-    index = ReferenceIndex([decoder], decoder.__getitem__)
-    for layer in (0, 1):
+    """Both axes of it; those of another layer are made anew, and take their place."""
+    read: list[ExpertKey] = []
+
+    def bits_of(key: ExpertKey) -> Bits:
+        read.append(key)
+        return decoder[key]
+
+    index = ReferenceIndex([decoder], bits_of)
+    of_a_layer = len(list(decoder.keys_of(0)))
+    for layer, axis, made in (
+        (0, 0, True), (0, 1, True), (0, 0, False), (1, 0, True), (1, 0, False), (0, 1, True),
+    ):  # fmt: skip
         key = KEY._replace(layer=layer)
-        for axis in (0, 1):
-            known = index.lines(key, axis)
-            assert [known[line].key for line in lines_of(decoder[key], axis)] == [key] * (
-                decoder[key].shape[axis]
-            )
-    assert {place[1] for place in index._lines} == {1}
-    assert len(index._lines) == 2
+        known = index.lines(key, axis)
+        assert {known[line].key for line in lines_of(decoder[key], axis)} == {key}
+        assert len(read) == (of_a_layer if made else 0)
+        read.clear()

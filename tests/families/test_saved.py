@@ -164,3 +164,48 @@ def test_the_number_of_experts_under_any_name(
     text["text_config"][key] = text["text_config"].pop("num_experts")
     (path / "config.json").write_text(json.dumps(text))
     assert reference_parts(ModelCheckpoint(path))[0].shape.experts == 8
+
+
+def as_transformers_4_saves(config: dict[str, Any]) -> None:
+    """Its words for the same: ``torch_dtype``, ``num_experts``, and no parameters of rope."""
+    config["torch_dtype"] = config.pop("dtype")
+    config["transformers_version"] = "4.57.1"
+    config["num_experts"] = config.pop("num_local_experts")
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+
+
+@pytest.mark.parametrize("row", ["qwen3-moe", "qwen3-moe, f32", "qwen3-moe, f16"])
+def test_what_transformers_4_saves(saved: dict[str, Path], tmp_path: Path, row: str) -> None:
+    path = shutil.copytree(saved[row], tmp_path / "c")
+    config = json.loads((path / "config.json").read_text())
+    as_transformers_4_saves(config)
+    (path / "config.json").write_text(json.dumps(config))
+    (now,), (then,) = (reference_parts(ModelCheckpoint(at)) for at in (path, saved[row]))
+    assert (now.shape, now.naming) == (then.shape, then.naming)
+    assert now.shape.dtype == ("F16" if row.endswith("f16") else "BF16")
+    assert all(np.array_equal(now[key], then[key]) for key in then)
+
+
+def test_a_checkpoint_in_f32_counts_as_its_cast(saved: dict[str, Path]) -> None:
+    """The expectation is torch's own rounding to bfloat16, and not a copy of the file's bits."""
+    (part,) = reference_parts(ModelCheckpoint(saved["qwen3-moe, f32"]))
+    key = ExpertKey(Part.DECODER, 1, 3, Projection.DOWN)
+    wide, dtype = part.stored(key)
+    assert (dtype, wide.itemsize, part[key].itemsize) == ("F32", 4, 2)
+    values = np.ascontiguousarray(wide).view(np.float32)
+    near = (part[key].astype(np.uint32) << 16).view(np.float32)
+    assert (np.abs(near - values) <= np.abs(values) * 2.0**-8).all()
+    assert not (wide & 0xFFFF == 0).all()
+
+
+def test_a_draft_model_that_the_tool_dropped(saved: dict[str, Path], tmp_path: Path) -> None:
+    """transformers keeps the key of a draft model that it neither loads nor saves."""
+    path = shutil.copytree(saved["qwen3.5-moe"], tmp_path / "c")
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["mtp_num_hidden_layers"] = 1
+    (path / "config.json").write_text(json.dumps(config))
+    checkpoint = ModelCheckpoint(path)
+    with pytest.raises(BadInput, match=r"mtp layers with experts in the files: none.*--only"):
+        reference_parts(checkpoint)
+    (decoder,) = reference_parts(checkpoint, asked=[Part.DECODER])
+    assert decoder.part is Part.DECODER

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import TargetUnavailable
-from harness.load import chips
 from harness.load.chips import locked
 
 HOLD = """
@@ -81,8 +80,15 @@ def test_a_pid_file_of_another_user_is_no_obstacle(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("of another user")
 
+    really = os.open
+
+    def refuse_to_write(path: str, flags: int, *given: int, **named: int) -> int:
+        if flags & os.O_WRONLY:
+            refuse()
+        return really(path, flags, *given, **named)
+
     monkeypatch.setattr(os, "unlink", refuse)
-    monkeypatch.setattr(chips, "_write", refuse)
+    monkeypatch.setattr(os, "open", refuse_to_write)
     with (
         locked((1,), timeout=0),
         pytest.raises(TargetUnavailable, match="in use by process of unknown pid"),

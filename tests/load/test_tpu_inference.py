@@ -34,7 +34,7 @@ def worker(*ids: int, platform: str = "tpu") -> SimpleNamespace:
     ids=["as numbered", "v6e-4", "v6e-8"],
 )
 def test_a_tpu_mesh_may_have_the_order_of_its_wires(ids: tuple[int, ...]) -> None:
-    tpu_inference._require_mesh(worker(*ids), replace(TPU, devices=len(ids)), ())
+    tpu_inference.require_mesh(worker(*ids), replace(TPU, devices=len(ids)), ())
 
 
 @pytest.mark.parametrize(
@@ -42,21 +42,21 @@ def test_a_tpu_mesh_may_have_the_order_of_its_wires(ids: tuple[int, ...]) -> Non
 )
 def test_another_mesh_than_the_targets_is_named(ids: tuple[int, ...], platform: str) -> None:
     with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
-        tpu_inference._require_mesh(worker(*ids, platform=platform), TPU, ())
+        tpu_inference.require_mesh(worker(*ids, platform=platform), TPU, ())
     assert raised.value.expected == "4 different tpu devices"
 
 
 def test_an_axis_that_upstream_dropped_is_the_stacks_failure() -> None:
     with pytest.raises(RuntimeError, match=r"the worker's mesh is .*, not expert=4"):
-        tpu_inference._require_mesh(worker(0), replace(TPU, mesh="expert=4"), ())
+        tpu_inference.require_mesh(worker(0), replace(TPU, mesh="expert=4"), ())
 
 
 def test_an_order_that_was_asked_for_is_required() -> None:
     target = target_named("emulated", 3)
-    tpu_inference._require_mesh(worker(1, 2, 3, platform="cpu"), target, target.device_indexes)
+    tpu_inference.require_mesh(worker(1, 2, 3, platform="cpu"), target, target.device_indexes)
     for ids in ((1, 3, 2), (0, 1, 2)):
         with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
-            tpu_inference._require_mesh(worker(*ids, platform="cpu"), target, target.device_indexes)
+            tpu_inference.require_mesh(worker(*ids, platform="cpu"), target, target.device_indexes)
         assert raised.value.expected == "[('cpu', 1), ('cpu', 2), ('cpu', 3)]"
 
 
@@ -82,7 +82,7 @@ def test_only_where_there_are_no_memory_statistics_may_their_log_fail(
     driver = driver_named(name)
     assert isinstance(driver, tpu_inference.TpuInference)
     with pytest.raises(TypeError) if raised else nullcontext():
-        driver._with_memory_logged(step)
+        driver.with_memory_logged(step)
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_releases_whose_worker_drafts(
     monkeypatch: pytest.MonkeyPatch, release: str, drafts: bool
 ) -> None:
     monkeypatch.setattr(tpu_inference, "version", lambda package: release)
-    assert tpu_inference._worker_drafts_mtp() is drafts
+    assert tpu_inference.worker_drafts_mtp() is drafts

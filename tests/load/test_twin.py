@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from harness.load.connection import Connection
 from harness.load.process import LoadProcess, LoadProcessError
 from harness.load.target import Target
 from tests.support.waiting import gone, wait_for
@@ -206,7 +207,7 @@ def test_an_interrupt_while_a_twin_is_asked_for(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as planted:
-        planted.setattr(one, "_expect", interrupted)
+        planted.setattr(Connection, "receive", interrupted)
         with pytest.raises(KeyboardInterrupt):
             other.start_from(one)
     wait_until_gone(before)

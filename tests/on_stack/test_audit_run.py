@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from harness.audit.feeding import CallRecorder, CallSite, Recording
-from harness.audit.models import MODELS
 from harness.audit.run import Outcome, RunRow, judged, run_audit, sources
 from harness.audit.run_table import run_exit_code, run_json, run_text
+from harness.audit.undescribed import UNDESCRIBED
 from harness.families.registry import families, recipes
 from harness.load.process import LoadProcess
 from harness.load.stack import installed_versions, stack_name
@@ -131,8 +131,10 @@ def test_the_table_and_its_json() -> None:
 
 def test_rows_are_told_apart_and_say_what_they_feed() -> None:
     described = {family.architecture for family in families()}
-    others = [model for model in MODELS if model.architecture not in described]
+    others = {row.id for row in UNDESCRIBED if row.architecture not in described}
+    assert len(UNDESCRIBED) == len({row.id for row in UNDESCRIBED})
     assert len(sources()) == len(others) + len(recipes())
+    assert others <= sources().keys()
     for name, source in sources().items():
         assert name.startswith(source.config["architectures"][0])
         names = [tensor for tensor, _ in source.tensors]

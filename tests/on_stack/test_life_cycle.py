@@ -161,7 +161,7 @@ def broken_off(
     request = VerifyRequest(checkpoint=phase, reference=how, target=target, parts=())
     monkeypatch.setattr(outcomes, "JOB", "tests.support.idle_jobs:end_in_a_phase")
     timeout = 2 if how == "hang" else 60
-    return outcomes._outcome(request, a_report(status=Status.LOAD_FAILED), process, timeout)
+    return outcomes.outcome(request, a_report(status=Status.LOAD_FAILED), process, timeout)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,10 +58,35 @@ def test_integers_are_left_alone(facts: dict[str, Any]) -> None:
     assert facts["counter"] == [0, 0, 0, 0]
 
 
+class Undone:
+    """A parameter, and a module that has lost its parameters when it is looked at again."""
+
+    data, device = None, SimpleNamespace(type="meta")
+
+    def named_modules(self) -> list[tuple[str, Undone]]:
+        return [("a", self)]
+
+    def named_parameters(self, recurse: bool = True) -> list[tuple[str, Undone]]:
+        if recurse:
+            raise AttributeError("no parameters")
+        return [("weight", self)]
+
+    def is_floating_point(self) -> bool:
+        return True
+
+    def element_size(self) -> int:
+        return 2
+
+
 @pytest.mark.parametrize("method", ["note_processed", "finish"])
-def test_a_record_that_breaks_off_is_not_the_loads_failure(method: str) -> None:
+def test_a_record_that_breaks_off_is_not_the_loads_failure(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is called from within upstream's load, whose errors are taken for upstream's."""
-    recorder = Recorder(None, Ledger(), Meter())
-    recorder._places["a.weight"] = (None, "weight", lambda: None)  # type: ignore[assignment]
-    with pytest.raises(InternalError, match="not the load under test"):
+    utils = SimpleNamespace(default_weight_loader=print)
+    monkeypatch.setitem(sys.modules, "vllm.model_executor.model_loader.weight_utils", utils)
+    model = Undone()
+    recorder = Recorder(model, Ledger(), Meter())
+    recorder.attach()
+    with pytest.raises(InternalError, match="not the load under test: AttributeError"):
         getattr(recorder, method)()

@@ -163,7 +163,7 @@ def test_the_options_of_verify_are_all_told_of() -> None:
 def test_what_pytest_has_too_is_told_of() -> None:
     known = {f"--{option.name}" for option in OF_PYTEST}
     told = {name for name in options_table().values() if name}
-    assert told == known - {"--checkpoint", "--expect"}
+    assert told == known - {"--checkpoint", "--expect", "--families"}
 
 
 def defined(path: Path) -> set[str]:

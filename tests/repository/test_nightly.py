@@ -125,7 +125,7 @@ def test_what_pytest_is_told(fake: FakeStack) -> None:
     options = ("--target=tpu", "--checkpoint=gs://a/b", "--checkpoint=/c", "--workers=2")
     fake.run(*options, "--", "-k", "vl or mtp", "--load-timeout=9")
     (call,) = fake.calls("pytest")
-    assert "scenarios --target=tpu --expect=known" in call
+    assert "scenarios --target=tpu --expect=known --families=all" in call
     assert "--numprocesses=2" in call
     assert call.endswith("--checkpoint=gs://a/b --checkpoint=/c -k vl or mtp --load-timeout=9")
 

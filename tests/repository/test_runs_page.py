@@ -6,8 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from harness.families import overview
+from harness.families.overview import Loads, Outcome, Result
 from harness.report.known_issue import expected_issues
 from harness.report.report import Failure, Report, Row, Session, Status
 from scenarios.catalogue import SCENARIOS
@@ -105,11 +108,16 @@ def leave(directory: Path, sessions: Mapping[str, Session]) -> None:
 
 @pytest.fixture
 def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Two pages with marks and nothing between them, in the place of the real ones."""
-    made = [tmp_path / "runs.md", tmp_path / "README.md"]
-    for name, page in zip(("RUNS", "README"), made, strict=True):
-        page.write_text(f"above\n{runs_page.BEGIN}\nold\n{runs_page.END}\nbelow\n")
+    """Three pages with marks and nothing between them, in the place of the real ones.
+
+    The record of loads is beside them.
+    """
+    made = [tmp_path / "runs.md", tmp_path / "README.md", tmp_path / "families.md"]
+    marks = [(f"{runs_page.BEGIN}\n", f"{runs_page.END}\n")] * 2 + [(overview.BEGIN, overview.END)]
+    for name, page, (begin, end) in zip(("RUNS", "README", "FAMILIES"), made, marks, strict=True):
+        page.write_text(f"above\n{begin}old\n{end}below\n")
         monkeypatch.setattr(runs_page, name, page)
+    monkeypatch.setattr(runs_page, "LOADS", tmp_path / "loads.json")
     return made
 
 
@@ -125,8 +133,42 @@ def test_sessions_become_pages(tmp_path: Path, pages: list[Path]) -> None:
     every = str(len(SCENARIOS))
     releases = "vLLM 0.26.0, tpu-inference 0.26.0"
     experts = str(8 * len(SCENARIOS))
-    row = ["`STACK=0.26`", releases, every, every, "0", "0", experts, "0"]
+    row = ["`STACK=0.26 FAMILIES=all`", releases, every, every, "0", "0", experts, "0"]
     assert table(pages[1])[3] == row
+    loads = msgspec.json.decode((tmp_path / "loads.json").read_bytes(), type=Loads)
+    assert overview.families_table(loads) in pages[2].read_text()
+    assert list(loads.runs) == list(COLUMNS)
+    assert {r for load in loads.loads for r in load.results.values()} == {Result(Outcome.EQUAL)}
+
+
+@pytest.mark.parametrize(
+    ("status", "issue", "result"),
+    [
+        (Status.EQUAL, "", Result(Outcome.EQUAL)),
+        (Status.DIFFERENT, "", Result(Outcome.FAILED)),
+        (Status.DIFFERENT, "orientation-guessed", Result(Outcome.KNOWN, ("orientation-guessed",))),
+        (Status.LOAD_FAILED, "width-not-divisible",
+         Result(Outcome.REFUSED, ("width-not-divisible",))),
+        (Status.DIFFERENT, "width-not-divisible, tied-head-unread",
+         Result(Outcome.KNOWN, ("width-not-divisible", "tied-head-unread"))),
+    ],
+    ids=["equal", "failed", "a bug", "a refusal", "one of each"],
+)  # fmt: skip
+def test_what_a_load_came_to(status: Status, issue: str, result: Result) -> None:
+    assert runs_page.result_of(report(status=status, known_issue=issue)) == result
+
+
+def test_the_record_agrees_with_the_page_of_runs() -> None:
+    """Both are of the same runs: nobody edits one of them."""
+    for load in overview.recorded().loads:
+        cells = dict(zip(COLUMNS, written()[load.scenario][2:], strict=True))
+        for column, cell in cells.items():
+            result = load.results.get(column)
+            if result is None:
+                assert cell == NOT_RUN
+            else:
+                assert (cell == "=") is (result.outcome is Outcome.EQUAL), (load.scenario, column)
+                assert tuple(re.findall(r"\[(.*?)\]", cell)) == result.issues
 
 
 def _of_another_stack(given: Session) -> None:

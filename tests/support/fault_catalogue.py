@@ -89,7 +89,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("two experts zeroed", "lost experts", loading(zeros), (Cause.ZEROS,)),
     Fault(
         "interleaved rows split in the middle", "wrong shard slice",
-        streaming(changed(interleaved, "gate_up")), (Cause.MIXED,), fused_only=True,
+        streaming(changed(interleaved, "gate_up")), (Cause.INTERLEAVED,),
+        fused_only=True,
     ),
     Fault(
         "padded stride over an unpadded source", "wrong shard slice", calling(padded_stride),

@@ -1,13 +1,14 @@
-"""One byte of a tiny checkpoint flipped, and which expert's element that is."""
+"""Bytes of a tiny checkpoint flipped, and which elements of what these are."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
+from harness.checkpoint.checkpoint import Checkpoint
 from harness.families.experts import ExpertKey
 from harness.families.family import Part, Projection
-from harness.families.model import ModelCheckpoint
 
 D, F = 128, 48
 DECODER = "model.language_model.layers.1.mlp.experts"
@@ -25,6 +26,24 @@ FLIPS = {
         11 * D + 90,
         ExpertKey(Part.DECODER, 1, 3, Projection.UP),
         (11, 90),
+    ),
+    "mixtral": (
+        "model.layers.1.block_sparse_moe.experts.6.w2.weight",
+        77 * F + 31,
+        ExpertKey(Part.DECODER, 1, 6, Projection.DOWN),
+        (77, 31),
+    ),
+    "granite-moe": (
+        "model.layers.0.block_sparse_moe.input_linear.weight",
+        (4 * 2 * F + 21) * D + 55,
+        ExpertKey(Part.DECODER, 0, 4, Projection.GATE),
+        (21, 55),
+    ),
+    "llama4": (
+        "model.layers.1.feed_forward.experts.gate_up_proj",
+        (2 * D + 64) * 2 * F + F + 9,
+        ExpertKey(Part.DECODER, 1, 2, Projection.UP),
+        (9, 64),
     ),
     "qwen3.5-moe": (
         f"{DECODER}.down_proj",
@@ -47,12 +66,82 @@ FLIPS = {
 }
 
 
+_LAYER, _EXPERT = "model.layers.2", "mlp.experts.5.up_proj.weight"
+_PLAIN_NORMS = ("input_layernorm.weight", "post_attention_layernorm.weight")
+_NORMS = ("input_layernorm.weight", "self_attn.q_norm.weight", "self_attn.k_norm.weight")
+
+
+def _of_layer(*names: str, layer: str = _LAYER) -> tuple[str, ...]:
+    return tuple(f"{layer}.{name}" for name in names)
+
+
+#: By scenario, tensors of every kind that its family has besides the attention of all others. An
+#: element of each is flipped.
+KINDS: dict[str, tuple[str, ...]] = {
+    "olmoe": (
+        *_of_layer(_EXPERT, "mlp.gate.weight", *_NORMS, layer="model.layers.1"),
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
+    "glm4-moe": (
+        *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.gate.e_score_correction_bias",
+                   "mlp.shared_experts.up_proj.weight", "mlp.shared_experts.down_proj.weight",
+                   *_NORMS),
+        "model.layers.0.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias",
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
+    "mixtral": (
+        *_of_layer("block_sparse_moe.experts.5.w3.weight", "block_sparse_moe.gate.weight",
+                   *_PLAIN_NORMS, layer="model.layers.1"),
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
+    "granite-moe": (
+        *_of_layer("block_sparse_moe.input_linear.weight", "block_sparse_moe.output_linear.weight",
+                   "block_sparse_moe.router.layer.weight", *_PLAIN_NORMS, layer="model.layers.1"),
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
+    "llama4": (
+        *_of_layer("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj",
+                   "feed_forward.router.weight", "feed_forward.shared_expert.up_proj.weight",
+                   "self_attn.q_proj.weight", "self_attn.k_proj.weight", *_PLAIN_NORMS, layer="model.layers.1"),
+        "model.layers.0.feed_forward.down_proj.weight", "model.norm.weight", "lm_head.weight",
+    ),
+    "ernie4.5-moe": (
+        *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.moe_statics.e_score_correction_bias",
+                   "mlp.shared_experts.gate_proj.weight", "post_attention_layernorm.weight"),
+        "model.layers.0.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight",
+    ),
+    "qwen3-next-mtp": (
+        *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.shared_expert.down_proj.weight",
+                   "mlp.shared_expert_gate.weight", "linear_attn.in_proj_qkvz.weight",
+                   "linear_attn.in_proj_ba.weight", "linear_attn.A_log",
+                   "linear_attn.conv1d.weight", layer="model.layers.0"),
+        *_of_layer(_EXPERT, "mlp.gate.weight", *_NORMS, layer="mtp.layers.0"),
+        "mtp.fc.weight", "mtp.pre_fc_norm_hidden.weight", "model.norm.weight", "lm_head.weight",
+    ),
+    "lfm2-moe": (
+        *_of_layer("feed_forward.experts.5.w3.weight", "feed_forward.gate.weight",
+                   "feed_forward.expert_bias", "operator_norm.weight",
+                   "self_attn.k_layernorm.weight", "self_attn.out_proj.weight"),
+        *_of_layer("conv.in_proj.weight", "conv.conv.weight", "conv.out_proj.weight",
+                   "feed_forward.w1.weight", layer="model.layers.0"),
+        "model.embedding_norm.weight",
+    ),
+}  # fmt: skip
+
+
 def with_one_byte_flipped(checkpoint: Path, copy: Path, tensor: str, element: int) -> Path:
+    return with_bytes_flipped(checkpoint, copy, {tensor: element})
+
+
+def with_bytes_flipped(checkpoint: Path, copy: Path, elements: Mapping[str, int]) -> Path:
+    """A copy of which the low bit of one byte a tensor is flipped, at twice the given number."""
     shutil.copytree(checkpoint, copy)
-    entry = ModelCheckpoint(copy).entries[tensor]
-    with (copy / entry.file.name).open("r+b") as file:
-        file.seek(entry.offset + 2 * element)
-        byte = file.read(1)[0]
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 1]))
+    entries = Checkpoint(copy).entries
+    for tensor, element in elements.items():
+        entry = entries[tensor]
+        with (copy / entry.file.name).open("r+b") as file:
+            file.seek(entry.offset + 2 * element)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
     return copy

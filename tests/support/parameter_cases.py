@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.base.bits import Nan
 from harness.compare.difference import Difference
 from harness.compare.parameter_comparison import ParameterComparison
+from harness.compare.pieces import USUAL, PieceSize
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import Packing
 from harness.devices.tensors import DeviceTensor
@@ -28,13 +30,19 @@ class Case:
     part: Part
     device: PackedParameters
     mesh: Mesh
+    size: PieceSize = USUAL
 
     def compared(
-        self, tensors: list[DeviceTensor] | None = None
+        self, tensors: list[DeviceTensor] | None = None, nan: Nan = Nan.PAYLOAD
     ) -> tuple[list[Difference], list[Diagnosis], ParameterComparison]:
         (reference,) = [p for p in reference_parts(self.checkpoint) if p.part is self.part]
         comparison = ParameterComparison(
-            reference, tensors or self.device.tensors(), self.mesh, packing=Packing()
+            reference,
+            tensors or self.device.tensors(),
+            self.mesh,
+            packing=Packing(),
+            nan=nan,
+            size=self.size,
         )
         differences = list(comparison.differences())
         return differences, ParameterExplainer(comparison).diagnose(differences), comparison

@@ -69,6 +69,17 @@ _QWEN3_5: dict[str, Any] = {
     "vision_config": _VISION,
 }  # fmt: skip
 
+_SHARED_HIDDEN = {key: size for key, size in _TEXT.items() if key != "head_dim"}
+#: Three layers, of which the first is dense.
+_DENSE_FIRST: dict[str, Any] = {
+    "num_hidden_layers": 3,
+    "moe_intermediate_size": 48,
+    "intermediate_size": 96,
+}
+_QWEN3_NEXT: dict[str, Any] = {
+    key: value for key, value in _QWEN3_5["text_config"].items() if key != "rope_parameters"
+}
+
 _VL_MODEL = ("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig")
 _QWEN3_MODEL = ("Qwen3MoeForCausalLM", "Qwen3MoeConfig")
 
@@ -88,13 +99,18 @@ SAVED = {
     "qwen3-moe": Saved(*_QWEN3_MODEL, _TEXT | _QWEN3),
     "qwen3-moe, f32": Saved(*_QWEN3_MODEL, _TEXT | _QWEN3, dtype="float32"),
     "qwen3-moe, f16": Saved(*_QWEN3_MODEL, _TEXT | _QWEN3, dtype="float16"),
+    "qwen3-moe, dense layers": Saved(
+        *_QWEN3_MODEL,
+        _TEXT | _QWEN3 | {"num_hidden_layers": 4, "mlp_only_layers": [1],
+                          "decoder_sparse_step": 2},
+    ),
     "mixtral": Saved(
         "MixtralForCausalLM", "MixtralConfig",
         _TEXT | {"intermediate_size": 48, "num_local_experts": 8},
     ),
     "granite-moe": Saved(
         "GraniteMoeForCausalLM", "GraniteMoeConfig",
-        _TEXT | {"intermediate_size": 48, "num_local_experts": 8},
+        _TEXT | {"intermediate_size": 48, "num_local_experts": 8, "head_dim": 16},
     ),
     "llama4": Saved(
         "Llama4ForCausalLM", "Llama4TextConfig",
@@ -103,6 +119,48 @@ SAVED = {
     ),
     "gpt-oss": Saved(
         "GptOssForCausalLM", "GptOssConfig",
+        _TEXT | {"intermediate_size": 48, "num_local_experts": 8},
+    ),
+    "olmoe": Saved(
+        "OlmoeForCausalLM", "OlmoeConfig",
+        _SHARED_HIDDEN | {"intermediate_size": 48, "num_experts": 8},
+    ),
+    "glm4-moe": Saved(
+        "Glm4MoeForCausalLM", "Glm4MoeConfig",
+        _TEXT | _DENSE_FIRST | {
+            "n_routed_experts": 8, "first_k_dense_replace": 1, "n_shared_experts": 1,
+            "attention_bias": True, "use_qk_norm": True,
+        },
+    ),
+    "ernie4.5-moe": Saved(
+        "Ernie4_5_MoeForCausalLM", "Ernie4_5_MoeConfig",
+        _TEXT | _DENSE_FIRST | {
+            "moe_num_experts": 8, "moe_k": 2, "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+        },
+    ),
+    "ernie4.5-moe, tied": Saved(
+        "Ernie4_5_MoeForCausalLM", "Ernie4_5_MoeConfig",
+        _TEXT | _DENSE_FIRST | {"moe_num_experts": 8, "moe_layer_start_index": 1}, tied=True,
+    ),
+    "lfm2-moe": Saved(
+        "Lfm2MoeForCausalLM", "Lfm2MoeConfig",
+        _SHARED_HIDDEN | _DENSE_FIRST | {
+            "num_experts": 8, "num_dense_layers": 1,
+            "layer_types": ["conv", "conv", "full_attention"],
+        },
+    ),
+    "qwen3-next": Saved("Qwen3NextForCausalLM", "Qwen3NextConfig", _QWEN3_NEXT),
+    "deepseek-v3": Saved(
+        "DeepseekV3ForCausalLM", "DeepseekV3Config",
+        _SHARED_HIDDEN | _DENSE_FIRST | {
+            "num_key_value_heads": 8, "n_routed_experts": 8, "first_k_dense_replace": 1,
+            "n_group": 1, "topk_group": 1, "q_lora_rank": 64, "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "num_mtp_layers": 0,
+        },
+    ),
+    "minimax-m2": Saved(
+        "MiniMaxM2ForCausalLM", "MiniMaxM2Config",
         _TEXT | {"intermediate_size": 48, "num_local_experts": 8},
     ),
 }  # fmt: skip

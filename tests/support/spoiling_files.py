@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint.checkpoint import INDEX, SINGLE_FILE
+from harness.checkpoint.checkpoint import INDEX
 from tests.support.spoiling import FIRST, SECOND, edit_header, edit_json
 
 
@@ -112,18 +111,6 @@ SPECIAL: list[tuple[Callable[[Path], object], str]] = [
     (link_to("/dev/zero"), "a device"),
     (link_to("nowhere"), "a link that leads nowhere"),
 ]
-
-
-def consolidated_beside(at: Path) -> None:
-    shutil.copy(at / FIRST, at / "consolidated.safetensors")
-
-
-def a_file_of_an_older_download(at: Path) -> None:
-    shutil.copy(at / FIRST, at / "model-00001-of-00009.safetensors")
-
-
-def a_single_file_beside_the_sharded(at: Path) -> None:
-    shutil.copy(at / FIRST, at / SINGLE_FILE)
 
 
 def a_tensor_in_two_files(at: Path) -> None:
@@ -244,7 +231,4 @@ MORE_DEFECTS: list[tuple[Callable[[Path], None], str]] = [
         for name in ("z.safetensors", "tokenizer.json", "chat_template.jinja")
         for make, kind in SPECIAL
     ),
-    (consolidated_beside, "the index does not name: 'consolidated.safetensors'"),
-    (a_file_of_an_older_download, "the index does not name: 'model-00001-of-00009"),
-    (a_single_file_beside_the_sharded, "the index does not name: 'model.safetensors'"),
 ]

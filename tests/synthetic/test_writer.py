@@ -13,7 +13,6 @@ from harness.checkpoint.checkpoint import INDEX
 from harness.families.experts import reference_parts
 from harness.families.model import ModelCheckpoint
 from harness.families.registry import families
-from harness.synthetic import writer
 from harness.synthetic.values import CORNERS
 from harness.synthetic.writer import write_checkpoint
 
@@ -80,7 +79,7 @@ def test_published_shapes_with_fewer_layers_and_experts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "options", "match"),
     [
-        ("gpt-oss", {}, "unknown family"),
+        ("gpt-oss", {}, "unknown recipe"),
         ("qwen3.5-mtp", {"shapes": "huge"}, "unknown shapes"),
         ("qwen3.5-mtp", {"shapes": "published:qwen3-vl-30b-a3b"}, "unknown shapes"),
         ("qwen3.5-mtp", {"layers": 0}, "0 layers"),
@@ -105,10 +104,10 @@ def test_an_existing_path_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(writer, "_write_json", fail)
+    monkeypatch.setattr(Path, "write_text", fail)
     with pytest.raises(NotWritten, match="disk full"):
         write_checkpoint("qwen3.5-moe", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from harness.base.errors import InternalError
 from harness.compare.accounting import CUT, left_alone
-from harness.compare.difference import Difference, Kind, Tally
+from harness.compare.difference import Difference, Kind, Tally, TensorUnread
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.selection import Chosen
 from harness.compare.words import device_words, source_words
@@ -213,3 +214,40 @@ def test_what_was_not_compared_is_counted(compared: int, parts: list[Part], told
 def test_no_part_is_not_covered() -> None:
     with pytest.raises(InternalError, match="not all was compared: no part"):
         require_covered([], [])
+
+
+def gathered(part: ReferencePart, lost: int | None = None) -> Ledger:
+    """The ledger of a model that takes the whole stream first; one call of a kind may be lost."""
+    streamed = list(part.checkpoint.entries)
+    below = "model.layers.{}.block_sparse_moe.experts.routed_experts.{}"
+    calls = [
+        call(below.format(layer, name), shard_id=shard, expert_id=expert, source=streamed[-1])
+        for layer in part.layers
+        for expert in range(part.shape.experts)
+        for name, shard in (("w13_weight", "w1"), ("w13_weight", "w3"), ("w2_weight", "w2"))
+    ]
+    for rule in part.checkpoint.family.rules:
+        for layer in (0, 1) if r"\d+" in rule.pattern.pattern else (0,):
+            name = rule.pattern.pattern.replace(r"\d+", str(layer)).replace("\\", "")
+            calls += [call(re.sub("[()]", "", name), source=streamed[-1])] * len(rule.sources)
+    if lost is not None:
+        calls.pop(lost)
+    return Ledger(streamed=streamed, calls=calls, finished=True)
+
+
+@pytest.mark.parametrize(
+    ("lost", "unread"),
+    [
+        (None, set()),
+        (0, {"block_sparse_moe.input_linear", "block_sparse_moe.output_linear"}),
+        (-1, {"lm_head"}),
+    ],
+)
+def test_a_stream_that_is_gathered_first_is_accounted_for_by_parameters(
+    tiny_checkpoints: dict[str, Path], lost: int | None, unread: set[str]
+) -> None:
+    (part,) = reference_parts(ModelCheckpoint(tiny_checkpoints["granite-moe"]))
+    _, differences = coverage(part, gathered(part, lost))
+    names = {each.tensor for each in differences if isinstance(each, TensorUnread)}
+    ends = {name.removeprefix("model.layers.0.").removesuffix(".weight") for name in names}
+    assert ends == unread

@@ -17,7 +17,7 @@ from harness.compare.expert_comparison import PartComparison, tally_of
 from harness.compare.selection import Chosen
 from harness.devices.expert_layout import Backend
 from harness.families.experts import ReferencePart, reference_parts
-from harness.families.family import Part
+from harness.families.family import Part, Storage
 from harness.families.model import ModelCheckpoint
 from harness.load import engine
 from harness.load.ledger import Ledger
@@ -204,9 +204,9 @@ def test_a_request_for_one_part_leaves_the_other_alone(
 def test_one_checkpoint_is_opened_once(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
-    def noted(path: str) -> ModelCheckpoint:
+    def noted(path: str, *storage: Storage | None) -> ModelCheckpoint:
         opened.append((path, time.monotonic()))
-        return ModelCheckpoint(path)
+        return ModelCheckpoint(path, *storage)
 
     request, report = given()
     monkeypatch.setattr(job, "ModelCheckpoint", noted)

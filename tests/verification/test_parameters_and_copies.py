@@ -150,6 +150,7 @@ def test_what_a_release_does_to_parameters() -> None:
     assert driver.packing({"tpu-inference": "0.26.0"}) == Packing()
     old = driver.packing({"tpu-inference": "0.21.0"})
     assert (old.transposes, old.repeats, old.divides) == (False, False, True)
+    assert driver.packing({"vllm": "0.26.1"}).vllm == (0, 26, 1)
     assert driver_named("torch-xla").packing({}) == HOST
 
 

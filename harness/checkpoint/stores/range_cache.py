@@ -27,6 +27,12 @@ class RangeCache:
         self._lock = Lock()
         self.nbytes = 0
 
+    @property
+    def kept(self) -> tuple[Range, ...]:
+        """The ranges it holds, the one that was asked for longest ago first."""
+        with self._lock:
+            return tuple(self._ranges)
+
     def get(self, key: Range, read: Callable[[], bytes]) -> bytes:
         """What is kept for ``key``, or what ``read`` gives; whoever waits for it gets its error."""
         with self._lock:

@@ -30,7 +30,9 @@ from harness.checkpoint.stores.trouble import (
 )
 
 _MD5_ETAG = re.compile(r"[0-9a-f]{32}")  # of an upload in parts: "…-N", no digest of the whole
-_CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 10, 60, 3
+_CONNECT_SECONDS, _READ_SECONDS = 10, 60
+#: How often a request is made before its error is the answer.
+ATTEMPTS = 3
 
 
 class S3Bucket(Bucket):
@@ -116,7 +118,7 @@ def _config() -> Any:
     return Config(
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
-        retries={"total_max_attempts": _ATTEMPTS, "mode": "standard"},
+        retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
         response_checksum_validation="when_required",
         **({"s3": {"addressing_style": "path"}} if path else {}),
         **({"signature_version": UNSIGNED} if unsigned else {}),

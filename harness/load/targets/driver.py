@@ -61,6 +61,8 @@ class Driver(ABC):
         backends: the packing of experts that follows from how they are spread.
         nan: what the way to the device does to NaNs.
         modules: of the stack, imported before the first fork; none of them touches a device.
+        lazy: what the stack imports when a load needs it first, some of it in some releases only;
+            imported then, too, where it is there, so that not each load does it again.
         imports_models: whether vLLM's modules of the families are imported then, too.
         default_devices: size of the mesh where none is asked for.
         hosts: how many a mesh can be over.
@@ -73,6 +75,7 @@ class Driver(ABC):
     backends: ClassVar[Mapping[Parallelism, Backend]]
     nan: ClassVar[Nan]
     modules: ClassVar[tuple[str, ...]]
+    lazy: ClassVar[tuple[str, ...]] = ()
     imports_models: ClassVar[bool] = True
     default_devices: ClassVar[int] = 4
     hosts: ClassVar[Limit] = Limit(

@@ -48,6 +48,7 @@ class Gpu(TpuInference):
     )
 
     modules: ClassVar = ("torch", "jax", "vllm.engine.arg_utils")
+    lazy: ClassVar = ()
     imports_models = False
 
     def target(self, devices: int | None, parallelism: Parallelism, share: Share) -> Target:

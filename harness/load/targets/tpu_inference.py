@@ -49,13 +49,25 @@ class TpuInference(Driver):
         Parallelism.EXPERT_KERNEL: Backend.FUSED_MOE,
     }
     nan = Nan.CANONICAL
-    modules: ClassVar = (
+    modules: ClassVar[tuple[str, ...]] = (
         "torch",
         "jax",
         "vllm.engine.arg_utils",
         "tpu_inference.models.vllm.vllm_model_wrapper",
         "tpu_inference.worker.tpu_worker",
     )
+    lazy: ClassVar = (
+        "ray",
+        "vllm.v1.executor.multiproc_executor",
+        "tpu_inference.core.sched.dp_scheduler",
+        *(
+            f"vllm.model_executor.layers.quantization.{name}"
+            for name in ("bitsandbytes", "experts_int8", "fbgemm_fp8", "fp_quant", "humming",
+                         "moe_wna16", "online.fp8", "online.nvfp4", "quark.quark")
+        ),
+        "jax.experimental.multihost_utils",
+        "torchax.ops.jtorchvision_nms",
+    )  # fmt: skip
 
     def environment(self, devices: int, parallelism: Parallelism) -> dict[str, str]:
         """What every load through tpu-inference needs."""
@@ -75,11 +87,13 @@ class TpuInference(Driver):
 
         Up to 0.21 tpu-inference keeps linear weights as [outputs, inputs]
         (``layers/vllm/quantization/configs.py``: ``P(ATTN_HEAD, None)`` for columns) and repeats
-        no k and v heads (there is no ``_tile_kv``).
+        no k and v heads (there is no ``_tile_kv``). Which linear layers it is given to process is
+        for vLLM to say.
         """
+        vllm = Version(versions["vllm"]).release if "vllm" in versions else Packing().vllm
         if Version(versions.get("tpu-inference", _NEWEST)).release < (0, 22):
-            return Packing(transposes=False, repeats=False)
-        return Packing()
+            return Packing(transposes=False, repeats=False, vllm=vllm)
+        return Packing(vllm=vllm)
 
     def load(
         self,
@@ -103,7 +117,7 @@ class TpuInference(Driver):
         devices = self.ready(target)
         started = time.perf_counter()
         _register_loader(layers)
-        by_worker = set(parts) == set(Part) and _worker_drafts_mtp()
+        by_worker = set(parts) == set(Part) and worker_drafts_mtp()
         indexes = target.device_indexes if devices is None else [d.id for d in devices]
         config = partial(_config, checkpoint, target, indexes, overrides)
         worker = self._ready_worker(config(draft=by_worker), target, devices, indexes)
@@ -126,8 +140,8 @@ class TpuInference(Driver):
     ) -> Any:
         """A worker with its devices and mesh, about to load."""
         worker = _worker(config, target, devices)
-        self._with_memory_logged(worker.init_device)
-        _require_mesh(worker, target, indexes if self.can(Capability.FIXED_ORDER) else ())
+        self.with_memory_logged(worker.init_device)
+        require_mesh(worker, target, indexes if self.can(Capability.FIXED_ORDER) else ())
         if target.hosts > 1:
             _load_as_one_of_several()
         return worker
@@ -139,7 +153,7 @@ class TpuInference(Driver):
         states: dict[Part, Mapping[str, Any]] = {}
         entry = [_WORKER]
         if Part.DECODER in parts:
-            self._with_memory_logged(worker.load_model)
+            self.with_memory_logged(worker.load_model)
             states[Part.DECODER] = worker.model_runner.state
             entry.append("TPUWorker.load_model")
         if by_worker:
@@ -177,7 +191,7 @@ class TpuInference(Driver):
             axes=tuple((str(n), int(s)) for n, s in mesh.shape.items()),
         )
 
-    def _with_memory_logged(self, step: Callable[[], None]) -> None:
+    def with_memory_logged(self, step: Callable[[], None]) -> None:
         """Run a step of the worker whose last statement logs the devices' memory.
 
         ``TPUWorker.init_device`` and ``TPUModelRunner.load_model`` end by logging
@@ -272,7 +286,7 @@ def _name(device: Any) -> str:
     return f"{device.platform}:{device.id}"
 
 
-def _worker_drafts_mtp() -> bool:
+def worker_drafts_mtp() -> bool:
     """Whether the worker's runner takes method ``mtp``: from 0.22 on.
 
     0.21 raises NotImplementedError for all but ``ngram`` and ``eagle3`` (tpu-inference
@@ -293,7 +307,7 @@ def _draft_alone(worker: Any, config: Any) -> Mapping[str, Any]:
     return state
 
 
-def _require_mesh(worker: Any, target: Target, indexes: Sequence[int]) -> None:
+def require_mesh(worker: Any, target: Target, indexes: Sequence[int]) -> None:
     """Upstream's mesh is of the target's devices; in the order of ``indexes``, if there are any.
 
     Without device indexes upstream orders a TPU's devices by how they are wired: four of a v6e as

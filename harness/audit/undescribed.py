@@ -1,23 +1,99 @@
-"""The models whose calls are recorded: one row each.
+"""The architectures that upstream has and no family describes: one row each, for the audit.
 
-Names and layouts are those of the published checkpoints; the model classes' ``load_weights`` in
-vLLM take no others. Only routers and routed experts are fed: how experts are called does not
-depend on the rest.
+The others stand in ``harness/families``; :func:`harness.audit.run.sources` puts both into one
+table, in which a family replaces the row of its architecture. Names and layouts are those of the
+published checkpoints; the model classes' ``load_weights`` in vLLM take no others. Only routers and
+routed experts are fed: how experts are called does not depend on the rest.
+
+Hidden size 64, experts 40 wide, 4 of them, 2 layers, unless a model asks for more. 2 · 40 is not
+64: vLLM 0.26 guesses a fused tensor's orientation from its shape.
 """
 
 from __future__ import annotations
 
-from harness.audit.model import (
-    HEADS,
-    KV_HEADS,
-    LAYERS,
-    TOP_K,
-    D,
-    E,
-    F,
-    Model,
-    per_expert,
-)
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from harness.audit.feeding import ModelSource
+
+D, F, E, LAYERS, TOP_K, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 64, 40, 4, 2, 2, 4, 2, 16, 128
+
+Shape = tuple[int, ...]
+
+GATE, UP, DOWN = (F, D), (F, D), (D, F)
+
+
+@dataclass(frozen=True)
+class Undescribed:
+    """An architecture that no family describes: how to build a tiny one, and what to feed it.
+
+    Attributes:
+        architecture: as ``config.json`` and vLLM's registry call it.
+        model_type: as transformers calls it.
+        config: what is not common to all.
+        tensors: name and shape; ``{layer}`` and ``{expert}`` run.
+        first_layer: the first layer with experts.
+        layers: how many layers there are.
+        environment: what the stack needs to build it here.
+    """
+
+    architecture: str
+    model_type: str
+    tensors: dict[str, Shape]
+    config: dict[str, Any] = field(default_factory=dict)
+    first_layer: int = 0
+    layers: int = LAYERS
+    name: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """The name the row goes by: the architecture, with a word where it has several rows."""
+        return " ".join(filter(None, [self.architecture, self.name]))
+
+    def source(self) -> ModelSource:
+        """What the recorder builds and feeds."""
+        return ModelSource(
+            config=self._config(), tensors=tuple(self._expanded()), environment=self.environment
+        )
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            "dtype": "bfloat16",
+            "hidden_size": D,
+            "intermediate_size": 2 * F,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": KV_HEADS,
+            "head_dim": HEAD_DIM,
+            "max_position_embeddings": 1024,
+            "rms_norm_eps": 1e-6,
+            "hidden_act": "silu",
+            "vocab_size": VOCABULARY,
+            "tie_word_embeddings": False,
+        } | self.config
+
+    def _expanded(self) -> list[tuple[str, Shape]]:
+        out = []
+        for name, shape in self.tensors.items():
+            experts = range(E) if "{expert}" in name else range(1)
+            for layer, expert in product(range(self.first_layer, self.layers), experts):
+                out.append((name.format(layer=layer, expert=expert), shape))
+        return list(dict.fromkeys(out))
+
+
+def per_expert(
+    prefix: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+) -> dict[str, Shape]:
+    """Three matrices an expert: gate, up, down."""
+    return {
+        f"{prefix}.{{expert}}.{name}.weight": shape
+        for name, shape in zip(names, (GATE, UP, DOWN), strict=True)
+    }
+
 
 _MLP = "model.layers.{layer}.mlp"
 _SPARSE = "model.layers.{layer}.block_sparse_moe"
@@ -55,15 +131,14 @@ _GRANITE = {
     f"{_SPARSE}.router.layer.weight": (E, D),
 }
 
-MODELS: tuple[Model, ...] = (
-    Model("Qwen3MoeForCausalLM", "qwen3_moe", _EXPERTS, _ROUTED | {"norm_topk_prob": True}),
-    Model(
+UNDESCRIBED: tuple[Undescribed, ...] = (
+    Undescribed(
         "Qwen2MoeForCausalLM",
         "qwen2_moe",
         _EXPERTS,
         _ROUTED | {"shared_expert_intermediate_size": F},
     ),
-    Model(
+    Undescribed(
         "Qwen3NextForCausalLM",
         "qwen3_next",
         _EXPERTS,
@@ -79,8 +154,8 @@ MODELS: tuple[Model, ...] = (
             "linear_conv_kernel_dim": 4,
         },
     ),
-    Model("MixtralForCausalLM", "mixtral", _W123, _LOCAL),
-    Model(
+    Undescribed("MixtralForCausalLM", "mixtral", _W123, _LOCAL),
+    Undescribed(
         "DeepseekV2ForCausalLM",
         "deepseek_v2",
         _EXPERTS,
@@ -88,7 +163,7 @@ MODELS: tuple[Model, ...] = (
         first_layer=1,
         environment=_NO_MLA,
     ),
-    Model(
+    Undescribed(
         "DeepseekV3ForCausalLM",
         "deepseek_v3",
         _BIASED,
@@ -96,8 +171,8 @@ MODELS: tuple[Model, ...] = (
         first_layer=1,
         environment=_NO_MLA,
     ),
-    Model("Glm4MoeForCausalLM", "glm4_moe", _BIASED, _DEEPSEEK, first_layer=1),
-    Model(
+    Undescribed("Glm4MoeForCausalLM", "glm4_moe", _BIASED, _DEEPSEEK, first_layer=1),
+    Undescribed(
         "Glm4MoeLiteForCausalLM",
         "glm4_moe_lite",
         _BIASED,
@@ -105,7 +180,7 @@ MODELS: tuple[Model, ...] = (
         first_layer=1,
         environment=_NO_MLA,
     ),
-    Model(
+    Undescribed(
         "GptOssForCausalLM",
         "gpt_oss",
         {
@@ -119,7 +194,7 @@ MODELS: tuple[Model, ...] = (
         _LOCAL,
         name="bf16",
     ),
-    Model(
+    Undescribed(
         "Llama4ForCausalLM",
         "llama4_text",
         {
@@ -136,15 +211,15 @@ MODELS: tuple[Model, ...] = (
             "attention_chunk_size": 512,
         },
     ),
-    Model(
+    Undescribed(
         "OlmoeForCausalLM",
         "olmoe",
         _EXPERTS,
         _ROUTED | {"intermediate_size": F},
     ),
-    Model("PhiMoEForCausalLM", "phimoe", _W123, _LOCAL),
-    Model("GraniteMoeForCausalLM", "granitemoe", _GRANITE, _LOCAL),
-    Model(
+    Undescribed("PhiMoEForCausalLM", "phimoe", _W123, _LOCAL),
+    Undescribed("GraniteMoeForCausalLM", "granitemoe", _GRANITE, _LOCAL),
+    Undescribed(
         "DbrxForCausalLM",
         "dbrx",
         {
@@ -162,7 +237,7 @@ MODELS: tuple[Model, ...] = (
             "ffn_config": {"ffn_hidden_size": F, "moe_num_experts": E, "moe_top_k": TOP_K},
         },
     ),
-    Model(
+    Undescribed(
         "Ernie4_5_MoeForCausalLM",
         "ernie4_5_moe",
         _EXPERTS,
@@ -176,7 +251,7 @@ MODELS: tuple[Model, ...] = (
             "moe_layer_interval": 1,
         },
     ),
-    Model(
+    Undescribed(
         "MiniMaxM2ForCausalLM",
         "minimax_m2",
         _W123 | {f"{_SPARSE}.e_score_correction_bias": (E,)},
@@ -189,14 +264,14 @@ MODELS: tuple[Model, ...] = (
             "rotary_dim": 8,
         },
     ),
-    Model(
+    Undescribed(
         "Dots1ForCausalLM",
         "dots1",
         _BIASED,
         _DEEPSEEK | {"topk_method": "noaux_tc", "scoring_func": "noaux_tc"},
         first_layer=1,
     ),
-    Model(
+    Undescribed(
         "JambaForCausalLM",
         "jamba",
         per_expert("model.layers.{layer}.feed_forward.experts")
@@ -212,7 +287,7 @@ MODELS: tuple[Model, ...] = (
             "use_mamba_kernels": False,
         },
     ),
-    Model(
+    Undescribed(
         "Lfm2MoeForCausalLM",
         "lfm2_moe",
         per_expert("model.layers.{layer}.feed_forward.experts", ("w1", "w3", "w2"))
@@ -220,13 +295,13 @@ MODELS: tuple[Model, ...] = (
         _ROUTED
         | {"num_dense_layers": 0, "layer_types": ["full_attention"] * LAYERS, "norm_eps": 1e-6},
     ),
-    Model(
+    Undescribed(
         "FlexOlmoForCausalLM",
         "flex_olmo",
         _EXPERTS,
         _ROUTED | {"intermediate_size": F},
     ),
-    Model(
+    Undescribed(
         "HunYuanMoEV1ForCausalLM",
         "hunyuan_v1_moe",
         per_expert(f"{_MLP}.experts") | {f"{_MLP}.gate.wg.weight": (E, D)},
@@ -239,7 +314,7 @@ MODELS: tuple[Model, ...] = (
             "use_mixed_mlp_moe": True,
         },
     ),
-    Model(
+    Undescribed(
         "AfmoeForCausalLM",
         "afmoe",
         per_expert(f"{_MLP}.experts") | {f"{_MLP}.router.gate.weight": (E, D)},
@@ -252,13 +327,13 @@ MODELS: tuple[Model, ...] = (
         },
         first_layer=1,
     ),
-    Model(
+    Undescribed(
         "GraniteMoeSharedForCausalLM",
         "granitemoeshared",
         _GRANITE,
         _LOCAL | {"shared_intermediate_size": F},
     ),
-    Model(
+    Undescribed(
         "HYV3ForCausalLM",
         "hy_v3",
         per_expert(f"{_MLP}.experts") | {f"{_MLP}.router.gate.weight": (E, D)},
@@ -273,7 +348,7 @@ MODELS: tuple[Model, ...] = (
         },
         first_layer=1,
     ),
-    Model(
+    Undescribed(
         "HYV4ForCausalLM",
         "hy_v4",
         {

@@ -1,0 +1,77 @@
+"""Rows that follow from a rule: every recipe of every family, each expert cut and each whole.
+
+A family brings its rows by being there. A row of the catalogue that asks for the same load, under
+an id and with a sentence of its own, stands in the place of the rule's.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness.families.family import Recipe
+from harness.families.registry import families, recipes
+from harness.load.target import Parallelism
+
+from .scenario import Scenario
+
+#: By the end of its id: how a row spreads experts, and that in words.
+_SPREADS: dict[str, tuple[Parallelism | None, str]] = {
+    "": (None, "each expert cut over all devices"),
+    "-experts-whole": (Parallelism.EXPERT, "each expert whole on one device (GMM_EP)"),
+}
+#: By recipe, what else its rows are made with: a recipe that upstream loads in no other way.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "lfm2-moe": {"tied": True},  # as published
+}
+
+
+def all_by_rule() -> tuple[Scenario, ...]:
+    """Every row of the rule."""
+    return tuple(row for _, recipe in recipes().values() for row in _rows(recipe))
+
+
+def by_rule(written: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """The rows of the rule, but for those that ask for the load of one of ``written``."""
+    loads = {_load(row) for row in written}
+    return tuple(row for row in all_by_rule() if _load(row) not in loads)
+
+
+def plain(rows: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """Those of ``rows`` that ask for a load of the rule, whatever they are called, in its order."""
+    by_load = {_load(row): row for row in rows}
+    return tuple(by_load[_load(row)] for row in all_by_rule() if _load(row) in by_load)
+
+
+def chosen(written: Sequence[Scenario], rows: Sequence[Scenario]) -> tuple[Scenario, ...]:
+    """Of the rule's ``rows`` those that every run takes: one of each family.
+
+    A family whose load is in a row of ``written`` has its own there. Which row stands for a family
+    follows from its name alone, so that it stays when others come.
+    """
+    there = {row.recipe for row in plain(written)}
+    picked = []
+    for family in families():
+        names = {recipe.name for recipe in family.recipes}
+        own = [row for row in rows if row.recipe in names]
+        if own and not names & there:
+            picked.append(own[zlib.crc32(family.name.encode()) % len(own)])
+    return tuple(picked)
+
+
+def _rows(recipe: Recipe) -> Iterator[Scenario]:
+    for end, (parallelism, words) in _SPREADS.items():
+        yield Scenario(
+            f"{recipe.name}{end}",
+            f"A checkpoint of {recipe.name} ({recipe.summary}) is loaded, {words}.",
+            recipe.name,
+            parallelism=parallelism,
+            **OPTIONS.get(recipe.name, {}),
+        )
+
+
+def _load(row: Scenario) -> str:
+    """What a row asks for, whatever it is called."""
+    return repr(replace(row, id="", why=""))
