@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -127,7 +128,7 @@ def test_the_environment_for_gpus_is_one_of_its_own(
     setup: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has the pins of its stack and those for a GPU; the stack's own stays as it is."""
-    calls: list[tuple[object, ...]] = []
+    calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(setup, "environment", lambda *args, **kept: calls.append((*args, kept)))
     setup.made("0.32", "gpu")
     setup.made("0.32", "emulated")
