@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from harness.families.family import Projection
 
-_EXPERT_PARAMETER = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:\w+\.)*(w13_weight|w2_weight)$")
+_EXPERT_PARAMETER = re.compile(
+    r"(?:^|\.)layers\.(\d+)\.(?:\w+\.)*experts\.(?:routed_experts\.)?(w13_weight|w2_weight)$"
+)
 
 #: The shard ids of vLLM's experts (``fused_moe/layer.py``, ``FusedMoE.weight_loader``).
 SHARD_OF: dict[Projection, str] = {
@@ -185,16 +187,17 @@ class Ledger:
         found = map(_EXPERT_PARAMETER.search, self.processed)
         return sorted({int(match[1]) for match in found if match})
 
-    @property
-    def is_gathered(self) -> bool:
-        """Whether the model took the whole stream before it called a loader.
+    def gathered(self) -> list[LoaderCall]:
+        """Calls for tensors that the model had taken from the stream before.
 
-        Granite-MoE does (``models/granitemoe.py``, ``load_weights``, 0.26). What a call loads is
-        then not the tensor that was streamed last.
+        Granite-MoE takes all of them first (``models/granitemoe.py``, ``load_weights``, 0.26). What
+        was streamed last then seems to be the source of all calls: more than a tensor has, which
+        is for one parameter, or two that are tied.
         """
-        return len(self.streamed) > 1 and {call.source for call in self.calls} == {
-            self.streamed[-1]
-        }
+        parameters: dict[str, set[str]] = {}
+        for call in self.calls:
+            parameters.setdefault(call.source, set()).add(call.parameter)
+        return [call for call in self.calls if len(parameters[call.source]) > 2]
 
     def unread(self) -> list[str]:
         """Streamed tensors that no loader was called for, and that no parameter could hide."""

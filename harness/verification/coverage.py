@@ -133,13 +133,16 @@ def coverage(
 def _not_read(part: ReferencePart, ledger: Ledger) -> set[str]:
     """Streamed tensors that no loader was called for.
 
-    Of a gathered stream the parameters tell that the calls were for: one of several tensors counts
-    with as many calls, a layer's experts once all have come.
+    Of what was gathered first the parameters tell that the calls were for: one of several tensors
+    counts with as many calls, a layer's experts once all have come.
     """
-    if not ledger.is_gathered:
+    gathered = ledger.gathered()
+    if not gathered:
         return set(ledger.unread())
-    family, read = part.checkpoint.family, set[str]()
-    for parameter, calls in Counter(call.parameter for call in ledger.calls).items():
+    unknown = {call.source for call in gathered}
+    read = {call.source for call in ledger.calls} - unknown
+    family = part.checkpoint.family
+    for parameter, calls in Counter(call.parameter for call in gathered).items():
         _, sources = family.rule_for(family.in_checkpoint(part.part, parameter)) or (None, ())
         read |= set(sources) if calls >= len(sources) else set()
     missing = ledger.undelivered(part.layers, part.shape.experts)

@@ -102,7 +102,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "llama4": (
         *_of_layer("feed_forward.experts.gate_up_proj", "feed_forward.experts.down_proj",
                    "feed_forward.router.weight", "feed_forward.shared_expert.up_proj.weight",
-                   "self_attn.q_proj.weight", "self_attn.k_proj.weight", *_PLAIN_NORMS, layer="model.layers.1"),
+                   "self_attn.q_proj.weight", "self_attn.k_proj.weight", *_PLAIN_NORMS,
+                   layer="model.layers.1"),
         "model.layers.0.feed_forward.down_proj.weight", "model.norm.weight", "lm_head.weight",
     ),
     "ernie4.5-moe": (
@@ -125,6 +126,13 @@ KINDS: dict[str, tuple[str, ...]] = {
         *_of_layer("conv.in_proj.weight", "conv.conv.weight", "conv.out_proj.weight",
                    "feed_forward.w1.weight", layer="model.layers.0"),
         "model.embedding_norm.weight",
+    ),
+    "deepseek-v3": (
+        *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.gate.e_score_correction_bias",
+                   "mlp.shared_experts.gate_proj.weight", "input_layernorm.weight",
+                   "self_attn.q_a_proj.weight", "self_attn.kv_a_proj_with_mqa.weight",
+                   "self_attn.kv_b_proj.weight", "self_attn.kv_a_layernorm.weight"),
+        "model.layers.0.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight",
     ),
 }  # fmt: skip
 

@@ -217,8 +217,8 @@ def test_no_part_is_not_covered() -> None:
 
 
 def gathered(part: ReferencePart, lost: int | None = None) -> Ledger:
-    """The ledger of a model that takes the whole stream first; one call of a kind may be lost."""
-    streamed = list(part.checkpoint.entries)
+    """The ledger of a model that takes all but the head first; one call of a kind may be lost."""
+    streamed = sorted(part.checkpoint.entries)
     below = "model.layers.{}.block_sparse_moe.experts.routed_experts.{}"
     calls = [
         call(below.format(layer, name), shard_id=shard, expert_id=expert, source=streamed[-1])
@@ -229,7 +229,9 @@ def gathered(part: ReferencePart, lost: int | None = None) -> Ledger:
     for rule in part.checkpoint.family.rules:
         for layer in (0, 1) if r"\d+" in rule.pattern.pattern else (0,):
             name = rule.pattern.pattern.replace(r"\d+", str(layer)).replace("\\", "")
-            calls += [call(re.sub("[()]", "", name), source=streamed[-1])] * len(rule.sources)
+            name = re.sub("[()]", "", name)
+            source = name if name == HEAD else streamed[-1]
+            calls += [call(name, source=source)] * len(rule.sources)
     if lost is not None:
         calls.pop(lost)
     return Ledger(streamed=streamed, calls=calls, finished=True)
