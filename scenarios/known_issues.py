@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from harness.compare.difference import Kind
 from harness.explain.causes import Cause
 from harness.families.family import Part, Projection, Storage
-from harness.load.target import Parallelism
 from harness.report.known_issue import (
     KnownIssue,
     Load,
@@ -128,19 +127,6 @@ def corners(load: Load) -> Iterator[Sign]:
                 yield Sign(
                     Cause.WRONG_CORNER, Kind.BITS, Part.DECODER, layer, expert, projection, array
                 )
-
-
-def _flushed(load: Load) -> Iterator[Sign]:
-    """The matrices of every expert that upstream packs on the host: w13, and w2 for the kernel."""
-    kernel = load.parallelism is Parallelism.EXPERT_KERNEL
-    for part, layers in load.layers.items():
-        for layer in layers:
-            for expert in range(load.experts):
-                for projection in (Projection.GATE, Projection.UP, Projection.DOWN)[: 2 + kernel]:
-                    array = "w2_weight" if projection is Projection.DOWN else "w13_weight"
-                    yield Sign(
-                        Cause.SUBNORMALS_FLUSHED, Kind.BITS, part, layer, expert, projection, array
-                    )
 
 
 _ISSUES: tuple[KnownIssue, ...] = (
@@ -396,18 +382,6 @@ _ISSUES: tuple[KnownIssue, ...] = (
             r"_process_quantized_moe_weights_impl: .*with_sharding_constraint\(.*",
             stage=Stage.PROCESSING,
         ),
-    ),
-    KnownIssue(
-        id="subnormals-flushed-on-the-host",
-        owner=Owner.TPU_INFERENCE,
-        nature=Nature.BUG,
-        reason="experts whose sizes have to be padded are packed by XLA on the host's CPU, where "
-        "JAX has one; on CPUs with AVX512_BF16 that takes subnormals for zero. "
-        "XLA_FLAGS=--xla_cpu_max_isa=AVX512 keeps them",
-        releases=("tpu-inference>=0.32",),
-        when=lambda load: load.flushing_host and not load.fp8,
-        differs=_flushed,
-        targets=("gpu",),
     ),
 )
 

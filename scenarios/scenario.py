@@ -12,7 +12,6 @@ from harness.base.bits import Nan
 from harness.families.family import Family, Part, Storage
 from harness.families.registry import recipe_named
 from harness.families.sizes import ModelShape
-from harness.load.environment import flushes_subnormals
 from harness.load.meshes import mesh_sizes
 from harness.load.target import Parallelism, Target
 from harness.report.known_issue import Load
@@ -146,7 +145,6 @@ class Scenario:
             store=str(self.store),
             latent=shape.latent is not None and "VLLM_MLA_DISABLE" not in self.stream_options,
             nested=family.is_nested,
-            flushing_host=flushes_subnormals(),
         )  # fmt: skip
 
     def _layers(

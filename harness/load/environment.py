@@ -30,19 +30,6 @@ def stack_environment() -> dict[str, str]:
     }
 
 
-def flushes_subnormals(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether XLA's programs for this host's CPU may take bf16 subnormals for zero.
-
-    They do where the CPU converts to bf16 by an instruction (``VCVTNEPS2BF16``), which does (Intel
-    SDM), unless ``XLA_FLAGS`` keeps XLA from using it: ``--xla_cpu_max_isa=AVX512``.
-    """
-    try:
-        flags = cpuinfo.read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags and "--xla_cpu_max_isa=" not in os.environ.get("XLA_FLAGS", "")
-
-
 def compilation_cache() -> dict[str, str]:
     """Have JAX keep what it compiled, by machine: a program for one CPU must not run on another.
 

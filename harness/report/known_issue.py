@@ -94,7 +94,6 @@ class Load:
         store: the scheme of the store's URL it is streamed from; empty for a directory.
         latent: attention is multi-head latent attention, and not disabled.
         nested: the language model is a module of another model, as beside a vision tower.
-        flushing_host: the host's CPU takes subnormals for zero where XLA has it convert to bf16.
     """
 
     family: str
@@ -118,7 +117,6 @@ class Load:
     store: str = ""
     latent: bool = False
     nested: bool = True
-    flushing_host: bool = False
 
     @property
     def parts(self) -> tuple[Part, ...]:
