@@ -13,6 +13,7 @@ explaining costs. Bits are compared, so the values do not matter; files are in t
 from __future__ import annotations
 
 import argparse
+import platform
 import shutil
 import tempfile
 import time
@@ -37,6 +38,7 @@ from harness.load import child
 from harness.load.ledger import POISON
 from harness.load.loaded import Loaded
 from harness.load.process import LoadProcess
+from harness.load.stack import require_stack, stack_name
 from harness.load.target import Parallelism, Target
 from harness.load.targets import tpu_inference
 from harness.load.targets.known_targets import target_named, targets
@@ -82,10 +84,14 @@ def measure(argument: bytes, meter: Meter) -> bytes:
         checkpoint=task.path, reference=task.path, target=task.target, parts=task.parts,
         num_layers=task.num_layers,
     )  # fmt: skip
-    environment = Environment(stack="", python="", versions={}, target=str(task.target))
+    versions = require_stack()
+    environment = Environment(
+        stack=stack_name(versions), python=platform.python_version(), versions=versions,
+        target=str(task.target),
+    )  # fmt: skip
     unfinished = Report(
-        checkpoint=task.path, reference=task.path, family="", status=Status.LOAD_FAILED,
-        environment=environment,
+        checkpoint=task.path, reference=task.path, family=ModelCheckpoint(task.path).family.name,
+        status=Status.LOAD_FAILED, environment=environment,
     )  # fmt: skip
     arrays = _arrays_kept()
     verification = Verification(request, unfinished, meter)

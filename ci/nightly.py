@@ -43,7 +43,7 @@ class Interrupted(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(list(sys.argv[1:] if arguments is None else arguments))
     try:
-        stacks = named(options.stacks)
+        stacks = named(options.stacks, options.target)
     except setup.SetupError as error:
         print(f"nightly: {error}", file=sys.stderr)
         return Outcome.BAD_INPUT
@@ -98,15 +98,15 @@ def split(given: Sequence[str]) -> list[str]:
     return [stack.strip() for part in whole for stack in part]
 
 
-def named(stacks: Sequence[str]) -> dict[str, str]:
+def named(stacks: Sequence[str], target: str) -> dict[str, str]:
     """The stacks by the names of their folders.
 
     Raises:
-        setup.SetupError: there is no such stack.
+        setup.SetupError: there is no such stack, or none such for ``target``.
     """
     names: dict[str, str] = {}
     for stack in stacks:
-        name = stack if stack == INSTALLED else setup.choose(stack)
+        name = stack if stack == INSTALLED else setup.chosen(stack, target)
         if stack.startswith("path:"):
             name = f"path-{name}"
         names[name if name not in names else f"{name}-{len(names) + 1}"] = stack
@@ -171,7 +171,7 @@ def provision(stack: str, options: argparse.Namespace) -> Path:
         if attempt:
             time.sleep(options.retry_seconds)
         try:
-            return setup.setup(setup.choose(stack)) / "bin"
+            return setup.made(setup.chosen(stack, options.target), options.target) / "bin"
         except setup.SetupError as without_hope:
             raise Unprovisioned(str(without_hope)) from without_hope
         except (subprocess.CalledProcessError, OSError) as again:

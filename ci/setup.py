@@ -52,10 +52,8 @@ def main() -> int:
             print(docs())
         elif options.stack == "installed":
             print(sys.prefix)
-        elif options.target == "gpu":
-            print(setup_gpu(choose_gpu(options.stack)))
         else:
-            print(setup(choose(options.stack)))
+            print(made(chosen(options.stack, options.target), options.target))
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 2
@@ -90,16 +88,21 @@ def choose(stack: str, running: tuple[int, int] = sys.version_info[:2]) -> str:
     return max(fitting, key=version)
 
 
+def chosen(stack: str, target: str) -> str:
+    """The stack asked for, or the default one, that can run on ``target``."""
+    return choose_gpu(stack) if target == "gpu" else choose(stack)
+
+
 def choose_gpu(stack: str) -> str:
     """The stack asked for, or the newest, of those that have requirements for a GPU."""
     able = sorted((path.stem for path in CUDA.glob("*.txt")), key=version)
-    chosen = choose(stack) if stack else able[-1]
-    if chosen not in able:
+    wanted = choose(stack) if stack else able[-1]
+    if wanted not in able:
         raise SetupError(
-            f"stack {chosen} has no requirements for a GPU. Expected: one of {', '.join(able)}. "
+            f"stack {wanted} has no requirements for a GPU. Expected: one of {', '.join(able)}. "
             f"Try: make verify TARGET=gpu STACK={able[-1]}."
         )
-    return chosen
+    return wanted
 
 
 def nearest(checkout: Path) -> str:
@@ -166,6 +169,11 @@ def answers(python: str) -> str:
 def environment_of(stack: str) -> Path:
     """``.venv`` for this Python's default stack, ``.venv-<stack>`` for the others."""
     return ROOT / (".venv" if stack == choose("") else f".venv-{stack}")
+
+
+def made(stack: str, target: str) -> Path:
+    """The environment of ``stack`` for ``target``, made unless it is there already."""
+    return setup_gpu(stack) if target == "gpu" else setup(stack)
 
 
 def setup(stack: str) -> Path:

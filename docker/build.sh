@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Build an image with the labels of its stack: docker/build.sh emulated|tpu [STACK] [docker options]
+# Build an image with the labels of its stack: docker/build.sh emulated|gpu|tpu [STACK] [docker options]
 # The image is moe-load-harness:<kind>-<stack>. DRY_RUN=1 prints the command instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 kind=${1:-}
 stack=${2:-0.32}
 if [[ ! -f docker/Dockerfile.$kind || ! -f ci/stacks/$stack.txt ]]; then
-  echo "usage: docker/build.sh emulated|tpu [0.21|0.22|0.26|0.32] [docker options]" >&2
+  echo "usage: docker/build.sh emulated|gpu|tpu [0.21|0.22|0.26|0.32] [docker options]" >&2
+  exit 2
+fi
+if [[ $kind == gpu && ! -f ci/stacks/cuda/$stack.txt ]]; then
+  echo "docker/build.sh: stack $stack has no requirements for a GPU, ci/stacks/cuda/$stack.txt" >&2
   exit 2
 fi
 shift $(($# < 2 ? $# : 2))

@@ -1,4 +1,4 @@
-"""Sees JAX's arrays as :class:`DeviceTensor`; JAX is not imported, only attributes are read."""
+"""Sees JAX's arrays as :class:`DeviceTensor`; JAX is imported only to read back from a device."""
 
 from __future__ import annotations
 
@@ -43,9 +43,15 @@ def _shard_from_jax(
     def read_back(index: Any) -> Bits:
         """A part, sliced on the device, so that only it travels.
 
-        JAX arrays keep what was read back of them, hence another array of the same memory.
+        A JAX array keeps what was read back of it, ``addressable_data`` gives the same one at
+        every call, and ``a[...]`` is ``a`` (0.10.2): hence a new array of the same memory each
+        time. What was read goes when the caller drops it and JAX is called again.
         """
-        bits: Bits = np.asarray(shard.data.addressable_data(0)[index]).view(bits_dtype(dtype))
+        import jax
+
+        held = shard.data.addressable_data(0)
+        again = jax.make_array_from_single_device_arrays(held.shape, held.sharding, [held])
+        bits: Bits = np.asarray(again[index]).view(bits_dtype(dtype))
         return bits
 
     def fetch(index: Any) -> Bits:

@@ -20,6 +20,7 @@ from tests.support.pipelines import ROOT, linted, program, script, tool
 
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 EMULATED = ROOT / "docker" / "Dockerfile.emulated"
+GPU = ROOT / "docker" / "Dockerfile.gpu"
 TPU = ROOT / "docker" / "Dockerfile.tpu"
 README = ROOT / "docker" / "README.md"
 STACKS = script("setup").stacks()
@@ -192,16 +193,21 @@ def test_every_stage_declares_what_it_uses(path: Path) -> None:
     assert undeclared(path) == set()
 
 
-@pytest.mark.parametrize("name", ["STACK", "TORCH"])
-def test_an_undeclared_argument_is_seen(tmp_path: Path, name: str) -> None:
-    head, stage, rest = TPU.read_text().partition("AS tpu\n")
+@pytest.mark.parametrize(("path", "name"), [(TPU, "STACK"), (TPU, "TORCH"), (GPU, "STACK")])
+def test_an_undeclared_argument_is_seen(tmp_path: Path, path: Path, name: str) -> None:
+    head, stage, rest = path.read_text().partition(f"AS {path.suffix[1:]}\n")
     (tmp_path / "Dockerfile").write_text(head + stage + rest.replace(f"ARG {name}\n", ""))
     assert undeclared(tmp_path / "Dockerfile") == {name}
 
 
-@pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize("kind", ["emulated", "tpu"])
-def test_what_docker_is_asked_to_build(stack: str, kind: str) -> None:
+BUILT = [
+    *((kind, stack) for kind in ("emulated", "tpu") for stack in STACKS),
+    *(("gpu", path.stem) for path in script("setup").CUDA.glob("*.txt")),
+]
+
+
+@pytest.mark.parametrize(("kind", "stack"), BUILT)
+def test_what_docker_is_asked_to_build(kind: str, stack: str) -> None:
     environment = {"DRY_RUN": "1", "PATH": "/usr/bin:/bin"}
     command = [str(ROOT / "docker" / "build.sh"), kind, stack, "--no-cache"]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -218,7 +224,7 @@ def test_what_docker_is_asked_to_build(stack: str, kind: str) -> None:
     assert words[-2:] == ["--no-cache", "."]
 
 
-@pytest.mark.parametrize("arguments", [[], ["cuda"], ["tpu", "0.19"]])
+@pytest.mark.parametrize("arguments", [[], ["cuda"], ["tpu", "0.19"], ["gpu", "0.26"]])
 def test_an_image_there_is_not(arguments: list[str]) -> None:
     ran = subprocess.run([ROOT / "docker" / "build.sh", *arguments], capture_output=True)
     assert ran.returncode == 2
@@ -238,12 +244,13 @@ def test_how_an_image_runs(path: Path) -> None:
         assert f"{name}=" in labels
 
 
-def test_the_emulated_image_is_not_root() -> None:
-    order = [instruction for instruction, _ in instructions(EMULATED)]
-    assert of(EMULATED, "USER") == ["1000"]
+@pytest.mark.parametrize("path", [EMULATED, GPU], ids=lambda path: path.name)
+def test_an_image_that_needs_not_be_is_not_root(path: Path) -> None:
+    order = [instruction for instruction, _ in instructions(path)]
+    assert of(path, "USER") == ["1000"]
     assert order.index("USER") < order.index("ENTRYPOINT")
     assert "RUN" not in order[order.index("USER") :]
-    assert "install --directory --owner=harness /reports" in " ".join(of(EMULATED, "RUN"))
+    assert "install --directory --owner=harness /reports" in " ".join(of(path, "RUN"))
 
 
 # The scripts the images are built with.
@@ -260,6 +267,21 @@ def test_an_image_installs_what_make_does(stack: str) -> None:
     assert all(pin.startswith(("nvidia-", "cuda-")) for pin in index - cpu)
     for needed in ("torch==", "vllm==", "tpu-inference==", "pytest==", "click==", "msgspec=="):
         assert any(pin.startswith(needed) for pin in cpu)
+
+
+def test_the_gpu_image_installs_the_cuda_plugin_of_its_stack(tmp_path: Path) -> None:
+    """The pins of the stack beside it, and no resolving that could change another package."""
+    for name in ("ci/stacks", "docker"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    calls = tmp_path / "calls"
+    (tmp_path / "bin").mkdir()
+    program(tmp_path / "bin" / "uv", f'#!/bin/sh\necho "$@" >> {calls}\n')
+    program(tmp_path / "ci" / "setup.py", f"print({str(tmp_path / 'bin' / 'uv')!r})\n")
+    environment = {"STACK": "0.32", "PATH": os.environ["PATH"]}
+    subprocess.run([tmp_path / "docker" / "install_gpu.sh"], env=environment, check=True)
+    options = calls.read_text().split()
+    assert options[:2] == ["pip", "install"]
+    assert options[-3:] == ["--no-deps", "--requirement", "ci/stacks/cuda/0.32.txt"]
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ def test_an_interpreter_that_is_nowhere(fake: FakeStack) -> None:
     [
         (["--stacks=0.99"], "unknown stack '0.99'"),
         (["--stacks=path:/nowhere"], "the version of /nowhere cannot be told"),
+        (["--stacks=0.26", "--target=gpu"], "stack 0.26 has no requirements for a GPU"),
         (["--target"], "expected one argument"),
         (["--tar=emulated"], "unrecognized arguments"),
     ],
@@ -127,6 +128,19 @@ def test_what_pytest_is_told(fake: FakeStack) -> None:
     assert "scenarios --target=tpu --expect=known --families=all" in call
     assert "--numprocesses=2" in call
     assert call.endswith("--checkpoint=gs://a/b --checkpoint=/c -k vl or mtp --load-timeout=9")
+
+
+def test_a_gpu_has_an_environment_of_its_own(fake: FakeStack) -> None:
+    """The newest stack that can; its pins and those of JAX's CUDA plugin, together."""
+    program(fake.root / "bin" / "python3.12", "#!/bin/sh\necho 3.12\n")
+    ran = fake.run("--target=gpu")
+    assert ran.returncode == 0, ran.stderr
+    (sync,) = (call for call in fake.calls("uv") if "pip sync" in call)
+    assert "/.venv-0.32-gpu/" in sync
+    assert sync.endswith("/ci/stacks/0.32.txt " + str(fake.root / "ci/stacks/cuda/0.32.txt"))
+    assert "scenarios --target=gpu --expect=known" in fake.calls("pytest")[0]
+    assert fake.calls("pytest")[0].split()[1] == ".venv-0.32-gpu"
+    assert fake.written()["stacks"][0]["stack"] == "0.32"
 
 
 def test_a_checkout(fake: FakeStack, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ SHELL = sorted([*ROOT.glob("ci/**/*.sh"), *ROOT.glob("docker/*.sh"), ROOT / ".ci
 
 #: Lost agents (-1, 255) and a missing environment or target. A verdict is none of them.
 RETRIED = {75, -1, 255}
-#: What tpu-inference's pipeline calls its queues.
-QUEUES = {"cpu", "tpu_v6e_queue", "tpu_v6e_8_queue", "tpu_v7x_2_queue", "tpu_v7x_8_queue"}
+#: What tpu-inference's pipeline calls its queues, and ours of agents with GPUs.
+QUEUES = {"cpu", "gpu", "tpu_v6e_queue", "tpu_v6e_8_queue", "tpu_v7x_2_queue", "tpu_v7x_8_queue"}
 
 
 @pytest.mark.parametrize("path", BUILDKITE, ids=lambda path: path.name)
@@ -91,7 +91,10 @@ def test_every_call_is_valid() -> None:
     assert set(targets) == set(known_targets())
 
 
-@pytest.mark.parametrize("options", [" --stack 0.26", " --target gpu", " --stacks 0.19"])
+@pytest.mark.parametrize(
+    "options",
+    [" --stack 0.26", " --target cuda", " --stacks 0.19", " --stacks 0.26 --target gpu"],
+)
 def test_an_invalid_call_is_seen(options: str) -> None:
     with pytest.raises((SystemExit, AssertionError, script("setup").SetupError)):
         parsed(options)
@@ -103,6 +106,16 @@ def test_every_stack_runs_every_night() -> None:
     jobs = load(ROOT / ".github/workflows/nightly.yml")["jobs"]
     assert set(jobs["emulated"]["strategy"]["matrix"]["stack"]) == stacks
     assert set(jobs["code-scanning"]["strategy"]["matrix"]["stack"]) == stacks
+
+
+def test_every_stack_that_can_runs_on_gpus() -> None:
+    setup = script("setup")
+    stacks = {path.stem for path in setup.CUDA.glob("*.txt")}
+    steps = load(ROOT / "ci/buildkite/nightly.yml")["steps"]
+    (step,) = (step for step in steps if "--target gpu" in step["command"])
+    assert set(step["matrix"]) == stacks
+    (workflow,) = (path for path in WORKFLOWS if path.stem == "nightly")
+    assert set(load(workflow)["jobs"]["gpu"]["strategy"]["matrix"]["stack"]) == stacks
 
 
 # Buildkite.

@@ -42,8 +42,11 @@ def job_faults(name: str, job: Document, document: Document) -> Iterator[str]:
         yield "permissions"
     if "timeout-minutes" not in job:
         yield "no time-out"
-    if "self-hosted" in job["runs-on"] and "pull_request" in document["on"]:
-        yield "a pull request on a machine of ours"
+    if "self-hosted" in job["runs-on"]:
+        if "pull_request" in document["on"]:
+            yield "a pull request on a machine of ours"
+        if not job.get("if", "").startswith("vars."):
+            yield "waits for a machine that need not be there"
     if "secrets." in repr({key: value for key, value in job.items() if key != "steps"}):
         yield "secrets for every step"
     for step in job["steps"]:
@@ -75,7 +78,8 @@ def test_promises(path: Path) -> None:
         ("      contents: read", "      contents: write", "emulated: permissions"),
         ("persist-credentials: false", "fetch-depth: 0", "credentials are left"),
         ("    timeout-minutes: 90\n", "", "emulated: no time-out"),
-        ("  schedule:", "  pull_request:\n  schedule:", "a pull request on a machine of ours"),
+        ("    if: vars.HARNESS_GPU != ''\n", "", "gpu: waits for a machine"),
+        ("    if: vars.HARNESS_BUCKET != ''\n", "", "tpu: waits for a machine"),
         ('--stacks "$STACK"', "--stacks ${{ matrix.stack }}", "an expression in a script"),
         ("          STACK: ${{ matrix.stack }}", "          STACK: ${{ secrets.X }}", "secrets"),
         ("      - name: run\n", "      - name: run\n        continue-on-error: true\n", "goes on"),
@@ -88,6 +92,13 @@ def test_a_broken_workflow_is_seen(tmp_path: Path, old: str, new: str, fault: st
     found = faults(tmp_path / "nightly.yml")
     assert len(found) == 1
     assert fault in found[0]
+
+
+def test_a_pull_request_on_our_machines_is_seen(tmp_path: Path) -> None:
+    text = NIGHTLY.read_text().replace("  schedule:", "  pull_request:\n  schedule:", 1)
+    (tmp_path / "nightly.yml").write_text(text)
+    ours = [f"{name}: a pull request on a machine of ours" for name in ("gpu", "tpu")]
+    assert faults(tmp_path / "nightly.yml") == ours
 
 
 def runs(job: Document) -> str:

@@ -16,6 +16,7 @@ Document = dict[str, Any]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 JOBSET = ROOT / "ci" / "gke" / "jobset.yaml"
 _nightly = script("nightly")
+_setup = script("setup")
 
 
 def load(path: Path) -> Document:
@@ -31,7 +32,8 @@ def parsed(options: str) -> Any:
         assert (ROOT / "docker" / f"Dockerfile.{words[1]}").exists()
         words = words[2:]
     taken = _nightly.parse(words)
-    _nightly.named([stack.replace("$STACK", "0.26") for stack in taken.stacks])
+    stack = _setup.chosen("", taken.target)
+    _nightly.named([given.replace("$STACK", stack) for given in taken.stacks], taken.target)
     assert taken.target in targets()
     return taken
 
