@@ -22,9 +22,13 @@ _SPREADS: dict[str, tuple[Parallelism | None, str]] = {
     "": (None, "each expert cut over all devices"),
     "-experts-whole": (Parallelism.EXPERT, "each expert whole on one device (GMM_EP)"),
 }
+#: Has vLLM hold latent attention as it is stored; tpu-inference refuses what it does otherwise.
+MLA_DISABLED = {"VLLM_MLA_DISABLE": "1"}
 #: By recipe, what else its rows are made with: a recipe that upstream loads in no other way.
 OPTIONS: dict[str, dict[str, Any]] = {
     "lfm2-moe": {"tied": True},  # as published
+    "deepseek-v3": {"stream_options": MLA_DISABLED},
+    "deepseek-v3-mtp": {"stream_options": MLA_DISABLED},
 }
 
 

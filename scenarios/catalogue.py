@@ -12,7 +12,7 @@ from harness.load.target import Parallelism
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order
 
-from .by_rule import by_rule, chosen, plain
+from .by_rule import MLA_DISABLED, by_rule, chosen, plain
 from .on_meshes import ON_MESHES
 from .scenario import Scenario, Store
 
@@ -235,6 +235,18 @@ _WRITTEN: tuple[Scenario, ...] = (
         "A vocabulary that the devices do not divide is padded with zeros.",
         "qwen3-vl-moe",
         shapes="tiny:vocabulary",
+    ),
+    Scenario(
+        "deepseek-v3-mtp-alone",
+        "A draft model with an embedding of its own is loaded without its decoder.",
+        "deepseek-v3-mtp",
+        parts=(Part.MTP,),
+        stream_options=MLA_DISABLED,
+    ),
+    Scenario(
+        "deepseek-v3-latent",
+        "Latent attention is loaded as vLLM holds it by default.",
+        "deepseek-v3",
     ),
     Scenario(
         "lfm2-moe-untied", "The head of an LFM2-MoE checkpoint that has one is loaded.", "lfm2-moe"

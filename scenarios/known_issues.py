@@ -102,6 +102,11 @@ def _lfm2_head_unread(load: Load) -> Iterator[Sign]:
     yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=_HEAD)] * load.hosts
 
 
+def _draft_embedding_replaced(load: Load) -> Iterator[Sign]:
+    embedding = "model.embed_tokens.weight"
+    yield from [Sign(Cause.OTHER_BYTES, Kind.BITS, Part.MTP, parameter=embedding)] * load.hosts
+
+
 def _gate_and_up(load: Load) -> Iterator[Sign]:
     """Gate and up of every expert, which one tensor holds, transposed."""
     for layer in load.layers[Part.DECODER]:
@@ -162,7 +167,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="attach_incremental_weight_loader wraps every parameter with a loader that a module "
         "of experts holds; MiniMax-M2's correction bias has one and is shared with the experts, so "
         "its hook wants an expert_id for it",
-        releases=("tpu-inference>=0.26",),
+        releases=("tpu-inference>=0.22",),
         when=lambda load: load.family == "minimax-m2",
         raised=Raised(
             error="AssertionError",
@@ -170,7 +175,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
             at=_NO_EXPERT_ID,
             stage=Stage.STREAM,
             cause=Cause.HOOKED_AS_EXPERT,
-            evidence=r"vllm/model_executor/models/utils\.py:\d+ called "
+            evidence=r"vllm/model_executor/models/(utils|minimax_m2)\.py:\d+ called "
             r"weight_loader\(param, loaded_weight\) of a MiniMaxM2MoE",
             lost=Part.DECODER,
         ),
@@ -307,6 +312,17 @@ _ISSUES: tuple[KnownIssue, ...] = (
         releases=("vllm>=0.32",),
         when=_lfm2_untied,
         differs=_lfm2_head_unread,
+    ),
+    KnownIssue(
+        id="draft-embedding-replaced",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
+        reason="Eagle3Proposer.load_model hands the draft model the target's embedding, whatever "
+        "the checkpoint holds: DeepSeek-V3's draft has one of its own, which is lost where the two "
+        "differ",
+        releases=("tpu-inference>=0.26",),
+        when=lambda load: load.family == "deepseek-v3" and load.parts == tuple(Part),
+        differs=_draft_embedding_replaced,
     ),
     KnownIssue(
         id="orientation-guessed",

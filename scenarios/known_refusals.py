@@ -63,6 +63,23 @@ REFUSALS: tuple[KnownIssue, ...] = (
         ),
     ),
     KnownIssue(
+        id="latent-attention-without-dp-attention",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.MISSING,
+        reason="multi-head latent attention is refused on a mesh without data parallel attention; "
+        "it loads with VLLM_MLA_DISABLE=1",
+        releases=("tpu-inference>=0.26",),
+        when=lambda load: load.latent and not load.mesh,
+        raised=Raised(
+            error=_CONFIG_ERROR,
+            message=r"1 validation error for VllmConfig\n  Value error, MLA models require both "
+            r"the NEW_MODEL_DESIGN=1 environment variable to be set and DP attention set via: .*"
+            rf"enable_dp_attention.* {_ADDED}",
+            at=_CONFIG,
+            stage=Stage.CONFIGURATION,
+        ),
+    ),
+    KnownIssue(
         id="prefill-context-parallelism-asserts",
         owner=Owner.VLLM,
         nature=Nature.MISSING,

@@ -289,8 +289,6 @@ def _require_layers(checkpoint: ModelCheckpoint, part: Part, found: tuple[int, .
     """The layers in the files must be those config.json announces: the loader builds the latter."""
     key = checkpoint.family.layer_counts[part]
     announced = announced_moe_layers(checkpoint, part)
-    if part is Part.MTP and checkpoint.family.drafts_optional and not found:
-        return
     if found != announced:
         raise BadInput(
             f"{part} layers with experts in the files: {shown(list(found)) if found else 'none'}",

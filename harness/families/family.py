@@ -162,8 +162,6 @@ class Family:
             in it, ``model.layers.{layer}.``, drafts are numbered on after the decoder's layers,
             in the file as on the device, and so are the names on the device, ``device_names``.
         unannounced_drafts: layers of a draft model that is in the files and not in config.json.
-        drafts_optional: a draft model may be in config.json and not in the files: transformers
-            saves none, and leaves the key.
         draft_class: what the class names of vLLM's draft models hold.
     """
 
@@ -197,7 +195,6 @@ class Family:
     tied_by_default: bool = False
     draft_prefix: str = "mtp."
     unannounced_drafts: int = 0
-    drafts_optional: bool = False
     draft_class: str = "MTP"
     drafts: tuple[int, ...] = ()  # their layers, once a checkpoint has said it (:meth:`bound`)
 

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 from harness.families.family import Projection
 
-_EXPERT_PARAMETER = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:\w+\.)*(w13_weight|w2_weight)$")
+_EXPERT_PARAMETER = re.compile(
+    r"(?:^|\.)layers\.(\d+)\.(?:\w+\.)*experts\.(?:routed_experts\.)?(w13_weight|w2_weight)$"
+)
 
 #: The shard ids of vLLM's experts (``fused_moe/layer.py``, ``FusedMoE.weight_loader``).
 SHARD_OF: dict[Projection, str] = {

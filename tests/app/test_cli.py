@@ -19,7 +19,7 @@ from harness.load.stack import require_stack
         (["verify", "/nowhere", "--devices", "0"], 2, "0 devices"),
         (["verify", "/nowhere", "--json", "/nowhere/out.json"], 2, "no directory for the report"),
         (["verify", "/nowhere", "--stack", "path:/nowhere"], 2, "no package vllm in the checkout"),
-        (["checkpoint", "mixtral", "OUT"], 2, "unknown recipe 'mixtral'"),
+        (["checkpoint", "no-such", "OUT"], 2, "unknown recipe 'no-such'"),
         (["doctor", "--target", "abacus"], 2, "unknown target 'abacus'"),
     ],
 )

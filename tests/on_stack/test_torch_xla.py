@@ -36,6 +36,7 @@ def load(path: Path, target: Target, processes: LoadProcesses, **options: object
 
 
 @pytest.mark.parametrize("parallelism", [Parallelism.TENSOR, Parallelism.EXPERT])
+@pytest.mark.parametrize("recipe", sorted(FLIPS))
 def test_one_byte_of_one_expert(
     tiny_checkpoints: dict[str, Path],
     tmp_path: Path,
@@ -60,6 +61,7 @@ def test_one_byte_of_one_expert(
     assert ("--parallelism expert" in repeated) == (parallelism is Parallelism.EXPERT)
 
 
+@pytest.mark.parametrize("recipe", sorted(FLIPS))
 def test_a_single_device(
     tiny_checkpoints: dict[str, Path], load_processes: LoadProcesses, recipe: str
 ) -> None:

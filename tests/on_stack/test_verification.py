@@ -35,6 +35,7 @@ from tests.support.differences import elements
 from tests.support.flips import FLIPS, D, F, with_one_byte_flipped
 
 
+@pytest.mark.parametrize("recipe", sorted(FLIPS))
 def test_one_byte_of_one_expert(
     tiny_checkpoints: dict[str, Path],
     tmp_path: Path,

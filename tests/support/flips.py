@@ -127,6 +127,13 @@ KINDS: dict[str, tuple[str, ...]] = {
                    "feed_forward.w1.weight", layer="model.layers.0"),
         "model.embedding_norm.weight",
     ),
+    "deepseek-v3": (
+        *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.gate.e_score_correction_bias",
+                   "mlp.shared_experts.gate_proj.weight", "input_layernorm.weight",
+                   "self_attn.q_a_proj.weight", "self_attn.kv_a_proj_with_mqa.weight",
+                   "self_attn.kv_b_proj.weight", "self_attn.kv_a_layernorm.weight"),
+        "model.layers.0.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight",
+    ),
 }  # fmt: skip
 
 

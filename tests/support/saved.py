@@ -129,7 +129,7 @@ SAVED = {
         "Glm4MoeForCausalLM", "Glm4MoeConfig",
         _TEXT | _DENSE_FIRST | {
             "n_routed_experts": 8, "first_k_dense_replace": 1, "n_shared_experts": 1,
-            "attention_bias": True, "use_qk_norm": True,
+            "attention_bias": True, "use_qk_norm": True, "num_mtp_layers": 0,
         },
     ),
     "ernie4.5-moe": Saved(

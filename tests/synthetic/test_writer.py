@@ -79,7 +79,7 @@ def test_published_shapes_with_fewer_layers_and_experts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "options", "match"),
     [
-        ("gpt-oss", {}, "unknown recipe"),
+        ("no-such", {}, "unknown recipe"),
         ("qwen3.5-mtp", {"shapes": "huge"}, "unknown shapes"),
         ("qwen3.5-mtp", {"shapes": "published:qwen3-vl-30b-a3b"}, "unknown shapes"),
         ("qwen3.5-mtp", {"layers": 0}, "0 layers"),

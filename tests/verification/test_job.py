@@ -204,9 +204,9 @@ def test_a_request_for_one_part_leaves_the_other_alone(
 def test_one_checkpoint_is_opened_once(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
 
-    def noted(path: str, *storage: Storage | None) -> ModelCheckpoint:
+    def noted(path: str, storage: Storage | None, *, experts_only: bool) -> ModelCheckpoint:
         opened.append((path, time.monotonic()))
-        return ModelCheckpoint(path, *storage)
+        return ModelCheckpoint(path, storage, experts_only=experts_only)
 
     request, report = given()
     monkeypatch.setattr(job, "ModelCheckpoint", noted)
