@@ -299,7 +299,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason="LFM2-MoE's head is tied to the embedding whatever config.json says: the lm_head of "
         "an untied checkpoint is then loaded into the embedding it shares",
-        releases=("vllm>=0.26,<0.32",),
+        releases=("vllm<0.32",),
         when=_lfm2_untied,
         differs=_lfm2_head_over_embedding,
     ),
@@ -320,9 +320,24 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="Eagle3Proposer.load_model hands the draft model the target's embedding, whatever "
         "the checkpoint holds: DeepSeek-V3's draft has one of its own, which is lost where the two "
         "differ",
-        releases=("tpu-inference>=0.26",),
+        releases=("tpu-inference>=0.22",),
         when=lambda load: load.family == "deepseek-v3" and load.parts == tuple(Part),
         differs=_draft_embedding_replaced,
+    ),
+    KnownIssue(
+        id="chunked-attention-without-builder",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.MISSING,
+        reason="Llama-4's layers of chunked attention ask the attention backend for its builder, "
+        "which tpu-inference's backend has not: the model is not built",
+        releases=("vllm<0.26",),
+        when=lambda load: load.family == "llama4",
+        raised=Raised(
+            error="NotImplementedError",
+            message="",
+            at=r"vllm/v1/attention/backend\.py in get_builder_cls: raise NotImplementedError",
+            stage=Stage.MODEL,
+        ),
     ),
     KnownIssue(
         id="orientation-guessed",

@@ -323,7 +323,7 @@ def _headless(difference: Difference, comparison: ParameterComparison) -> Findin
 
 def _ties_text(checkpoint: ModelCheckpoint) -> str:
     """What config.json says of the tie, at both places."""
-    below = checkpoint.family.text_key
-    places = (checkpoint.config, checkpoint.config.get(below, {}))
-    top, text = (json.dumps(each[TIE]) if TIE in each else "absent" for each in places)
-    return f"{TIE} is {top}, that of {below} {text}"
+    config, below = checkpoint.config, checkpoint.family.text_key
+    places = (config, config.get(below, {})) if below else (config,)
+    top, *text = (json.dumps(each[TIE]) if TIE in each else "absent" for each in places)
+    return f"{TIE} is {top}" + (f", that of {below} {text[0]}" if below else "")
