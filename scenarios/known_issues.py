@@ -167,7 +167,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="attach_incremental_weight_loader wraps every parameter with a loader that a module "
         "of experts holds; MiniMax-M2's correction bias has one and is shared with the experts, so "
         "its hook wants an expert_id for it",
-        releases=("tpu-inference>=0.22",),
+        releases=("tpu-inference",),
         when=lambda load: load.family == "minimax-m2",
         raised=Raised(
             error="AssertionError",
@@ -198,6 +198,25 @@ _ISSUES: tuple[KnownIssue, ...] = (
             cause=Cause.FUSED_WITHOUT_SHARD,
             evidence=r"vllm/model_executor/models/qwen3_vl\.py:\d+ called "
             r"weight_loader\(param, loaded_weight\) of a QKVParallelLinear",
+        ),
+    ),
+    KnownIssue(
+        id="fused-linear-attention",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
+        reason="the hook expects a shard_id for the projections of linear attention; Qwen3-Next "
+        "stores q, k, v and z as one tensor and loads it without one",
+        threads=("tpu-inference#2647",),
+        releases=("tpu-inference<0.22",),
+        when=lambda load: load.family == "qwen3-next" and Part.DECODER in load.parts,
+        raised=Raised(
+            error="AssertionError",
+            message="Expecting shard_id as the only argument",
+            at=r"tpu_inference/layers/vllm/quantization/unquantized\.py in maybe_process_weights: "
+            r'assert len\(args\) == 1, "Expecting shard_id as the only argument"',
+            stage=Stage.STREAM,
+            evidence=r"vllm/model_executor/models/qwen3_next\.py:\d+ called "
+            r"weight_loader\(param, loaded_weight\) of a MergedColumnParallelLinear",
         ),
     ),
     KnownIssue(

@@ -68,7 +68,7 @@ REFUSALS: tuple[KnownIssue, ...] = (
         nature=Nature.MISSING,
         reason="multi-head latent attention is refused on a mesh without data parallel attention; "
         "it loads with VLLM_MLA_DISABLE=1",
-        releases=("tpu-inference>=0.22",),
+        releases=("tpu-inference",),
         when=lambda load: load.latent and not load.mesh,
         raised=Raised(
             error=_CONFIG_ERROR,

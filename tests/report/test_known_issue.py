@@ -146,13 +146,14 @@ def another_name(report: Report) -> None:
 
 
 def of_expert(*, layer: int, expert: int, projection: Projection = Projection.DOWN) -> Tamper:
-    """The first difference as one of this matrix."""
+    """The first difference as one of this matrix, of the part's first layer or of its next."""
 
     def tamper(report: Report) -> None:
         first, *others = report.differences
+        layers = next(m.layers for m in report.maps if m.part is first.part)
         found = a_difference(
-            Kind.BITS, part=first.part, layer=layer, expert=expert, projection=projection,
-            parameter=first.parameter,
+            Kind.BITS, part=first.part, layer=layers[layer % len(layers)], expert=expert,
+            projection=projection, parameter=first.parameter,
         )  # fmt: skip
         put(report, [found, *others], causes_of(report))
 
