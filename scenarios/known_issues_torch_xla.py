@@ -18,6 +18,10 @@ def _head_lost(load: Load) -> Iterator[Sign]:
     yield Sign(Cause.TIED, Kind.UNACCOUNTED, Part.DECODER, parameter="lm_head.weight")
 
 
+def _lfm2_head_lost(load: Load) -> Iterator[Sign]:
+    yield Sign(Cause.UNACCOUNTED, Kind.UNACCOUNTED, Part.DECODER, parameter="lm_head.weight")
+
+
 def _uneven(load: Load) -> bool:
     """Whether the axis of the experts' arrays that is cut is one that the devices do not divide."""
     cut = {Parallelism.TENSOR: load.intermediate, Parallelism.EXPERT: load.experts}
@@ -35,6 +39,33 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         releases=("vllm<0.32",),
         when=lambda load: load.family == "qwen3.5-moe" and load.ties_contradict,
         differs=_head_lost,
+        targets=("torch-xla",),
+    ),
+    KnownIssue(
+        id="lfm2-head-lost",
+        owner=Owner.VLLM,
+        nature=Nature.BUG,
+        reason="LFM2-MoE's head is tied to the embedding whatever config.json says: a checkpoint's "
+        "own lm_head reaches no parameter",
+        releases=("vllm",),
+        when=lambda load: load.family == "lfm2-moe" and not load.tied,
+        differs=_lfm2_head_lost,
+        targets=("torch-xla",),
+    ),
+    KnownIssue(
+        id="no-latent-attention-on-the-host",
+        owner=Owner.VLLM,
+        nature=Nature.MISSING,
+        reason="latent attention cannot be built on a CPU, where torch-xla has a model streamed to",
+        releases=("vllm",),
+        when=lambda load: load.latent,
+        raised=Raised(
+            error="NotImplementedError",
+            message=r"MLA is not supported on CPU\.",
+            at=r"vllm/platforms/cpu\.py in get_attn_backend_cls: "
+            r'raise NotImplementedError\("MLA is not supported on CPU\."\)',
+            stage=Stage.MODEL,
+        ),
         targets=("torch-xla",),
     ),
     KnownIssue(
