@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["Report", "Target", "target_named", "verify"]
 
 _MODULES = {
-    "Report": "report.report", "Target": "load.target", "target_named": "load.targets.registry",
-    "verify": "verification.verify",
+    "Report": "report.report", "Target": "load.target",
+    "target_named": "load.targets.known_targets", "verify": "verification.verify",
 }  # fmt: skip
 
 

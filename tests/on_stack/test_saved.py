@@ -14,11 +14,15 @@ from harness.load.stack import require_stack
 from harness.load.target import Target
 from harness.report.report import Report, Status
 from harness.verification.verify import verify
+from scenarios.by_rule import OPTIONS
 from tests.support.saved import SAVED, save_all
 
 NAMES = {family.name for family in families()}
 #: A model in float16 is refused by upstream; in float32 it is made as bfloat16.
 ROWS = [n for n in SAVED if n.partition(",")[0] in NAMES and SAVED[n].dtype != "float16"]
+#: vLLM's MiniMax-M2 asks config.json for rotary_dim, which transformers 5 keeps in rope_parameters
+#: (``models/minimax_m2.py``, 0.26): no release builds what is saved.
+REFUSED = ("minimax-m2",)
 HEADS_UNWRITTEN = {Cause.TENSOR_UNREAD, Cause.PARAMETER_UNWRITTEN}
 
 
@@ -31,7 +35,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_what_transformers_saves(
     row: str, saved: dict[str, Path], target: Target, load_processes: LoadProcesses
 ) -> None:
-    report = verify(saved[row], target, processes=load_processes)
+    options = OPTIONS.get(row, {}).get("stream_options")
+    report = verify(saved[row], target, processes=load_processes, stream_options=options)
     since_0_32 = Version(require_stack()["vllm"]) >= Version("0.32")
     if since_0_32 and row.startswith("qwen3-vl-moe"):
         assert causes(report) == {Cause.STORAGE_MISREAD}
@@ -43,6 +48,10 @@ def test_what_transformers_saves(
     elif since_0_32 and row == "qwen3.5-moe":
         assert causes(report) == HEADS_UNWRITTEN
         assert {d.tensor for d in report.differences if hasattr(d, "tensor")} == {"lm_head.weight"}
+    elif row in REFUSED:
+        assert report.status is Status.LOAD_FAILED
+        assert report.failure is not None
+        assert "rotary_dim" in report.failure.message
     else:
         assert report.status is Status.EQUAL, (report.diagnoses, report.failure)
 

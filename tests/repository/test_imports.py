@@ -20,7 +20,9 @@ UNDER_TEST = {
 }  # fmt: skip
 
 #: The rooms and the modules that may import the stack, in their functions.
-MAY_IMPORT_IT = {"load", "audit", "devices.digest_xla", "devices.digest_triton"}
+MAY_IMPORT_IT = {
+    "load", "audit", "devices.digest_xla", "devices.digest_triton", "devices.jax_arrays",
+}  # fmt: skip
 
 #: Imported by vLLM itself, as the class of a platform; by nothing of the harness.
 IMPORTED_BY_VLLM = "load.host_platform"

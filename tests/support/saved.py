@@ -149,6 +149,7 @@ SAVED = {
             "num_experts": 8, "num_dense_layers": 1,
             "layer_types": ["conv", "conv", "full_attention"],
         },
+        tied=True,  # as published, and what vLLM takes it for
     ),
     "qwen3-next": Saved("Qwen3NextForCausalLM", "Qwen3NextConfig", _QWEN3_NEXT),
     "deepseek-v3": Saved(
