@@ -73,6 +73,10 @@ def pinned_versions(stack: str) -> dict[str, str]:
     return dict(re.findall(r"^(vllm|tpu-inference)==(\S+)", text, re.MULTILINE))
 
 
+#: Where an environment is on the machine that ran: upstream's messages may name its files.
+_ENVIRONMENT = re.compile(r"/\S+?(?=/lib/python\d)")
+
+
 def record(directory: Path) -> None:
     """Keep one report of each known issue and stack, without what no test reads."""
     kept: dict[tuple[str, str], SessionRow] = {}
@@ -88,8 +92,9 @@ def _short(row: SessionRow) -> SessionRow:
     report = row.report
     if report.failure:
         report.failure = msgspec.structs.replace(
-            report.failure, frames=report.failure.frames[-1:], log_tail=""
-        )
+            report.failure, frames=report.failure.frames[-1:], log_tail="",
+            message=_ENVIRONMENT.sub("/venv", report.failure.message),
+        )  # fmt: skip
     report = msgspec.structs.replace(report, calls=[], checkpoint="/c", reference="/c", repeat="")
     return SessionRow(scenario=row.scenario, report=report)
 
