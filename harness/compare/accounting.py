@@ -15,8 +15,6 @@ from harness.families.model_checkpoint import ModelCheckpoint
 
 #: Why tensors of a part that the model has are left alone, though its family does not say so.
 CUT = "of a layer that --num-layers leaves out"
-
-
 #: Why everything but experts is left alone, where that was asked for.
 EXPERTS_ONLY = "not looked at: experts only (--experts-only)"
 

@@ -105,12 +105,11 @@ class ParameterComparison:
         self.tally = ParameterTally(part=reference.part)
         self.faults: dict[BitsDiffer, Fault] = {}
         tensors = list(tensors)
-        of_experts = [t for t in tensors if is_of_experts(t.name, self._family, reference.part)]
+        names = (tensor.name for tensor in tensors)
+        of_experts = {n for n in names if is_of_experts(n, self._family, reference.part)}
         #: The layers that have an array of experts on the devices.
-        self.expert_layers = {self._family.layer_of(tensor.name) for tensor in of_experts}
-        self._tensors = [
-            t for t in tensors if not is_of_experts(t.name, self._family, reference.part)
-        ]
+        self.expert_layers = {self._family.layer_of(name) for name in of_experts}
+        self._tensors = [tensor for tensor in tensors if tensor.name not in of_experts]
         self.views = ParameterViews(reference, self._tensors, mesh, packing)
         self._nan = nan
         self._chosen = chosen
