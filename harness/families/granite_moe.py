@@ -34,9 +34,8 @@ _ROUTER = Block((
 
 
 def _config(shape: ModelShape, mtp_layers: int, tied: bool) -> dict[str, Any]:
-    common = text_config(shape, tied)
     unpublished = ("num_experts", "moe_intermediate_size", "head_dim")
-    return {key: common[key] for key in common if key not in unpublished} | {
+    return text_config(shape, tied, unpublished) | {
         "architectures": [FAMILY.architecture],
         "model_type": "granitemoe",
         "attention_bias": False,

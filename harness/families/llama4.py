@@ -33,9 +33,8 @@ _DENSE = mlp("dense MLP", lambda s: s.dense_intermediate)
 
 
 def _config(shape: ModelShape, mtp_layers: int, tied: bool) -> dict[str, Any]:
-    common = text_config(shape, tied)
     unpublished = ("num_experts", "moe_intermediate_size")
-    return {key: common[key] for key in common if key not in unpublished} | {
+    return text_config(shape, tied, unpublished) | {
         "architectures": [FAMILY.architecture],
         "model_type": "llama4_text",
         "attention_bias": False,

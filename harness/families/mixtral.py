@@ -25,9 +25,8 @@ _MOE = "block_sparse_moe"
 
 
 def _config(shape: ModelShape, mtp_layers: int, tied: bool) -> dict[str, Any]:
-    common = text_config(shape, tied)
     unpublished = ("num_experts", "moe_intermediate_size")
-    return {key: common[key] for key in common if key not in unpublished} | {
+    return text_config(shape, tied, unpublished) | {
         "architectures": [FAMILY.architecture],
         "model_type": "mixtral",
         "intermediate_size": shape.intermediate,

@@ -24,9 +24,8 @@ from harness.families.sizes import TINY, ModelShape
 
 
 def _config(shape: ModelShape, mtp_layers: int, tied: bool) -> dict[str, Any]:
-    common = text_config(shape, tied)
     unpublished = ("head_dim", "moe_intermediate_size")
-    return {key: common[key] for key in common if key not in unpublished} | {
+    return text_config(shape, tied, unpublished) | {
         "architectures": [FAMILY.architecture],
         "model_type": "olmoe",
         "attention_bias": False,

@@ -10,17 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from harness.families.blocks import (
-    EXPERTS,
-    LAYER_NORMS,
     LINEAR_ATTENTION,
-    PLAIN_ROUTER,
-    SHARED_EXPERT,
-    SHARED_EXPERT_GATE,
     attention,
 )
 from harness.families.family import ExpertNaming, Family, Module, Part, Recipe, Storage
 from harness.families.sections import (
     VISION_TOWER,
+    WITH_SHARED_EXPERT,
     draft_model,
     head,
     language_model,
@@ -43,13 +39,6 @@ _MTP = "mtp.layers.{layer}.mlp.experts"
 _LINEAR = LinearAttentionShape(key_heads=16, value_heads=32, key_dim=128, value_dim=128)
 
 _ATTENTION = attention(gated=True)
-_REST = (
-    Module("", LAYER_NORMS),
-    Module("mlp.gate", PLAIN_ROUTER),
-    Module("mlp", EXPERTS),
-    Module("mlp.shared_expert", SHARED_EXPERT),
-    Module("mlp.shared_expert_gate", SHARED_EXPERT_GATE),
-)
 
 
 def _config(shape: ModelShape, mtp_layers: int, tied: bool) -> dict[str, Any]:
@@ -96,13 +85,13 @@ FAMILY = Family(
                 Module(
                     "linear_attn", LINEAR_ATTENTION, lambda s, layer: not s.is_full_attention(layer)
                 ),
-                *_REST,
+                *WITH_SHARED_EXPERT,
             ),
             shared=True,
         ),
         *VISION_TOWER,
         head(shared=True),
-        *draft_model((Module("self_attn", _ATTENTION), *_REST)),
+        *draft_model((Module("self_attn", _ATTENTION), *WITH_SHARED_EXPERT)),
     ),
     device_names={
         Part.DECODER: (

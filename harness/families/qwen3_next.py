@@ -10,26 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 from harness.families.blocks import (
-    EXPERTS,
     INTERLEAVED_LINEAR_ATTENTION,
-    LAYER_NORMS,
-    PLAIN_ROUTER,
-    SHARED_EXPERT,
-    SHARED_EXPERT_GATE,
     attention,
 )
 from harness.families.family import ExpertNaming, Family, Module, Part, Recipe, Storage
-from harness.families.sections import draft_model, head, language_model, text_config
+from harness.families.sections import (
+    WITH_SHARED_EXPERT,
+    draft_model,
+    head,
+    language_model,
+    text_config,
+)
 from harness.families.sizes import TINY, LinearAttentionShape, ModelShape
 
 _ATTENTION = attention(gated=True)
-_REST = (
-    Module("", LAYER_NORMS),
-    Module("mlp.gate", PLAIN_ROUTER),
-    Module("mlp", EXPERTS),
-    Module("mlp.shared_expert", SHARED_EXPERT),
-    Module("mlp.shared_expert_gate", SHARED_EXPERT_GATE),
-)
 
 
 def _config(shape: ModelShape, mtp_layers: int, tied: bool) -> dict[str, Any]:
@@ -74,12 +68,12 @@ FAMILY = Family(
                     "linear_attn", INTERLEAVED_LINEAR_ATTENTION,
                     lambda s, layer: not s.is_full_attention(layer),
                 ),
-                *_REST,
+                *WITH_SHARED_EXPERT,
             ),
             shared=True,
         ),
         head(shared=True),
-        *draft_model((Module("self_attn", _ATTENTION), *_REST)),
+        *draft_model((Module("self_attn", _ATTENTION), *WITH_SHARED_EXPERT)),
     ),
     device_names={
         Part.DECODER: (),

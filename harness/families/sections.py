@@ -7,16 +7,22 @@ Qwen3.6-35B-A3B, and the names vLLM's ``qwen3_vl.py``, ``qwen3_5.py``, ``qwen3_5
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from harness.families.blocks import (
     DEEPSTACK_MERGER,
     EMBEDDING,
+    EXPERTS,
     FINAL_NORM,
     HEAD,
+    LAYER_NORMS,
     MERGER,
     MTP_FC,
     MTP_NORMS,
+    PLAIN_ROUTER,
+    SHARED_EXPERT,
+    SHARED_EXPERT_GATE,
     VISION_BLOCK,
     VISION_EMBEDDINGS,
 )
@@ -24,6 +30,15 @@ from harness.families.family import Module, Part, Section, each_layer
 from harness.families.sizes import ModelShape
 
 _BOTH = (Part.DECODER, Part.MTP)
+
+#: What a layer has besides attention where a gated expert is shared: Qwen3-Next's and Qwen3.5's.
+WITH_SHARED_EXPERT = (
+    Module("", LAYER_NORMS),
+    Module("mlp.gate", PLAIN_ROUTER),
+    Module("mlp", EXPERTS),
+    Module("mlp.shared_expert", SHARED_EXPERT),
+    Module("mlp.shared_expert_gate", SHARED_EXPERT_GATE),
+)
 
 
 def language_model(
@@ -68,9 +83,9 @@ VISION_TOWER: tuple[Section, ...] = (
 )  # fmt: skip
 
 
-def text_config(shape: ModelShape, tied: bool) -> dict[str, Any]:
-    """What ``config.json`` says of every language model with experts."""
-    return {
+def text_config(shape: ModelShape, tied: bool, unpublished: Collection[str] = ()) -> dict[str, Any]:
+    """What ``config.json`` says of every language model with experts, but for ``unpublished``."""
+    common = {
         "dtype": "bfloat16",
         "hidden_act": "silu",
         "hidden_size": shape.hidden,
@@ -86,6 +101,7 @@ def text_config(shape: ModelShape, tied: bool) -> dict[str, Any]:
         "vocab_size": shape.vocabulary,
         "tie_word_embeddings": tied,
     }
+    return {key: common[key] for key in common if key not in unpublished}
 
 
 def with_vision(
