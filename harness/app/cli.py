@@ -11,12 +11,14 @@ import os
 import platform
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
+from rich.filesize import decimal
 
-from harness.app.options import FAMILY, SHARED, TIMEOUT, for_click, keywords, target_of
+from harness.app.options import FAMILY, SHARED, STORAGE, TIMEOUT, for_click, keywords, target_of
 from harness.app.report_commands import COMMANDS
 from harness.audit import Format, audit, rendered
 from harness.audit.run import run_audit
@@ -25,7 +27,7 @@ from harness.base.bits import Nan
 from harness.base.errors import BadInput, HarnessError, InternalError
 from harness.base.secrets import credentials_found
 from harness.base.writing import deliver, indented, keep, not_written, require_writable
-from harness.families.family import Part
+from harness.families.family import Part, Storage
 from harness.families.known_families import bring, recipes
 from harness.families.overview import overview, overview_text
 from harness.load.environment import cache_directory
@@ -38,6 +40,7 @@ from harness.report.message import failure_text
 from harness.report.report import Report
 from harness.report.terminal import closing_table
 from harness.synthetic.writer import write_checkpoint
+from harness.verification.digests import write_digests
 from harness.verification.verify import verify
 
 
@@ -197,6 +200,32 @@ def _print(report: Report) -> None:
         sys.stdout.flush()
     except OSError as error:
         raise not_written("standard output", error, {"report.json": report.to_json()}) from error
+
+
+@main.command("digest")
+@click.argument("checkpoint")
+@for_click((FAMILY, STORAGE))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The digest file."
+)
+def digest_command(
+    checkpoint: str, output: Path, family: tuple[str, ...], storage: str | None
+) -> None:
+    """Read CHECKPOINT once and write 128 bits of each of its matrices to a file.
+
+    harness verify CHECKPOINT --reference FILE compares with those, and reads no weights for it.
+    """
+    started = time.perf_counter()
+    made = write_digests(
+        checkpoint, output, families=family, terminal=sys.stderr,
+        storage=Storage(storage) if storage else None,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    read = sum(file.size for file in made.contents.files)
+    click.echo(
+        f"{made.matrices} experts' matrices and {len(made.contents.tensors)} other tensors, "
+        f"{decimal(read)} read in {seconds:.1f} s: {output}, {decimal(len(made.encoded()))}"
+    )
 
 
 @main.command("checkpoint")

@@ -110,6 +110,11 @@ FAMILY = Option(
     help="Know the family that this Python file describes, too: it is run. Repeatable.",
 )  # fmt: skip
 
+STORAGE = Option(
+    name="storage", choices=tuple(s.value for s in Storage),
+    help="How experts are stored, where their names and shapes allow several readings.",
+)  # fmt: skip
+
 #: The options that ``harness verify`` and the plugin share.
 SHARED = (
     FAMILY,
@@ -133,10 +138,7 @@ SHARED = (
     Option(name="sample", type=int, help="Compare so many experts, drawn by the seed."),
     Option(name="max-bytes", type=int, help="Compare so many bytes of experts at most."),
     Option(name="seed", type=int, default=0, help="The draw follows from it."),
-    Option(
-        name="storage", choices=tuple(s.value for s in Storage),
-        help="How experts are stored, where their names and shapes allow several readings.",
-    ),
+    STORAGE,
     Option(name="num-layers", type=int, help="Load the first decoder layers only."),
     Option(
         name="compare", choices=tuple(m.value for m in Method), default=Method.AUTO.value,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -43,13 +44,17 @@ Watch = Callable[[Figures], None]
 
 
 class Meter:
-    """Counts in ``memory``, which another process may share; in its own where none is given."""
+    """Counts in ``memory``, which another process may share; in its own where none is given.
+
+    ``watch`` is told of new figures, for work that is done in this process.
+    """
 
     SIZE = _MEMORY.size
 
-    def __init__(self, memory: memoryview | None = None) -> None:
+    def __init__(self, memory: memoryview | None = None, *, watch: Watch | None = None) -> None:
         self._memory = memory or memoryview(bytearray(self.SIZE))
         self._phase, self._done, self._total = b"", 0, 0
+        self._watch, self._told = watch, 0.0
 
     def begin(self, phase: str, total: int) -> None:
         """Start a phase of ``total`` bytes."""
@@ -69,6 +74,9 @@ class Meter:
 
     def _write(self) -> None:
         _MEMORY.pack_into(self._memory, 0, self._phase, self._done, self._total)
+        if self._watch and time.monotonic() - self._told > EVERY_SECONDS:
+            self._told = time.monotonic()
+            self._watch(self.figures)
 
 
 def is_shown(file: TextIO | None) -> bool:

@@ -83,6 +83,18 @@ def read_entries(file: File) -> dict[str, TensorEntry]:
     return entries
 
 
+def read_metadata(file: File) -> dict[str, str]:
+    """The texts that a safetensors file has beside its tensors, by name.
+
+    Raises:
+        BadInput: as :func:`read_entries`.
+    """
+    header, _ = _read_header(file)
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    _require_metadata(file, metadata)
+    return metadata
+
+
 def parsed_json(encoded: bytes) -> dict[str, Any]:
     """A JSON object, strictly: no name twice, no NaN, no number beyond 64 bits, UTF-8.
 

@@ -26,6 +26,7 @@ with a margin.
 
 from __future__ import annotations
 
+import math
 import threading
 from functools import cache
 from typing import Any
@@ -36,6 +37,10 @@ import numpy.typing as npt
 from harness.base.bits import Bits
 
 Words = npt.NDArray[np.uint32]
+
+#: The number of this definition: whoever keeps digests keeps it with them. Any change of what a
+#: matrix or tensor digests to raises it.
+DEFINITION = 1
 
 LANES = 4
 _ELEMENTS = 1 << 15  # a block that fits into the L2 cache, with its products
@@ -115,24 +120,61 @@ def digest(matrix: Bits, hidden_axis: int, *, canonical: bool = False) -> Words:
     return finished(feature_sums(by_feature, canonical=canonical), 0, by_feature.shape[0])
 
 
-def feature_sums(by_feature: Bits, *, canonical: bool = False) -> Words:
-    """The first level of a matrix [F, D], uint32 [4, F]; read in the order of its memory."""
+def feature_sums(by_feature: Bits, *, canonical: bool = False, first: int = 0) -> Words:
+    """The first level of a matrix [F, D], uint32 [4, F]; read in the order of its memory.
+
+    Args:
+        by_feature: features and what is here of their hidden axis.
+        canonical: see :func:`digest`.
+        first: of a feature's words, the first that is here; parts of the hidden axis add up.
+    """
     compiled = kernels()
     features, hidden = by_feature.shape
-    if compiled is None or canonical or by_feature.itemsize != 2 or hidden % 2:
-        return numpy_sums(by_feature, canonical=canonical)
+    in_rows = by_feature.strides[1] == by_feature.itemsize
+    words, half = divmod(hidden * by_feature.itemsize, 4)
+    compilable = by_feature.size and not half and (in_rows or by_feature.itemsize == 2)
+    if compiled is None or canonical or not compilable:
+        return numpy_sums(by_feature, canonical=canonical, first=first)
     sums = np.zeros((LANES, features), dtype=np.uint32)
     along, across = compiled
-    factors = weights(hidden // 2)
-    if by_feature.strides[1] == by_feature.itemsize:
+    factors = _factors(first, words)
+    if in_rows:
         rows = _whole_rows(by_feature)
-        if rows is None or rows.shape[1] % 2:
+        if rows is None or rows.shape[1] * rows.itemsize % 4:
             rows = np.ascontiguousarray(by_feature)
-        along(rows.view(np.uint32), hidden // 2, factors, sums)
+        along(rows.view(np.uint32), words, factors, sums)
         return sums
-    rows = _whole_rows(by_feature.T)
-    across(np.ascontiguousarray(by_feature.T) if rows is None else rows, features, factors, sums)
+    columns = _whole_rows(by_feature.T)
+    turned_ = np.ascontiguousarray(by_feature.T) if columns is None else columns
+    across(turned_, features, factors, sums)
     return sums
+
+
+@cache
+def _factors(first: int, words: int) -> Words:
+    """:func:`weights` of some words from the first on, in memory of their own."""
+    return np.ascontiguousarray(weights(first + words)[:, first:])
+
+
+def by_rows(tensor: Bits) -> Bits:
+    """A tensor of any shape as features [first axis, all others]; a scalar as [1, 1]."""
+    if tensor.ndim == 2:
+        return tensor
+    shape = tensor.shape or (1,)
+    return tensor.reshape(shape[0], math.prod(shape[1:]))
+
+
+def digest_of_rows(rows: Bits, first: int, count: int) -> Words:
+    """What rows of a tensor add to its digest, uint32 [4].
+
+    A tensor that is no expert's matrix is digested along its first axis: its rows are the features.
+
+    Args:
+        rows: bits, [rows, …]; all of a scalar.
+        first: the first of them.
+        count: of all of the tensor's.
+    """
+    return finished(feature_sums(by_rows(rows)), first, count)
 
 
 def _whole_rows(matrix: Bits) -> Bits | None:
@@ -152,7 +194,7 @@ def _whole_rows(matrix: Bits) -> Bits | None:
     return np.lib.stride_tricks.as_strided(matrix, shape, (between, itemsize), writeable=False)
 
 
-def numpy_sums(by_feature: Bits, *, canonical: bool = False) -> Words:
+def numpy_sums(by_feature: Bits, *, canonical: bool = False, first: int = 0) -> Words:
     """:func:`feature_sums` by numpy alone, a block at a time; the definition of the others."""
     features, hidden = by_feature.shape
     count = words_of(hidden, by_feature.itemsize)
@@ -165,7 +207,7 @@ def numpy_sums(by_feature: Bits, *, canonical: bool = False) -> Words:
         filled[:, :hidden] = block
         z = turned(filled.view("<u4"))
         for lane in range(LANES):
-            products = z * weights(count)[lane]
+            products = z * weights(first + count)[lane, first:]
             sums[lane, start : start + step] = products.sum(axis=1, dtype=np.uint32)
     return sums
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +27,11 @@ _OPENED = (
 )  # fmt: skip
 #: Entries of a directory that are looked at: more, and the look alone takes seconds.
 _MOST_ENTRIES = 50_000
+
+#: How the hub's cache names a large file and a snapshot (huggingface_hub 2.4,
+#: ``file_download.py``).
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SNAPSHOT = re.compile(r".*/models--([^/]+)/snapshots/([0-9a-f]{40})", re.S)
 
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
@@ -74,6 +81,13 @@ class LocalFile(File):
                 left, offset = left[count:], offset + count
         return out
 
+    def known(self) -> Mapping[str, str]:
+        """The SHA-256 by which the hub's cache calls a large file, in base64; else nothing."""
+        with _readable(self.path):
+            name = self.path.resolve().name if self.path.is_symlink() else ""
+        found = _SHA256.fullmatch(name)
+        return {"SHA256": base64.b64encode(bytes.fromhex(name)).decode()} if found else {}
+
     def require_checksum(self) -> bool:
         """A file system keeps none."""
         return False
@@ -107,6 +121,12 @@ class Directory(Location):
 
     def __str__(self) -> str:
         return self._shown
+
+    @property
+    def revision(self) -> str:
+        """See :attr:`Location.revision`; by the path, in the hub's cache."""
+        found = _SNAPSHOT.fullmatch(self.model)
+        return f"{found[1].replace('--', '/', 1)}@{found[2]}" if found else ""
 
     def where(self, name: str) -> str:
         """The file's path."""

@@ -48,6 +48,14 @@ class File(ABC):
             BadInput: it cannot be read.
         """
 
+    def known(self) -> Mapping[str, str]:
+        """What its place knows of its content without reading it: checksums, a tag of its version.
+
+        Raises:
+            BadInput: the place could not be asked.
+        """
+        return {}
+
     @abstractmethod
     def require_checksum(self) -> bool:
         """Read the whole file and compare it with the checksums its place keeps.
@@ -75,6 +83,11 @@ class Location(ABC):
     @abstractmethod
     def __str__(self) -> str:
         """The place as the user named it."""
+
+    @property
+    def revision(self) -> str:
+        """``org/name@commit`` where it is a snapshot of the hub's, else empty."""
+        return ""
 
     def where(self, name: str) -> str:
         """The full path or URL that a file ``name`` has, or would have."""

@@ -142,6 +142,10 @@ class StoreFile(File):
         ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def known(self) -> Mapping[str, str]:
+        """The object's version, as the store tags it, and the checksums the store keeps."""
+        return {"version": self._version, **self._store.bucket.checksums(self._key)}
+
     def require_checksum(self) -> bool:
         """Read the whole object, past the cache, and compare it with the store's checksums."""
         wanted = {
