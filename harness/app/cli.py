@@ -36,7 +36,7 @@ from harness.load.process import LoadProcesses
 from harness.load.stack import PACKAGES, installed_versions, require_stack, stack_name
 from harness.load.target import Target
 from harness.load.targets.known_targets import target_named, targets
-from harness.report.message import failure_text
+from harness.report.message import digests_words, failure_text
 from harness.report.report import Report
 from harness.report.terminal import closing_table
 from harness.synthetic.writer import write_checkpoint
@@ -196,6 +196,8 @@ def _print(report: Report) -> None:
     try:
         if text := failure_text(report):
             click.echo(text + "\n")
+        elif report.digests:
+            click.echo(f"compared with {report.digests.file}: {digests_words(report.digests)}\n")
         closing_table([(Path(report.checkpoint).name, report)])
         sys.stdout.flush()
     except OSError as error:

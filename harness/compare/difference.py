@@ -34,6 +34,7 @@ class Kind(StrEnum):
     VALUES = "values"
     REPLICAS = "replicas"
     UNCHECKED = "unchecked"
+    DIGEST = "digest"
 
 
 class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="kind"):
@@ -164,6 +165,35 @@ class ValuesDiffer(Unequal, frozen=True, kw_only=True, tag=Kind.VALUES.value):
     reference: str
     device: str
     pattern: str
+
+
+class DigestDiffers(Fact, frozen=True, kw_only=True, tag=Kind.DIGEST.value):
+    """A matrix or tensor that is other than a digest file says; which bits are, nobody can say.
+
+    Where the checkpoint's weights are those of the digest file, and can be read, there is a
+    :class:`BitsDiffer` instead. Digests are 32 hexadecimal digits.
+
+    Attributes:
+        layer, expert, projection, parameter: as those of :class:`BitsDiffer`.
+        source: where the checkpoint has it.
+        dtype: what the device is to hold it in, which all digests are of.
+        reference: the digest file's; empty where it has none in that type.
+        device: what the device holds digests to; empty where no process holds all of it.
+        checkpoint: what the checkpoint's own files hold digests to, where that is not what the
+            digest file says either; else empty.
+        unread: why the checkpoint's weights could not be read, or empty.
+    """
+
+    layer: int | None = None
+    expert: int | None = None
+    projection: Projection | None = None
+    parameter: str
+    source: TensorSlice
+    dtype: str
+    reference: str
+    device: str = ""
+    checkpoint: str = ""
+    unread: str = ""
 
 
 class ReplicasDiffer(Unequal, frozen=True, kw_only=True, tag=Kind.REPLICAS.value):
@@ -359,6 +389,7 @@ Difference = (
     | ParameterUnwritten
     | Unaccounted
     | DeviceUnchecked
+    | DigestDiffers
 )
 
 

@@ -48,13 +48,16 @@ class Method(StrEnum):
         return able and self is Method.DIGESTS
 
 
-def no_digests(of: str) -> BadInput:
+def no_digests(of: str, option: str = "--compare digests") -> BadInput:
     """The error that digests were asked for where there are none: on a device, of a release."""
+    compare = option == "--compare digests"
     return BadInput(
         f"no digests of {of}",
-        where="--compare digests",
+        where=option,
         expected="devices that JAX addresses, and a checkpoint whose bits are kept",
-        hint="--compare auto, which reads back where digests are not to be had",
+        hint="--compare auto, which reads back where digests are not to be had"
+        if compare
+        else "without a digest file: the weights are compared then",
     )
 
 
@@ -90,6 +93,25 @@ def reference_digest(matrix: Bits, blocks: Sequence[LayoutBlock]) -> Words:
         by_feature = matrix.T if projection is Projection.DOWN else matrix
         part = by_feature[features.as_slice()]
         total += finished(feature_sums(part), features.start, len(by_feature))
+    return total
+
+
+def held_digest(
+    tensor: DeviceTensor, expert: int, blocks: Sequence[LayoutBlock], width: int
+) -> Words:
+    """What blocks of an expert's matrix, read back, add to its digest, uint32 [4].
+
+    Args:
+        tensor: [E, rows, columns].
+        expert: which.
+        blocks: of one matrix, of which every process holds whole features.
+        width: F, all intermediate features.
+    """
+    total = np.zeros(LANES, np.uint32)
+    for block in blocks:
+        held = tensor.rectangle(expert, block.rows, block.columns)
+        by_feature = held.T if block.transposed != (block.projection is Projection.DOWN) else held
+        total += finished(feature_sums(by_feature), _features(block).start, width)
     return total
 
 

@@ -89,10 +89,15 @@ def digests_of(checkpoint: ModelCheckpoint, meter: Meter | None = None) -> Diges
     return DigestFile(contents, experts, rows)
 
 
-def digest_of_tensor(entry: TensorEntry) -> Words:
-    """The digest of a tensor as it is stored, uint32 [4]; read a piece at a time, on all cores."""
+def digest_of_tensor(entry: TensorEntry, dtype: str = "") -> Words:
+    """The digest of a tensor, uint32 [4]; read a piece at a time, on all cores.
+
+    Args:
+        entry: the tensor.
+        dtype: of the parameter it goes into; its own by default.
+    """
     total = np.zeros(LANES, np.uint32)
-    pieces = (_Piece(entry, rows, (entry.dtype,)) for rows in spans_of(entry))
+    pieces = (_Piece(entry, rows, (dtype or entry.dtype,)) for rows in spans_of(entry))
     for _, _, words in on_all_cores(_digested, pieces):
         total += words[0]
     return total

@@ -13,21 +13,31 @@ from itertools import chain
 import numpy as np
 
 from harness.base.bits import ITEMSIZE, Bits, Nan, bits_dtype, canonical_nans
+from harness.base.errors import BadInput
 from harness.base.progress import Meter
 from harness.base.scanning import nonzero, unequal
+from harness.compare.authority import WEIGHTS, Authority, as_text
 from harness.compare.checks import Check, Checked, Digests, Gap
 from harness.compare.difference import (
     ArrayExtra,
     ArrayMissing,
     BitsDiffer,
     Difference,
+    DigestDiffers,
     DtypeDiffers,
     PaddingWritten,
     ShapeDiffers,
     ShardMisplaced,
     Tally,
 )
-from harness.compare.digest_comparison import Method, device_digests, dirty, reference_digest
+from harness.compare.digest_comparison import (
+    Method,
+    device_digests,
+    dirty,
+    held_digest,
+    reference_digest,
+)
+from harness.compare.digesting import digest_of_matrix
 from harness.compare.equality import all_equal, on_all_cores, zeros
 from harness.compare.selection import Chosen, keys_of
 from harness.devices.digest import Words
@@ -68,6 +78,7 @@ class PartComparison:
         nan: how NaNs count; ``canonical`` is defined for bf16 only.
         chosen: the experts to compare, all by default; arrays as a whole are looked at anyway.
         method: how their bits are compared.
+        authority: settles which bits are right.
         meter: counts the bytes of experts that were compared.
     """
 
@@ -80,9 +91,11 @@ class PartComparison:
         nan: Nan = Nan.PAYLOAD,
         chosen: Chosen | None = None,
         method: Method = Method.AUTO,
+        authority: Authority = WEIGHTS,
         meter: Meter | None = None,
     ) -> None:
         self._method = method
+        self.authority = authority
         self._meter = meter or Meter()
         self.reference = reference
         self.device = device
@@ -235,15 +248,51 @@ class PartComparison:
                     yield Check(what, nbytes, equal=(expert, number) not in suspects)
 
     def _matrix(self, key: ExpertKey, tensor: DeviceTensor, words: Words | None) -> Check:
-        """A matrix: bits beside bits, or whether ``words``, the experts' digests, have its own."""
-        expected, blocks = self.expected(self.reference[key]), self._blocks[key.projection]
+        """A matrix: bits beside bits, or digests where one side has those.
+
+        ``words`` are the experts' digests, as the device made them.
+        """
+        blocks = self._blocks[key.projection]
         elements = sum(len(block.rows) * len(block.columns) for block in blocks)
-        nbytes = elements * expected.itemsize
+        nbytes = elements * ITEMSIZE[self.reference.shape.dtype]
+        if (known := self._known(key)) is not None:
+            held = self._held(key, tensor) if words is None else words[key.expert]
+            return Check(key, nbytes, equal=np.array_equal(held, known))
+        try:
+            if not self._vouched(key):
+                return Check(key, nbytes, equal=False)
+        except BadInput:  # told of by the difference
+            return Check(key, nbytes, equal=False)
+        expected = self.expected(self.reference[key])
         if words is not None:
             digest = reference_digest(expected, blocks)
             return Check(key, nbytes, equal=np.array_equal(words[key.expert], digest))
         pairs = [(tensor.rectangle(key.expert, b.rows, b.columns), b.of(expected)) for b in blocks]
         return Check(key, nbytes, pairs)
+
+    def _known(self, key: ExpertKey) -> Words | None:
+        """What a matrix digests to, by the authority, if all of it is on these devices."""
+        if not self.held.whole and self.held.divides_experts:
+            return None
+        return self.authority.digest(key, self.reference.shape.dtype)
+
+    def _held(self, key: ExpertKey, tensor: DeviceTensor) -> Words:
+        """What the devices hold of a matrix digests to, read back."""
+        blocks, width = self._blocks[key.projection], self.reference.shape.intermediate
+        return held_digest(tensor, key.expert, blocks, width)
+
+    def _vouched(self, key: ExpertKey) -> bool:
+        """Whether the checkpoint's own bits of a matrix, which are to be read, are the right ones.
+
+        Raises:
+            BadInput: they cannot be read.
+        """
+        self.authority.had_to_read(self.reference.source(key).tensor)
+        return self.authority.vouches(
+            key,
+            self.reference.shape.dtype,
+            lambda: digest_of_matrix(self.reference[key], key.projection),
+        )
 
     def _noted(self, verdict: Checked, layer: int, tensors: _Tensors) -> Iterator[Difference]:
         """Count what was compared, and walk it if it is unequal."""
@@ -259,6 +308,29 @@ class PartComparison:
             yield self._unequal(what, tensors[PARAMETER_OF[what.projection]])
 
     def _unequal(self, key: ExpertKey, tensor: DeviceTensor) -> Difference:
+        return self._by_digests(key, tensor) or self._by_bits(key, tensor)
+
+    def _by_digests(self, key: ExpertKey, tensor: DeviceTensor) -> DigestDiffers | None:
+        """A difference that has no bits to show: the checkpoint's are not the right ones either."""
+        dtype = self.reference.shape.dtype
+        known, here, unread = self.authority.digest(key, dtype), "", ""
+        try:
+            if self._vouched(key):
+                return None
+            here = as_text(digest_of_matrix(self.reference[key], key.projection))
+        except BadInput as error:
+            if known is None:
+                raise
+            unread = error.paragraph
+        return DigestDiffers(
+            part=key.part, layer=key.layer, expert=key.expert, projection=key.projection,
+            parameter=tensor.name, source=self.reference.source(key), dtype=dtype,
+            reference="" if known is None else as_text(known),
+            device="" if self._known(key) is None else as_text(self._held(key, tensor)),
+            checkpoint=here, unread=unread,
+        )  # fmt: skip
+
+    def _by_bits(self, key: ExpertKey, tensor: DeviceTensor) -> BitsDiffer:
         reference, device = self.reference_bits(key), self.device_bits(key)
         if not (odd := unequal(device, reference)):
             raise RuntimeError(f"the digest of {key} differs, its bits do not: a fault of ours")

@@ -18,13 +18,16 @@ from typing import NamedTuple, TypedDict
 import numpy as np
 
 from harness.base.bits import ITEMSIZE, Bits, Nan, canonical_nans, converted
+from harness.base.errors import BadInput
 from harness.base.scanning import nonzero, scan
 from harness.checkpoint.fp8_blocks import SCALE_SUFFIX
 from harness.compare.accounting import left_alone, model_parts
+from harness.compare.authority import WEIGHTS, Authority, as_text
 from harness.compare.difference import (
     ArrayMissing,
     BitsDiffer,
     Difference,
+    DigestDiffers,
     DtypeDiffers,
     PaddingWritten,
     ParameterTally,
@@ -35,6 +38,7 @@ from harness.compare.difference import (
     Unaccounted,
     ValuesDiffer,
 )
+from harness.compare.digesting import digest_of_tensor
 from harness.compare.equality import on_all_cores
 from harness.compare.fp8_experts import unequal_values
 from harness.compare.parameter_view import Fault, ParameterView, ParameterViews, is_fp8, padding_of
@@ -43,10 +47,13 @@ from harness.compare.pieces import (
     Judged,
     Piece,
     PieceSize,
+    Summed,
     judge_piece,
     note_fault,
     pieces_of,
+    sum_piece,
 )
+from harness.devices.digest import LANES, Words
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import Packing, ParameterLayout
 from harness.devices.replicas import odd_replicas
@@ -68,7 +75,60 @@ class _Step(NamedTuple):
     """A parameter, and what a piece of it showed; None before its first."""
 
     tensor: DeviceTensor
-    judged: Judged | None
+    seen: Judged | Summed | None
+
+
+class _Sums:
+    """What a tensor on the devices digests to, as its pieces come; each copy of it."""
+
+    def __init__(self) -> None:
+        self._pieces = 0
+        self._seen: Counter[int] = Counter()
+        self._sums: dict[int, Words] = {}
+
+    def add(self, piece: Summed) -> None:
+        """Add a piece; of some copies it may not tell."""
+        self._pieces += 1
+        for copy, words in piece.sums.items():
+            before = self._sums.setdefault(copy, np.zeros(LANES, np.uint32))
+            if words is not None:
+                self._seen[copy] += 1
+                before += words
+
+    @property
+    def complete(self) -> bool:
+        """Whether the digest of every copy is known, and there is one."""
+        return bool(self._sums) and all(self._seen[copy] == self._pieces for copy in self._sums)
+
+    def are(self, known: Words) -> bool:
+        """Whether every copy digests to that."""
+        return self.complete and all(np.array_equal(found, known) for found in self._sums.values())
+
+    @property
+    def as_text(self) -> str:
+        """The digest, where all copies have one and the same; else empty."""
+        texts = {as_text(words) for words in self._sums.values()} if self.complete else set()
+        return texts.pop() if len(texts) == 1 else ""
+
+
+class _Faults:
+    """What departs of a parameter's tensors, as their pieces are compared."""
+
+    def __init__(self) -> None:
+        self._faults: dict[tuple[str, int], Fault] = {}
+        self._totals: Counter[tuple[str, int]] = Counter()
+
+    def add(self, judged: Judged) -> None:
+        """Add what a piece showed."""
+        piece, of_copies, unequal = judged
+        for copy, count in of_copies.items():
+            self._totals[piece.source, copy] += count
+        for run in unequal:
+            note_fault(self._faults, piece, run)
+
+    def of(self, name: str) -> list[tuple[Fault, int]]:
+        """What departs of each copy of a tensor, and how many elements were compared."""
+        return [(f, self._totals[key]) for key, f in self._faults.items() if key[0] == name]
 
 
 class ParameterComparison:
@@ -82,6 +142,7 @@ class ParameterComparison:
         nan: how NaNs count, see :class:`harness.base.bits.Nan`.
         chosen: whether a tensor or parameter of this layer (None: of no layer) is compared.
         local: of the devices, those this process addresses; None for all.
+        authority: settles which bits are right.
         size: of the pieces that parameters are compared in.
     """
 
@@ -95,8 +156,10 @@ class ParameterComparison:
         nan: Nan = Nan.PAYLOAD,
         chosen: Callable[[int | None], bool] = lambda _: True,
         local: frozenset[str] | None = None,
+        authority: Authority = WEIGHTS,
         size: PieceSize = USUAL,
     ) -> None:
+        self.authority = authority
         self.reference = reference
         self.checkpoint = reference.checkpoint
         self._family = reference.checkpoint.family
@@ -161,7 +224,13 @@ class ParameterComparison:
         tensor, piece = given
         if piece is None:
             return _Step(tensor, None)
-        return _Step(tensor, judge_piece(piece, self.checkpoint, self.expected))
+        if self._known(piece.view, piece.source) is None:
+            return _Step(tensor, judge_piece(piece, self.checkpoint, self.expected))
+        return _Step(tensor, sum_piece(piece, self.checkpoint.entries[piece.source].shape))
+
+    def _known(self, view: ParameterView, source: str) -> Words | None:
+        """What a tensor digests to, by the authority, as the parameter is to hold it."""
+        return self.authority.digest(source, view.layout.dtype)
 
     def expected(self, bits: Bits, dtype: str, layout: ParameterLayout) -> Bits:
         """What becomes of reference bits, of this dtype, on the way to the device.
@@ -186,10 +255,12 @@ class ParameterComparison:
         elif unfitting is not None:
             yield self._unaccounted(tensor, unfitting)
         else:
-            judged = (step.judged for step in steps if step.judged)
-            yield from self._fitting(self.views.fitting[tensor.name], judged)
+            seen = (step.seen for step in steps if step.seen)
+            yield from self._fitting(self.views.fitting[tensor.name], seen)
 
-    def _fitting(self, view: ParameterView, judged: Iterable[Judged]) -> Iterator[Difference]:
+    def _fitting(
+        self, view: ParameterView, seen: Iterable[Judged | Summed]
+    ) -> Iterator[Difference]:
         """Compare a parameter with what its rule makes of its tensors."""
         found = list(self._metadata(view))
         yield from found
@@ -198,7 +269,7 @@ class ParameterComparison:
                 yield from self._quantised(view)
             else:
                 self.tally.compared += 1
-                yield from self._values(view, judged)
+                yield from self._values(view, seen)
             yield from self._padding(view)
 
     def _quantised(self, view: ParameterView) -> Iterator[Difference]:
@@ -271,19 +342,55 @@ class ParameterComparison:
         for fact in misplaced(tensor, shares):
             yield ShardMisplaced(**self._array(tensor), **fact)
 
-    def _values(self, view: ParameterView, judged: Iterable[Judged]) -> Iterator[Difference]:
-        """Sum up what the parameter's pieces showed."""
-        faults: dict[tuple[str, int], Fault] = {}
-        totals: Counter[tuple[str, int]] = Counter()
-        for piece, of_copies, unequal in judged:
-            for copy, count in of_copies.items():
-                totals[piece.source, copy] += count
-            for run in unequal:
-                note_fault(faults, piece, run)
-        for name in dict.fromkeys(view.sources):
+    def _values(self, view: ParameterView, seen: Iterable[Judged | Summed]) -> Iterator[Difference]:
+        """Sum up what the parameter's pieces showed, tensor by tensor."""
+        faults = _Faults()
+        sums = {name: _Sums() for name in view.sources}
+        for each in seen:
+            if isinstance(each, Summed):
+                sums[each.piece.source].add(each)
+            else:
+                faults.add(each)
+        for name in sums:
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
-        for key, fault in faults.items():
-            yield self._bits(fault, totals[key])
+        for name, found in sums.items():
+            known = self._known(view, name)
+            if known is not None and found.are(known):
+                continue
+            if told := self._without_bits(view, name, known, found.as_text):
+                yield told
+                continue
+            if known is not None:
+                for piece in pieces_of(view, self.checkpoint, self._size, [name]):
+                    faults.add(judge_piece(piece, self.checkpoint, self.expected))
+                if found.complete and not faults.of(name):
+                    raise RuntimeError(f"the digest of {name} differs, its bits do not: our fault")
+            for fault, total in faults.of(name):
+                yield self._bits(fault, total)
+
+    def _without_bits(
+        self, view: ParameterView, name: str, known: Words | None, device: str
+    ) -> DigestDiffers | None:
+        """The difference of a tensor whose bits in the checkpoint are not the right ones either.
+
+        None where they are the right ones, so that they can be compared.
+        """
+        self.authority.had_to_read(name)
+        entry, dtype = self.checkpoint.entries[name], view.layout.dtype
+        here = unread = ""
+        try:
+            if self.authority.vouches(name, entry.dtype, lambda: digest_of_tensor(entry)):
+                return None
+            here = as_text(digest_of_tensor(entry, dtype))
+        except BadInput as error:
+            if known is None:
+                raise
+            unread = error.paragraph
+        return DigestDiffers(
+            **self._array(view.tensor), source=TensorSlice(entry.file.name, name), dtype=dtype,
+            reference="" if known is None else as_text(known),
+            device=device, checkpoint=here, unread=unread,
+        )  # fmt: skip
 
     def _bits(self, fault: Fault, total: int) -> BitsDiffer:
         layout = fault.view.layout

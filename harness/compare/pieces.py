@@ -6,15 +6,20 @@ read back whole, so there a piece is a whole tensor.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple
 
-from harness.base.bits import Bits
+import numpy as np
+
+from harness.base.bits import ITEMSIZE, Bits
 from harness.base.scanning import unequal
 from harness.compare.equality import all_equal, equal_bits
 from harness.compare.parameter_view import Fault, ParameterView, pairs
+from harness.devices.digest import LANES, Words, by_rows, feature_sums, finished
 from harness.devices.expert_layout import Span
 from harness.devices.parameter_layout import ParameterLayout
 from harness.devices.tensors import DeviceShard
@@ -53,6 +58,21 @@ class Run(NamedTuple):
     origin: tuple[slice, ...]
 
 
+class Summed(NamedTuple):
+    """What a piece on the devices digests to.
+
+    Attributes:
+        piece: which.
+        totals: elements seen by copy.
+        sums: what each copy's rows add to its digest; None where they do not tell: some are not
+            on these devices, or devices with the same part hold other bits of it.
+    """
+
+    piece: Piece
+    totals: Counter[int]
+    sums: dict[int, Words | None]
+
+
 class Judged(NamedTuple):
     """What a piece showed: elements compared by copy, and the runs that depart."""
 
@@ -67,11 +87,14 @@ def is_in_host_memory(view: ParameterView) -> bool:
 
 
 def pieces_of(
-    view: ParameterView, checkpoint: ModelCheckpoint, size: PieceSize = USUAL
+    view: ParameterView,
+    checkpoint: ModelCheckpoint,
+    size: PieceSize = USUAL,
+    sources: Sequence[str] = (),
 ) -> Iterator[Piece]:
-    """The pieces of a parameter: tensor by tensor, in the order of its rows."""
+    """The pieces of a parameter, or of these tensors of it: one by one, in the order of rows."""
     cut = is_in_host_memory(view)
-    for name in dict.fromkeys(view.sources):
+    for name in dict.fromkeys(sources or view.sources):
         entry = checkpoint.entries[name]
         count = entry.shape[0]
         fitting = size.nbytes * count // max(entry.nbytes, 1)
@@ -131,3 +154,77 @@ def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, run: Run) -> 
     fault = faults.setdefault(key, Fault(view, *key, at, *bits, run.device))
     fault.count += departs.count
     fault.devices.add(run.device)
+
+
+def sum_piece(piece: Piece, shape: tuple[int, ...]) -> Summed:
+    """Digest what devices hold of a piece; nothing of the tensor, of that shape, is read."""
+    view, name, rows = piece.view, piece.source, piece.rows
+    (count, *others), itemsize = shape, ITEMSIZE[view.layout.dtype]
+    blank = np.broadcast_to(np.zeros((), np.uint8), (len(rows), *others))
+    found: dict[int, _Rows] = {}
+    for shard in view.tensor.shards:
+        held = shard.fetch(...)
+        for block, _, at, origin in pairs(view.layout, shard, name, blank, rows.start):
+            run = held[at].T if view.layout.transposed else held[at]
+            found.setdefault(block.copy, _Rows(rows, others, itemsize)).add(origin, run)
+    totals = Counter({copy: of_copy.total for copy, of_copy in found.items()})
+    return Summed(piece, totals, {copy: each.digest(count) for copy, each in found.items()})
+
+
+class _Rows:
+    """Rows of a tensor as devices hold them, put together as digests are: region by region."""
+
+    def __init__(self, rows: Span, others: list[int], itemsize: int) -> None:
+        self._rows, self._others, self._itemsize = rows, others, itemsize
+        self._first: dict[tuple[Span, ...], Bits] = {}
+        self._alike = True
+        self._sums = np.zeros((LANES, len(rows)), np.uint32)
+        self.total = 0
+
+    def add(self, origin: tuple[slice, ...], run: Bits) -> None:
+        """Add what one device holds of the tensor at ``origin``."""
+        self.total += run.size
+        at = tuple(Span(each.start, each.stop) for each in origin)
+        if at in self._first:
+            self._alike = self._alike and equal_bits(run, self._first[at])
+            return
+        self._first[at] = run
+        ahead = math.prod(self._others[1:]) * at[1].start * self._itemsize if at[1:] else 0
+        if ahead % 4 or any(len(s) != n for s, n in zip(at[2:], self._others[1:], strict=True)):
+            self._alike = False  # cut within a word: read instead
+            return
+        self._sums[:, at[0].within(self._rows)] += feature_sums(by_rows(run), first=ahead // 4)
+
+    def digest(self, count: int) -> Words | None:
+        """What the rows add to the digest; see :class:`Summed`."""
+        if not (self._alike and _is_whole(list(self._first), (self._rows, *self._all))):
+            return None
+        return finished(self._sums, self._rows.start, count)
+
+    @property
+    def _all(self) -> tuple[Span, ...]:
+        return tuple(Span(0, size) for size in self._others)
+
+
+def _is_whole(regions: Sequence[tuple[Span, ...]], whole: tuple[Span, ...]) -> bool:
+    """Whether regions are all of a box, each element once.
+
+    Those with the same further axes have to follow each other, from the first row to the last.
+    """
+    columns: dict[tuple[Span, ...], list[Span]] = {}
+    for rows, *others in regions:
+        columns.setdefault(tuple(others), []).append(rows)
+    for spans in columns.values():
+        at = whole[0].start
+        for span in sorted(spans, key=lambda span: span.start):
+            if span.start != at:
+                return False
+            at = span.stop
+        if at != whole[0].stop:
+            return False
+    size = sum(math.prod(map(len, others)) for others in columns)
+    apart = all(
+        any(a.overlap(b) is None for a, b in zip(one, other, strict=True))
+        for one, other in combinations(columns, 2)
+    )
+    return apart and size == math.prod(map(len, whole[1:]))

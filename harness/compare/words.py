@@ -15,6 +15,7 @@ from harness.compare.difference import (
     DeliveredAgain,
     DeviceUnchecked,
     Difference,
+    DigestDiffers,
     DtypeDiffers,
     PaddingWritten,
     ParameterUnwritten,
@@ -32,7 +33,7 @@ from harness.devices.sharding import Region
 def source_words(difference: Difference) -> str:
     """File, tensor and slice of the reference; empty where none is meant."""
     match difference:
-        case BitsDiffer() | ValuesDiffer() | DeliveredAgain():
+        case BitsDiffer() | ValuesDiffer() | DeliveredAgain() | DigestDiffers():
             return str(difference.source or "")
         case TensorUnread():
             return f"{difference.file} {difference.tensor}".lstrip()
@@ -72,6 +73,8 @@ def reference_words(difference: Difference) -> str:
             return _REFERENCE_HAS.get(difference.subject, difference.reason)
         case DeviceUnchecked():
             return "one of the hosts compares its shards"
+        case DigestDiffers():
+            return difference.reference or f"no digest of {difference.dtype}"
         case _:
             assert_never(difference)
 
@@ -101,6 +104,8 @@ def device_words(difference: Difference) -> str:
             return _DEVICE_HAS[difference.subject].format(file=difference.file)
         case DeviceUnchecked():
             return "no host did"
+        case DigestDiffers():
+            return difference.device or "not all of it in one process"
         case _:
             assert_never(difference)
 

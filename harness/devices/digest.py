@@ -120,6 +120,12 @@ def digest(matrix: Bits, hidden_axis: int, *, canonical: bool = False) -> Words:
     return finished(feature_sums(by_feature, canonical=canonical), 0, by_feature.shape[0])
 
 
+def digest_of_constant(element: np.unsignedinteger, features: int, hidden: int) -> Words:
+    """The digest of a matrix whose every element is this one, uint32 [4]."""
+    of_one = feature_sums(np.full((1, hidden), element, element.dtype))
+    return finished(np.broadcast_to(of_one, (LANES, features)), 0, features)
+
+
 def feature_sums(by_feature: Bits, *, canonical: bool = False, first: int = 0) -> Words:
     """The first level of a matrix [F, D], uint32 [4, F]; read in the order of its memory.
 
@@ -214,6 +220,13 @@ def numpy_sums(by_feature: Bits, *, canonical: bool = False, first: int = 0) -> 
 
 def _canonical(bits: Bits) -> Bits:
     return np.where((bits & 0x7FFF) > 0x7F80, (bits & 0x8000) | 0x7FC0, bits).astype(bits.dtype)
+
+
+def warm_up() -> None:
+    """Have the kernels compiled, or read from numba's cache, before they are wanted."""
+    matrix = np.zeros((4, 8), dtype=np.uint16)
+    for form in (matrix, matrix[:, :4], matrix.T, matrix.T[:4]):
+        feature_sums(form)
 
 
 _lock = threading.Lock()

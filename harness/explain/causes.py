@@ -193,6 +193,11 @@ class Cause(StrEnum):
         "without NEW_MODEL_DESIGN=1 does this",
     )
     MISPLACED = "misplaced", "look at the mesh's device order and the array's partition spec"
+    FILE_DIFFERS = (
+        "file-differs",
+        "compare the file with its store's checksum (--checksums) and download it again; or take "
+        "the digest file of this revision",
+    )
     PADDING = "padding", "look at get_w13_padding_config: something was written past a piece's end"
     STRUCTURE = (
         "structure",

@@ -25,6 +25,7 @@ from harness.explain.evidence import (
     Slice,
     Words,
 )
+from harness.explain.held_instead import held_instead
 from harness.explain.metadata import Known, explain_metadata, mistaken
 from harness.explain.provenance import FileSearch, Occurrence, ReferenceIndex, depth
 from harness.explain.rules import explain
@@ -79,7 +80,10 @@ class Explainer:
                 difference, self._comparison.reference, self._comparison.device.layers
             )
             lone_bias = is_lone_bias(difference.name, self._ledger)
-            known = Known(of_experts=True, mistaken=one_sided, lone_bias=lone_bias)
+            instead = held_instead(
+                difference, self._comparison.reference, self._comparison.authority
+            )
+            known = Known(of_experts=True, mistaken=one_sided, lone_bias=lone_bias, instead=instead)
             return explain_metadata(difference, known)
         finding = explain(self.evidence(key))
         if finding.cause is Cause.NOT_DELIVERED:

@@ -14,6 +14,7 @@ from harness.compare.difference import (
     ArrayMissing,
     DeliveredAgain,
     Difference,
+    DigestDiffers,
     PaddingWritten,
     ParameterUnwritten,
     ReplicasDiffer,
@@ -42,12 +43,14 @@ class Known:
         never: whether the ledger says that nothing was ever written to the parameter.
         mistaken: the layer that has experts on one side alone, in words.
         lone_bias: whether it is of a bias that was not delivered, while its weight was.
+        instead: what digests say that it holds, and the cause of that.
     """
 
     of_experts: bool
     never: bool = False
     mistaken: str = ""
     lone_bias: bool = False
+    instead: tuple[Cause, str] | None = None
 
 
 def mistaken(difference: Difference, part: ReferencePart, device: Collection[int | None]) -> str:
@@ -106,6 +109,8 @@ def explain_metadata(difference: Difference, known: Known) -> Finding:
             return _odd_replica(difference, _array(difference, of_experts))
         case PaddingWritten():
             return _padding(difference, where, evidence, known)
+        case DigestDiffers():
+            return _by_digest(difference, where, known)
         case DeliveredAgain():
             summary = f"{{experts}} of {where} {{were}} delivered more than once"
             evidence = f"{difference.key}: {device_words(difference)}"
@@ -152,6 +157,27 @@ def _odd_replica(difference: ReplicasDiffer, name: str) -> Finding:
         f"{difference.count} of {difference.total} elements are unequal"
     )
     return _finding(Cause.REPLICAS_DIFFER, name, f"replicas of {name} hold other bits", evidence)
+
+
+def _by_digest(difference: DigestDiffers, where: str, known: Known) -> Finding:
+    """What digests alone tell of a matrix or a tensor."""
+    of = str(difference.key or difference.source.tensor)
+    its = f"the device's is {difference.device}" if difference.device else "no device has all of it"
+    evidence = f"{of}: the digest file has {difference.reference or 'none'}, {its}"
+    if difference.checkpoint:
+        evidence += f", {difference.source.file}'s {difference.checkpoint}"
+        loaded = difference.device == difference.checkpoint
+        evidence += "; what the file holds arrived unchanged" if loaded else ""
+        summary = f"files of the checkpoint hold other bits than the digest file says, {where}"
+        return _finding(Cause.FILE_DIFFERS, where, summary, evidence)
+    evidence += f"; the checkpoint's own bits could not be read: {difference.unread}"
+    if known.instead:
+        cause, what = known.instead
+        if cause is Cause.UNWRITTEN and known.never:
+            cause = Cause.PARAMETER_UNWRITTEN
+        return _finding(cause, f"{of}", f"{of} holds {what}", evidence)
+    summary = f"{where} differs from the digest file; weights not reachable"
+    return _finding(Cause.UNEXPLAINED, where, summary, evidence)
 
 
 def _placement(difference: ShardMisplaced, name: str) -> Finding:

@@ -27,6 +27,7 @@ from harness.explain.evidence import (
     Slice,
     Words,
 )
+from harness.explain.held_instead import held_instead
 from harness.explain.metadata import Known, explain_metadata, mistaken
 from harness.explain.provenance import FileSearch, Occurrence, depth, lines_of
 from harness.explain.provenance_rules import TIED
@@ -65,6 +66,7 @@ class ParameterExplainer:
             of_experts=False, never=self._never(difference.parameter),
             mistaken=mistaken(difference, comparison.reference, comparison.expert_layers),
             lone_bias=is_lone_bias(difference.name, self._ledger),
+            instead=held_instead(difference, comparison.reference, comparison.authority),
         )  # fmt: skip
         return _headless(difference, comparison) or explain_metadata(difference, known)
 

@@ -18,6 +18,7 @@ from harness.families.family import Part
 from harness.report.maps import PartMap, map_of, merged_map
 from harness.report.report import (
     EQUAL,
+    DigestsUsed,
     Failure,
     HostPart,
     Report,
@@ -62,6 +63,7 @@ def merged(reports: Sequence[Report]) -> Report:
         diagnoses=diagnoses,
         maps=[_map(reports, part_map.part) for part_map in first.maps],
         failure=_failure(reports),
+        digests=_digests([report.digests for report in reports if report.digests]),
         timings=_timings(reports),
         known_issue=_of_every_host([report.known_issue for report in reports]),
         mended_issue=_of_every_host([report.mended_issue for report in reports]),
@@ -73,6 +75,12 @@ def merged(reports: Sequence[Report]) -> Report:
     if whole.status in EQUAL:
         require_covered(whole.tallies, {tally.part for tally in whole.tallies})
     return whole
+
+
+def _digests(used: Sequence[DigestsUsed]) -> DigestsUsed | None:
+    """The digest file of all hosts, and what any of them had to read besides."""
+    read = {name for each in used for name in each.read}
+    return msgspec.structs.replace(used[0], read=sorted(read)) if used else None
 
 
 def _of_every_host(words: Sequence[str]) -> str:
@@ -150,7 +158,14 @@ def _require_one_verification(reports: Sequence[Report]) -> None:
             hint="the reports harness verify --hosts wrote, one on each host",
         )
     facts = {
-        (r.checkpoint, r.reference, r.environment.stack, r.environment.target, r.experts_only)
+        (
+            r.checkpoint,
+            r.reference,
+            r.environment.stack,
+            r.environment.target,
+            r.experts_only,
+            r.digests and r.digests.checksum,
+        )
         for r in reports
     }
     if len(facts) != 1:

@@ -22,11 +22,12 @@ from harness.compare.words import device_words, reference_words, source_words
 from harness.devices.expert_layout import is_expert_array
 from harness.report.figures import counted
 from harness.report.known_issue import Judgement, Verdict
-from harness.report.report import Report, Status
+from harness.report.report import DigestsUsed, Report, Status
 
 _LABEL = 11
 _SHOWN_DIAGNOSES = 20
 _SHOWN_FRAMES = 12
+_SHOWN_TENSORS = 5
 #: Characters of a line or of a failure's message, and of the whole text.
 _PART, _TEXT = 8000, 60_000
 
@@ -56,9 +57,20 @@ def failure_text(report: Report, purpose: str = "") -> str:
     lines += _field("checkpoint", report.checkpoint)
     if report.reference != report.checkpoint:
         lines += _field("reference", report.reference)
+    if report.digests:
+        lines += _field("", digests_words(report.digests))
     lines += _field("stack", _stack(report))
     lines += _field("repeat", report.repeat)
     return several_lines("\n".join(one_line(line, _PART) for line in lines), _TEXT)
+
+
+def digests_words(digests: DigestsUsed) -> str:
+    """What a digest file was made of, and what of the checkpoint was read all the same."""
+    of = f" of {digests.revision}" if digests.revision else ""
+    read = f"{counted(len(digests.read), 'tensor')} of the checkpoint read besides"
+    read += f": {', '.join(digests.read[:_SHOWN_TENSORS])}" if digests.read else ""
+    read += ", …" if len(digests.read) > _SHOWN_TENSORS else ""
+    return f"digests{of}, definition {digests.definition}; {read}"
 
 
 def _experts_alone(report: Report) -> str:

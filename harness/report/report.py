@@ -9,6 +9,7 @@ the owner of a known issue and the issue that a checkout mends.
 5 added the accounts of tensors.
 6 gave each kind of difference fields of its own: bits and shares as numbers, a source by its parts.
 7 added reports of experts only, with a status of their own where these are equal.
+8 added digest files as references, and differences from them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from harness.families.family import Part, Projection
 from harness.load.deliveries import Calls
 from harness.report.maps import PartMap, State, map_of
 
-SCHEMA = 7
+SCHEMA = 8
 
 
 class Status(StrEnum):
@@ -150,12 +151,33 @@ class HostPart(msgspec.Struct, frozen=True, kw_only=True):
     peak_rss: int = 0
 
 
+class DigestsUsed(msgspec.Struct, frozen=True, kw_only=True):
+    """The digest file that stood in for the reference's weights.
+
+    Attributes:
+        file: its path.
+        definition: the number of the digests' definition.
+        revision: the hub's ``org/name@commit`` that was digested; empty where it was none.
+        checksum: the file's own.
+        read: tensors of the checkpoint that were read all the same, to compare what the devices'
+            digests do not tell, or to explain a difference.
+    """
+
+    file: str
+    definition: int
+    revision: str
+    checksum: str
+    read: list[str] = []
+
+
 class Report(msgspec.Struct, kw_only=True):
     """One verification of one checkpoint on one target.
 
     ``known_issue`` is the id of the row that describes the failure, where one does, and
     ``mended_issue`` that of the row whose failure does not happen with the overlay;
     ``issue_owner`` is who has to mend it.
+    ``digests`` says which digest file was the reference, where one was, and ``reference`` then has
+    its path.
     ``experts_only`` says that nothing but experts was looked at.
     ``accounts`` have what became of every tensor: of the reference, and of the checkpoint where it
     is another.
@@ -187,6 +209,7 @@ class Report(msgspec.Struct, kw_only=True):
     issue_owner: str = ""
     files_checked: int = 0
     experts_only: bool = False
+    digests: DigestsUsed | None = None
     schema: int = SCHEMA
 
     @property

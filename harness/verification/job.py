@@ -13,12 +13,15 @@ from typing import Any
 import msgspec
 
 from harness.base.bits import Nan
-from harness.base.errors import HarnessError, InternalError
+from harness.base.errors import BadInput, HarnessError, InternalError
 from harness.base.progress import COMPARE, STREAM, Meter
+from harness.compare import equality
+from harness.compare.authority import WEIGHTS, Authority
 from harness.compare.difference import Account
 from harness.compare.digest_comparison import Method
-from harness.compare.equality import warm_up
+from harness.compare.digest_file import DigestFile, read_digest_file
 from harness.compare.selection import Selection, choose, expert_bytes
+from harness.devices import digest
 from harness.explain.load_failure import diagnose_failure, never_arrived
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
@@ -35,6 +38,7 @@ from harness.load.targets.known_targets import driver_of
 from harness.report.maps import with_missing
 from harness.report.report import (
     EQUAL,
+    DigestsUsed,
     HostPart,
     Report,
     Status,
@@ -62,11 +66,13 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     ``parts`` are those that were asked for and that both sides have, ``asked`` all that were, there
     or not; ``parts`` where it says none. ``families`` are files that describe families, by their
-    absolute paths.
+    absolute paths. ``digests`` is a digest file to compare with; the reference, which is the
+    checkpoint itself then, is asked for its headers, and for weights only to explain.
     """
 
     checkpoint: str
     reference: str
+    digests: str = ""
     target: Target
     parts: tuple[Part, ...]
     asked: tuple[Part, ...] = ()
@@ -82,7 +88,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def prepare() -> None:
     """Have what compares compiled, once for all loads that are forked from this process."""
-    warm_up()
+    equality.warm_up()
+    digest.warm_up()
 
 
 def verify_job(argument: bytes, meter: Meter) -> bytes:
@@ -145,6 +152,8 @@ class Verification:
         self._reference = self._opened(request.reference)
         same = request.checkpoint == request.reference
         self._checkpoint = self._reference if same else self._opened(request.checkpoint)
+        self._digests = self._opened_digests()
+        self._authority: Authority = self._digests or WEIGHTS
         self._parts = tuple(
             part
             for part in reference_parts(self._reference, request.num_layers, request.parts)
@@ -154,6 +163,25 @@ class Verification:
     def _opened(self, path: str) -> ModelCheckpoint:
         request = self._request
         return ModelCheckpoint(path, request.storage, experts_only=request.experts_only)
+
+    def _opened_digests(self) -> DigestFile | None:
+        """The digest file that was asked for; what it is of was looked at before the load.
+
+        Raises:
+            BadInput: it is no longer the one that was.
+        """
+        if not self._request.digests:
+            return None
+        found = read_digest_file(self._request.digests)
+        told = self._unfinished.digests
+        if told is None or told.checksum != found.checksum:
+            raise BadInput(
+                "the digest file changed while it was used",
+                where=self._request.digests,
+                expected="a file that stays as it is until all is compared",
+                hint="again, when whatever writes there has ended",
+            )
+        return found
 
     def run(self) -> Report:
         """Load; compare what arrived, or explain why nothing did."""
@@ -237,6 +265,7 @@ class Verification:
             environment=msgspec.structs.replace(
                 self._unfinished.environment, mesh=loaded.mesh, entry=loaded.entry
             ),
+            digests=self._digests_used(),
             hosts=[] if loaded.local is None else [_host_part(target, loaded.local)],
             tallies=tallies,
             parameters=[part.parameters for part in parts if part.parameters],
@@ -248,6 +277,11 @@ class Verification:
             diagnoses=list(found.diagnoses),
         )
 
+    def _digests_used(self) -> DigestsUsed | None:
+        if self._digests is None or self._unfinished.digests is None:
+            return None
+        return msgspec.structs.replace(self._unfinished.digests, read=sorted(self._digests.read))
+
     def _of_parts(self, loaded: Loaded) -> list[PartFindings]:
         """Compare one part after the other."""
         request = self._request
@@ -255,6 +289,7 @@ class Verification:
             backend=request.target.backend,
             packing=driver_of(request.target).packing(self._unfinished.environment.versions),
             nan=request.nan, method=request.method, selection=request.selection,
+            authority=self._authority,
         )  # fmt: skip
         experts = choose(self._parts, request.selection)
         nbytes = sum(experts[p.part].count * expert_bytes(p) for p in self._parts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from harness.base.bits import Nan
 from harness.base.progress import Meter
+from harness.compare.authority import WEIGHTS, Authority
 from harness.compare.difference import ParameterTally
 from harness.compare.digest_comparison import Method
 from harness.compare.expert_comparison import PartComparison
@@ -43,6 +44,7 @@ class How:
         nan: how NaNs in the reference count.
         method: how bits of experts are compared.
         selection: what was chosen of experts, which chooses layers of other parameters.
+        authority: settles which bits are right.
     """
 
     backend: Backend
@@ -50,6 +52,7 @@ class How:
     nan: Nan = Nan.PAYLOAD
     method: Method = Method.AUTO
     selection: Selection = _EVERYTHING
+    authority: Authority = WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +127,7 @@ class PartVerification:
         comparison = ParameterComparison(
             self.part, self.loaded.tensors[self.part.part], self.loaded.grid,
             packing=self.how.packing, nan=self.how.nan, chosen=self._is_wanted,
-            local=self.loaded.local,
+            local=self.loaded.local, authority=self.how.authority,
         )  # fmt: skip
         explain = ParameterExplainer(comparison, self.ledger).diagnose
         found = Findings.of(comparison.differences(), explain)
@@ -133,7 +136,7 @@ class PartVerification:
     def _comparison(self, device: DevicePart) -> PartComparison:
         return part_comparison(
             self.part, device, backend=self.how.backend, nan=self.how.nan, chosen=self.chosen,
-            method=self.how.method, meter=self.meter,
+            method=self.how.method, authority=self.how.authority, meter=self.meter,
         )  # fmt: skip
 
     @property

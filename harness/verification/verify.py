@@ -19,9 +19,11 @@ from harness.base.bits import Nan
 from harness.base.bounds import require_seconds
 from harness.base.errors import BadInput
 from harness.compare.accounting import model_parts
-from harness.compare.digest_comparison import Method
+from harness.compare.digest_comparison import Method, no_digests
+from harness.compare.digest_file import DigestFile, is_digest_file, read_digest_file
 from harness.compare.expert_comparison import tally_of
 from harness.compare.selection import Selection, choose
+from harness.devices.digest import DEFINITION
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
@@ -34,7 +36,7 @@ from harness.load.target import Parallelism, Target
 from harness.load.targets.known_targets import driver_of, target_named
 from harness.report.maps import map_of
 from harness.report.merge import merged
-from harness.report.report import Environment, Report, Status, redacted_report
+from harness.report.report import DigestsUsed, Environment, Report, Status, redacted_report
 from harness.verification.job import VerifyRequest
 from harness.verification.outcomes import outcomes
 
@@ -67,7 +69,8 @@ def verify(
     Args:
         checkpoint: what to load: a directory, ``s3://…``, ``gs://…`` or a hub id.
         target: where to; four emulated devices by default.
-        reference: the checkpoint to compare with, instead of ``checkpoint`` itself.
+        reference: the checkpoint to compare with, instead of ``checkpoint`` itself; or a digest
+            file, so that no weights are read but to explain a difference.
         nan: how NaNs in the reference count.
         method: how bits of experts are compared.
         parts: load and compare these parts only, of those the checkpoint has.
@@ -91,7 +94,8 @@ def verify(
 
     Raises:
         BadInput: a checkpoint cannot be used, not on several hosts, or has none of ``parts``;
-            or a file of it changed meanwhile; or one of ``families`` describes none.
+            or a file of it changed meanwhile; or one of ``families`` describes none; or a digest
+            file is none, is of another checkpoint, or does not do for what was asked.
         TargetUnavailable: the stack is not installed, or the target's chips are not free.
         InternalError: not the load under test failed, but what judges it.
     """
@@ -99,8 +103,11 @@ def verify(
     target = target or target_named("emulated")
     brought = bring(families)
     opened = ModelCheckpoint(checkpoint, storage, experts_only=experts_only)
-    against = opened
-    if reference is not None:
+    against, digests = opened, None
+    if reference is not None and is_digest_file(reference):
+        digests = read_digest_file(reference)
+        _require_digests_do(digests, opened, nan)
+    elif reference is not None:
         against = ModelCheckpoint(reference, storage, experts_only=experts_only)
     for location in (opened.model, against.model):
         _require_text(location)
@@ -114,12 +121,15 @@ def verify(
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
+        digests=os.path.abspath(digests.path) if digests else "",
         parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
         storage=storage, families=brought, experts_only=experts_only,
     )  # fmt: skip
     with nullcontext(processes) if processes else LoadProcesses() as running:
         report = _unfinished(opened, against, chosen, request, running.overlay)
+        if digests:
+            report.reference, report.digests = digests.path, _used(digests)
         report.files_checked = files_checked
         some = len(chosen) < len(there)
         report.repeat = _repeat(request, running.overlay, some=some, timeout=timeout)
@@ -226,6 +236,30 @@ def _unfinished(
     )
 
 
+def _require_digests_do(digests: DigestFile, checkpoint: ModelCheckpoint, nan: Nan) -> None:
+    """Digests can be compared with what will be on the devices, and are of this checkpoint.
+
+    Raises:
+        BadInput: they are not, or values are compared and not bits.
+    """
+    _require_text(digests.path)
+    if checkpoint.fp8:
+        raise no_digests("an FP8 release, whose values are compared, not its bits", _REFERENCE)
+    if nan is not Nan.PAYLOAD:
+        raise no_digests("NaNs that count as others", _REFERENCE)
+    digests.require_of(checkpoint, reference_parts(checkpoint, asked=()))
+
+
+_REFERENCE = "--reference"
+
+
+def _used(digests: DigestFile) -> DigestsUsed:
+    return DigestsUsed(
+        file=digests.path, definition=DEFINITION, revision=digests.revision,
+        checksum=digests.checksum,
+    )  # fmt: skip
+
+
 def _require_text(location: str) -> None:
     """Refuse a path that is no text: neither JSON nor the stack under test could name it."""
     try:
@@ -256,8 +290,8 @@ def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: fl
     words += [word for file in request.families for word in ("--family", file)]
     words += [f"--stack={overlay.option}"] if overlay.option else []
     words += _target_options(request.target)
-    if request.reference != request.checkpoint:
-        words += ["--reference", request.reference]
+    if request.digests or request.reference != request.checkpoint:
+        words += ["--reference", request.digests or request.reference]
     words += ["--experts-only"] if request.experts_only else []
     words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
     words += ["--compare", request.method] if request.method is not Method.AUTO else []
