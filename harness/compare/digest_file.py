@@ -26,7 +26,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -88,10 +88,20 @@ class DigestedFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Contents(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was digested. ``revision`` is ``org/name@commit`` of the hub's, or empty."""
+    """What was digested.
+
+    Attributes:
+        family: its name.
+        revision: ``org/name@commit`` of the hub's, or empty.
+        tied: whether config.json ties the head to the embedding.
+        files: those that have its tensors.
+        parts: its experts.
+        tensors: all others.
+    """
 
     family: str
     revision: str
+    tied: bool
     files: tuple[DigestedFile, ...]
     parts: tuple[DigestedPart, ...]
     tensors: tuple[DigestedTensor, ...]
@@ -177,7 +187,12 @@ class DigestFile(Authority):
         arrays = {array_name(*key): words for key, words in self.experts.items()}
         return _encoded(arrays | {_TENSORS: self.rows}, self.contents)
 
-    def require_of(self, checkpoint: ModelCheckpoint, parts: Sequence[ReferencePart]) -> None:
+    def require_of(
+        self,
+        checkpoint: ModelCheckpoint,
+        parts: Sequence[ReferencePart],
+        asked: Collection[Part] = tuple(Part),
+    ) -> None:
         """See that these are digests of this checkpoint, as far as its headers tell.
 
         It may be stored otherwise, as long as names of other tensors than experts' stay the same.
@@ -185,6 +200,7 @@ class DigestFile(Authority):
         Args:
             checkpoint: whose bits are to be judged.
             parts: all of its parts, uncut.
+            asked: those that are to be compared; the file may lack others, and have more.
 
         Raises:
             BadInput: it is of another revision, or other tensors or sizes are there.
@@ -192,18 +208,25 @@ class DigestFile(Authority):
         mine, its = self.revision, checkpoint.location.revision
         if mine and its and mine != its:
             raise self._of_another(checkpoint, f"it is of {shown(mine)}, the checkpoint is {its}")
-        if told := next(self._unlike(checkpoint, parts), ""):
+        if told := next(self._unlike(checkpoint, parts, asked), ""):
             raise self._of_another(checkpoint, told)
 
-    def _unlike(self, checkpoint: ModelCheckpoint, parts: Sequence[ReferencePart]) -> Iterator[str]:
+    def _unlike(
+        self,
+        checkpoint: ModelCheckpoint,
+        parts: Sequence[ReferencePart],
+        asked: Collection[Part],
+    ) -> Iterator[str]:
         """How a checkpoint differs from the one that was digested, by the headers."""
-        known = {p.part: p for p in self.contents.parts}
-        if known.keys() != {p.part for p in parts}:
-            yield f"it has experts of {', '.join(known)}, the checkpoint of " + ", ".join(
-                p.part for p in parts
-            )
+        if checkpoint.tied is not self.contents.tied:
+            yield "only one of the two ties the head to the embedding"
+        known = {p.part: p for p in self.contents.parts if p.part in asked}
+        wanted = {p.part: p for p in parts if p.part in asked}
+        if known.keys() != wanted.keys():
+            named = [", ".join(names) or "no part" for names in (known, wanted)]
+            yield f"it has experts of {named[0]}, the checkpoint of {named[1]}"
             return
-        for part in parts:
+        for part in wanted.values():
             own, shape = known[part.part], part.shape
             here = (part.layers, shape.experts, shape.hidden, shape.intermediate)
             if here != (own.layers, own.experts, own.hidden, own.intermediate):
@@ -212,10 +235,15 @@ class DigestFile(Authority):
                 yield f"it has no digests of the {part.part}'s experts as {shape.dtype}"
         tensors = {tensor.name: tensor for tensor in self.contents.tensors}
         others = other_tensors(checkpoint, parts)
-        for name in sorted(tensors.keys() ^ set(others)):
+        there = {p.part for p in self.contents.parts} | {p.part for p in parts}
+        left = there - set(asked)  # what no part is announced for is excused by nothing
+        compared = {
+            n for n in tensors.keys() | set(others) if checkpoint.family.part_of(n) not in left
+        }
+        for name in sorted((tensors.keys() ^ set(others)) & compared):
             side = "the file" if name in tensors else "the checkpoint"
             yield f"{side} alone has a tensor {shown(name)}"
-        for name in others:
+        for name in sorted(tensors.keys() & compared):
             entry, tensor = checkpoint.entries[name], tensors[name]
             if entry.shape != tensor.shape or entry.dtype not in tensor.types:
                 yield (

@@ -78,6 +78,7 @@ def digests_of(checkpoint: ModelCheckpoint, meter: Meter | None = None) -> Diges
     contents = Contents(
         family=checkpoint.family.name,
         revision=checkpoint.location.revision,
+        tied=checkpoint.tied,
         files=tuple(
             DigestedFile(name=name, size=file.size, known=dict(sorted(file.known().items())))
             for name, file in sorted(_weight_files(checkpoint).items())

@@ -26,6 +26,7 @@ from harness.compare.difference import (
     BitsDiffer,
     DeliveredAgain,
     Difference,
+    DigestDiffers,
     ParameterUnwritten,
     ReplicasDiffer,
     Side,
@@ -58,7 +59,9 @@ class Counts(NamedTuple):
 
 
 #: What the devices hold when nothing came; others are of arrays, or of the ledger alone.
-_NOTHING_CAME = ArrayMissing | BitsDiffer | ValuesDiffer | ReplicasDiffer | ParameterUnwritten
+_NOTHING_CAME = (
+    ArrayMissing | BitsDiffer | DigestDiffers | ValuesDiffer | ReplicasDiffer | ParameterUnwritten
+)
 
 
 def require_recorded(part: Part, ledger: Ledger) -> None:

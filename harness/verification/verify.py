@@ -106,7 +106,7 @@ def verify(
     against, digests = opened, None
     if reference is not None and is_digest_file(reference):
         digests = read_digest_file(reference)
-        _require_digests_do(digests, opened, nan)
+        _require_digests_do(digests, opened, nan, parts)
     elif reference is not None:
         against = ModelCheckpoint(reference, storage, experts_only=experts_only)
     for location in (opened.model, against.model):
@@ -236,7 +236,9 @@ def _unfinished(
     )
 
 
-def _require_digests_do(digests: DigestFile, checkpoint: ModelCheckpoint, nan: Nan) -> None:
+def _require_digests_do(
+    digests: DigestFile, checkpoint: ModelCheckpoint, nan: Nan, parts: Collection[Part]
+) -> None:
     """Digests can be compared with what will be on the devices, and are of this checkpoint.
 
     Raises:
@@ -247,7 +249,7 @@ def _require_digests_do(digests: DigestFile, checkpoint: ModelCheckpoint, nan: N
         raise no_digests("an FP8 release, whose values are compared, not its bits", _REFERENCE)
     if nan is not Nan.PAYLOAD:
         raise no_digests("NaNs that count as others", _REFERENCE)
-    digests.require_of(checkpoint, reference_parts(checkpoint, asked=()))
+    digests.require_of(checkpoint, reference_parts(checkpoint, asked=()), parts)
 
 
 _REFERENCE = "--reference"

@@ -85,6 +85,7 @@ def kept(temporary: Path, name: str) -> Path:
 COMMANDS = {
     "verify": (["verify", "/c"], "harness.app.cli.verify"),
     "checkpoint": (["checkpoint", "qwen3.5-moe", "OUT"], "harness.app.cli.write_checkpoint"),
+    "digest": (["digest", "/c", "-o", "OUT"], "harness.app.cli.write_digests"),
     "audit": (["audit"], "harness.app.cli.audit"),
     "audit-run": (["audit-run"], "harness.app.cli.run_audit"),
     "families": (["families"], "harness.app.cli.overview"),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness.base.bits import Bits, canonical_nans, converted
+from harness.compare.authority import WEIGHTS, Authority
 from harness.compare.difference import BitsDiffer
 from harness.compare.expert_comparison import PartComparison
 from harness.compare.parameter_comparison import ParameterComparison
@@ -111,6 +112,7 @@ class Site:
     another_expert: Any = None
     another_layer: Any = None
     dtype = "BF16"
+    authority: Authority = WEIGHTS
 
     def donor(self) -> Bits:
         """A tensor, as large at least, that has nothing to do with it."""
@@ -179,7 +181,8 @@ class ExpertSite(Site):
         source: Any = _Changed(self.part, changes)
         device.arrays[1] = pack(source, 1, device.backend, DEVICES)
         try:
-            comparison = PartComparison(self.part, self._placed(device.part(), plant))
+            placed = self._placed(device.part(), plant)
+            comparison = PartComparison(self.part, placed, authority=self.authority)
             differences = list(comparison.differences())
             explainer = Explainer(comparison)
             causes = [d.cause for d in explainer.diagnose(differences)]
@@ -247,8 +250,9 @@ class TensorSite(Site):
         tensor = device.tensor(name, device.packed[name])
         tensor = plant(self, tensor) if plant else tensor
         comparison = ParameterComparison(
-            self._part, [tensor], line(device.devices), packing=Packing()
-        )
+            self._part, [tensor], line(device.devices), packing=Packing(),
+            authority=self.authority,
+        )  # fmt: skip
         differences = [d for d in comparison.differences() if d.parameter == name]
         explainer = ParameterExplainer(comparison)
         causes = [d.cause for d in explainer.diagnose(differences)]

@@ -34,6 +34,7 @@ _OF_KIND: dict[Kind, dict[str, Any]] = {
     Kind.SHAPE: {"reference": (1,), "device": (2,)},
     Kind.DTYPE: {"reference": "BF16", "device": "F32"},
     Kind.VALUES: {"reference": "1", "device": "nan"},
+    Kind.DIGEST: {"reference": "0" * 32, "dtype": "BF16"},
 }
 F = TypeVar("F", bound=Fact)
 

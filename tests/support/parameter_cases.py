@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.base.bits import Nan
+from harness.compare.authority import WEIGHTS, Authority
 from harness.compare.difference import Difference
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.pieces import USUAL, PieceSize
@@ -31,6 +32,7 @@ class Case:
     device: PackedParameters
     mesh: Mesh
     size: PieceSize = USUAL
+    authority: Authority = WEIGHTS
 
     def compared(
         self, tensors: list[DeviceTensor] | None = None, nan: Nan = Nan.PAYLOAD
@@ -42,6 +44,7 @@ class Case:
             self.mesh,
             packing=Packing(),
             nan=nan,
+            authority=self.authority,
             size=self.size,
         )
         differences = list(comparison.differences())

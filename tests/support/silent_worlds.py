@@ -156,10 +156,11 @@ def world(honest: Path, base: Path, devices: int = 4) -> World:
     )
 
 
-def judged(given: World, patch: pytest.MonkeyPatch) -> Report:
+def judged(given: World, patch: pytest.MonkeyPatch, reference: Path | None = None) -> Report:
     """The report of what ``harness verify`` makes of it, without the load.
 
-    The ledger says that a loader was called for every tensor: it alone gives nothing away.
+    ``reference`` is its own unless given. The ledger says that a loader was called for every
+    tensor: it alone gives nothing away.
     """
 
     def load(checkpoint: str, *_: Any, ledgers: dict[Part, Ledger], **__: Any) -> Loaded:
@@ -173,7 +174,7 @@ def judged(given: World, patch: pytest.MonkeyPatch) -> Report:
     patch.setattr(engine, "load", load)
     patch.setattr(engine, "leave", lambda target: None)
     patch.setattr(verification, "outcomes", lambda request, report, *_: [run(request, report)])
-    return verify(given.checkpoint, reference=given.reference, **given.options)
+    return verify(given.checkpoint, reference=reference or given.reference, **given.options)
 
 
 def without_shard(device: str) -> Mend:

@@ -13,8 +13,10 @@ import pytest
 
 from harness.base.errors import HarnessError, InternalError
 from harness.base.progress import Meter
+from harness.compare import equality
 from harness.compare.expert_comparison import PartComparison, tally_of
 from harness.compare.selection import Chosen
+from harness.devices import digest
 from harness.devices.expert_layout import Backend
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
@@ -216,6 +218,7 @@ def test_one_checkpoint_is_opened_once(given: Given, monkeypatch: pytest.MonkeyP
 
 def test_what_compares_is_compiled_before_the_first_load(monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = []
-    monkeypatch.setattr(job, "warm_up", lambda: prepared.append("kernels"))
+    for kernels in (equality, digest):
+        monkeypatch.setattr(kernels, "warm_up", lambda name=kernels.__name__: prepared.append(name))
     job.prepare()
-    assert prepared == ["kernels"]
+    assert prepared == ["harness.compare.equality", "harness.devices.digest"]
