@@ -255,6 +255,15 @@ def _require_digests_do(
 _REFERENCE = "--reference"
 
 
+def digests_used(file: str | os.PathLike[str]) -> DigestsUsed:
+    """What a report says of a digest file that is the reference.
+
+    Raises:
+        BadInput: it is none.
+    """
+    return _used(read_digest_file(file))
+
+
 def _used(digests: DigestFile) -> DigestsUsed:
     return DigestsUsed(
         file=digests.path, definition=DEFINITION, revision=digests.revision,

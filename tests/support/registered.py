@@ -16,6 +16,7 @@ _NAMES = {
         "load_eight_with_five_alive", "record_a_module",
     ),
     "parameter_jobs": ("plant",),
+    "digest_jobs": ("verify_by_digests",),
     "hooks": ("strict", "lenient"),
     "slice_jobs": ("verify_with_fault_on_host_1",),
 }  # fmt: skip

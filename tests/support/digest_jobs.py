@@ -1,0 +1,39 @@
+"""Jobs that verify with a digest file, in a loading process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from harness.base.bits import Bits
+from harness.base.progress import Meter
+from harness.checkpoint.stores.directory import LocalFile
+from harness.report.report import Status
+from harness.verification.job import VerifyRequest, run
+from harness.verification.verify import digests_used
+from tests.support.fault_catalogue import FAULTS
+from tests.support.reports import a_report
+
+
+def verify_by_digests(argument: bytes, _: Meter) -> bytes:
+    """Verify with a digest file, and a fault of the table planted where one is named.
+
+    Returns:
+        The report, and the bytes of weights that the independent reader read, as JSON.
+    """
+    request, fault = msgspec.json.decode(argument, type=tuple[VerifyRequest, str])
+    read, bits = [0], LocalFile.bits
+
+    def counted(self: LocalFile, *given: Any) -> Bits:
+        array = bits(self, *given)
+        read[0] += array.nbytes
+        return array
+
+    LocalFile.bits = counted  # type: ignore[assignment,method-assign]
+    report = a_report(
+        checkpoint=request.checkpoint, reference=request.digests, status=Status.LOAD_FAILED,
+        tallies=[], digests=digests_used(request.digests),
+    )  # fmt: skip
+    planted = next((row.layers for row in FAULTS if row.name == fault), ())
+    return msgspec.json.encode((run(request, report, planted=planted), read[0]))
