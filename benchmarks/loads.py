@@ -26,6 +26,7 @@ from harness.verification import job
 from harness.verification import part_verification as part
 from harness.verification.job import VerifyRequest
 from harness.verification.part_verification import PartVerification
+from harness.verification.verify import digests_used
 
 
 class Figures(msgspec.Struct):
@@ -86,15 +87,21 @@ def digested(argument: bytes, _: Meter) -> bytes:
     return _verified(argument, Method.DIGESTS)
 
 
-def _verified(argument: bytes, method: Method) -> bytes:
+def by_file(argument: bytes, _: Meter) -> bytes:
+    """The same, compared with the digest file beside the checkpoint."""
+    return _verified(argument, Method.AUTO, f"{_given(argument)[0]}.digests")
+
+
+def _verified(argument: bytes, method: Method, digests: str = "") -> bytes:
     path, target, parts = _given(argument)
     request = VerifyRequest(
-        checkpoint=path, reference=path, target=target, parts=parts, method=method
-    )
+        checkpoint=path, reference=path, digests=digests, target=target, parts=parts,
+        method=method,
+    )  # fmt: skip
     environment = Environment(stack="", python="", versions={}, target=str(target))
     report = Report(
         checkpoint=path, reference=path, family="", status=Status.LOAD_FAILED,
-        environment=environment,
+        environment=environment, digests=digests_used(digests) if digests else None,
     )  # fmt: skip
     at_end: list[int] = []
     expert_copies = vars(part)["expert_copies"]
@@ -167,7 +174,7 @@ def streamed(argument: bytes, _: Meter) -> bytes:
 
 
 #: In the order of the first turn.
-JOBS = (streamed, bare, ledger, recorded, verified, digested)
+JOBS = (streamed, bare, ledger, recorded, verified, digested, by_file)
 
 
 def private() -> int:

@@ -33,6 +33,7 @@ from harness.load.process import LoadProcess
 from harness.load.target import Parallelism, Target
 from harness.load.targets.known_targets import target_named
 from harness.synthetic.writer import write_checkpoint
+from harness.verification.digests import write_digests
 
 _MIB = 1 << 20
 _NAMES = [job.__name__ for job in JOBS]
@@ -53,6 +54,7 @@ class Row(msgspec.Struct, kw_only=True):
     seconds: dict[str, float]
     compare: float
     compare_by_digests: float
+    compare_by_file: float
     compared: int
     peak: dict[str, int]
     comparing_adds: int
@@ -127,6 +129,7 @@ def row(path: Path, target: Target, repeats: int) -> Row:
     decoder = reference_parts(checkpoint)[0]
     largest = max(entry.nbytes for name, entry in checkpoint.entries.items() if "experts" in name)
     read_from_disk(path)
+    write_digests(path, Path(f"{path}.digests"))
     read = read_seconds(path)
     seen = measure(path, target, repeats)
 
@@ -148,6 +151,7 @@ def row(path: Path, target: Target, repeats: int) -> Row:
         seconds={name: middle(name, "load") for name in _NAMES},
         compare=middle("verified", "compare"),
         compare_by_digests=middle("digested", "compare"),
+        compare_by_file=middle("by_file", "compare"),
         compared=int(middle("verified", "compared")),
         peak={name: int(middle(name, "peak")) for name in _NAMES},
         comparing_adds=int(
@@ -167,6 +171,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "and poison, s": lambda r: f"{r.seconds['recorded']:.1f}",
     "compare, s": lambda r: f"{r.compare:.2f}",
     "by digests, s": lambda r: f"{r.compare_by_digests:.2f}",
+    "with a digest file, s": lambda r: f"{r.compare_by_file:.2f}",
     "(bare + compare) / bare": lambda r: f"{r.ratio:.3f}",
     "verified / bare": lambda r: f"{r.whole_ratio:.3f}",
     "compare, GB/s": lambda r: f"{r.rate / 1e9:.1f}",

@@ -33,8 +33,8 @@ from harness.families.experts import ExpertKey, ReferencePart, reference_parts
 from harness.families.family import Projection
 from harness.families.model_checkpoint import ModelCheckpoint
 
-#: Bytes of a tensor that are read and digested at a time: they stay in a core's cache.
-PIECE_BYTES = 4 << 20
+#: Bytes of a tensor that are read and digested at a time.
+PIECE_BYTES = 8 << 20
 DIGEST = "digest"  # the phase, as progress calls it
 
 
