@@ -127,7 +127,10 @@ for _command in COMMANDS:
 @click.argument("checkpoint")
 @for_click((*SHARED, TIMEOUT))
 @click.option("--mesh", help="Axes of the mesh, instead of --devices: data=2,model=2.")
-@click.option("--reference", help="Compare with this checkpoint instead of CHECKPOINT itself.")
+@click.option(
+    "--reference",
+    help="Compare with this checkpoint, or with this digest file, instead of CHECKPOINT itself.",
+)
 @click.option(
     "--nan",
     type=click.Choice([n.value for n in Nan]),

@@ -18,7 +18,13 @@ What = ExpertKey | str
 
 
 class Authority(ABC):
-    """What settles which bits are right."""
+    """What settles which bits are right.
+
+    Attributes:
+        finds: whether :meth:`find` knows of every matrix and tensor.
+    """
+
+    finds: bool = False
 
     @abstractmethod
     def digest(self, what: What, dtype: str) -> Words | None:

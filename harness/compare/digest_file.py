@@ -126,6 +126,7 @@ class DigestFile(Authority):
     path: str = ""
     checksum: str = ""
     read: set[str] = field(default_factory=set)
+    finds = True
 
     def digest(self, what: What, dtype: str) -> Words | None:
         """See :meth:`Authority.digest`; None of another type than those that were digested."""

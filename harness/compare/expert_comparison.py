@@ -6,7 +6,7 @@ Every difference is collected. Memory stays at a few expert slices.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from itertools import chain
 
@@ -128,6 +128,22 @@ class PartComparison:
         """The same elements as the checkpoint has them, and their dtype."""
         bits, dtype = self.reference.stored(key)
         return self.held.of(key.projection, bits), dtype
+
+    def finder(self) -> Callable[[Bits], ExpertKey | None] | None:
+        """What finds a matrix [output, input] of a whole expert by its digest; None if nothing."""
+        if not self.authority.finds or not (self.held.whole or not self.held.divides_experts):
+            return None
+
+        def find(bits: Bits) -> ExpertKey | None:
+            for projection in (Projection.GATE, Projection.DOWN):  # up is digested as gate is
+                words = digest_of_matrix(bits, projection)
+                found = self.authority.find(words, self.reference.shape.dtype)
+                down = isinstance(found, ExpertKey) and found.projection is Projection.DOWN
+                if isinstance(found, ExpertKey) and down is (projection is Projection.DOWN):
+                    return found
+            return None
+
+        return find
 
     def expected(self, bits: Bits) -> Bits:
         """What becomes of reference bits, of the model's dtype, on the way to the device."""

@@ -62,6 +62,7 @@ class Explainer:
             lambda key: comparison.expected(
                 comparison.held.of(key.projection, others[key.part][key])
             ),
+            comparison.finder(),
         )
         self._search = FileSearch(reference.checkpoint)
 

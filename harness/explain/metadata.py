@@ -161,15 +161,15 @@ def _odd_replica(difference: ReplicasDiffer, name: str) -> Finding:
 
 def _by_digest(difference: DigestDiffers, where: str, known: Known) -> Finding:
     """What digests alone tell of a matrix or a tensor."""
-    of = str(difference.key or difference.source.tensor)
+    of, part = str(difference.key or difference.source.tensor), difference.part
     its = f"the device's is {difference.device}" if difference.device else "no device has all of it"
     evidence = f"{of}: the digest file has {difference.reference or 'none'}, {its}"
     if difference.checkpoint:
         evidence += f", {difference.source.file}'s {difference.checkpoint}"
         loaded = difference.device == difference.checkpoint
-        evidence += "; what the file holds arrived unchanged" if loaded else ""
-        summary = f"files of the checkpoint hold other bits than the digest file says, {where}"
-        return _finding(Cause.FILE_DIFFERS, where, summary, evidence)
+        evidence += "; the device holds what that file does" if loaded else ""
+        summary = f"the checkpoint's own files hold other bits than the digest file says ({part})"
+        return _finding(Cause.FILE_DIFFERS, part, summary, evidence)
     evidence += f"; the checkpoint's own bits could not be read: {difference.unread}"
     if known.instead:
         cause, what = known.instead

@@ -9,6 +9,7 @@ from harness.compare.difference import (
     BitsDiffer,
     DeliveredAgain,
     Difference,
+    DigestDiffers,
     DtypeDiffers,
     PaddingWritten,
     ShapeDiffers,
@@ -140,7 +141,13 @@ def _headline(report: Report) -> str:
 
 
 _OF_PARAMETERS = (
-    BitsDiffer | ShapeDiffers | DtypeDiffers | ShardMisplaced | PaddingWritten | Unaccounted
+    BitsDiffer
+    | DigestDiffers
+    | ShapeDiffers
+    | DtypeDiffers
+    | ShardMisplaced
+    | PaddingWritten
+    | Unaccounted
 )
 
 
@@ -186,6 +193,8 @@ def _where(difference: Difference) -> str:
     at = str(list(difference.index)) if isinstance(difference, Unequal) and difference.index else ""
     if difference.key and at:
         return f"{difference.key}, first at [output, input] {at}"
+    if isinstance(difference, DigestDiffers):
+        return str(difference.key or difference.source.tensor)
     if isinstance(difference, DeliveredAgain):
         return f"{difference.key}: {difference.kind}"
     place = [str(difference.part)]

@@ -46,6 +46,7 @@ class Reads:
 
     def __init__(self) -> None:
         self.weights = 0  # as arrays
+        self.ranges: set[tuple[str, int, int]] = set()  # file, first byte, bytes
         self.other = 0  # headers, indexes, configurations
 
 
@@ -53,9 +54,10 @@ class Reads:
 def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     found, bits, read = Reads(), LocalFile.bits, LocalFile.read
 
-    def counted_bits(self: LocalFile, *given: Any) -> Bits:
-        array = bits(self, *given)
+    def counted_bits(self: LocalFile, offset: int, *given: Any) -> Bits:
+        array = bits(self, offset, *given)
         found.weights += array.nbytes
+        found.ranges.add((self.name, offset, array.nbytes))
         return array
 
     def counted_read(self: LocalFile, start: int, stop: int) -> bytes:
@@ -113,6 +115,24 @@ def test_any_changed_bit_of_experts_is_placed_as_by_weights(
         array[at] = PackedDevice(decoder, backend=backend).arrays[1][parameter][at]
     if any(isinstance(d, BitsDiffer) for d in by_weights):
         assert len(digests.read) == 1
+
+
+def test_an_exchange_is_explained_by_what_is_read_of_one_tensor(
+    decoder: ReferencePart, reads: Reads
+) -> None:
+    """Whose bytes they are is known of all matrices, by their digests."""
+    device, digests = PackedDevice(decoder), digests_of(decoder.checkpoint)
+    array = device.arrays[1][Parameter.W2]
+    array[[2, 6]] = array[[6, 2]]
+    reads.ranges.clear()
+    _, differences, (diagnosis,) = compared(decoder, device, digests)
+    assert [(d.kind, d.expert) for d in differences] == [(Kind.BITS, 2), (Kind.BITS, 6)]
+    assert diagnosis.cause is Cause.EXPERTS_EXCHANGED
+    (name,) = digests.read
+    entry = decoder.checkpoint.entries[name]
+    first, last = entry.offset, entry.offset + entry.nbytes
+    for file, start, nbytes in reads.ranges:
+        assert (file, first <= start <= start + nbytes <= last) == (entry.file.name, True)
 
 
 @pytest.mark.parametrize("backend", [Backend.GMM_TP, Backend.GMM_EP])
@@ -342,7 +362,7 @@ def test_a_file_that_is_not_what_was_digested_is_named(
         assert difference.source.tensor == tensor
     assert len(parts) == len(report.differences)
     assert {d.cause for d in report.diagnoses} == {Cause.FILE_DIFFERS}
-    assert "what the file holds arrived unchanged" in report.diagnoses[0].evidence
+    assert "the device holds what that file does" in report.diagnoses[0].evidence
     assert report.digests
     assert report.digests.read == [tensor]
 
