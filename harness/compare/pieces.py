@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness.base.bits import Bits
-from harness.base.scanning import unequal
+from harness.base.scanning import scan, unequal
 from harness.compare.equality import all_equal, equal_bits
 from harness.compare.parameter_view import Fault, ParameterView, pairs
 from harness.devices.expert_layout import Span
@@ -112,4 +112,6 @@ def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, run: Run) -> 
     key = piece.source, run.copy
     fault = faults.setdefault(key, Fault(view, *key, at, *bits, run.device))
     fault.count += departs.count
+    alike = scan(lambda part: part == fault.device, run.got)
+    fault.alike += alike.count if alike else 0
     fault.devices.add(run.device)
