@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import groupby
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -47,13 +47,12 @@ from harness.compare.pieces import (
     Judged,
     Piece,
     PieceSize,
-    Summed,
     judge_piece,
     note_fault,
     pieces_of,
-    sum_piece,
 )
-from harness.devices.digest import LANES, Words
+from harness.compare.tensor_sums import Summed, TensorSums, sum_piece
+from harness.devices.digest import Words
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import Packing, ParameterLayout
 from harness.devices.replicas import odd_replicas
@@ -78,39 +77,6 @@ class _Step(NamedTuple):
     seen: Judged | Summed | None
 
 
-class _Sums:
-    """What a tensor on the devices digests to, as its pieces come; each copy of it."""
-
-    def __init__(self) -> None:
-        self._pieces = 0
-        self._seen: Counter[int] = Counter()
-        self._sums: dict[int, Words] = {}
-
-    def add(self, piece: Summed) -> None:
-        """Add a piece; of some copies it may not tell."""
-        self._pieces += 1
-        for copy, words in piece.sums.items():
-            before = self._sums.setdefault(copy, np.zeros(LANES, np.uint32))
-            if words is not None:
-                self._seen[copy] += 1
-                before += words
-
-    @property
-    def complete(self) -> bool:
-        """Whether the digest of every copy is known, and there is one."""
-        return bool(self._sums) and all(self._seen[copy] == self._pieces for copy in self._sums)
-
-    def are(self, known: Words) -> bool:
-        """Whether every copy digests to that."""
-        return self.complete and all(np.array_equal(found, known) for found in self._sums.values())
-
-    @property
-    def as_text(self) -> str:
-        """The digest, where all copies have one and the same; else empty."""
-        texts = {as_text(words) for words in self._sums.values()} if self.complete else set()
-        return texts.pop() if len(texts) == 1 else ""
-
-
 class _Faults:
     """What departs of a parameter's tensors, as their pieces are compared."""
 
@@ -123,12 +89,15 @@ class _Faults:
         piece, of_copies, unequal = judged
         for copy, count in of_copies.items():
             self._totals[piece.source, copy] += count
-        for run in unequal:
-            note_fault(self._faults, piece, run)
+        for departure in unequal:
+            note_fault(self._faults, piece, departure)
 
-    def of(self, name: str) -> list[tuple[Fault, int]]:
-        """What departs of each copy of a tensor, and how many elements were compared."""
-        return [(f, self._totals[key]) for key, f in self._faults.items() if key[0] == name]
+    def of(self, name: str) -> list[Fault]:
+        """What departs of each copy of a tensor, of which all was compared."""
+        found = {key: fault for key, fault in self._faults.items() if key[0] == name}
+        for key, fault in found.items():
+            fault.total = self._totals[key]
+        return list(found.values())
 
 
 class ParameterComparison:
@@ -200,11 +169,8 @@ class ParameterComparison:
         yield from self._uncovered()
 
     def _steps(self) -> Iterator[_Step]:
-        """What the pieces show, in order; one at a time where each is a tensor read back whole."""
-        shards = chain.from_iterable(tensor.shards for tensor in self._tensors)
-        if all(shard.in_host_memory for shard in shards):
-            return on_all_cores(self._step, self._pieces())
-        return map(self._step, self._pieces())
+        """What the pieces show, in order."""
+        return on_all_cores(self._step, self._pieces())
 
     def _pieces(self) -> Iterator[tuple[DeviceTensor, Piece | None]]:
         """Every parameter, none of its pieces yet; then them, where its bits can be compared."""
@@ -345,7 +311,7 @@ class ParameterComparison:
     def _values(self, view: ParameterView, seen: Iterable[Judged | Summed]) -> Iterator[Difference]:
         """Sum up what the parameter's pieces showed, tensor by tensor."""
         faults = _Faults()
-        sums = {name: _Sums() for name in view.sources}
+        sums = {name: TensorSums() for name in view.sources}
         for each in seen:
             if isinstance(each, Summed):
                 sums[each.piece.source].add(each)
@@ -361,12 +327,13 @@ class ParameterComparison:
                 yield told
                 continue
             if known is not None:
-                for piece in pieces_of(view, self.checkpoint, self._size, [name]):
-                    faults.add(judge_piece(piece, self.checkpoint, self.expected))
+                for piece in pieces_of(view, self.checkpoint, self._size):
+                    if piece.source == name:
+                        faults.add(judge_piece(piece, self.checkpoint, self.expected))
                 if found.complete and not faults.of(name):
                     raise RuntimeError(f"the digest of {name} differs, its bits do not: our fault")
-            for fault, total in faults.of(name):
-                yield self._bits(fault, total)
+            for fault in faults.of(name):
+                yield self._bits(fault)
 
     def _without_bits(
         self, view: ParameterView, name: str, known: Words | None, device: str
@@ -392,13 +359,14 @@ class ParameterComparison:
             device=device, checkpoint=here, unread=unread,
         )  # fmt: skip
 
-    def _bits(self, fault: Fault, total: int) -> BitsDiffer:
+    def _bits(self, fault: Fault) -> BitsDiffer:
         layout = fault.view.layout
         file = self.checkpoint.entries[fault.source].file.name
         difference = BitsDiffer(
             **self._array(fault.view.tensor), index=fault.at,
             source=TensorSlice(file, fault.source, copy=fault.copy), reference=fault.reference,
-            device=fault.device, itemsize=ITEMSIZE[layout.dtype], count=fault.count, total=total,
+            device=fault.device, itemsize=ITEMSIZE[layout.dtype],
+            count=fault.count, total=fault.total,
             shard=self.mesh.shards(layout.axes).get(fault.device_name),
             device_name=fault.device_name,
         )  # fmt: skip
