@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from harness.app.cli import main
 from harness.base.errors import InternalError
+from harness.compare.digest_file import read_digest_file
 from harness.load.process import LoadProcesses
 from harness.load.stack import require_stack
 
@@ -20,6 +21,8 @@ from harness.load.stack import require_stack
         (["verify", "/nowhere", "--json", "/nowhere/out.json"], 2, "no directory for the report"),
         (["verify", "/nowhere", "--stack", "path:/nowhere"], 2, "no package vllm in the checkout"),
         (["checkpoint", "no-such", "OUT"], 2, "unknown recipe 'no-such'"),
+        (["digest", "/nowhere", "-o", "/dev/null"], 2, "no such directory"),
+        (["digest", "/nowhere", "-o", "/nowhere/out"], 2, "no directory for the report"),
         (["doctor", "--target", "abacus"], 2, "unknown target 'abacus'"),
     ],
 )
@@ -35,6 +38,28 @@ def test_a_target_this_machine_lacks_is_not_available() -> None:
     result = CliRunner().invoke(main, ["verify", "/nowhere", "--target", "tpu"])
     assert result.exit_code == 4
     assert "no TPU chip (/dev/accel*, /dev/vfio/*)" in result.stderr
+
+
+def test_digest_says_what_it_wrote(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    path, out = tiny_checkpoints["qwen3.5-mtp"], tmp_path / "digests"
+    result = CliRunner().invoke(main, ["digest", str(path), "-o", str(out)])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("72 experts' matrices and 82 other tensors, 2.7 MB read in ")
+    assert f"{out}, {out.stat().st_size / 1000:.1f} kB" in result.stdout
+    assert read_digest_file(out).matrices == 72
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("config.json", "broken safetensors file"), ("model-00001-of-00004.safetensors", "no digest")],
+)
+def test_a_reference_that_is_a_file_is_a_digest_file(
+    name: str, message: str, tiny_checkpoints: dict[str, Path]
+) -> None:
+    path = tiny_checkpoints["qwen3.5-mtp"]
+    result = CliRunner().invoke(main, ["verify", str(path), "--reference", str(path / name)])
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize(("target", "exit_code"), [("emulated", 0), ("tpu", 4)])
