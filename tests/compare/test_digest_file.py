@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from harness.base.bits import converted
 from harness.base.errors import BadInput
@@ -270,6 +273,43 @@ def test_a_file_that_says_something_else_is_refused(
     with pytest.raises(BadInput, match=re.escape(told)) as error:
         read(rewritten(content, change), tmp_path / "d")
     assert error.value.where == str(tmp_path / "d")
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda some: (
+        st.lists(some, max_size=3) | st.dictionaries(st.text(max_size=8), some, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+def leaves(value: Any, path: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """The paths of all that a JSON value holds, its own first."""
+    keys: Iterable[Any] = ()
+    if isinstance(value, dict | list):
+        keys = value if isinstance(value, dict) else range(len(value))
+    return [path, *(found for key in keys for found in leaves(value[key], (*path, key)))]
+
+
+@hypothesis.given(data=st.data(), instead=ANYTHING)
+def test_whatever_it_says_it_is_read_or_refused(
+    data: st.DataObject, instead: Any, content: bytes, checkpoint: ModelCheckpoint
+) -> None:
+    def change(header: dict[str, Any]) -> None:
+        whole = header["__metadata__"]
+        place = data.draw(st.sampled_from(leaves(whole["contents"], ("contents",))[:60]))
+        for key in place[:-1]:
+            whole = whole[key]
+        whole[place[-1]] = instead
+
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            found = read(rewritten(content, change), Path(directory, "d"))
+        found.require_of(checkpoint, parts_of(checkpoint))
+    except BadInput:
+        return
+    assert found.matrices == 72
 
 
 def _duplicated(content: bytes) -> bytes:
