@@ -13,6 +13,7 @@ from harness.explain.causes import Cause, Finding
 from harness.explain.delivery_rules import bias_lost
 from harness.explain.diagnosis import AroundExpert, slice_of, words_of
 from harness.explain.evidence import Evidence, Granule, Need, Rule
+from harness.explain.origin_rules import another_tensor, draft_layer
 from harness.explain.provenance import (
     FileSearch,
     ReferenceIndex,
@@ -20,13 +21,8 @@ from harness.explain.provenance import (
     lines_of,
     needle,
 )
-from harness.explain.provenance_rules import another_tensor, draft_layer
-from harness.explain.rules import (
-    RULES,
-    explain,
-    nan_canonicalised,
-    nans_of_a_conversion,
-)
+from harness.explain.rules import RULES, explain
+from harness.explain.value_rules import nan_canonicalised, nans_of_a_conversion
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Part, Projection
 from harness.load.ledger import POISON

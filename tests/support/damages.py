@@ -21,8 +21,12 @@ from harness.compare.parameter_comparison import ParameterComparison
 from harness.devices.expert_layout import Parameter
 from harness.devices.parameter_layout import Packing
 from harness.devices.tensors import DevicePart, DeviceTensor
-from harness.explain import delivery_rules, provenance_rules, rules
+from harness.explain import origin_rules as origins
+from harness.explain import piece_rules as pieces
+from harness.explain import remade_rules as remade
+from harness.explain import value_rules as values
 from harness.explain.causes import Cause
+from harness.explain.delivery_rules import never_written
 from harness.explain.diagnosis import Explainer
 from harness.explain.evidence import Evidence, Need, Rule
 from harness.explain.parameter_diagnosis import ParameterExplainer
@@ -479,79 +483,81 @@ def _of(key: str) -> Plant:
     return lambda site: site.expected(getattr(site, key))
 
 
-P, FELLOWS = provenance_rules, frozenset({Need.FELLOWS})
+FELLOWS = frozenset({Need.FELLOWS})
 SHARDS = frozenset({Need.SHARDS})
 
 DAMAGES: tuple[Damage, ...] = (
-    Damage("one bit flipped", Cause.BIT_FLIP, _one_bit, rules.bit_flip),
-    Damage("a short run of the file damaged", Cause.DAMAGED, _damaged_run, rules.damaged),
-    Damage("all zeros", Cause.ZEROS, _filled(0, 0), rules.zeros),
-    Damage("never written", Cause.UNWRITTEN, _filled(None, 0), delivery_rules.never_written),
-    Damage("a part never written", Cause.NARROWED, _filled(None, 0.7), rules.narrowed),
-    Damage("a part zero", Cause.NARROWED, _filled(0, 0.7), rules.narrowed),
-    Damage("a corner of the transpose, no more", Cause.WRONG_CORNER, _corner, P.wrong_corner),
-    Damage("transposed", Cause.TRANSPOSED, _transposed, P.transposed),
-    Damage("rows rolled", Cause.ROLLED, lambda s: np.roll(s.bits, 3, 0), P.rows_rolled),
-    Damage("columns rolled", Cause.ROLLED, lambda s: np.roll(s.bits, 3, -1), P.columns_rolled),
-    Damage("two rows exchanged", Cause.ROWS_EXCHANGED, _two_rows, P.rows_reordered),
+    Damage("one bit flipped", Cause.BIT_FLIP, _one_bit, values.bit_flip),
+    Damage("a short run of the file damaged", Cause.DAMAGED, _damaged_run, pieces.damaged),
+    Damage("all zeros", Cause.ZEROS, _filled(0, 0), values.zeros),
+    Damage("never written", Cause.UNWRITTEN, _filled(None, 0), never_written),
+    Damage("a part never written", Cause.NARROWED, _filled(None, 0.7), remade.narrowed),
+    Damage("a part zero", Cause.NARROWED, _filled(0, 0.7), remade.narrowed),
+    Damage("a corner of the transpose, no more", Cause.WRONG_CORNER, _corner, remade.wrong_corner),
+    Damage("transposed", Cause.TRANSPOSED, _transposed, remade.transposed),
+    Damage("rows rolled", Cause.ROLLED, lambda s: np.roll(s.bits, 3, 0), pieces.rows_rolled),
+    Damage("columns rolled", Cause.ROLLED, lambda s: np.roll(s.bits, 3, -1), pieces.columns_rolled),
+    Damage("two rows exchanged", Cause.ROWS_EXCHANGED, _two_rows, pieces.rows_reordered),
     Damage(
         "two heads exchanged", Cause.HEADS_EXCHANGED, _exchanged(lambda s: s.length("head")),
-        P.heads_exchanged,
+        pieces.heads_exchanged,
     ),
     Damage(
         "two shards exchanged", Cause.SHARDS_EXCHANGED, _exchanged(lambda s: s.length("shard")),
-        P.shards_exchanged,
+        pieces.shards_exchanged,
     ),
     Damage(
         "the first shard on every device", Cause.SHARDS_EXCHANGED, _first_everywhere,
-        P.shards_exchanged,
+        pieces.shards_exchanged,
     ),
     Damage(
-        "half of it another's of its array", Cause.MIXED, _half_of_its_fellow, P.rows_reordered,
-        FELLOWS,
+        "half of it another's of its array", Cause.MIXED, _half_of_its_fellow,
+        pieces.rows_reordered, FELLOWS,
     ),
     Damage(
-        "gate and up not de-interleaved", Cause.INTERLEAVED, _not_deinterleaved, P.interleaved,
+        "gate and up not de-interleaved", Cause.INTERLEAVED, _not_deinterleaved, pieces.interleaved,
     ),
     Damage(
         "exchanged with another of its array", Cause.PROJECTIONS_EXCHANGED, _with_its_fellow,
-        P.another_of_its_array,
+        origins.another_of_its_array,
     ),
     Damage(
         "another of its array, which is right itself", Cause.OTHER_SLICE, _of_its_fellow,
-        P.another_of_its_array,
+        origins.another_of_its_array,
     ),
     Damage(
         "exchanged with another expert", Cause.EXPERTS_EXCHANGED,
         lambda s: {s.own: s.expected(s.another_expert), s.another_expert: s.bits},
-        P.another_expert,
+        origins.another_expert,
     ),
     Damage(
         "another expert's, which is right itself", Cause.EXPERTS_PERMUTED, _of("another_expert"),
-        P.another_expert,
+        origins.another_expert,
     ),
-    Damage("experts of two groups in turn", Cause.EXPERT_GROUPS, _dealt, P.expert_groups),
-    Damage("another layer's", Cause.OTHER_LAYER, _of("another_layer"), P.another_layer),
     Damage(
-        "head for embedding, or the reverse", Cause.TIED,
-        lambda s: s.expected(EMBEDDING if s.own == HEAD else HEAD), P.tied,
+        "experts of two groups in turn", Cause.EXPERT_GROUPS_MIXED, _dealt, origins.expert_groups,
     ),
-    Damage("bytes of some other tensor", Cause.OTHER_BYTES, _other_bytes, P.other_bytes),
+    Damage("another layer's", Cause.OTHER_LAYER, _of("another_layer"), origins.another_layer),
+    Damage(
+        "head for embedding, or the reverse", Cause.TIED_EMBEDDINGS,
+        lambda s: s.expected(EMBEDDING if s.own == HEAD else HEAD), origins.tied,
+    ),
+    Damage("bytes of some other tensor", Cause.OTHER_BYTES, _other_bytes, pieces.other_bytes),
     Damage(
         "bytes taken for float16", Cause.OTHER_DTYPE,
-        lambda s: converted(s.stored(), "F16", s.dtype), rules.other_dtype,
+        lambda s: converted(s.stored(), "F16", s.dtype), remade.other_dtype,
     ),
     Damage(
         "through float16 and back", Cause.DTYPE_ROUND_TRIP, _through_float16,
-        rules.dtype_round_trip,
+        remade.dtype_round_trip,
     ),
     Damage(
-        "subnormals flushed", Cause.SUBNORMALS_FLUSHED, _flushed, rules.subnormals_flushed,
+        "subnormals flushed", Cause.SUBNORMALS_FLUSHED, _flushed, values.subnormals_flushed,
     ),
-    Damage("sign of zero lost", Cause.SIGN_OF_ZERO, _no_sign, rules.sign_of_zero),
+    Damage("sign of zero lost", Cause.SIGN_OF_ZERO, _no_sign, values.sign_of_zero),
     Damage("NaNs made quiet", Cause.NAN_CANONICALISED, _quiet),
     Damage(
-        "one replica off by a bit", Cause.REPLICAS_DIFFER, rule=rules.replicas_differ,
+        "one replica off by a bit", Cause.REPLICAS_DIFFER, rule=values.replicas_differ,
         placement=_replica,
     ),
     Damage(

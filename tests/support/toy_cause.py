@@ -1,0 +1,37 @@
+"""What the harness says of mirrored rows, wherever it is imported from; run as a program."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import harness
+from harness.explain.causes import Cause
+from harness.explain.rules import RULES
+from harness.report.renderings import json_schema
+from tests.support.cause_list import listed
+from tests.support.damages import KINDS, Damage, site_of, write_reference
+
+MIRRORED = Damage("mirrored", Cause.UNEXPLAINED, lambda site: site.bits[::-1].copy())
+
+
+def main(path: Path) -> None:
+    """Plant it in an expert and in a norm, and print what is known of it."""
+    checkpoint = write_reference(path)
+    experts, norm = (MIRRORED.cell(site_of(checkpoint, kind)) for kind in KINDS[:2])
+    known = {str(cause): cause.next_step for cause in Cause}
+    told = {
+        "package": harness.__file__,
+        "experts": experts,
+        "a norm": norm,
+        "next step": known.get(experts),
+        "causes": list(dict.fromkeys(str(c) for rule in RULES for c in rule.causes)),
+        "schema": json_schema()["$defs"]["Cause"]["enum"],
+        "page": listed().splitlines(),
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
