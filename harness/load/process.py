@@ -7,6 +7,7 @@ outcome with a log, never the end of the session.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import resource
 import secrets
@@ -453,11 +454,21 @@ class LoadProcesses(_Closable):
 
     Args:
         overlay: packages to import instead of the installed ones.
+
+    Attributes:
+        job: what they do to verify, by its name in ``JOBS`` of :mod:`harness.load.child`.
     """
 
     def __init__(self, overlay: Overlay | None = None) -> None:
         self.overlay = overlay or Overlay()
+        self.job = "verify"
         self._processes: dict[tuple[str, int], LoadProcess] = {}
+
+    def doing(self, job: str) -> LoadProcesses:
+        """The same processes; to verify they do another job."""
+        others = copy.copy(self)
+        others.job = job
+        return others
 
     def of(self, target: Target) -> LoadProcess:
         """The process for ``target`` and its host; of a further host it is forked from the first's.
