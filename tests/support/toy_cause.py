@@ -19,7 +19,8 @@ MIRRORED = Damage("mirrored", Cause.UNEXPLAINED, lambda site: site.bits[::-1].co
 def main(path: Path) -> None:
     """Plant it in an expert and in a norm, and print what is known of it."""
     checkpoint = write_reference(path)
-    experts, norm = (MIRRORED.cell(site_of(checkpoint, kind)) for kind in KINDS[:2])
+    of = {KINDS[0].of: checkpoint}
+    experts, norm = (MIRRORED.cell(site_of(of, kind)) for kind in KINDS[:2])
     known = {str(cause): cause.next_step for cause in Cause}
     told = {
         "package": harness.__file__,
