@@ -3,8 +3,9 @@
     python benchmarks/whole_model.py --recipe qwen3-vl-moe --shapes published:qwen3-vl-30b-a3b \
         --target gpu --faults --json out.json --report report.json
 
-One synthetic checkpoint and one load. Each phase's seconds, bytes and peak memory are printed: of
-the host the private part, RssAnon, sampled every 20 ms; of a device what JAX counts, where it does.
+One synthetic checkpoint and one load. Each phase's seconds, bytes and memory are printed: of the
+host the private part, RssAnon, when the phase began and at its peak, sampled every 20 ms; of a
+device what JAX counts, where it does. The second comparison finds its programs compiled.
 With ``--faults`` the arrays on the device are then spoiled, one fault after the other, and compared
 again: what it is called, and the seconds beyond those of the faultless comparison, which is what
 explaining costs. Bits are compared, so the values do not matter; files are in the page cache.
@@ -13,9 +14,11 @@ explaining costs. Bits are compared, so the values do not matter; files are in t
 from __future__ import annotations
 
 import argparse
+import ctypes
 import platform
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,15 +50,20 @@ from harness.synthetic.writer import write_checkpoint
 from harness.verification.job import Verification, VerifyRequest
 
 _GIB = 1 << 30
+_MALLOC_TRIM = ctypes.CDLL(None).malloc_trim  # glibc keeps what is freed, and would count it
 
 
 class Phase(msgspec.Struct):
-    """A phase: seconds, bytes, and peaks of memory in bytes; ``device`` is 0 where unknown."""
+    """A phase: seconds, bytes, and memory in bytes; ``device`` is 0 where unknown.
+
+    ``before`` is the host's when it began, ``host`` and ``device`` are peaks.
+    """
 
     name: str
     seconds: float
     nbytes: int
     host: int
+    before: int = 0
     device: int = 0
     found: str = ""
 
@@ -103,6 +111,8 @@ def measure(argument: bytes, meter: Meter) -> bytes:
     with _phase(phases, "compare") as phase:
         report = verification.compared(loaded)
         phase.nbytes, phase.found = report.all_bytes_compared, _called(report)
+    with _phase(phases, "compare again") as phase:
+        phase.nbytes = verification.compared(loaded).all_bytes_compared
     faults = _faults(loaded, arrays) if task.faults else {}
     for name, spoil in faults.items():
         spoiled = spoil()
@@ -120,7 +130,8 @@ def _called(report: Report) -> str:
 
 @contextmanager
 def _phase(phases: list[Phase], name: str) -> Iterator[Phase]:
-    phase = Phase(name, 0.0, 0, 0)
+    _MALLOC_TRIM(0)
+    phase = Phase(name, 0.0, 0, 0, private())
     with peak() as seen:
         started = time.perf_counter()
         yield phase
@@ -220,14 +231,39 @@ def _replaced(loaded: Loaded, changed: dict[str, Any]) -> Loaded:
 # In the parent.
 
 
-def written(options: argparse.Namespace, directory: Path) -> tuple[Path, Phase]:
-    """The checkpoint, and what writing it took; its files may be spread over two places."""
+def written(options: argparse.Namespace, directory: Path, spill: Path | None) -> tuple[Path, Phase]:
+    """The checkpoint, and what writing it took."""
     started = time.perf_counter()
-    done = write_checkpoint(
-        options.recipe, directory / "checkpoint", shapes=options.shapes, layers=options.layers,
-        files=options.files,
-    )  # fmt: skip
+    with _spilling(directory, spill, options.spill_files):
+        done = write_checkpoint(
+            options.recipe, directory / "checkpoint", shapes=options.shapes, layers=options.layers,
+            files=options.files,
+        )  # fmt: skip
     return done.path, Phase("write", time.perf_counter() - started, done.nbytes, 0)
+
+
+@contextmanager
+def _spilling(directory: Path, spill: Path | None, count: int) -> Iterator[None]:
+    """Move the first ``count`` files to ``spill`` as each is written, and leave links to them.
+
+    Files are written one after the other, so all but the last are complete.
+    """
+    done = threading.Event()
+
+    def move() -> None:
+        while not done.wait(0.1):
+            for file in sorted(directory.rglob("model-*.safetensors"))[:-1][:count]:
+                if spill and not file.is_symlink():
+                    moved = Path(shutil.move(file, spill / file.name))
+                    file.symlink_to(moved)
+
+    thread = threading.Thread(target=move, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def main() -> None:
@@ -242,31 +278,35 @@ def main() -> None:
     parser.add_argument("--devices", type=int)
     parser.add_argument("--parallelism", choices=list(Parallelism), default=Parallelism.TENSOR)
     parser.add_argument("--directory", type=Path, help="where to write; a temporary one")
+    parser.add_argument("--spill", type=Path, help="where the first files go, if one disk is small")
+    parser.add_argument("--spill-files", type=int, default=4)
     parser.add_argument("--faults", action="store_true", help="spoil the arrays and compare again")
     parser.add_argument("--json", type=Path, help="keep the phases")
     parser.add_argument("--report", type=Path, help="keep the report")
     options = parser.parse_args()
     target = target_named(options.target, options.devices, Parallelism(options.parallelism))
     scratch = Path(tempfile.mkdtemp(prefix="whole-model-", dir=options.directory))
+    spill = options.spill and Path(tempfile.mkdtemp(prefix="whole-model-", dir=options.spill))
     try:
-        path, writing = written(options, scratch)
+        path, writing = written(options, scratch, spill)
         parts = tuple(part.part for part in reference_parts(ModelCheckpoint(path)))
         child.JOBS["whole_model"] = "whole_model:measure"
         task = Task(str(path), target, parts, options.num_layers, options.faults)
         with LoadProcess(target) as process:
             answer = process.run("whole_model", msgspec.json.encode(task), target, timeout=7200)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for directory in filter(None, (scratch, spill)):
+            shutil.rmtree(directory, ignore_errors=True)
     figures = msgspec.json.decode(answer, type=Figures)
     phases = [writing, *figures.phases]
     print(f"{options.recipe} {options.shapes}, {target}\n")
-    print("| phase | seconds | GB | GB/s | host, GiB | device, GiB | found |")
-    print("|---|---|---|---|---|---|---|")
+    print("| phase | seconds | GB | GB/s | host before, GiB | host, GiB | device, GiB | found |")
+    print("|---|---|---|---|---|---|---|---|")
     for p in phases:
         rate = p.nbytes / 1e9 / p.seconds
         print(
             f"| {p.name} | {p.seconds:.1f} | {p.nbytes / 1e9:.1f} | {rate:.2f} "
-            f"| {p.host / _GIB:.1f} | {p.device / _GIB:.1f} | {p.found} |"
+            f"| {p.before / _GIB:.2f} | {p.host / _GIB:.2f} | {p.device / _GIB:.1f} | {p.found} |"
         )
     if options.json:
         options.json.write_bytes(msgspec.json.format(msgspec.json.encode(phases)))

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import groupby
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -137,11 +137,8 @@ class ParameterComparison:
         yield from self._uncovered()
 
     def _steps(self) -> Iterator[_Step]:
-        """What the pieces show, in order; one at a time where each is a tensor read back whole."""
-        shards = chain.from_iterable(tensor.shards for tensor in self._tensors)
-        if all(shard.in_host_memory for shard in shards):
-            return on_all_cores(self._step, self._pieces())
-        return map(self._step, self._pieces())
+        """What the pieces show, in order."""
+        return on_all_cores(self._step, self._pieces())
 
     def _pieces(self) -> Iterator[tuple[DeviceTensor, Piece | None]]:
         """Every parameter, none of its pieces yet; then them, where its bits can be compared."""
@@ -283,15 +280,17 @@ class ParameterComparison:
         for name in dict.fromkeys(view.sources):
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
         for key, fault in faults.items():
-            yield self._bits(fault, totals[key])
+            fault.total = totals[key]
+            yield self._bits(fault)
 
-    def _bits(self, fault: Fault, total: int) -> BitsDiffer:
+    def _bits(self, fault: Fault) -> BitsDiffer:
         layout = fault.view.layout
         file = self.checkpoint.entries[fault.source].file.name
         difference = BitsDiffer(
             **self._array(fault.view.tensor), index=fault.at,
             source=TensorSlice(file, fault.source, copy=fault.copy), reference=fault.reference,
-            device=fault.device, itemsize=ITEMSIZE[layout.dtype], count=fault.count, total=total,
+            device=fault.device, itemsize=ITEMSIZE[layout.dtype],
+            count=fault.count, total=fault.total,
             shard=self.mesh.shards(layout.axes).get(fault.device_name),
             device_name=fault.device_name,
         )  # fmt: skip

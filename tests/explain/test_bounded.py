@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +15,15 @@ from harness.base.bits import Bits
 from harness.compare.parameter_view import Fault
 from harness.compare.pieces import Piece, Run, note_fault
 from harness.devices.expert_layout import Span
+from harness.devices.tensors import DeviceShard
 from harness.explain.causes import Cause
 from harness.explain.evidence import Around, Evidence, Granule, Slice, Words
+from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.explain.provenance import Occurrence
 from harness.explain.rules import RULES, explain
 from tests.support.memory import peak
+from tests.support.parameter_cases import case
+from tests.support.parameter_packing import LANGUAGE
 
 ROWS, COLUMNS = 1 << 13, 1 << 11  # 32 MB
 WORDS = Words("{names}", "{names}", "{names}", "", "", "", "")
@@ -93,3 +99,34 @@ def test_an_unwritten_run_is_noted_in_the_memory_of_a_stretch() -> None:
     assert needed < 4 << 20
     (fault,) = faults.values()
     assert (fault.at, fault.device, fault.count) == ((0, 0), 0xDEAD, int((BITS != 0xDEAD).sum()))
+    assert fault.alike == BITS.size
+
+
+@pytest.mark.parametrize(
+    ("written", "cause"), [(0, Cause.UNWRITTEN), (1, Cause.NARROWED)], ids=["nothing", "one row"]
+)
+def test_what_holds_one_value_is_not_read_back_again(
+    tiny_checkpoints: dict[str, Path], written: int, cause: Cause
+) -> None:
+    """An embedding that was never written would lie in the host's memory once more."""
+    own = case(tiny_checkpoints, "qwen3-vl-moe")
+    name = f"{LANGUAGE}embed_tokens.weight"
+    own.device.packed[name].array[written:] = 0xDEAD
+    asked: list[Any] = []
+
+    def counted(shard: DeviceShard) -> DeviceShard:
+        def fetch(index: Any) -> Bits:
+            asked.append(index)
+            return shard.fetch(index)
+
+        return replace(shard, fetch=fetch)
+
+    tensors = [
+        replace(t, shards=tuple(map(counted, t.shards))) if t.name == name else t
+        for t in own.device.tensors()
+    ]
+    found, _, comparison = own.compared(tensors)
+    compared = len(asked)
+    (diagnosis,) = ParameterExplainer(comparison).diagnose(found)
+    assert diagnosis.cause is cause
+    assert (len(asked) == compared) == (not written)
