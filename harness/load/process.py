@@ -433,14 +433,16 @@ def _result(answer: Answer, timeout: float) -> bytes:
     if answer.late:
         what = f"the load did not end within {timeout:g} s"
         raise LoadProcessError(what, answer.log, late=True, phase=answer.phase)
-    if isinstance(answer.outcome, Returned):
-        return answer.outcome.result
-    if isinstance(answer.outcome, SentError):
-        raise answer.outcome.error()
-    if isinstance(answer.outcome, JobRaised):
-        raise LoadProcessError("the load raised an error", answer.outcome.error, phase=answer.phase)
-    how = _how(answer.status)
-    raise LoadProcessError(f"the load's process ended with {how}", answer.log, phase=answer.phase)
+    match answer.outcome:
+        case Returned(result=result):
+            return result
+        case SentError() as sent:
+            raise sent.error()
+        case JobRaised(error=error):
+            raise LoadProcessError("the load raised an error", error, phase=answer.phase)
+        case _:
+            what = f"the load's process ended with {_how(answer.status)}"
+            raise LoadProcessError(what, answer.log, phase=answer.phase)
 
 
 def _how(status: int) -> str:

@@ -20,7 +20,8 @@ import harness
 from harness.base.writing import write
 from harness.compare.difference import Difference, Kind
 from harness.explain.causes import Cause, Finding, diagnoses_of
-from tests.support.cause_list import listed
+from tests.support.cause_list import ELSEWHERE, listed
+from tests.support.damages import DAMAGES
 from tests.support.differences import a_difference
 
 ROOT = Path(__file__).parents[2]
@@ -68,8 +69,17 @@ def test_a_cause_takes_one_file(tmp_path: Path) -> None:
     assert set(after["schema"]) - set(before["schema"]) == {"mirrored"}
     assert set(after["page"]) - set(before["page"]) == {
         "| `mirrored` | Its rows are its own, the last one first. | nothing "
-        "| look for a loop that counts down |"
+        "| look for a loop that counts down | the table |"
     }
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_every_cause_is_planted(cause: Cause) -> None:
+    """In the table of damages, or in the file that the list names, and not in both."""
+    in_the_table = any(damage.cause is cause for damage in DAMAGES)
+    assert in_the_table is (cause not in ELSEWHERE)
+    if not in_the_table:
+        assert cause.name in NAMED.findall((ROOT / ELSEWHERE[cause]).read_text())
 
 
 def test_no_two_causes_share_a_name() -> None:

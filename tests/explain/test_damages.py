@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from harness.base.writing import write
-from harness.explain.rules import RULES
 from tests.support.damages import DAMAGES, KINDS, Damage, Site, site_of, write_references
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "causes.md"
@@ -99,10 +98,3 @@ def read() -> dict[tuple[str, str], str]:
         for name, cause, *cells in cells_of
         for kind, cell in zip(kinds, cells, strict=True)
     }
-
-
-def test_every_cause_of_a_rule_is_in_the_table_or_the_page_says_where_else() -> None:
-    """What a table of bits cannot show: what the ledger knows, and where a layer stands."""
-    page = DOCUMENT.read_text()
-    causes = {cause for rule in RULES for cause in rule.causes}
-    assert {cause for cause in causes if f"`{cause}`" not in page} == set()

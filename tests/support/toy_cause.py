@@ -11,9 +11,10 @@ from harness.explain.causes import Cause
 from harness.explain.rules import RULES
 from harness.report.renderings import json_schema
 from tests.support.cause_list import listed
-from tests.support.damages import KINDS, Damage, site_of, write_reference
+from tests.support.damages import DAMAGES, KINDS, Damage, site_of, write_reference
 
-MIRRORED = Damage("mirrored", Cause.UNEXPLAINED, lambda site: site.bits[::-1].copy())
+CAUSE = Cause.__members__.get("MIRRORED", Cause.ROWS_EXCHANGED)
+MIRRORED = Damage("mirrored", CAUSE, lambda site: site.bits[::-1].copy())
 
 
 def main(path: Path) -> None:
@@ -29,7 +30,7 @@ def main(path: Path) -> None:
         "next step": known.get(experts),
         "causes": list(dict.fromkeys(str(c) for rule in RULES for c in rule.causes)),
         "schema": json_schema()["$defs"]["Cause"]["enum"],
-        "page": listed().splitlines(),
+        "page": listed((*DAMAGES, MIRRORED)).splitlines(),
     }
     print(json.dumps(told))
 
