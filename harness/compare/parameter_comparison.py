@@ -275,8 +275,8 @@ class ParameterComparison:
         for piece, of_copies, unequal in judged:
             for copy, count in of_copies.items():
                 totals[piece.source, copy] += count
-            for run in unequal:
-                note_fault(faults, piece, run)
+            for departure in unequal:
+                note_fault(faults, piece, departure)
         for name in dict.fromkeys(view.sources):
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
         for key, fault in faults.items():

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.base.bits import Bits
-from harness.compare.parameter_view import Fault
-from harness.compare.pieces import Piece, Run, note_fault
-from harness.devices.expert_layout import Span
+from harness.compare.pieces import Departure, Run, departure_of
 from harness.devices.tensors import DeviceShard
 from harness.explain.causes import Cause
 from harness.explain.evidence import Around, Evidence, Granule, Slice, Words
@@ -89,17 +86,15 @@ def test_a_large_tensor_is_explained_in_the_memory_of_stretches(case: str) -> No
     assert needed < (4 if case in ("never written", "zeros") else 64) << 20, needed
 
 
-def test_an_unwritten_run_is_noted_in_the_memory_of_a_stretch() -> None:
+def test_an_unwritten_run_is_described_in_the_memory_of_a_stretch() -> None:
     """As a device holds it that has [inputs, outputs]."""
-    placed: Any = SimpleNamespace(layout=SimpleNamespace(transposed=True))
     poison = np.broadcast_to(np.uint16(0xDEAD), BITS.T.shape)
     run = Run("cpu:1", 0, BITS.T, poison, (slice(0, ROWS), slice(0, COLUMNS)))
-    faults: dict[tuple[str, int], Fault] = {}
-    needed = peak(lambda: note_fault(faults, Piece(placed, "head", Span(0, ROWS)), run))
+    found: list[Departure | None] = []
+    needed = peak(lambda: found.append(departure_of(run, transposed=True)))
     assert needed < 4 << 20
-    (fault,) = faults.values()
-    assert (fault.at, fault.device, fault.count) == ((0, 0), 0xDEAD, int((BITS != 0xDEAD).sum()))
-    assert fault.alike == BITS.size
+    unequal = int((BITS != 0xDEAD).sum())
+    assert found == [Departure("cpu:1", 0, (0, 0), int(BITS[0, 0]), 0xDEAD, unequal, BITS.size)]
 
 
 @pytest.mark.parametrize(
