@@ -30,7 +30,7 @@ from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import POISON
 from harness.report.report import Report, Status, contradictions
 from harness.synthetic.writer import write_checkpoint
-from tests.support.damages import DAMAGES, KINDS, Damage, Site, site_of, write_reference
+from tests.support.damages import DAMAGES, KINDS, Damage, Site, site_of, write_references
 from tests.support.flips import with_one_byte_flipped
 from tests.support.host_devices import HOSTS, of_host
 from tests.support.packing import PackedDevice
@@ -156,17 +156,21 @@ def test_several_hosts(
 # The damages of the table of causes, in every kind of parameter.
 
 
+#: Those whose bits are compared: an FP8 release has no digests.
+OF_BITS = [kind for kind in KINDS if kind.of != "FP8"]
+
+
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Site]:
-    checkpoint = write_reference(tmp_path_factory.mktemp("damages") / "reference")
-    digests, found = digests_of(checkpoint), {}
-    for kind in KINDS:
-        found[kind.name] = site_of(checkpoint, kind)
-        found[kind.name].authority = digests
+    checkpoints, found = write_references(tmp_path_factory.mktemp("damages")), {}
+    digests = {of: digests_of(checkpoints[of]) for of in {kind.of for kind in OF_BITS}}
+    for kind in OF_BITS:
+        found[kind.name] = site_of(checkpoints, kind)
+        found[kind.name].authority = digests[kind.of]
     return found
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in KINDS])
+@pytest.mark.parametrize("kind", [kind.name for kind in OF_BITS])
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name)
 def test_the_same_damage_gets_the_same_cause(
     sites: dict[str, Site], damage: Damage, kind: str
@@ -175,7 +179,7 @@ def test_the_same_damage_gets_the_same_cause(
     assert said == damage.cause or said.startswith("("), said
 
 
-@pytest.mark.parametrize("kind", [kind.name for kind in KINDS])
+@pytest.mark.parametrize("kind", [kind.name for kind in OF_BITS])
 def test_what_is_faithful_is_equal(sites: dict[str, Site], kind: str) -> None:
     assert sites[kind].compared({}, None)[0] == []
 
