@@ -503,6 +503,8 @@ def _more_than_experts(report: Report) -> Iterator[str]:
 
 def _not_equal(report: Report) -> Iterator[str]:
     """What keeps a report without differences and failure from being equal."""
+    if report.digests and report.digests.file != report.reference:
+        yield "it is equal, and its digest file is not what it was compared with"
     if report.diagnoses:
         yield f"it is equal, and has a cause: {report.diagnoses[0].cause}"
     if report.known_issue:

@@ -121,6 +121,14 @@ def test_pieces_are_cut_out_of_blocks() -> None:
     assert bucket.asked[1:] == [(7, 39), (39, 71), (71, 103), (103, 127)]
 
 
+def test_what_a_store_knows_of_an_object_is_told_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Counting(1000)
+    monkeypatch.setattr(bucket, "checksums", lambda key: {"CRC32C": f"of {key}"})
+    store = Store("s3://b/p", bucket, "p/")
+    assert store.files["x"].known() == {"version": "1", "CRC32C": "of p/x"}
+    assert (bucket.asked, store.revision) == ([], "")
+
+
 def test_an_expert_alone_is_read_alone() -> None:
     bucket = Counting(64 * MIB)
     entry(bucket, (8, 1024, 1024), 10).bits((3,))

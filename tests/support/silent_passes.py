@@ -25,7 +25,7 @@ from harness.devices.expert_layout import Parameter
 from harness.families.experts import ExpertKey, ReferencePart, reference_parts
 from harness.families.family import Part, Projection
 from harness.families.model_checkpoint import ModelCheckpoint
-from harness.report.report import Failure
+from harness.report.report import DigestsUsed, Failure
 from tests.support.differences import unread
 from tests.support.ledgers import call
 from tests.support.packing import pack
@@ -785,6 +785,9 @@ REPORTS: dict[str, dict[str, Any]] = {
     },
     "report-equal-with-a-tensor-unaccounted": {
         "accounts": [Account(side=Side.REFERENCE, tensors=3, compared=2, unaccounted=1)]
+    },
+    "report-equal-to-another-digest-file": {
+        "digests": DigestsUsed(file="a", definition=1, revision="", checksum="")
     },
     "report-equal-with-a-tensor-uncounted": {
         "accounts": [Account(side=Side.REFERENCE, tensors=3, compared=1, left_alone={"a": 1})]
