@@ -16,6 +16,7 @@ import argparse
 import platform
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -220,14 +221,39 @@ def _replaced(loaded: Loaded, changed: dict[str, Any]) -> Loaded:
 # In the parent.
 
 
-def written(options: argparse.Namespace, directory: Path) -> tuple[Path, Phase]:
-    """The checkpoint, and what writing it took; its files may be spread over two places."""
+def written(options: argparse.Namespace, directory: Path, spill: Path | None) -> tuple[Path, Phase]:
+    """The checkpoint, and what writing it took."""
     started = time.perf_counter()
-    done = write_checkpoint(
-        options.recipe, directory / "checkpoint", shapes=options.shapes, layers=options.layers,
-        files=options.files,
-    )  # fmt: skip
+    with _spilling(directory, spill, options.spill_files):
+        done = write_checkpoint(
+            options.recipe, directory / "checkpoint", shapes=options.shapes, layers=options.layers,
+            files=options.files,
+        )  # fmt: skip
     return done.path, Phase("write", time.perf_counter() - started, done.nbytes, 0)
+
+
+@contextmanager
+def _spilling(directory: Path, spill: Path | None, count: int) -> Iterator[None]:
+    """Move the first ``count`` files to ``spill`` as each is written, and leave links to them.
+
+    Files are written one after the other, so all but the last are complete.
+    """
+    done = threading.Event()
+
+    def move() -> None:
+        while not done.wait(0.1):
+            for file in sorted(directory.rglob("model-*.safetensors"))[:-1][:count]:
+                if spill and not file.is_symlink():
+                    moved = Path(shutil.move(file, spill / file.name))
+                    file.symlink_to(moved)
+
+    thread = threading.Thread(target=move, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def main() -> None:
@@ -242,21 +268,25 @@ def main() -> None:
     parser.add_argument("--devices", type=int)
     parser.add_argument("--parallelism", choices=list(Parallelism), default=Parallelism.TENSOR)
     parser.add_argument("--directory", type=Path, help="where to write; a temporary one")
+    parser.add_argument("--spill", type=Path, help="where the first files go, if one disk is small")
+    parser.add_argument("--spill-files", type=int, default=4)
     parser.add_argument("--faults", action="store_true", help="spoil the arrays and compare again")
     parser.add_argument("--json", type=Path, help="keep the phases")
     parser.add_argument("--report", type=Path, help="keep the report")
     options = parser.parse_args()
     target = target_named(options.target, options.devices, Parallelism(options.parallelism))
     scratch = Path(tempfile.mkdtemp(prefix="whole-model-", dir=options.directory))
+    spill = options.spill and Path(tempfile.mkdtemp(prefix="whole-model-", dir=options.spill))
     try:
-        path, writing = written(options, scratch)
+        path, writing = written(options, scratch, spill)
         parts = tuple(part.part for part in reference_parts(ModelCheckpoint(path)))
         child.JOBS["whole_model"] = "whole_model:measure"
         task = Task(str(path), target, parts, options.num_layers, options.faults)
         with LoadProcess(target) as process:
             answer = process.run("whole_model", msgspec.json.encode(task), target, timeout=7200)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        for directory in filter(None, (scratch, spill)):
+            shutil.rmtree(directory, ignore_errors=True)
     figures = msgspec.json.decode(answer, type=Figures)
     phases = [writing, *figures.phases]
     print(f"{options.recipe} {options.shapes}, {target}\n")

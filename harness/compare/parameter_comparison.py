@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from itertools import chain, groupby
+from itertools import groupby
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -137,11 +137,8 @@ class ParameterComparison:
         yield from self._uncovered()
 
     def _steps(self) -> Iterator[_Step]:
-        """What the pieces show, in order; one at a time where each is a tensor read back whole."""
-        shards = chain.from_iterable(tensor.shards for tensor in self._tensors)
-        if all(shard.in_host_memory for shard in shards):
-            return on_all_cores(self._step, self._pieces())
-        return map(self._step, self._pieces())
+        """What the pieces show, in order."""
+        return on_all_cores(self._step, self._pieces())
 
     def _pieces(self) -> Iterator[tuple[DeviceTensor, Piece | None]]:
         """Every parameter, none of its pieces yet; then them, where its bits can be compared."""

@@ -127,7 +127,7 @@ def padding_of(view: ParameterView) -> Iterator[tuple[DeviceShard, Bits, tuple[i
         assert layout.padding is not None
         own = shard.index[layout.output_axis]
         if here := layout.padding.overlap(own):
-            bits = shard.fetch(...)[at_outputs(layout, here.within(own), slice(None))]
+            bits = shard.fetch(at_outputs(layout, here.within(own), slice(None)))
             where = [span.start for span in shard.index]
             where[layout.output_axis] = here.start
             yield shard, bits, tuple(where)

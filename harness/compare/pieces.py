@@ -1,13 +1,13 @@
 """Parameters in pieces: rows of a tensor, read and compared with all that devices hold of them.
 
-So tensors of any size are compared on all cores. Of devices with memory of their own a shard is
-read back whole, so there a piece is a whole tensor.
+So tensors of any size are compared on all cores, and of a device with memory of its own no more is
+read back at a time than a piece a core.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,6 @@ from harness.compare.equality import all_equal, equal_bits
 from harness.compare.parameter_view import Fault, ParameterView, pairs
 from harness.devices.expert_layout import Span
 from harness.devices.parameter_layout import ParameterLayout
-from harness.devices.tensors import DeviceShard
 from harness.families.model_checkpoint import ModelCheckpoint
 
 
@@ -61,21 +60,15 @@ class Judged(NamedTuple):
     unequal: list[Run]
 
 
-def is_in_host_memory(view: ParameterView) -> bool:
-    """Whether every shard of a parameter is."""
-    return all(shard.in_host_memory for shard in view.tensor.shards)
-
-
 def pieces_of(
     view: ParameterView, checkpoint: ModelCheckpoint, size: PieceSize = USUAL
 ) -> Iterator[Piece]:
     """The pieces of a parameter: tensor by tensor, in the order of its rows."""
-    cut = is_in_host_memory(view)
     for name in dict.fromkeys(view.sources):
         entry = checkpoint.entries[name]
         count = entry.shape[0]
         fitting = size.nbytes * count // max(entry.nbytes, 1)
-        height = max(fitting // size.rows * size.rows, size.rows) if cut else count
+        height = max(fitting // size.rows * size.rows, size.rows)
         for first in range(0, count, height):
             yield Piece(view, name, Span(first, min(first + height, count)))
 
@@ -96,25 +89,14 @@ def judge_piece(
     bits = checkpoint.bits(name, (rows.as_slice(),))
     reference = expected(bits, checkpoint.entries[name].dtype, view.layout)
     judged = Judged(piece, Counter(), [])
-    shards = view.tensor.shards
-    if is_in_host_memory(view):
-        _judge_shards(judged, shards, reference)
-    else:
-        for shard in shards:  # what a device gave back is dropped before the next
-            _judge_shards(judged, (shard,), reference)
-    return judged
-
-
-def _judge_shards(judged: Judged, shards: Sequence[DeviceShard], reference: Bits) -> None:
-    view, name, rows = judged.piece.view, judged.piece.source, judged.piece.rows
     runs = []
-    for shard in shards:
-        held = shard.fetch(...)
+    for shard in view.tensor.shards:
         for block, wanted, at, origin in pairs(view.layout, shard, name, reference, rows.start):
             judged.totals[block.copy] += wanted.size
-            runs.append(Run(shard.device, block.copy, wanted, held[at], origin))
+            runs.append(Run(shard.device, block.copy, wanted, shard.fetch(at), origin))
     if not all_equal((run.got, run.wanted) for run in runs):
         judged.unequal.extend(run for run in runs if not equal_bits(run.got, run.wanted))
+    return judged
 
 
 def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, run: Run) -> None:

@@ -55,8 +55,8 @@ class DeviceShard:
     Attributes:
         device: the device's name, ``cpu:3``.
         index: the part, as one span per axis of the whole tensor.
-        fetch: gives the bits of an index into this part's first axis, counted from the part's
-            first; of the whole part for ``...``.
+        fetch: gives the bits of an index into this part, counted from the part's first: of the
+            whole part for ``...``. Threads may call it at the same time.
         shares: by XLA on the device, what rectangles of this part add to their experts' digests
             (:func:`harness.devices.digest_xla.shares`); None where it cannot.
         any_set: alike, whether any bit is set in ``(rows, columns)`` of each expert.
@@ -71,7 +71,7 @@ class DeviceShard:
     in_host_memory: bool = field(kw_only=True)
 
     def folded(self) -> DeviceShard:
-        """The shard with its middle axes as one."""
+        """The shard with its middle axes as one; it takes an index of the first axis alone."""
         middle = self.index[1:-1]
         rows = math.prod(map(len, middle))
 

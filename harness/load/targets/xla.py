@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +36,8 @@ from harness.load.targets.tpu import find_tpu
 from harness.load.vllm_platform import PLATFORM
 
 _HOST_PLATFORM = "harness.load.host_platform.HostPlatform"
+#: torch_xla traces what is asked of all its tensors into one graph a process.
+_ONE_GRAPH = threading.Lock()
 
 #: The axis of [E, rows, columns] each expert parameter is cut along; all others are not cut.
 _CUT = {
@@ -273,7 +276,8 @@ def _reader(tensor: Any, dtype: str) -> Any:
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
     def fetch(index: Any) -> Bits:
-        part = tensor[index].cpu().contiguous()
+        with _ONE_GRAPH:
+            part = tensor[index].cpu().contiguous()
         bits: Bits = part.view(integers[part.element_size()]).numpy().view(bits_dtype(dtype))
         return bits
 
