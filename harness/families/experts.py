@@ -206,8 +206,8 @@ def reference_parts(
         checkpoint: where they are.
         num_layers: cut the decoder to its first layers, as an override of the model's
             configuration cuts it for the load.
-        asked: the parts that somebody asked for; a draft model that nobody did may be announced
-            and absent, as where a tool kept the key and dropped the tensors.
+        asked: the parts that somebody asked for. A draft model may be announced and absent where
+            nobody did, or nobody did for it alone (:func:`absent_parts`).
 
     Raises:
         BadInput: there is no expert tensor, expert tensors of a part stand in two storages, or
@@ -224,7 +224,7 @@ def reference_parts(
         )
     for part in Part:
         found = next((p.layers for p in parts if p.part is part), ())
-        if found or part in asked:
+        if found or (part in asked and part not in absent_parts(checkpoint, asked)):
             _require_layers(checkpoint, part, found)
     _require_no_stray(checkpoint, parts)
     if num_layers is None:
@@ -261,6 +261,25 @@ def announced_layers(checkpoint: ModelCheckpoint, part: Part) -> int:
         default = family.unannounced_drafts
     key = family.layer_counts[part]
     return size(checkpoint.text, key, where, least=0, most=most, default=default)
+
+
+def is_absent(checkpoint: ModelCheckpoint, part: Part) -> bool:
+    """Whether config.json announces a draft model of which no file holds any tensor.
+
+    transformers neither loads nor saves draft models and keeps the key of their number
+    (``num_mtp_layers`` of ``configuration_glm4_moe.py``, 5.23), so a fine-tuned model has none.
+    Files that the index does not name count: vLLM streams them, too.
+    """
+    if part is not Part.MTP or not announced_layers(checkpoint, part):
+        return False
+    names = (*checkpoint.entries, *(entry.name for entry in checkpoint.beside))
+    return not any(checkpoint.family.part_of(name) is part for name in names)
+
+
+def absent_parts(checkpoint: ModelCheckpoint, asked: Collection[Part]) -> tuple[Part, ...]:
+    """Those of the parts that were asked for that are absent; none where all of them are."""
+    absent = tuple(part for part in asked if is_absent(checkpoint, part))
+    return absent if len(absent) < len(asked) else ()
 
 
 def announced_moe_layers(checkpoint: ModelCheckpoint, part: Part) -> tuple[int, ...]:

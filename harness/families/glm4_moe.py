@@ -97,4 +97,5 @@ FAMILY = Family(
     text_key="",
     moe_layers=MoeLayers(dense_first="first_k_dense_replace"),
     layer_counts={Part.DECODER: "num_hidden_layers", Part.MTP: "num_nextn_predict_layers"},
+    draft_prefix="model.layers.{layer}.",
 )  # fmt: skip
