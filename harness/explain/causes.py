@@ -41,6 +41,11 @@ class Cause(StrEnum):
         "save the experts in the storage that this release takes them for, or load them with a "
         "release that reads the one they are in (harness/families/misread.py)",
     )
+    CONFIG_LACKS_KEY = (
+        "config-lacks-key",
+        "give config.json the key, with the publisher's value: what saved the checkpoint does not "
+        "write it, and this release builds no model, or another one, without it",
+    )
     HOOKED_AS_EXPERT = (
         "hooked-as-expert",
         "let the hook pass over what the experts' module only shares with another one: a router's "

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from harness.explain.causes import Cause, Diagnosis, experts_text, fix_of
 from harness.families.misread import Misread
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import Ledger, LoaderCall
 
 _LAYERS_LISTED = 4
@@ -37,6 +38,27 @@ def diagnose_failure(
     if call:
         return [_failed(Cause.UNEXPLAINED, "a weight_loader raised an error", _called(call))]
     return [_failed(Cause.UNEXPLAINED, "the stack under test raised an error", "see above")]
+
+
+def config_lacks(error: Exception, checkpoint: ModelCheckpoint) -> Diagnosis | None:
+    """The key that upstream wanted of config.json, which has none; None where it was not that.
+
+    Args:
+        error: what ended the load, as upstream raised it.
+        checkpoint: the one that was loaded.
+    """
+    keys, message = {*checkpoint.config, *checkpoint.text}, str(error)
+    asked = getattr(error, "obj", None), getattr(error, "name", None)
+    if isinstance(error, AttributeError) and type(asked[0]).__name__.endswith("Config"):
+        if not isinstance(asked[1], str) or asked[1] in keys:
+            return None
+        wants = f"which {checkpoint.family.architecture} of this release asks for"
+        return _failed(Cause.CONFIG_LACKS_KEY, f"config.json has no {asked[1]}, {wants}", message)
+    for module, key in checkpoint.family.built_by.items():
+        if module in message and key not in keys:
+            summary = f"config.json has no {key}, without which this release builds no {module}"
+            return _failed(Cause.CONFIG_LACKS_KEY, summary, message)
+    return None
 
 
 def never_arrived(
