@@ -7,7 +7,7 @@ TARGET ?= emulated
 # EXPECT=known: exactly the known upstream failures of the stack must happen; equal: none may. The
 # releases with the bug are to fail unless asked otherwise.
 EXPECT ?= $(if $(filter 0.21,$(STACK)),equal,known)
-# FAMILIES=all: every family in every storage, tensor and expert parallel; else one load of each.
+# FAMILIES=all: every row, so every family in every storage, tensor and expert parallel.
 FAMILIES ?= chosen
 # Workers of make verify; on a TPU they would divide its chips.
 WORKERS ?= $(if $(filter tpu,$(TARGET)),0,2)
@@ -44,7 +44,7 @@ fixed: ## the tests of upstream's calls on vLLM 0.22
 full: ## every test and scenario on STACK
 	@bin=$$($(SETUP) $(STACK))/bin || exit; \
 	$$bin/pytest tests -m alone --expect=known; alone=$$?; \
-	$$bin/pytest -m "not alone" -n 2 --expect=known && exit $$alone
+	$$bin/pytest -m "not alone" -n 2 --expect=known --families=all && exit $$alone
 
 check: lint types quick ## what to run before each commit: lint, types and the quick tests
 

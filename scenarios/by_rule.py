@@ -50,17 +50,19 @@ def plain(rows: Sequence[Scenario]) -> tuple[Scenario, ...]:
 
 
 def chosen(written: Sequence[Scenario], rows: Sequence[Scenario]) -> tuple[Scenario, ...]:
-    """Of the rule's ``rows`` those that every run takes: one of each family.
+    """What every run takes: the rows of ``written`` that say so, and one of each family.
 
-    A family whose load is in a row of ``written`` has its own there. Which row stands for a family
-    follows from its name alone, so that it stays when others come.
+    A family that a row of ``written`` loads plainly has its own there. Which of the rule's ``rows``
+    stands for another, one with a draft model if there is any, follows from its name alone, so that
+    it stays when others come.
     """
-    there = {row.recipe for row in plain(written)}
-    picked = []
+    picked = [row for row in written if row.every_run]
+    there = {row.recipe for row in plain(picked)}
     for family in families():
-        names = {recipe.name for recipe in family.recipes}
+        drafting = [recipe for recipe in family.recipes if recipe.mtp]
+        names = {recipe.name for recipe in drafting or family.recipes}
         own = [row for row in rows if row.recipe in names]
-        if own and not names & there:
+        if own and not {recipe.name for recipe in family.recipes} & there:
             picked.append(own[zlib.crc32(family.name.encode()) % len(own)])
     return tuple(picked)
 
@@ -78,4 +80,4 @@ def _rows(recipe: Recipe) -> Iterator[Scenario]:
 
 def _load(row: Scenario) -> str:
     """What a row asks for, whatever it is called."""
-    return repr(replace(row, id="", why=""))
+    return repr(replace(row, id="", why="", every_run=True))

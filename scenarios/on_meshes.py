@@ -21,6 +21,7 @@ ON_MESHES: tuple[Scenario, ...] = (
         "qwen3.5-mtp",
         mesh="data=2,model=2",
         parallelism=Parallelism.EXPERT,
+        every_run=False,
     ),
     Scenario(
         "vl-expert-4",
@@ -28,6 +29,7 @@ ON_MESHES: tuple[Scenario, ...] = (
         "qwen3-vl-moe",
         mesh="expert=4",
         parallelism=Parallelism.EXPERT,
+        every_run=False,
     ),
     Scenario(
         "mtp-expert-2-model-2",
@@ -83,6 +85,7 @@ ON_MESHES: tuple[Scenario, ...] = (
         shapes="tiny:experts",
         devices=4,
         parallelism=Parallelism.TENSOR,
+        every_run=False,
     ),
     Scenario(
         "vl-6-experts-whole",
@@ -99,6 +102,7 @@ ON_MESHES: tuple[Scenario, ...] = (
         shapes="tiny:experts",
         parallelism=Parallelism.EXPERT_KERNEL,
         devices=4,
+        every_run=False,
     ),
     Scenario(
         "vl-uneven-width",
@@ -116,6 +120,7 @@ ON_MESHES: tuple[Scenario, ...] = (
         shapes="tiny:intermediate",
         parallelism=Parallelism.EXPERT,
         devices=4,
+        every_run=False,
     ),
     # FP8 releases.
     Scenario(
@@ -131,6 +136,7 @@ ON_MESHES: tuple[Scenario, ...] = (
         "qwen3.5-mtp",
         shapes="tiny:blocks",
         fp8=True,
+        every_run=False,
     ),
     Scenario(
         "vl-fp8-expert-2-model-2",
@@ -140,6 +146,7 @@ ON_MESHES: tuple[Scenario, ...] = (
         fp8=True,
         mesh="expert=2,model=2",
         parallelism=Parallelism.TENSOR,
+        every_run=False,
     ),
     Scenario(
         "mtp-fp8-expert-2-model-2-whole",
@@ -166,6 +173,7 @@ ON_MESHES: tuple[Scenario, ...] = (
         devices=8,
         hosts=2,
         parallelism=Parallelism.EXPERT,
+        every_run=False,
     ),
     Scenario(
         "mtp-2-hosts-copies",

@@ -62,6 +62,8 @@ class Scenario:
             reference is the published layout.
         stream_options: variables of the load: ``RUNAI_STREAMER_*``, and those of vLLM's that decide
             what is loaded.
+        every_run: whether a run that was not asked for all takes it; of what it shows, a row that
+            every run takes shows the most.
     """
 
     id: str
@@ -84,6 +86,7 @@ class Scenario:
     numbered: bool = False
     axes_swapped: bool = False
     stream_options: dict[str, str] = field(default_factory=dict)
+    every_run: bool = True
 
     def checkpoint(self, directory: Path) -> tuple[str | Path, Path | None]:
         """The checkpoint, and the one to compare with if that is another.

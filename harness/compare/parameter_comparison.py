@@ -275,20 +275,22 @@ class ParameterComparison:
         for piece, of_copies, unequal in judged:
             for copy, count in of_copies.items():
                 totals[piece.source, copy] += count
-            for run in unequal:
-                note_fault(faults, piece, run)
+            for departure in unequal:
+                note_fault(faults, piece, departure)
         for name in dict.fromkeys(view.sources):
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
         for key, fault in faults.items():
-            yield self._bits(fault, totals[key])
+            fault.total = totals[key]
+            yield self._bits(fault)
 
-    def _bits(self, fault: Fault, total: int) -> BitsDiffer:
+    def _bits(self, fault: Fault) -> BitsDiffer:
         layout = fault.view.layout
         file = self.checkpoint.entries[fault.source].file.name
         difference = BitsDiffer(
             **self._array(fault.view.tensor), index=fault.at,
             source=TensorSlice(file, fault.source, copy=fault.copy), reference=fault.reference,
-            device=fault.device, itemsize=ITEMSIZE[layout.dtype], count=fault.count, total=total,
+            device=fault.device, itemsize=ITEMSIZE[layout.dtype],
+            count=fault.count, total=fault.total,
             shard=self.mesh.shards(layout.axes).get(fault.device_name),
             device_name=fault.device_name,
         )  # fmt: skip

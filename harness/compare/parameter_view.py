@@ -42,7 +42,9 @@ class ParameterView:
 class Fault:
     """What departs of one tensor, or of one copy of it, over all devices.
 
-    ``at`` is the first unequal element in the tensor, ``device_name`` where it was found.
+    ``at`` is the first unequal element in the tensor, ``device_name`` where it was found. Of
+    ``total`` elements on all devices ``count`` are unequal, and at least ``alike`` hold the bits of
+    that first one, ``device``.
     """
 
     view: ParameterView
@@ -53,7 +55,14 @@ class Fault:
     device: int
     device_name: str
     count: int = 0
+    alike: int = 0
+    total: int = 0
     devices: set[str] = field(default_factory=set)
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether every element, on every device, holds the same bits."""
+        return self.alike == self.total
 
 
 _Where = tuple[slice, ...]
@@ -103,10 +112,10 @@ def recovered(view: ParameterView, source: str, copy: int, prefer: str, like: Bi
     out = like.copy()
     layout = view.layout
     for shard in sorted(view.tensor.shards, key=lambda shard: shard.device == prefer):
-        held = shard.fetch(...)
         for block, _, there, origin in pairs(layout, shard, source, like):
             if block.copy == copy:
-                out[origin] = held[there].T if layout.transposed else held[there]
+                bits = shard.fetch(there)
+                out[origin] = bits.T if layout.transposed else bits
     return out
 
 

@@ -1,7 +1,7 @@
 """Parameters in pieces: rows of a tensor, read and compared with all that devices hold of them.
 
 So tensors of any size are compared on all cores, and of a device with memory of its own no more is
-read back at a time than a piece a core.
+read back at a time than a piece a core. No bits leave a piece: of what is unequal its counts do.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness.base.bits import Bits
-from harness.base.scanning import unequal
-from harness.compare.equality import all_equal, equal_bits
+from harness.base.scanning import scan, unequal
+from harness.compare.equality import all_equal
 from harness.compare.parameter_view import Fault, ParameterView, pairs
 from harness.devices.expert_layout import Span
 from harness.devices.parameter_layout import ParameterLayout
@@ -52,12 +52,34 @@ class Run(NamedTuple):
     origin: tuple[slice, ...]
 
 
+class Departure(NamedTuple):
+    """How a run departs, without its bits.
+
+    Attributes:
+        device: that holds it.
+        copy: of which copy of the tensor.
+        at: its first unequal element, in the tensor.
+        reference: what that must be.
+        held: what it is.
+        unequal: how many elements are.
+        alike: elements that are ``held``, too, equal or not.
+    """
+
+    device: str
+    copy: int
+    at: tuple[int, ...]
+    reference: int
+    held: int
+    unequal: int
+    alike: int
+
+
 class Judged(NamedTuple):
     """What a piece showed: elements compared by copy, and the runs that depart."""
 
     piece: Piece
     totals: Counter[int]
-    unequal: list[Run]
+    unequal: list[Departure]
 
 
 def pieces_of(
@@ -95,21 +117,33 @@ def judge_piece(
             judged.totals[block.copy] += wanted.size
             runs.append(Run(shard.device, block.copy, wanted, shard.fetch(at), origin))
     if not all_equal((run.got, run.wanted) for run in runs):
-        judged.unequal.extend(run for run in runs if not equal_bits(run.got, run.wanted))
+        departures = (departure_of(run, transposed=view.layout.transposed) for run in runs)
+        judged.unequal.extend(filter(None, departures))
     return judged
 
 
-def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, run: Run) -> None:
-    """Add an unequal run of rows to the fault of its tensor, or of its copy of it."""
-    view = piece.view
+def departure_of(run: Run, *, transposed: bool) -> Departure | None:
+    """How a run departs; None where it does not."""
     departs = unequal(run.wanted, run.got)
     if departs is None:
-        return
+        return None
     first = departs.first
-    in_tensor = first[::-1] if view.layout.transposed else first
+    in_tensor = first[::-1] if transposed else first
     at = tuple(i + o for i, o in zip(in_tensor, (s.start for s in run.origin), strict=True))
-    bits = int(run.wanted[first]), int(run.got[first])
-    key = piece.source, run.copy
-    fault = faults.setdefault(key, Fault(view, *key, at, *bits, run.device))
-    fault.count += departs.count
-    fault.devices.add(run.device)
+    held = int(run.got[first])
+    alike = scan(lambda part: part == held, run.got)
+    assert alike, "the first unequal element is one"
+    return Departure(
+        run.device, run.copy, at, int(run.wanted[first]), held, departs.count, alike.count
+    )
+
+
+def note_fault(faults: dict[tuple[str, int], Fault], piece: Piece, found: Departure) -> None:
+    """Add an unequal run of rows to the fault of its tensor, or of its copy of it."""
+    key = piece.source, found.copy
+    fault = faults.setdefault(
+        key, Fault(piece.view, *key, found.at, found.reference, found.held, found.device)
+    )
+    fault.count += found.unequal
+    fault.alike += found.alike if found.held == fault.device else 0
+    fault.devices.add(found.device)

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+import numpy as np
+
 from harness.base.bits import Bits
 from harness.base.scanning import Mask, equal, stretches
 from harness.compare.difference import BitsDiffer, Difference, Subject, Unaccounted
@@ -136,7 +138,13 @@ class AroundTensor(Around):
 
     @cached_property
     def device(self) -> Bits:
-        """The tensor as the device that departs holds it."""
+        """The tensor as the device that departs holds it.
+
+        One that was never written is as large as an embedding, and need not be read back again.
+        """
+        if self.fault.is_uniform and self.mask is None:
+            value = np.array(self.fault.device, self.reference.dtype)
+            return np.broadcast_to(value, self.reference.shape)
         return self._held(self.fault.source, self.fault.copy)
 
     @cached_property

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from harness.base.bits import Bits
-from harness.compare.parameter_view import Fault
-from harness.compare.pieces import Piece, Run, note_fault
-from harness.devices.expert_layout import Span
+from harness.compare.pieces import Departure, Run, departure_of
+from harness.devices.tensors import DeviceShard
 from harness.explain.causes import Cause
 from harness.explain.evidence import Around, Evidence, Granule, Slice, Words
+from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.explain.provenance import Occurrence
 from harness.explain.rules import RULES, explain
 from tests.support.memory import peak
+from tests.support.parameter_cases import case
+from tests.support.parameter_packing import LANGUAGE
 
 ROWS, COLUMNS = 1 << 13, 1 << 11  # 32 MB
 WORDS = Words("{names}", "{names}", "{names}", "", "", "", "")
@@ -83,13 +86,42 @@ def test_a_large_tensor_is_explained_in_the_memory_of_stretches(case: str) -> No
     assert needed < (4 if case in ("never written", "zeros") else 64) << 20, needed
 
 
-def test_an_unwritten_run_is_noted_in_the_memory_of_a_stretch() -> None:
+def test_an_unwritten_run_is_described_in_the_memory_of_a_stretch() -> None:
     """As a device holds it that has [inputs, outputs]."""
-    placed: Any = SimpleNamespace(layout=SimpleNamespace(transposed=True))
     poison = np.broadcast_to(np.uint16(0xDEAD), BITS.T.shape)
     run = Run("cpu:1", 0, BITS.T, poison, (slice(0, ROWS), slice(0, COLUMNS)))
-    faults: dict[tuple[str, int], Fault] = {}
-    needed = peak(lambda: note_fault(faults, Piece(placed, "head", Span(0, ROWS)), run))
+    found: list[Departure | None] = []
+    needed = peak(lambda: found.append(departure_of(run, transposed=True)))
     assert needed < 4 << 20
-    (fault,) = faults.values()
-    assert (fault.at, fault.device, fault.count) == ((0, 0), 0xDEAD, int((BITS != 0xDEAD).sum()))
+    unequal = int((BITS != 0xDEAD).sum())
+    assert found == [Departure("cpu:1", 0, (0, 0), int(BITS[0, 0]), 0xDEAD, unequal, BITS.size)]
+
+
+@pytest.mark.parametrize(
+    ("written", "cause"), [(0, Cause.UNWRITTEN), (1, Cause.NARROWED)], ids=["nothing", "one row"]
+)
+def test_what_holds_one_value_is_not_read_back_again(
+    tiny_checkpoints: dict[str, Path], written: int, cause: Cause
+) -> None:
+    """An embedding that was never written would lie in the host's memory once more."""
+    own = case(tiny_checkpoints, "qwen3-vl-moe")
+    name = f"{LANGUAGE}embed_tokens.weight"
+    own.device.packed[name].array[written:] = 0xDEAD
+    asked: list[Any] = []
+
+    def counted(shard: DeviceShard) -> DeviceShard:
+        def fetch(index: Any) -> Bits:
+            asked.append(index)
+            return shard.fetch(index)
+
+        return replace(shard, fetch=fetch)
+
+    tensors = [
+        replace(t, shards=tuple(map(counted, t.shards))) if t.name == name else t
+        for t in own.device.tensors()
+    ]
+    found, _, comparison = own.compared(tensors)
+    compared = len(asked)
+    (diagnosis,) = ParameterExplainer(comparison).diagnose(found)
+    assert diagnosis.cause is cause
+    assert (len(asked) == compared) == (not written)

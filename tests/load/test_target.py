@@ -296,4 +296,4 @@ def test_a_gpu_target_is_all_gpus_in_order(monkeypatch: pytest.MonkeyPatch) -> N
     target = target_named("gpu")
     assert (target.devices, target.device_indexes, target.platform) == (2, (0, 1), "gpu")
     assert target.environment["JAX_PLATFORMS"] == ""
-    assert "XLA_FLAGS" not in target.environment
+    assert target.environment["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX512"

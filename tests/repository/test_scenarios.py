@@ -5,18 +5,24 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import fields, replace
 
 import pytest
 
 from harness.families.family import Family, Recipe
 from harness.families.known_families import families, recipes
 from harness.load.target import Parallelism
+from harness.report.known_issue import expected_issues
 from scenarios import by_rule
 from scenarios.catalogue import CHOSEN, PLAIN, SCENARIOS
+from scenarios.known_issues import KNOWN_ISSUES
 from scenarios.scenario import Scenario
+from tests.support.known_issue import pinned_versions
 from tests.support.nested import NESTED_PYTEST, nested_environment
-from tests.support.pipelines import ROOT
+from tests.support.pipelines import ROOT, script
+
+STACKS = script("setup").stacks()
 
 
 def test_ids_are_one_of_a_kind() -> None:
@@ -25,7 +31,7 @@ def test_ids_are_one_of_a_kind() -> None:
 
 def test_no_two_rows_ask_for_the_same_load() -> None:
     """Every row has a process and a load of its own: what rows vary is what is loaded, and how."""
-    loads = [repr(replace(row, id="", why="")) for row in SCENARIOS]
+    loads = [repr(replace(row, id="", why="", every_run=True)) for row in SCENARIOS]
     assert sorted(set(loads)) == sorted(loads)
 
 
@@ -39,6 +45,38 @@ def test_every_recipe_is_loaded_in_both_ways(name: str, spread: Parallelism | No
 def test_every_run_has_a_load_of_every_family(family: Family) -> None:
     names = {recipe.name for recipe in family.recipes}
     assert [row for row in CHOSEN if row.recipe in names and row in PLAIN]
+
+
+@pytest.mark.parametrize(
+    "prop",
+    sorted(
+        {field.name for field in fields(Scenario)} - {"id", "why", "recipe", "mesh", "every_run"}
+    ),
+)
+def test_every_run_has_every_value_of_a_property(prop: str) -> None:
+    def values(rows: Sequence[Scenario]) -> set[str]:
+        return {repr(getattr(row, prop)) for row in rows}
+
+    assert values(CHOSEN) == values(SCENARIOS)
+
+
+def test_every_run_has_a_mesh_with_every_axis() -> None:
+    def axes(rows: Sequence[Scenario]) -> set[str]:
+        return {axis.partition("=")[0] for row in rows for axis in row.mesh.split(",")}
+
+    assert axes(CHOSEN) == axes(SCENARIOS)
+
+
+@pytest.mark.parametrize("target", ["emulated", "torch-xla"])
+@pytest.mark.parametrize("stack", STACKS)
+def test_every_run_meets_every_known_issue(stack: str, target: str) -> None:
+    versions = pinned_versions(stack)
+
+    def met(rows: Sequence[Scenario]) -> set[str]:
+        issues = (expected_issues(r.load(), versions, target, KNOWN_ISSUES) for r in rows)
+        return {issue.id for found in issues for issue in found}
+
+    assert met(CHOSEN) == met(SCENARIOS)
 
 
 @pytest.fixture
@@ -67,7 +105,15 @@ def test_a_row_that_is_written_stands_for_the_one_of_the_rule() -> None:
     written = (Scenario("mine", "A sentence.", "another"),)
     rows = [row for row in by_rule.by_rule(written) if row.recipe == "another"]
     assert [row.id for row in rows] == ["another-experts-whole"]
-    assert not [row for row in by_rule.chosen(written, rows) if row.recipe == "another"]
+    chosen = by_rule.chosen(written, rows)
+    assert [row.id for row in chosen if row.recipe == "another"] == ["mine"]
+
+
+def test_a_row_that_not_every_run_takes_stands_for_none(another: Family) -> None:
+    written = (Scenario("mine", "A sentence.", "another", every_run=False),)
+    chosen = by_rule.chosen(written, by_rule.by_rule(written))
+    names = {recipe.name for recipe in another.recipes}
+    assert [row.id == "mine" for row in chosen if row.recipe in names] == [False]
 
 
 @pytest.mark.parametrize("more", [{"devices": 8}, {"tied": True}, {"recipe": "", "source": "/c"}])

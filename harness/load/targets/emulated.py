@@ -13,7 +13,6 @@ collectives, and ``cpu`` is a client of one device that knows no other host.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,13 +22,14 @@ from harness.base.errors import TargetUnavailable
 from harness.load.environment import compilation_cache
 from harness.load.target import Parallelism, Target
 from harness.load.targets.driver import Capability
-from harness.load.targets.tpu_inference import TpuInference, under_a_tpus_name
+from harness.load.targets.tpu_inference import (
+    KEEPING_SUBNORMALS,
+    TpuInference,
+    under_a_tpus_name,
+    xla_flags,
+)
 
 _SECONDS_TO_MEET = 120
-
-#: No compilation for CPUs with native bf16 conversion: that instruction (``VCVTNEPS2BF16``) takes
-#: subnormals for zero, and jaxlib 0.11.2 uses it to move weights. A TPU's copies keep all bits.
-_ISA = "--xla_cpu_max_isa=AVX512"
 
 
 class Emulated(TpuInference):
@@ -47,8 +47,8 @@ class Emulated(TpuInference):
             | under_a_tpus_name(self.name, devices)
             | {
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": _xla_flags(
-                    _ISA, f"--xla_force_host_platform_device_count={devices + 1}"
+                "XLA_FLAGS": xla_flags(
+                    KEEPING_SUBNORMALS, f"--xla_force_host_platform_device_count={devices + 1}"
                 ),
             }
         )
@@ -128,10 +128,3 @@ def _join(target: Target) -> None:
     )
     backend.register_backend_factory("tpu", make_cpu_client, priority=300, fail_quietly=False)
     backend.register_backend_factory("cpu", lambda: xla_client.make_cpu_client(num_devices=1))
-
-
-def _xla_flags(*flags: str) -> str:
-    """The user's flags, with ``flags`` instead of theirs of the same names."""
-    ours = {flag.split("=")[0] for flag in flags}
-    given = os.environ.get("XLA_FLAGS", "").split()
-    return " ".join([*(f for f in given if f.split("=")[0] not in ours), *flags])

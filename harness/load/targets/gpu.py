@@ -26,7 +26,12 @@ from harness.base.errors import TargetUnavailable
 from harness.load.environment import compilation_cache
 from harness.load.target import Parallelism, Share, Target
 from harness.load.targets.driver import Capability
-from harness.load.targets.tpu_inference import TpuInference, under_a_tpus_name
+from harness.load.targets.tpu_inference import (
+    KEEPING_SUBNORMALS,
+    TpuInference,
+    under_a_tpus_name,
+    xla_flags,
+)
 
 #: JAX's plugins, the newest CUDA first.
 _PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin")
@@ -85,7 +90,11 @@ class Gpu(TpuInference):
             super().environment(devices, parallelism)
             | compilation_cache()
             | under_a_tpus_name(self.name, devices)
-            | {"JAX_PLATFORMS": "", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+            | {
+                "JAX_PLATFORMS": "",
+                "XLA_FLAGS": xla_flags(KEEPING_SUBNORMALS),
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            }
         )
 
     def device_indexes(self, devices: int) -> tuple[int, ...]:

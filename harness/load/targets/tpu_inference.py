@@ -207,6 +207,20 @@ class TpuInference(Driver):
                 raise
 
 
+#: No compilation for CPUs with native bf16 conversion: that instruction (``VCVTNEPS2BF16``) takes
+#: subnormals for zero, and XLA uses it to move weights: ``jnp.pad`` of bf16 on JAX's CPU client
+#: loses them where it is not part of a larger program (jax 0.11.2, AVX512_BF16). Neither a TPU's
+#: nor a GPU's copies do.
+KEEPING_SUBNORMALS = "--xla_cpu_max_isa=AVX512"
+
+
+def xla_flags(*flags: str) -> str:
+    """The user's flags of XLA, with ``flags`` instead of theirs of the same names."""
+    ours = {flag.split("=")[0] for flag in flags}
+    given = os.environ.get("XLA_FLAGS", "").split()
+    return " ".join([*(f for f in given if f.split("=")[0] not in ours), *flags])
+
+
 def under_a_tpus_name(name: str, devices: int) -> dict[str, str]:
     """What vLLM and tpu-inference need to be told where JAX has devices that are no TPU."""
     return {
