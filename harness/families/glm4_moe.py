@@ -1,5 +1,6 @@
 """GLM-4.5 and GLM-4-MoE: dense layers first, shared experts, and a bias of the router's scores.
 
+The published checkpoints hold a draft model, too, which is not described here: ``--only decoder``.
 Sizes: the ``config.json`` files of zai-org/GLM-4.5 and zai-org/GLM-4.5-Air.
 """
 

@@ -209,6 +209,18 @@ def _dropped(lost: Callable[[str], bool] = _is_mtp) -> Tamper:
     return change
 
 
+def add_undescribed_draft(path: Path) -> None:
+    """GLM-4's draft model, as it is published: a layer after the decoder's last."""
+
+    def add(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.startswith("model.layers.2.")]:
+            tensors[name.replace(".2.", ".3.", 1)] = tensors[name]
+        tensors["model.layers.3.enorm.weight"] = some()
+
+    change_tensors(path, add)
+    change_config(path, lambda c: c.update(num_nextn_predict_layers=1))
+
+
 def _draft_beside_the_index(world: World) -> None:
     """A file that no index names holds one of the draft model's tensors."""
     for path in (world.checkpoint, world.reference):
