@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,10 @@ from harness.base.bits import Bits
 from harness.base.scanning import Mask, stretches
 from harness.explain.causes import Cause, Finding
 from harness.explain.provenance import Occurrence, lines_of
-from harness.load.ledger import POISON, LoaderCall
+from harness.load.ledger import POISON, Ledger, LoaderCall
+
+#: Types that weights are converted to, as safetensors and as numpy name them.
+NUMBERS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
 class Need(StrEnum):
@@ -94,21 +97,15 @@ class Deliveries:
 
     Attributes:
         tensor: that was to bring it.
+        ledger: of the part; where no recorder was there, what is not in it may have happened.
         calls: those that named it.
-        recorded: whether a recorder was there: what is not in the ledger did not happen.
-        streamed: whether the streamer gave the tensor.
-        of: how many tensors it gave.
         never: whether nothing was ever written to the whole parameter.
-        lone_bias: whether it is a bias that nothing was called for, while its weight came.
     """
 
     tensor: str
+    ledger: Ledger = field(default_factory=Ledger)
     calls: Sequence[LoaderCall] = ()
-    recorded: bool = False
-    streamed: bool = False
-    of: int = 0
     never: bool = False
-    lone_bias: bool = False
 
 
 class Around:
@@ -336,6 +333,20 @@ class Evidence:
     def _held_parts(self, bits: Bits) -> Iterator[Bits]:
         for part in stretches(bits.shape):
             yield bits[part] if self.held is None else bits[part][self.held[part]]
+
+
+class Turn(IntEnum):
+    """When the rules of a file are tried.
+
+    What a slice tells by itself comes first, for to find its bytes elsewhere the reference has to
+    be read; whole slices come before their pieces.
+    """
+
+    DELIVERIES = 1  # what the ledger knows
+    ELEMENTS = 2  # what its elements tell
+    ORIGINS = 3  # it is another one
+    REMADE = 4  # it is itself, made otherwise
+    PIECES = 5  # it is made of pieces
 
 
 Look = Callable[[Evidence], Finding | None]

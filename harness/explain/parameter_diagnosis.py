@@ -18,8 +18,7 @@ from harness.base.scanning import Mask, equal, stretches
 from harness.compare.difference import BitsDiffer, Difference, Subject, Unaccounted
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.parameter_view import Fault, ParameterView, held, recovered
-from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
-from harness.explain.delivery_rules import is_lone_bias
+from harness.explain.causes import Diagnosis, Finding, diagnoses_of
 from harness.explain.evidence import (
     Around,
     Deliveries,
@@ -29,9 +28,9 @@ from harness.explain.evidence import (
     Slice,
     Words,
 )
-from harness.explain.metadata import Known, explain_metadata, mistaken
+from harness.explain.metadata import Known, explain_metadata
+from harness.explain.origin_rules import TIED_EMBEDDINGS, TIED_OTHERWISE
 from harness.explain.provenance import FileSearch, Occurrence, depth, lines_of
-from harness.explain.provenance_rules import TIED
 from harness.explain.rules import explain
 from harness.families.blocks import Pieces
 from harness.families.family import TIE, Family, Part
@@ -54,6 +53,8 @@ class ParameterExplainer:
         self._comparison = comparison
         self._ledger = ledger or Ledger()
         self._search = FileSearch(comparison.checkpoint)
+        layers = comparison.expert_layers
+        self._known = Known(comparison.reference, layers, self._ledger, of_experts=False)
 
     def diagnose(self, differences: Sequence[Difference]) -> list[Diagnosis]:
         """The causes of the comparison's differences, in order of the first that each is of."""
@@ -62,17 +63,8 @@ class ParameterExplainer:
     def _explain(self, difference: Difference) -> Finding:
         if isinstance(difference, BitsDiffer) and difference in self._comparison.faults:
             return explain(self.evidence(difference))
-        comparison = self._comparison
-        known = Known(
-            of_experts=False, never=self._never(difference.parameter),
-            mistaken=mistaken(difference, comparison.reference, comparison.expert_layers),
-            lone_bias=is_lone_bias(difference.name, self._ledger),
-        )  # fmt: skip
-        return _headless(difference, comparison) or explain_metadata(difference, known)
-
-    def _never(self, parameter: str) -> bool:
-        """Whether nothing was ever written to a parameter; the ledger has vLLM's name of it."""
-        return any(f".{parameter}".endswith(f".{name}") for name in self._ledger.unwritten)
+        told = _headless(difference, self._comparison)
+        return told or explain_metadata(difference, self._known)
 
     def evidence(self, difference: BitsDiffer) -> Evidence:
         """What rules may look at of a tensor that differs; the difference is the comparison's."""
@@ -104,12 +96,9 @@ class ParameterExplainer:
         ledger = self._ledger
         return Deliveries(
             tensor=fault.source,
+            ledger=ledger,
             calls=[call for call in ledger.calls if call.source == fault.source],
-            recorded=ledger.recorded,
-            streamed=fault.source in ledger.streamed,
-            of=len(ledger.streamed),
-            never=self._never(fault.view.tensor.name),
-            lone_bias=is_lone_bias(fault.source, ledger),
+            never=self._known.never(fault.view.tensor.name),
         )
 
 
@@ -325,8 +314,9 @@ def _headless(difference: Difference, comparison: ParameterComparison) -> Findin
         return None
     if not checkpoint.family.contradicts_ties(checkpoint.config):
         return None
-    group = f"{Cause.TIED} {difference.part}"
-    return Finding(Cause.TIED, group, TIED, f"no parameter holds {head}; {_ties_text(checkpoint)}")
+    group = f"{TIED_EMBEDDINGS} {difference.part}"
+    evidence = f"no parameter holds {head}; {_ties_text(checkpoint)}"
+    return Finding(TIED_EMBEDDINGS, group, TIED_OTHERWISE, evidence)
 
 
 def _ties_text(checkpoint: ModelCheckpoint) -> str:

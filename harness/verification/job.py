@@ -19,15 +19,16 @@ from harness.compare.difference import Account
 from harness.compare.digest_comparison import Method
 from harness.compare.equality import warm_up
 from harness.compare.selection import Selection, choose, expert_bytes
-from harness.explain.causes import Cause, Diagnosis
+from harness.explain.causes import Diagnosis
 from harness.explain.load_failure import config_lacks, diagnose_failure, never_arrived
+from harness.explain.rules import UNEXPLAINED
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
 from harness.families.known_families import bring
 from harness.families.misread import Misread, misread_by
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load import engine
-from harness.load.deliveries import calls_of
+from harness.load.call_rows import calls_of
 from harness.load.ledger import Ledger
 from harness.load.loaded import Ledgers, Loaded
 from harness.load.loader_layers import LoaderLayer
@@ -215,7 +216,7 @@ class Verification:
 
     def _or_config(self, diagnosis: Diagnosis, error: Exception) -> Diagnosis:
         """What config.json lacks, where nothing else explains the failure."""
-        if diagnosis.cause is not Cause.UNEXPLAINED:
+        if diagnosis.cause is not UNEXPLAINED:
             return diagnosis
         return config_lacks(error, self._checkpoint) or diagnosis
 

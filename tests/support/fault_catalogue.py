@@ -122,7 +122,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "one of each of two groups in turn", "expert permutation",
-        calling(groups_in_turn), (Cause.EXPERT_GROUPS,),
+        calling(groups_in_turn), (Cause.EXPERT_GROUPS_MIXED,),
     ),
     Fault(
         "a projection skipped under a prefix", "MTP missing or skipped",
@@ -175,6 +175,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "the decoder's last layer as the draft's", "draft layer off by one",
-        streaming(one_layer_before), (Cause.DRAFT_LAYER,), only="Qwen3.6-MTP", whole=True,
+        streaming(one_layer_before), (Cause.DRAFT_LAYER_OFF_BY_ONE,), only="Qwen3.6-MTP",
+        whole=True,
     ),
 )  # fmt: skip
