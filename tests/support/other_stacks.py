@@ -19,7 +19,7 @@ from harness.report.report import Report
 from harness.verification.verify import verify
 
 ROOT = Path(__file__).parents[2]
-_TIMEOUT = 300.0
+_TIMEOUT = 900.0
 
 
 def environment_of(stack: str) -> Path:
