@@ -49,7 +49,8 @@ def evidence(
     around = AroundExpert(key, index, search or FileSearch(reference.checkpoint), held, 8)
     return Evidence(
         slice=slice_of(key), words=words_of(key), wanted=lambda: reference[key],
-        device=around.device, dtype="BF16", stored=lambda: reference.stored(key), around=around, stored_transposed=True,
+        device=around.device, dtype="BF16", stored=lambda: reference.stored(key), around=around,
+        stored_transposed=True,
         granules=(Granule("shard", 0, 12),), has=frozenset(Need) - {Need.HEADS, Need.TIE},
     )  # fmt: skip
 
