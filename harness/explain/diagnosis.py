@@ -101,7 +101,7 @@ class Explainer:
         return Evidence(
             slice=slice_of(key),
             words=words_of(key),
-            reference=comparison.reference_bits(key),
+            wanted=partial(comparison.reference_bits, key),
             device=around.device,
             dtype=dtype,
             stored=partial(comparison.stored_bits, key),

@@ -210,7 +210,7 @@ class Evidence:
     Attributes:
         slice: which.
         words: how sentences name it.
-        reference: what it should hold, [outputs, …].
+        wanted: gives what it should hold, [outputs, …], read when a rule first asks for it.
         device: what it holds, as far as the devices of this process do; elsewhere the reference.
         dtype: of both.
         stored: its bits and their dtype in the files, in this orientation, before any conversion.
@@ -227,7 +227,7 @@ class Evidence:
 
     slice: Slice
     words: Words
-    reference: Bits
+    wanted: Callable[[], Bits]
     device: Bits
     dtype: str
     stored: Callable[[], tuple[Bits, str]]
@@ -240,6 +240,11 @@ class Evidence:
     replicas: Callable[[], tuple[list[str], list[str]] | None] = field(default=lambda: None)
     tied: Callable[[], str | None] = field(default=lambda: None)
     has: frozenset[Need]
+
+    @cached_property
+    def reference(self) -> Bits:
+        """What it should hold, [outputs, …]."""
+        return self.wanted()
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from harness.base.bits import Bits
+from harness.base.bits import Bits, bits_dtype
 from harness.base.scanning import Mask, equal, stretches
 from harness.compare.difference import BitsDiffer, Difference, Subject, Unaccounted
 from harness.compare.parameter_comparison import ParameterComparison
@@ -78,7 +78,7 @@ class ParameterExplainer:
         return Evidence(
             slice=around.own,
             words=_words(difference.part, view.row.kind),
-            reference=around.reference,
+            wanted=lambda: around.reference,
             device=around.device,
             dtype=view.layout.dtype,
             stored=lambda: (
@@ -123,6 +123,11 @@ class AroundTensor(Around):
         copy = f" (copy {self.fault.copy})" if self.fault.copy else ""
         return Slice(found.key, f"{found.name}{copy}", found.place, found.layer, None, found.matrix)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor, [outputs, …]."""
+        return self.checkpoint.entries[self.fault.source].shape
+
     @cached_property
     def reference(self) -> Bits:
         """The tensor as it should be."""
@@ -132,11 +137,12 @@ class AroundTensor(Around):
     def device(self) -> Bits:
         """The tensor as the device that departs holds it.
 
-        One that was never written is as large as an embedding, and need not be read back again.
+        One that was never written may be as large as an embedding: neither it nor its reference
+        need be read again.
         """
         if self.fault.is_uniform and self.mask is None:
-            value = np.array(self.fault.device, self.reference.dtype)
-            return np.broadcast_to(value, self.reference.shape)
+            value = np.array(self.fault.device, bits_dtype(self.view.layout.dtype))
+            return np.broadcast_to(value, self.shape)
         return self._held(self.fault.source, self.fault.copy)
 
     @cached_property
@@ -251,7 +257,7 @@ def _words(part: Part, kind: str) -> Words:
 def _granules(around: AroundTensor) -> Iterator[Granule]:
     """Heads and shards: what pieces of the tensor could change places."""
     row, layout = around.view.row, around.view.layout
-    sizes, rows = around.comparison.views.sizes, around.reference.shape[0]
+    sizes, rows = around.comparison.views.sizes, around.shape[0]
     head = 1
     if row.pieces is Pieces.QKV:
         of_q = around.fault.source == around.view.sources[0]  # with its output gate, in Qwen3.5
@@ -262,7 +268,7 @@ def _granules(around: AroundTensor) -> Iterator[Granule]:
         yield Granule("head", 0, head)
     if layout.cut_axis is not None and layout.shards > 1:
         axis = 0 if layout.cut_axis == layout.output_axis else 1
-        length = around.reference.shape[axis] // layout.shards
+        length = around.shape[axis] // layout.shards
         if not length % head:  # a part of a head is no shard: those are repeated
             yield Granule("shard", axis, length)
 
@@ -272,7 +278,7 @@ def _has(around: AroundTensor, granules: Sequence[Granule]) -> frozenset[Need]:
     groups = around.comparison.mesh.groups(around.view.layout.axes)
     family, source = around.checkpoint.family, around.fault.source
     has = {
-        Need.TWO_AXES: sum(size > 1 for size in around.reference.shape) > 1,
+        Need.TWO_AXES: sum(size > 1 for size in around.shape) > 1,
         Need.EXPERTS: False,
         Need.LAYERS: around.own.layer is not None,
         Need.FELLOWS: bool(around.fellows()),

@@ -48,8 +48,9 @@ def evidence(
     index = index or ReferenceIndex([reference], reference.__getitem__)
     around = AroundExpert(key, index, search or FileSearch(reference.checkpoint), held, 8)
     return Evidence(
-        slice=slice_of(key), words=words_of(key), reference=reference[key], device=around.device,
-        dtype="BF16", stored=lambda: reference.stored(key), around=around, stored_transposed=True,
+        slice=slice_of(key), words=words_of(key), wanted=lambda: reference[key],
+        device=around.device, dtype="BF16", stored=lambda: reference.stored(key), around=around,
+        stored_transposed=True,
         granules=(Granule("shard", 0, 12),), has=frozenset(Need) - {Need.HEADS, Need.TIE},
     )  # fmt: skip
 
