@@ -25,8 +25,9 @@ from scenarios.catalogue import PLAIN, SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNS, README = ROOT / "docs" / "runs.md", ROOT / "README.md"
-FAMILIES, LOADS = ROOT / "docs" / "families.md", overview.LOADS
+#: What is written, in a checkout.
+RUNS, README, FAMILIES = Path("docs/runs.md"), Path("README.md"), Path("docs/families.md")
+LOADS = overview.LOADS.relative_to(ROOT)
 BEGIN, END = "<!-- runs: written by ci/runs_page.py -->", "<!-- end of runs -->"
 
 #: By folder and column: the options of ``make verify``, the stack and the target.
@@ -40,7 +41,8 @@ COLUMNS: dict[str, tuple[str, str, str]] = {
 NOT_RUN = "not run"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
+    """Read the runs that ``arguments`` name, and write the pages of the checkout at ``root``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, help="holds a folder for each column")
     directory: Path = parser.parse_args(arguments).directory
@@ -50,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"runs_page: {error}", file=sys.stderr)
         return error.exit_code
     loads = loads_of(runs)
-    write(LOADS, indented(loads))
-    put(RUNS, detail(runs))
-    put(README, summary(runs))
-    put(FAMILIES, families_table(loads), overview.BEGIN, overview.END)
+    write(root / LOADS, indented(loads))
+    put(root / RUNS, detail(runs))
+    put(root / README, summary(runs))
+    put(root / FAMILIES, families_table(loads), overview.BEGIN, overview.END)
     return 0
 
 

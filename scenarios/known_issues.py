@@ -79,13 +79,15 @@ def _head_unwritten(load: Load) -> Iterator[Sign]:
 
 
 def _head_over_embedding(load: Load) -> Iterator[Sign]:
-    yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=_EMBEDDING)] * load.hosts
-    yield Sign(Cause.TIED, Kind.UNACCOUNTED, Part.DECODER, parameter=_HEAD)
+    sign = Sign(Cause.TIED_EMBEDDINGS, Kind.BITS, Part.DECODER, parameter=_EMBEDDING)
+    yield from [sign] * load.hosts
+    yield Sign(Cause.TIED_EMBEDDINGS, Kind.UNACCOUNTED, Part.DECODER, parameter=_HEAD)
 
 
 def _head_unread(load: Load) -> Iterator[Sign]:
     yield Sign(Cause.TENSOR_UNREAD, Kind.UNREAD, Part.DECODER, parameter=_HEAD)
-    yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=_DEVICE_HEAD)] * load.hosts
+    sign = Sign(Cause.TIED_EMBEDDINGS, Kind.BITS, Part.DECODER, parameter=_DEVICE_HEAD)
+    yield from [sign] * load.hosts
 
 
 def _lfm2_untied(load: Load) -> bool:
@@ -94,12 +96,14 @@ def _lfm2_untied(load: Load) -> bool:
 
 def _lfm2_head_over_embedding(load: Load) -> Iterator[Sign]:
     embedding = "model.embed_tokens.weight"
-    yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=embedding)] * load.hosts
+    sign = Sign(Cause.TIED_EMBEDDINGS, Kind.BITS, Part.DECODER, parameter=embedding)
+    yield from [sign] * load.hosts
 
 
 def _lfm2_head_unread(load: Load) -> Iterator[Sign]:
     yield Sign(Cause.TENSOR_UNREAD, Kind.UNREAD, Part.DECODER, parameter=_HEAD)
-    yield from [Sign(Cause.TIED, Kind.BITS, Part.DECODER, parameter=_HEAD)] * load.hosts
+    sign = Sign(Cause.TIED_EMBEDDINGS, Kind.BITS, Part.DECODER, parameter=_HEAD)
+    yield from [sign] * load.hosts
 
 
 def _draft_embedding_replaced(load: Load) -> Iterator[Sign]:

@@ -15,7 +15,7 @@ _KERNELS = r"vllm/model_executor/kernels/linear/__init__\.py in choose_scaled_mm
 
 
 def _head_lost(load: Load) -> Iterator[Sign]:
-    yield Sign(Cause.TIED, Kind.UNACCOUNTED, Part.DECODER, parameter="lm_head.weight")
+    yield Sign(Cause.TIED_EMBEDDINGS, Kind.UNACCOUNTED, Part.DECODER, parameter="lm_head.weight")
 
 
 def _lfm2_head_lost(load: Load) -> Iterator[Sign]:

@@ -18,7 +18,7 @@ import click
 
 from harness.app.options import FAMILY, SHARED, TIMEOUT, for_click, keywords, target_of
 from harness.app.report_commands import COMMANDS
-from harness.audit import Format, audit, rendered
+from harness.audit.contract import Format, audit, rendered
 from harness.audit.run import run_audit
 from harness.audit.run_table import run_exit_code, run_json, run_text
 from harness.base.bits import Nan

@@ -77,23 +77,25 @@ class Origins:
         if (id(value), id(scope)) in self._seen:
             return
         self._seen.add((id(value), id(scope)))
-        if value is None:
-            yield Origin(OriginKind.UNKNOWN)
-        elif owner := loader_owner(value):
+        if value is not None and (owner := loader_owner(value)):
             yield Origin(_kind(owner), ast.unparse(owner))
-        elif isinstance(value, ast.Name):
-            yield from self._of_name(value.id, scope)
-        elif isinstance(value, ast.NamedExpr):
-            yield from self._of(value.value, scope)
-        elif isinstance(value, ast.IfExp | ast.BoolOp):
-            for branch in _branches(value):
-                yield from self._of(branch, scope)
-        elif isinstance(value, ast.Call):
-            yield from self._of_result(value, scope)
-        elif isinstance(value, ast.Subscript):
-            yield Origin(_of_item(value))
-        elif isinstance(value, ast.Attribute):
-            yield from self._of_member(value, scope)
+            return
+        match value:
+            case None:
+                yield Origin(OriginKind.UNKNOWN)
+            case ast.Name(id=name):
+                yield from self._of_name(name, scope)
+            case ast.NamedExpr(value=named):
+                yield from self._of(named, scope)
+            case ast.IfExp() | ast.BoolOp():
+                for branch in _branches(value):
+                    yield from self._of(branch, scope)
+            case ast.Call():
+                yield from self._of_result(value, scope)
+            case ast.Subscript():
+                yield Origin(_of_item(value))
+            case ast.Attribute():
+                yield from self._of_member(value, scope)
 
     def _of_name(self, name: str, scope: Scope) -> Iterator[Origin]:
         holder = scope.holder(name)

@@ -13,7 +13,7 @@ from enum import StrEnum
 import msgspec
 
 from harness.audit.feeding import ModelSource, Recording
-from harness.audit.undescribed import UNDESCRIBED
+from harness.audit.undescribed import UNDESCRIBED, Undescribed
 from harness.base.bounds import require_seconds
 from harness.base.errors import BadInput
 from harness.families.family import Family, Part, Recipe
@@ -80,9 +80,22 @@ def sources() -> dict[str, ModelSource]:
         f"{family.architecture} {recipe.name}": _of_recipe(family, recipe)
         for family, recipe in recipes().values()
     }
-    described = {family.architecture for family in families()}
-    others = [model for model in UNDESCRIBED if model.architecture not in described]
-    return own | {model.id: model.source() for model in others}
+    others = {model.id: model.source() for model in UNDESCRIBED if not described(model)}
+    return own | others
+
+
+def described(model: Undescribed) -> Family | None:
+    """The family that describes a row's architecture.
+
+    Of the rows here there is none but one that a user brings: a family of the harness takes the
+    place of its row.
+    """
+    architecture, model_type = model.architecture, model.model_type
+    for family in families():
+        config = family.write_config(family.tiny, 0, False)
+        if architecture == family.architecture or model_type == config.get("model_type"):
+            return family
+    return None
 
 
 def run_audit(

@@ -30,19 +30,22 @@ class Found:
     count: int
 
 
-def stretches(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of the first axis, in order; each holds a row at least, and ``STRETCH`` elements."""
-    rows = max(1, STRETCH // max(1, prod(shape[1:])))
+def stretches(shape: tuple[int, ...], elements: int = STRETCH) -> Iterator[slice]:
+    """Slices of the first axis, in order; each holds a row at least, and so many elements."""
+    rows = max(1, elements // max(1, prod(shape[1:])))
     for start in range(0, shape[0], rows):
         yield slice(start, min(start + rows, shape[0]))
 
 
-def scan(is_wanted: Callable[..., Mask], *arrays: npt.NDArray[Any]) -> Found | None:
+def scan(
+    is_wanted: Callable[..., Mask], *arrays: npt.NDArray[Any], stretch: int = STRETCH
+) -> Found | None:
     """Look for elements: the first of them and their number, or None where there is none.
 
     Args:
         is_wanted: of the same stretch of every array, which elements are meant.
         arrays: of one shape, of any number of axes.
+        stretch: elements that are looked at in one go.
     """
     shape = arrays[0].shape
     if not shape:
@@ -50,7 +53,7 @@ def scan(is_wanted: Callable[..., Mask], *arrays: npt.NDArray[Any]) -> Found | N
         return Found((), 1) if wanted.any() else None
     first: tuple[int, ...] | None = None
     count = 0
-    for part in stretches(shape):
+    for part in stretches(shape, stretch):
         wanted = is_wanted(*(array[part] for array in arrays))
         count += (here := int(np.count_nonzero(wanted)))
         if here and first is None:
@@ -59,18 +62,18 @@ def scan(is_wanted: Callable[..., Mask], *arrays: npt.NDArray[Any]) -> Found | N
     return None if first is None else Found(first, count)
 
 
-def unequal(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> Found | None:
+def unequal(one: npt.NDArray[Any], other: npt.NDArray[Any], stretch: int = STRETCH) -> Found | None:
     """Where two arrays of one shape differ."""
-    return scan(np.not_equal, one, other)
+    return scan(np.not_equal, one, other, stretch=stretch)
 
 
-def nonzero(bits: npt.NDArray[Any]) -> Found | None:
+def nonzero(bits: npt.NDArray[Any], stretch: int = STRETCH) -> Found | None:
     """Where an array is not zero."""
-    return scan(lambda part: part != 0, bits)
+    return scan(lambda part: part != 0, bits, stretch=stretch)
 
 
-def equal(one: Bits, other: Bits) -> bool:
+def equal(one: Bits, other: Bits, stretch: int = STRETCH) -> bool:
     """Whether two arrays of one shape hold the same; the first stretch that does not decides."""
     if one.shape != other.shape:
         return False
-    return all(np.array_equal(one[part], other[part]) for part in stretches(one.shape))
+    return all(np.array_equal(one[part], other[part]) for part in stretches(one.shape, stretch))

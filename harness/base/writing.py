@@ -32,11 +32,17 @@ import msgspec
 from harness.base.errors import BadInput, NotWritten
 
 _MOST_LINKS = 40  # as the kernel
-READER_SECONDS = 10.0  # a named pipe's reader may come that late
+READER_SECONDS = 10.0
 _DESCRIPTORS = re.compile(r"/proc/(\d+)(?:/task/\d+)?/fd")
 
 
-def write(path: Path, content: bytes, *, durable: bool = True) -> None:
+def write(
+    path: Path,
+    content: bytes,
+    *,
+    durable: bool = True,
+    reader_seconds: float = READER_SECONDS,
+) -> None:
     """Write a file; it appears when it is complete.
 
     An existing file keeps its mode, a new one gets the umask's.
@@ -45,6 +51,7 @@ def write(path: Path, content: bytes, *, durable: bool = True) -> None:
         path: see the module.
         content: of all of the file.
         durable: it is on the disk when this returns; not worth its time for figures of progress.
+        reader_seconds: how late the reader of a named pipe may come.
 
     Raises:
         OSError: the directory is absent, it or the file is not to be written to, or has no room.
@@ -62,7 +69,7 @@ def write(path: Path, content: bytes, *, durable: bool = True) -> None:
             sending.connect(str(path))
             sending.sendall(content)
     else:
-        _write_to(_opened(path), content)
+        _write_to(_opened(path, reader_seconds), content)
 
 
 def append(path: Path, content: bytes) -> None:
@@ -235,9 +242,9 @@ def _neighbour(path: Path, there: os.stat_result | None) -> tuple[int, Path]:
     return opened, neighbour
 
 
-def _opened(path: Path) -> int:
+def _opened(path: Path, reader_seconds: float) -> int:
     """A device or a pipe, open for writing; waits a while for a pipe's reader."""
-    deadline = time.monotonic() + READER_SECONDS
+    deadline = time.monotonic() + reader_seconds
     while True:
         try:
             opened = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)

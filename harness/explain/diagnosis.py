@@ -14,8 +14,8 @@ from functools import cached_property, partial
 from harness.base.bits import Bits
 from harness.compare.difference import BitsDiffer, Difference, TensorUnread
 from harness.compare.expert_comparison import PartComparison
-from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
-from harness.explain.delivery_rules import is_lone_bias
+from harness.explain.causes import Diagnosis, Finding, diagnoses_of
+from harness.explain.delivery_rules import NOT_DELIVERED
 from harness.explain.evidence import (
     Around,
     Deliveries,
@@ -25,7 +25,7 @@ from harness.explain.evidence import (
     Slice,
     Words,
 )
-from harness.explain.metadata import Known, explain_metadata, mistaken
+from harness.explain.metadata import Known, explain_metadata
 from harness.explain.provenance import FileSearch, Occurrence, ReferenceIndex, depth
 from harness.explain.rules import explain
 from harness.families.experts import ExpertKey, ReferencePart
@@ -63,6 +63,8 @@ class Explainer:
             ),
         )
         self._search = FileSearch(reference.checkpoint)
+        layers = comparison.device.layers
+        self._known = Known(reference, layers, self._ledger, of_experts=True)
 
     def diagnose(self, differences: list[Difference]) -> list[Diagnosis]:
         """The causes of this part's differences, in order of the first that each is of."""
@@ -75,14 +77,9 @@ class Explainer:
             return told
         key = difference.key
         if not isinstance(difference, BitsDiffer) or key is None:
-            one_sided = mistaken(
-                difference, self._comparison.reference, self._comparison.device.layers
-            )
-            lone_bias = is_lone_bias(difference.name, self._ledger)
-            known = Known(of_experts=True, mistaken=one_sided, lone_bias=lone_bias)
-            return explain_metadata(difference, known)
+            return explain_metadata(difference, self._known)
         finding = explain(self.evidence(key))
-        if finding.cause is Cause.NOT_DELIVERED:
+        if finding.cause is NOT_DELIVERED:
             self._undelivered[self._comparison.reference.source(key).tensor] = finding
         return finding
 
@@ -101,7 +98,7 @@ class Explainer:
         return Evidence(
             slice=slice_of(key),
             words=words_of(key),
-            reference=comparison.reference_bits(key),
+            wanted=partial(comparison.reference_bits, key),
             device=around.device,
             dtype=dtype,
             stored=partial(comparison.stored_bits, key),
@@ -123,13 +120,10 @@ class Explainer:
 
     def _deliveries(self, key: ExpertKey) -> Deliveries:
         ledger = self._ledger
-        tensor = self._comparison.reference.source(key).tensor
         return Deliveries(
-            tensor=tensor,
+            tensor=self._comparison.reference.source(key).tensor,
+            ledger=ledger,
             calls=ledger.of(key.layer, key.expert, key.projection),
-            recorded=ledger.recorded,
-            streamed=tensor in ledger.streamed,
-            of=len(ledger.streamed),
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,10 @@ from harness.base.bits import Bits, bits_dtype, converted
 from harness.base.scanning import Mask, stretches
 from harness.explain.causes import Cause, Finding
 from harness.explain.provenance import Occurrence, lines_of
-from harness.load.ledger import POISON, LoaderCall
+from harness.load.ledger import POISON, Ledger, LoaderCall
+
+#: Types that weights are converted to, as safetensors and as numpy name them.
+NUMBERS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
 
 class Need(StrEnum):
@@ -94,21 +97,15 @@ class Deliveries:
 
     Attributes:
         tensor: that was to bring it.
+        ledger: of the part; where no recorder was there, what is not in it may have happened.
         calls: those that named it.
-        recorded: whether a recorder was there: what is not in the ledger did not happen.
-        streamed: whether the streamer gave the tensor.
-        of: how many tensors it gave.
         never: whether nothing was ever written to the whole parameter.
-        lone_bias: whether it is a bias that nothing was called for, while its weight came.
     """
 
     tensor: str
+    ledger: Ledger = field(default_factory=Ledger)
     calls: Sequence[LoaderCall] = ()
-    recorded: bool = False
-    streamed: bool = False
-    of: int = 0
     never: bool = False
-    lone_bias: bool = False
 
 
 class Around:
@@ -213,7 +210,7 @@ class Evidence:
     Attributes:
         slice: which.
         words: how sentences name it.
-        reference: what it should hold, [outputs, …].
+        wanted: gives what it should hold, [outputs, …], read when a rule first asks for it.
         device: what it holds, as far as the devices of this process do; elsewhere the reference.
         dtype: of both.
         made_in: the dtype that their parameter is made in on the host, where that is another.
@@ -231,7 +228,7 @@ class Evidence:
 
     slice: Slice
     words: Words
-    reference: Bits
+    wanted: Callable[[], Bits]
     device: Bits
     dtype: str
     stored: Callable[[], tuple[Bits, str]]
@@ -245,6 +242,11 @@ class Evidence:
     replicas: Callable[[], tuple[list[str], list[str]] | None] = field(default=lambda: None)
     tied: Callable[[], str | None] = field(default=lambda: None)
     has: frozenset[Need]
+
+    @cached_property
+    def reference(self) -> Bits:
+        """What it should hold, [outputs, …]."""
+        return self.wanted()
 
     @property
     def name(self) -> str:
@@ -342,6 +344,20 @@ class Evidence:
     def _held_parts(self, bits: Bits) -> Iterator[Bits]:
         for part in stretches(bits.shape):
             yield bits[part] if self.held is None else bits[part][self.held[part]]
+
+
+class Turn(IntEnum):
+    """When the rules of a file are tried.
+
+    What a slice tells by itself comes first, for to find its bytes elsewhere the reference has to
+    be read; whole slices come before their pieces.
+    """
+
+    DELIVERIES = 1  # what the ledger knows
+    ELEMENTS = 2  # what its elements tell
+    ORIGINS = 3  # it is another one
+    REMADE = 4  # it is itself, made otherwise
+    PIECES = 5  # it is made of pieces
 
 
 Look = Callable[[Evidence], Finding | None]

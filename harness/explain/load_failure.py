@@ -7,8 +7,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from harness.explain.causes import Cause, Diagnosis, experts_text, fix_of
+from harness.explain.delivery_rules import ARGUMENT_CONTRACT, DELIVERED_LATE
+from harness.explain.metadata import DELIVERED_TWICE
+from harness.explain.rules import UNEXPLAINED
 from harness.families.misread import Misread
 from harness.load.ledger import Ledger, LoaderCall
+
+FUSED_WITHOUT_SHARD = Cause.declared(
+    "fused-without-shard",
+    "let the hook take a call without shard_id as one that loads all shards; fixed by "
+    "tpu-inference #2647, released with 0.22",
+)
+STORAGE_MISREAD = Cause.declared(
+    "storage-misread",
+    "save the experts in the storage that this release takes them for, or load them with a "
+    "release that reads the one they are in (harness/families/misread.py)",
+)
+HOOKED_AS_EXPERT = Cause.declared(
+    "hooked-as-expert",
+    "let the hook pass over what the experts' module only shares with another one: a router's "
+    "bias has no expert_id and no shard_id",
+)
 
 _LAYERS_LISTED = 4
 
@@ -36,8 +55,8 @@ def diagnose_failure(
         return [known]
     if call:
         what = "a copy into a parameter" if call.operation else "a weight_loader"
-        return [_failed(Cause.UNEXPLAINED, f"{what} raised an error", _called(call))]
-    return [_failed(Cause.UNEXPLAINED, "the stack under test raised an error", "see above")]
+        return [_failed(UNEXPLAINED, f"{what} raised an error", _called(call))]
+    return [_failed(UNEXPLAINED, "the stack under test raised an error", "see above")]
 
 
 def never_arrived(
@@ -51,9 +70,9 @@ def never_arrived(
         layers: the part's layers of experts.
         experts: how many each has.
     """
-    if diagnosis.cause in (Cause.ARGUMENT_CONTRACT, Cause.HOOKED_AS_EXPERT):
+    if diagnosis.cause in (ARGUMENT_CONTRACT, HOOKED_AS_EXPERT):
         return ledger.undelivered(layers, experts)
-    if diagnosis.cause is Cause.DELIVERED_LATE:
+    if diagnosis.cause is DELIVERED_LATE:
         return _early(ledger, layers, experts)
     return {}
 
@@ -65,10 +84,10 @@ def _contract(call: LoaderCall, undelivered: dict[int, tuple[int, ...]]) -> Diag
             "the hook received shard_id and expert_id positionally and reads them from the "
             f"keyword arguments; {_lost(undelivered)}"
         )
-        return _failed(Cause.ARGUMENT_CONTRACT, summary, _called(call), fix_of(call.site))
+        return _failed(ARGUMENT_CONTRACT, summary, _called(call), fix_of(call.site))
     if call.layer_type == "QKVParallelLinear" and not (call.arguments or call.operation):
         summary = "the hook wants a shard_id for a tensor that is stored fused and has none"
-        return _failed(Cause.FUSED_WITHOUT_SHARD, summary, _called(call))
+        return _failed(FUSED_WITHOUT_SHARD, summary, _called(call))
     return None
 
 
@@ -77,7 +96,7 @@ def _misread(call: LoaderCall, misread: Misread) -> Diagnosis | None:
     if not call.is_of_expert:
         return None
     return _failed(
-        Cause.STORAGE_MISREAD,
+        STORAGE_MISREAD,
         f"the experts are stored {misread.storage.layout}, and vllm{misread.releases} takes them "
         f"for {misread.taken_for.layout}",
         f"{call.source} ended the load; {misread.upstream}; {_called(call)}",
@@ -103,7 +122,7 @@ def _no_expert(
         f"the hook wants an expert's ids for {name}, which the experts only share; "
         f"{_lost(undelivered)}"
     )
-    return _failed(Cause.HOOKED_AS_EXPERT, summary, _called(call))
+    return _failed(HOOKED_AS_EXPERT, summary, _called(call))
 
 
 def _streamed_twice(ledger: Ledger) -> Diagnosis | None:
@@ -112,7 +131,7 @@ def _streamed_twice(ledger: Ledger) -> Diagnosis | None:
     if last not in before:
         return None
     return _failed(
-        Cause.DELIVERED_TWICE,
+        DELIVERED_TWICE,
         "a tensor was streamed a second time, when its layer was processed already",
         f"{last} came as tensor {before.index(last) + 1} and again as {len(before) + 1}",
     )
@@ -125,7 +144,7 @@ def _processed_early(ledger: Ledger, layers: Sequence[int], experts: int) -> Dia
         return None
     layer, lost = next(iter(early.items()))
     return _failed(
-        Cause.DELIVERED_LATE,
+        DELIVERED_LATE,
         "a layer was processed before all its pieces had come; never arrived: "
         f"{experts_text(lost)} of layer {layer}",
         f"the load ended at {ledger.streamed[-1]}, with the layer's parameters replaced already",

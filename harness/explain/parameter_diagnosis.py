@@ -13,13 +13,12 @@ from functools import cached_property
 
 import numpy as np
 
-from harness.base.bits import Bits
+from harness.base.bits import Bits, bits_dtype
 from harness.base.scanning import Mask, equal, stretches
 from harness.compare.difference import BitsDiffer, Difference, Subject, Unaccounted
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.parameter_view import Fault, ParameterView, held, recovered
-from harness.explain.causes import Cause, Diagnosis, Finding, diagnoses_of
-from harness.explain.delivery_rules import is_lone_bias
+from harness.explain.causes import Diagnosis, Finding, diagnoses_of
 from harness.explain.evidence import (
     Around,
     Deliveries,
@@ -29,9 +28,9 @@ from harness.explain.evidence import (
     Slice,
     Words,
 )
-from harness.explain.metadata import Known, explain_metadata, mistaken
+from harness.explain.metadata import Known, explain_metadata
+from harness.explain.origin_rules import TIED_EMBEDDINGS, TIED_OTHERWISE
 from harness.explain.provenance import FileSearch, Occurrence, depth, lines_of
-from harness.explain.provenance_rules import TIED
 from harness.explain.rules import explain
 from harness.families.blocks import Pieces
 from harness.families.family import TIE, Family, Part
@@ -54,6 +53,8 @@ class ParameterExplainer:
         self._comparison = comparison
         self._ledger = ledger or Ledger()
         self._search = FileSearch(comparison.checkpoint)
+        layers = comparison.expert_layers
+        self._known = Known(comparison.reference, layers, self._ledger, of_experts=False)
 
     def diagnose(self, differences: Sequence[Difference]) -> list[Diagnosis]:
         """The causes of the comparison's differences, in order of the first that each is of."""
@@ -62,17 +63,8 @@ class ParameterExplainer:
     def _explain(self, difference: Difference) -> Finding:
         if isinstance(difference, BitsDiffer) and difference in self._comparison.faults:
             return explain(self.evidence(difference))
-        comparison = self._comparison
-        known = Known(
-            of_experts=False, never=self._never(difference.parameter),
-            mistaken=mistaken(difference, comparison.reference, comparison.expert_layers),
-            lone_bias=is_lone_bias(difference.name, self._ledger),
-        )  # fmt: skip
-        return _headless(difference, comparison) or explain_metadata(difference, known)
-
-    def _never(self, parameter: str) -> bool:
-        """Whether nothing was ever written to a parameter; the ledger has vLLM's name of it."""
-        return any(f".{parameter}".endswith(f".{name}") for name in self._ledger.unwritten)
+        told = _headless(difference, self._comparison)
+        return told or explain_metadata(difference, self._known)
 
     def evidence(self, difference: BitsDiffer) -> Evidence:
         """What rules may look at of a tensor that differs; the difference is the comparison's."""
@@ -83,7 +75,7 @@ class ParameterExplainer:
         return Evidence(
             slice=around.own,
             words=_words(difference.part, view.row.kind),
-            reference=around.reference,
+            wanted=lambda: around.reference,
             device=around.device,
             dtype=view.layout.dtype,
             made_in=view.layout.made_in,
@@ -105,12 +97,9 @@ class ParameterExplainer:
         ledger = self._ledger
         return Deliveries(
             tensor=fault.source,
+            ledger=ledger,
             calls=[call for call in ledger.calls if call.source == fault.source],
-            recorded=ledger.recorded,
-            streamed=fault.source in ledger.streamed,
-            of=len(ledger.streamed),
-            never=self._never(fault.view.tensor.name),
-            lone_bias=is_lone_bias(fault.source, ledger),
+            never=self._known.never(fault.view.tensor.name),
         )
 
 
@@ -132,6 +121,11 @@ class AroundTensor(Around):
         copy = f" (copy {self.fault.copy})" if self.fault.copy else ""
         return Slice(found.key, f"{found.name}{copy}", found.place, found.layer, None, found.matrix)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor, [outputs, …]."""
+        return self.checkpoint.entries[self.fault.source].shape
+
     @cached_property
     def reference(self) -> Bits:
         """The tensor as it should be."""
@@ -141,11 +135,12 @@ class AroundTensor(Around):
     def device(self) -> Bits:
         """The tensor as the device that departs holds it.
 
-        One that was never written is as large as an embedding, and need not be read back again.
+        One that was never written may be as large as an embedding: neither it nor its reference
+        need be read again.
         """
         if self.fault.is_uniform and self.mask is None:
-            value = np.array(self.fault.device, self.reference.dtype)
-            return np.broadcast_to(value, self.reference.shape)
+            value = np.array(self.fault.device, bits_dtype(self.view.layout.dtype))
+            return np.broadcast_to(value, self.shape)
         return self._held(self.fault.source, self.fault.copy)
 
     @cached_property
@@ -260,7 +255,7 @@ def _words(part: Part, kind: str) -> Words:
 def _granules(around: AroundTensor) -> Iterator[Granule]:
     """Heads and shards: what pieces of the tensor could change places."""
     row, layout = around.view.row, around.view.layout
-    sizes, rows = around.comparison.views.sizes, around.reference.shape[0]
+    sizes, rows = around.comparison.views.sizes, around.shape[0]
     head = 1
     if row.pieces is Pieces.QKV:
         of_q = around.fault.source == around.view.sources[0]  # with its output gate, in Qwen3.5
@@ -272,7 +267,7 @@ def _granules(around: AroundTensor) -> Iterator[Granule]:
     if layout.cut_axis is not None and layout.shards > 1:
         outputs = layout.source_axis
         axis = outputs if layout.cut_axis == layout.output_axis else 1 - outputs
-        length = around.reference.shape[axis] // layout.shards
+        length = around.shape[axis] // layout.shards
         if not length % head:  # a part of a head is no shard: those are repeated
             yield Granule("shard", axis, length)
 
@@ -282,7 +277,7 @@ def _has(around: AroundTensor, granules: Sequence[Granule]) -> frozenset[Need]:
     groups = around.comparison.mesh.groups(around.view.layout.axes)
     family, source = around.checkpoint.family, around.fault.source
     has = {
-        Need.TWO_AXES: sum(size > 1 for size in around.reference.shape) > 1,
+        Need.TWO_AXES: sum(size > 1 for size in around.shape) > 1,
         Need.EXPERTS: False,
         Need.LAYERS: around.own.layer is not None,
         Need.FELLOWS: bool(around.fellows()),
@@ -327,8 +322,9 @@ def _headless(difference: Difference, comparison: ParameterComparison) -> Findin
         return None
     if not checkpoint.family.contradicts_ties(checkpoint.config):
         return None
-    group = f"{Cause.TIED} {difference.part}"
-    return Finding(Cause.TIED, group, TIED, f"no parameter holds {head}; {_ties_text(checkpoint)}")
+    group = f"{TIED_EMBEDDINGS} {difference.part}"
+    evidence = f"no parameter holds {head}; {_ties_text(checkpoint)}"
+    return Finding(TIED_EMBEDDINGS, group, TIED_OTHERWISE, evidence)
 
 
 def _ties_text(checkpoint: ModelCheckpoint) -> str:

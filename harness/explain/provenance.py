@@ -120,14 +120,19 @@ class FileSearch:
 
     Args:
         checkpoint: the files.
+        of_layer: bytes that are searched for the slices of a layer.
+        of_all: those for all slices.
 
     Attributes:
         checkpoint: the files.
         unsearched: slices whose bytes were not looked for, since the searches were spent.
     """
 
-    def __init__(self, checkpoint: ModelCheckpoint) -> None:
+    def __init__(
+        self, checkpoint: ModelCheckpoint, of_layer: int = OF_LAYER, of_all: int = OF_ALL
+    ) -> None:
         self.checkpoint = checkpoint
+        self._of_layer, self._of_all = of_layer, of_all
         self._searched: Counter[Hashable] = Counter()
         self._last_found: dict[Hashable, str] = {}
         self.unsearched: set[Hashable] = set()
@@ -140,7 +145,8 @@ class FileSearch:
         last = self._last_found.get(layer)
         if last and (at := self.checkpoint.bits(last).tobytes().find(run)) >= 0:
             return last, at
-        if self._searched[layer] >= OF_LAYER or self._searched.total() >= OF_ALL:
+        spent = self._searched.total() >= self._of_all
+        if spent or self._searched[layer] >= self._of_layer:
             self.unsearched.add(near)
             return None
         if found := find_bytes(self.checkpoint, run):

@@ -7,6 +7,7 @@ outcome with a log, never the end of the session.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import resource
 import secrets
@@ -432,14 +433,16 @@ def _result(answer: Answer, timeout: float) -> bytes:
     if answer.late:
         what = f"the load did not end within {timeout:g} s"
         raise LoadProcessError(what, answer.log, late=True, phase=answer.phase)
-    if isinstance(answer.outcome, Returned):
-        return answer.outcome.result
-    if isinstance(answer.outcome, SentError):
-        raise answer.outcome.error()
-    if isinstance(answer.outcome, JobRaised):
-        raise LoadProcessError("the load raised an error", answer.outcome.error, phase=answer.phase)
-    how = _how(answer.status)
-    raise LoadProcessError(f"the load's process ended with {how}", answer.log, phase=answer.phase)
+    match answer.outcome:
+        case Returned(result=result):
+            return result
+        case SentError() as sent:
+            raise sent.error()
+        case JobRaised(error=error):
+            raise LoadProcessError("the load raised an error", error, phase=answer.phase)
+        case _:
+            what = f"the load's process ended with {_how(answer.status)}"
+            raise LoadProcessError(what, answer.log, phase=answer.phase)
 
 
 def _how(status: int) -> str:
@@ -453,11 +456,21 @@ class LoadProcesses(_Closable):
 
     Args:
         overlay: packages to import instead of the installed ones.
+
+    Attributes:
+        job: what they do to verify, by its name in ``JOBS`` of :mod:`harness.load.child`.
     """
 
     def __init__(self, overlay: Overlay | None = None) -> None:
         self.overlay = overlay or Overlay()
+        self.job = "verify"
         self._processes: dict[tuple[str, int], LoadProcess] = {}
+
+    def doing(self, job: str) -> LoadProcesses:
+        """The same processes; to verify they do another job."""
+        others = copy.copy(self)
+        others.job = job
+        return others
 
     def of(self, target: Target) -> LoadProcess:
         """The process for ``target`` and its host; of a further host it is forked from the first's.

@@ -28,7 +28,7 @@ from harness.compare.accounting import EXPERTS_ONLY
 from harness.compare.difference import Account, Difference, ParameterTally, Tally, Unaccounted
 from harness.explain.causes import Diagnosis
 from harness.families.family import Part, Projection
-from harness.load.deliveries import Calls
+from harness.load.call_rows import Calls
 from harness.report.maps import PartMap, State, map_of
 
 SCHEMA = 7

@@ -11,7 +11,7 @@ import msgspec
 from harness.base.number_runs import numbers_of, runs_text
 from harness.compare.difference import Difference, ParameterTally, Tally
 from harness.explain.causes import Diagnosis
-from harness.load.deliveries import Calls
+from harness.load.call_rows import Calls
 from harness.report.maps import PartMap
 from harness.report.report import Delivery
 

@@ -26,7 +26,7 @@ from harness.families.known_families import bring
 from harness.families.misread import Misread, misread_by
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load import engine
-from harness.load.deliveries import calls_of
+from harness.load.call_rows import calls_of
 from harness.load.ledger import Ledger
 from harness.load.loaded import Ledgers, Loaded
 from harness.load.loader_layers import LoaderLayer

@@ -16,7 +16,6 @@ from harness.load.target import Target
 from harness.report.report import Failure, HostPart, Report
 from harness.verification.job import VerifyRequest
 
-JOB = "verify"
 #: The phases in which the stack under test runs.
 _UNDER_TEST = (IMPORT, STREAM)
 #: For the other hosts, once one failed: most fail alike, one that waits for it would wait long.
@@ -47,12 +46,15 @@ def outcomes(
     """
     requests = [msgspec.structs.replace(request, target=host) for host in hosts]
     if len(requests) == 1:
-        return [outcome(requests[0], unfinished, processes.of(hosts[0]), timeout, watch=watch)]
+        process, job = processes.of(hosts[0]), processes.job
+        return [outcome(requests[0], unfinished, process, timeout, job, watch=watch)]
     running, cancelled = [processes.of(host) for host in hosts], Event()
     watchers = [watch, *[None] * (len(hosts) - 1)]
     with ThreadPoolExecutor(len(hosts)) as pool:
         futures = [
-            pool.submit(outcome, each, unfinished, process, timeout, cancelled, first)
+            pool.submit(
+                outcome, each, unfinished, process, timeout, processes.job, cancelled, first
+            )
             for each, process, first in zip(requests, running, watchers, strict=True)
         ]
         _end_all_when_one_fails(futures, running, cancelled)
@@ -80,6 +82,7 @@ def outcome(
     unfinished: Report,
     process: LoadProcess,
     timeout: float,
+    job: str,
     cancelled: Event | None = None,
     watch: Watch | None = None,
 ) -> Report:
@@ -94,7 +97,7 @@ def outcome(
     argument = msgspec.json.encode((request, unfinished))
     try:
         answer = process.run(
-            JOB, argument, request.target, timeout=timeout, cancelled=cancelled, watch=watch
+            job, argument, request.target, timeout=timeout, cancelled=cancelled, watch=watch
         )
         with InternalError.instead():
             report = msgspec.json.decode(answer, type=Report)

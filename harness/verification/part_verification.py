@@ -22,7 +22,7 @@ from harness.explain.parameter_diagnosis import ParameterExplainer
 from harness.families.blocks import TENSOR
 from harness.families.experts import ReferencePart
 from harness.families.family import Part
-from harness.load.deliveries import calls_of
+from harness.load.call_rows import calls_of
 from harness.load.ledger import Ledger
 from harness.load.loaded import Loaded
 from harness.report.maps import map_of

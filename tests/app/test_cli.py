@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,12 @@ def test_doctor_of_one_target(target: str, exit_code: int) -> None:
 def test_an_absent_stack_is_named(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoints: dict[str, Path]
 ) -> None:
-    monkeypatch.setattr("harness.load.stack.PACKAGES", ("jax", "torch", "runai-model-streamer"))
+    def installed(package: str) -> str:
+        if package in ("vllm", "tpu-inference"):
+            raise PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr("harness.load.stack.version", installed)
     result = CliRunner().invoke(main, ["verify", str(tiny_checkpoints["qwen3.5-moe"])])
     assert result.exit_code == 4
     assert "not installed: vllm, tpu-inference" in result.stderr

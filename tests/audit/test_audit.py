@@ -7,9 +7,9 @@ from textwrap import dedent, indent
 
 import pytest
 
-from harness.audit import audit
 from harness.audit.audit_report import AuditReport
 from harness.audit.call import CallVerdict
+from harness.audit.contract import audit
 from harness.base.errors import BadInput
 from tests.support import audited
 from tests.support.audit_shapes import IN_ORDER, POSITIONAL, UNDECIDED, Shape

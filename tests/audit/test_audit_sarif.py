@@ -19,8 +19,8 @@ import jsonschema
 import msgspec
 import pytest
 
-from harness.audit import audit
 from harness.audit.audit_report import AuditReport
+from harness.audit.contract import audit
 from harness.audit.sarif import audit_sarif
 from tests.support import audited
 

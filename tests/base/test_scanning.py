@@ -5,28 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.base import scanning
 from harness.base.scanning import equal, nonzero, stretches, unequal
 from tests.support.memory import peak
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (5, 1, 4), (1, 9), (2, 3, 2, 2)])
 @pytest.mark.parametrize("stretch", [1, 4, 1 << 20])
-def test_first_and_number_are_those_of_all_indices(
-    shape: tuple[int, ...], stretch: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scanning, "STRETCH", stretch)
+def test_first_and_number_are_those_of_all_indices(shape: tuple[int, ...], stretch: int) -> None:
     rng = np.random.default_rng(len(shape))
     for share in (0.0, 0.1, 1.0):
         bits = (rng.random(shape) < share).astype(np.uint16)
         places = np.argwhere(bits)
-        found = nonzero(bits)
+        found = nonzero(bits, stretch)
         assert (found is None) == (not len(places))
         if found:
             assert found.first == tuple(places[0])
             assert found.count == len(places)
-        assert unequal(bits, np.zeros_like(bits)) == found
-        assert equal(bits, np.zeros_like(bits)) == (found is None)
+        assert unequal(bits, np.zeros_like(bits), stretch) == found
+        assert equal(bits, np.zeros_like(bits), stretch) == (found is None)
 
 
 def test_a_transposed_view_is_passed_in_its_own_order() -> None:

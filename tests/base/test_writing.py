@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.base import writing
 from harness.base.errors import BadInput, NotWritten
 from harness.base.writing import (
     append,
@@ -170,13 +169,10 @@ def test_a_named_pipe_is_written_to(tmp_path: Path) -> None:
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
-def test_a_named_pipe_that_nobody_reads_does_not_hang(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writing, "READER_SECONDS", 0.1)
+def test_a_named_pipe_that_nobody_reads_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="No such device or address"):
-        write(tmp_path / "pipe", CONTENT)
+        write(tmp_path / "pipe", CONTENT, reader_seconds=0.1)
 
 
 def test_a_socket_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

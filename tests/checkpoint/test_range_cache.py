@@ -11,7 +11,7 @@ import pytest
 
 from harness.base.errors import BadInput
 from harness.checkpoint.safetensors_file import TensorEntry
-from harness.checkpoint.stores.object_store import Bucket, Store, StoredObject
+from harness.checkpoint.stores.object_store import BLOCK_BYTES, Bucket, Store, StoredObject
 from harness.checkpoint.stores.range_cache import RangeCache
 
 MIB = 2**20
@@ -93,8 +93,11 @@ class Counting(Bucket):
         return {}
 
 
-def entry(bucket: Bucket, shape: tuple[int, ...], offset: int) -> TensorEntry:
-    return TensorEntry("t", "BF16", shape, Store("s3://b", bucket, "").files["x"], offset)
+def entry(
+    bucket: Bucket, shape: tuple[int, ...], offset: int, block_bytes: int = BLOCK_BYTES
+) -> TensorEntry:
+    store = Store("s3://b", bucket, "", block_bytes)
+    return TensorEntry("t", "BF16", shape, store.files["x"], offset)
 
 
 def test_what_an_embedding_costs() -> None:
@@ -108,11 +111,10 @@ def test_what_an_embedding_costs() -> None:
     assert sum(stop - start for start, stop in bucket.asked) == embedding.nbytes
 
 
-def test_pieces_are_cut_out_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_are_cut_out_of_blocks() -> None:
     """A piece within a block, one over a border, one over three blocks, the last and none."""
-    monkeypatch.setattr("harness.checkpoint.stores.object_store.BLOCK_BYTES", 32)
     bucket = Counting(1000)
-    tensor = entry(bucket, (20, 3), 7)
+    tensor = entry(bucket, (20, 3), 7, block_bytes=32)
     whole = tensor.bits()
     for start, stop in [(0, 4), (4, 8), (1, 17), (19, 20), (5, 5), (20, 25)]:
         assert (tensor.bits((slice(start, stop),)) == whole[start:stop]).all()

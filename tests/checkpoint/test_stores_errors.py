@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,7 @@ from google.api_core import exceptions as of_google
 from google.auth import exceptions as of_google_auth
 from google.cloud.storage import exceptions as of_google_storage
 from huggingface_hub import errors as of_the_hub
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from requests import exceptions as of_requests
 from urllib3 import exceptions as of_urllib3
@@ -36,14 +37,25 @@ from harness.base.errors import BadInput
 from harness.checkpoint.stores import gcs, hub, object_store, opening, s3, trouble
 from harness.checkpoint.stores.gcs import GcsBucket
 from harness.checkpoint.stores.s3 import S3Bucket
+from harness.checkpoint.stores.trouble import LIMITS, StoreLimits
 from scenarios.stores import KEY_ID, SECRET, gcs_environment, s3_environment
 from tests.support.answering import Answer, answering, http
+
+#: One attempt at S3, and half a second of them at GCS.
+ONCE = StoreLimits(attempts=1, retry_seconds=0.5)
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, limits: StoreLimits) -> None:
+    """Have the buckets of this test opened with limits of its own."""
+    for scheme, client in {"s3": S3Bucket, "gs": GcsBucket}.items():
+        made = partial(client, limits=limits)
+        monkeypatch.setitem(opening.BUCKETS, scheme, made)
 
 
 @pytest.fixture
 def to_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[str]]]:
     """Put a server in the place of S3; gives the requests it gets. One attempt each."""
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    limit(monkeypatch, ONCE)
     with ExitStack() as servers:
 
         def put(answer: Answer) -> list[str]:
@@ -58,7 +70,7 @@ def to_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[s
 @pytest.fixture
 def to_gcs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], list[str]]]:
     """Put a server in the place of GCS; gives the requests it gets. A second of attempts."""
-    monkeypatch.setattr(gcs, "DEADLINE_SECONDS", 0.5)
+    limit(monkeypatch, ONCE)
     with ExitStack() as servers:
 
         def put(answer: Answer) -> list[str]:
@@ -302,7 +314,7 @@ PROFILE = "[default]\naws_access_key_id = x\naws_secret_access_key = planted-sec
 def test_wrong_variables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str | None], match: str
 ) -> None:
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    limit(monkeypatch, ONCE)
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     with socket.socket() as deaf:  # bound, so that nobody else listens there
@@ -324,7 +336,7 @@ def test_wrong_variables(
 def test_a_command_for_credentials_that_never_ends(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(trouble, "CALL_SECONDS", 0.5)
+    limit(monkeypatch, StoreLimits(call_seconds=0.5))
     for name, value in s3_environment("http://127.0.0.1:9").items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -400,8 +412,8 @@ def test_wrong_answers_of_s3(
 def test_a_throttled_request_is_tried_three_times(
     to_s3: Callable[[Answer], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3, "ATTEMPTS", 3)
     asked = to_s3(http("503 Slow Down", error("SlowDown")))
+    limit(monkeypatch, LIMITS)
     verify("s3://weights/x")
     assert len(asked) == 3
 
@@ -417,14 +429,12 @@ def test_more_than_was_asked_for(to_s3: Callable[[Answer], list[str]]) -> None:
             sent.append(1 << 16)
 
     to_s3(endless)
-    assert len(S3Bucket("weights").read("x", "e", 0, 8)) == 9
+    assert len(S3Bucket("weights", ONCE).read("x", "e", 0, 8)) == 9
     assert sum(sent) < 64 * 2**20
 
 
 @pytest.mark.parametrize("what", ["listing", "range"])
-def test_an_answer_that_drips_in(
-    to_s3: Callable[[Answer], list[str]], monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_an_answer_that_drips_in(to_s3: Callable[[Answer], list[str]], what: str) -> None:
     over = threading.Event()
 
     def drip(head: bytes, client: socket.socket) -> None:
@@ -433,8 +443,7 @@ def test_an_answer_that_drips_in(
             client.sendall(b" ")
 
     to_s3(drip)
-    bucket = S3Bucket("weights")
-    monkeypatch.setattr(trouble, "CALL_SECONDS", 0.5)
+    bucket = S3Bucket("weights", StoreLimits(attempts=1, call_seconds=3))
     started = time.monotonic()
     with pytest.raises(BadInput, match=r"not complete after \d s"):
         bucket.list("x/") if what == "listing" else bucket.read("x/a", "e", 0, 1000)
@@ -442,10 +451,7 @@ def test_an_answer_that_drips_in(
     assert time.monotonic() - started < 8
 
 
-def test_a_listing_without_end(
-    to_s3: Callable[[Answer], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(object_store, "MOST_OBJECTS", 25)
+def test_a_listing_without_end(to_s3: Callable[[Answer], list[str]]) -> None:
     number = iter(range(10**6))
 
     def page(head: bytes, client: socket.socket) -> None:
@@ -456,7 +462,7 @@ def test_a_listing_without_end(
 
     asked = to_s3(page)
     with pytest.raises(BadInput, match="more than 25 objects"):
-        S3Bucket("weights").list("x/")
+        S3Bucket("weights", StoreLimits(most_objects=25)).list("x/")
     assert len(asked) == 3
 
 
@@ -467,7 +473,7 @@ def test_what_lies_deeper_is_left_out() -> None:
 
 def test_a_head_without_a_tag(to_s3: Callable[[Answer], list[str]]) -> None:
     to_s3(http("200 OK", "abc"))
-    assert S3Bucket("weights").checksums("x") == {}
+    assert S3Bucket("weights", ONCE).checksums("x") == {}
 
 
 # ------------------------------------------------------------------------------------------ GCS
@@ -528,7 +534,7 @@ def test_an_emulator_that_is_not_there_is_asked_once(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("host", ["not a url", "http://", "http://127.0.0.1:port", "ftp://x"])
 def test_an_emulators_host_that_is_no_url(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
-    monkeypatch.setattr(gcs, "DEADLINE_SECONDS", 0.5)
+    limit(monkeypatch, ONCE)
     for name, value in gcs_environment(host).items():
         monkeypatch.setenv(name, value)
     verify("gs://weights/x")
@@ -558,7 +564,7 @@ def test_a_file_of_credentials_that_is_none(
 def test_more_than_was_asked_of_gcs(to_gcs: Callable[[Answer], list[str]]) -> None:
     to_gcs(http("200 OK", bytes(1 << 20)))
     with pytest.raises(BadInput, match="more than the range"):
-        GcsBucket("weights").read("x", "1", 0, 8)
+        GcsBucket("weights", ONCE).read("x", "1", 0, 8)
 
 
 # --------------------------------------------------------------------------- URLs and the hub
@@ -574,6 +580,7 @@ def test_more_than_was_asked_of_gcs(to_gcs: Callable[[Answer], list[str]]) -> No
         "s3://planted:planted/planted@weights/x",
         "s3://planted%3Aplanted%40weights/x",
         "s3://planted:planted/x",
+        "s3://weights/planted:planted@x/y",
         "https://planted@weights/x?y=planted",
         "az://weights/x?sv=1&sig=planted",
         "s3://weights/x?planted",
@@ -598,10 +605,13 @@ def test_credentials_in_a_url(tiny_checkpoints: dict[str, Path], url: str, optio
         ),
     )
 )
+@example("s3://0/u:planted-pw@b/x")
+@example("gs://b/x/u%3Aplanted-pw%40c")
 def test_any_url(text: str) -> None:
     """Bad input or a place, and never a word of what may be a credential."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "BUCKETS", {"s3": lambda name: Empty(), "gs": lambda name: Empty()})
+        for scheme in opening.BUCKETS:
+            patch.setitem(opening.BUCKETS, scheme, lambda name: Empty())
         with pytest.raises(BadInput) as raised:
             opening.open_location(text)
     assert "planted-pw" not in str(raised.value)

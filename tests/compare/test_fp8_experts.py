@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from harness.base.errors import BadInput
-from harness.checkpoint.fp8_blocks import EXPERTS, SCALE_SUFFIX, Values, block_values, scales_as_f32
+from harness.checkpoint.fp8_blocks import EXPERTS, Values, block_values
 from harness.compare.difference import Difference, Kind
 from harness.compare.digest_comparison import Method
 from harness.compare.fp8_experts import Fp8PartComparison, departs, part_comparison
 from harness.compare.words import device_words, reference_words
 from harness.devices.expert_layout import Backend, Parameter
-from harness.devices.tensors import DevicePart, DeviceShard, DeviceTensor, device_part
+from harness.devices.tensors import DevicePart, DeviceShard, DeviceTensor
 from harness.explain.causes import Cause
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import ExpertKey, ReferencePart, reference_parts
@@ -26,10 +26,8 @@ from harness.load.ledger import POISON
 from harness.synthetic.writer import write_checkpoint
 from tests.support.differences import elements, pattern
 from tests.support.packing import replicated, sharded
-from tests.support.quantising import matrix, quantised_anew
+from tests.support.quantising import MESH, checkpoint_grid, fp8_experts, matrix, quantised_anew
 from tests.support.retyping import cast, relabelled
-
-MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def test_an_fp8_release_is_read(reference: ReferencePart) -> None:
 
 def test_digests_of_values_are_refused(reference: ReferencePart) -> None:
     with pytest.raises(BadInput, match="no digests of an FP8 release"):
-        part_comparison(reference, device(reference), method=Method.DIGESTS)
+        part_comparison(reference, fp8_experts(reference), method=Method.DIGESTS)
 
 
 def test_other_quantisation_is_refused(path: Path, tmp_path: Path) -> None:
@@ -60,46 +58,6 @@ def test_other_quantisation_is_refused(path: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(BadInput, match="a quantised checkpoint"):
         ModelCheckpoint(tmp_path)
-
-
-Grid = Callable[[ReferencePart, ExpertKey], Values]
-
-
-def checkpoint_grid(reference: ReferencePart, key: ExpertKey) -> Values:
-    entry = reference.checkpoint.entries[f"{reference.source(key).tensor}{SCALE_SUFFIX}"]
-    return scales_as_f32(entry.bits(), entry.dtype)
-
-
-def device(reference: ReferencePart, grid: Grid = checkpoint_grid) -> DevicePart:
-    """All experts whole (GMM_EP): values by ``grid``, quantised anew, gate beside up."""
-    tensors: list[DeviceTensor] = []
-    for layer in reference.layers:
-        made: dict[Projection, list[tuple[np.ndarray, Values]]] = {p: [] for p in Projection}
-        for key in reference.keys_of(layer):
-            values = block_values(reference[key], grid(reference, key))
-            made[key.projection].append(quantised_anew(values))
-        w13 = [
-            np.concatenate([gate.T, up.T], axis=1)
-            for (gate, _), (up, _) in zip(made[Projection.GATE], made[Projection.UP], strict=True)
-        ]
-        s13 = [
-            np.concatenate([gate, up])[None]
-            for (_, gate), (_, up) in zip(made[Projection.GATE], made[Projection.UP], strict=True)
-        ]
-        arrays = {
-            "w13_weight": np.stack(w13),
-            "w2_weight": np.stack([codes.T for codes, _ in made[Projection.DOWN]]),
-            "w13_weight_scale_inv": np.stack(s13).view("<u4"),
-            "w2_weight_scale_inv": np.stack([s[None] for _, s in made[Projection.DOWN]]).view(
-                "<u4"
-            ),
-        }
-        for name, array in arrays.items():
-            full = f"vllm_model.model.layers.{layer}.mlp.experts.routed_experts.{name}"
-            dtype = "F32" if "scale" in name else "F8_E4M3"
-            tensor = sharded(full, array, 0, MESH)
-            tensors.append(DeviceTensor(full, dtype, tensor.shape, tensor.shards))
-    return device_part(tensors, MESH, module="mlp.experts")
 
 
 def compared(reference: ReferencePart, part: DevicePart) -> list[Difference]:
@@ -112,7 +70,7 @@ def compared(reference: ReferencePart, part: DevicePart) -> list[Difference]:
 
 
 def test_a_faithful_load_is_equal(reference: ReferencePart) -> None:
-    assert compared(reference, device(reference)) == []
+    assert compared(reference, fp8_experts(reference)) == []
 
 
 @pytest.mark.parametrize(
@@ -134,7 +92,7 @@ def test_a_wrong_scale_is_named(
         right = checkpoint_grid(part, key)
         return change(right) if key == wrong else right
 
-    differences = compared(reference, device(reference, grid))
+    differences = compared(reference, fp8_experts(reference, grid))
     (difference,) = differences
     assert (difference.kind, difference.key) == (Kind.VALUES, wrong)
     assert note in pattern(difference)
@@ -146,7 +104,7 @@ def test_scales_of_another_expert_are_seen(reference: ReferencePart) -> None:
     def grid(part: ReferencePart, key: ExpertKey) -> Values:
         return checkpoint_grid(part, key._replace(expert=2) if key == wrong else key)
 
-    (difference,) = compared(reference, device(reference, grid))
+    (difference,) = compared(reference, fp8_experts(reference, grid))
     assert (difference.kind, difference.key) == (Kind.VALUES, wrong)
     assert pattern(difference).startswith("4 of 8 blocks, [1, 0]")  # the others are alike in both
 
@@ -195,7 +153,7 @@ def with_scales(part: DevicePart, layer: int, *kept: DeviceTensor) -> DevicePart
 
 
 def test_scales_that_are_absent_or_elsewhere(reference: ReferencePart) -> None:
-    part = device(reference)
+    part = fp8_experts(reference)
     gone = DevicePart(part.layers, part.unknown, part.mesh, {0: part.scales[0]})
     differences = compared(reference, gone)
     missing = [(d.layer, d.parameter) for d in differences if d.kind is Kind.MISSING]
@@ -208,7 +166,7 @@ def test_scales_that_are_absent_or_elsewhere(reference: ReferencePart) -> None:
 def test_absent_scales_of_one_array_leave_the_others_compared(
     reference: ReferencePart, layer: int
 ) -> None:
-    part = device(reference)
+    part = fp8_experts(reference)
     lacking = with_scales(part, layer, part.scales[layer][Parameter.W13])
     comparison = part_comparison(reference, lacking, backend=Backend.GMM_EP)
     (difference,) = comparison.differences()
@@ -229,7 +187,7 @@ def test_absent_scales_of_one_array_leave_the_others_compared(
 def test_scales_of_another_shape_or_dtype(
     reference: ReferencePart, array: np.ndarray, dtype: str, kind: Kind, told: str
 ) -> None:
-    part = device(reference)
+    part = fp8_experts(reference)
     right = part.scales[1][Parameter.W2]
     wrong = replace(sharded(right.name, array, 0, MESH), dtype=dtype)
     changed = with_scales(part, 1, part.scales[1][Parameter.W13], wrong)
@@ -275,13 +233,13 @@ def _doubled(shard: DeviceShard, odd: str, layer: int) -> DeviceShard:
 
 
 def test_scales_whole_on_every_device_are_equal(reference: ReferencePart) -> None:
-    comparison = part_comparison(reference, cut(device(reference)), backend=Backend.GMM_TP)
+    comparison = part_comparison(reference, cut(fp8_experts(reference)), backend=Backend.GMM_TP)
     assert list(comparison.differences()) == []
     assert comparison.tally.experts_compared == comparison.tally.experts
 
 
 def test_a_wrong_scale_on_one_device_alone_is_named(reference: ReferencePart) -> None:
-    part = cut(device(reference), odd="cpu:3")
+    part = cut(fp8_experts(reference), odd="cpu:3")
     comparison = part_comparison(reference, part, backend=Backend.GMM_TP)
     (difference,) = differences = list(comparison.differences())
     assert (difference.kind, difference.layer, difference.device_name) == (
@@ -300,7 +258,7 @@ def test_a_wrong_scale_on_one_device_alone_is_named(reference: ReferencePart) ->
 def test_a_wrong_scale_on_the_first_device_is_named_by_its_values_too(
     reference: ReferencePart,
 ) -> None:
-    part = cut(device(reference), odd="cpu:1")
+    part = cut(fp8_experts(reference), odd="cpu:1")
     comparison = part_comparison(reference, part, backend=Backend.GMM_TP)
     differences = list(comparison.differences())
     assert {d.device_name for d in differences if d.key is None} == {"cpu:2", "cpu:3", "cpu:4"}
@@ -324,7 +282,9 @@ def test_scales_of_another_type_with_the_same_bytes_differ(
     spoiled = reference_parts(ModelCheckpoint(relabelled(path, tmp_path / "r", {pattern: dtype})))[
         0
     ]
-    found = list(part_comparison(spoiled, device(reference), backend=Backend.GMM_EP).differences())
+    found = list(
+        part_comparison(spoiled, fp8_experts(reference), backend=Backend.GMM_EP).differences()
+    )
     assert {(d.kind, d.expert, d.projection) for d in found} == {(Kind.VALUES, 3, Projection.UP)}
 
 
@@ -334,5 +294,5 @@ def test_scales_of_a_wider_type_are_equal(
 ) -> None:
     wider = cast(path, tmp_path / "r", {r".*experts.*_scale_inv": dtype}, exact=True)
     part = reference_parts(ModelCheckpoint(wider))[0]
-    comparison = part_comparison(part, device(reference), backend=Backend.GMM_EP)
+    comparison = part_comparison(part, fp8_experts(reference), backend=Backend.GMM_EP)
     assert list(comparison.differences()) == []

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.checkpoint.fp8_blocks import LINEAR, SCALE_SUFFIX, block_values, scales_as_f32
 from harness.compare.difference import Difference, Kind
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.words import device_words, reference_words, source_words
@@ -22,42 +21,13 @@ from harness.report.message import failure_text
 from harness.report.report import Status
 from harness.synthetic.writer import write_checkpoint
 from tests.support.differences import elements, pattern
-from tests.support.parameter_packing import LANGUAGE, Array, Packed, PackedParameters, line
-from tests.support.quantising import quantised_anew
+from tests.support.parameter_packing import LANGUAGE, PackedParameters, line
+from tests.support.quantising import quantised
 from tests.support.reports import a_report
 from tests.support.retyping import cast, relabelled
 
 QKV = f"{LANGUAGE}layers.1.self_attn.qkv_proj.weight"
 O_PROJ = f"{LANGUAGE}layers.1.self_attn.o_proj.weight"
-
-
-class Quantised(PackedParameters):
-    """Parameters packed forward, FP8 ones quantised anew; ``scales`` packs their scales instead."""
-
-    def __init__(self, checkpoint: ModelCheckpoint, part: Part, *, scales: bool = False) -> None:
-        self.scales = scales
-        super().__init__(checkpoint, part)
-
-    def get(self, name: str) -> Array:
-        entry = self.checkpoint.entries[name]
-        if entry.dtype != "F8_E4M3":
-            return super().get(name)
-        grid = self.checkpoint.entries[f"{name}{SCALE_SUFFIX}"]
-        values = block_values(entry.bits(), scales_as_f32(grid.bits(), grid.dtype))
-        codes, scale = quantised_anew(values, LINEAR)
-        return scale.view("<u4")[:, None] if self.scales else codes
-
-
-def quantised(checkpoint: ModelCheckpoint, part: Part) -> PackedParameters:
-    """Codes and, beside each, its scales: in one row, divided where the outputs are."""
-    device, scales = Quantised(checkpoint, part), Quantised(checkpoint, part, scales=True)
-    for name, packed in list(device.packed.items()):
-        if packed.array.dtype == np.uint8:
-            packed.dtype = "F8_E4M3"
-            axis = 0 if packed.axis == 1 else None
-            row = scales.packed[name].array.ravel()
-            device.packed[f"{name}_scale"] = Packed(row, axis, "F32")
-    return device
 
 
 @pytest.fixture(scope="module")

@@ -220,7 +220,7 @@ def test_a_head_that_nobody_holds(
     del given.device.packed[HEAD]
     (difference,), (diagnosis,), _ = given.compared()
     assert (difference.kind, difference.parameter) == (Kind.UNACCOUNTED, "")
-    assert diagnosis.cause is (Cause.TIED if contradict else Cause.UNACCOUNTED)
+    assert diagnosis.cause is (Cause.TIED_EMBEDDINGS if contradict else Cause.UNACCOUNTED)
     assert ("text_config true" in diagnosis.evidence) is contradict
 
 

@@ -78,8 +78,8 @@ def test_an_unexplained_slice_says_how_far_off_it_is() -> None:
     nothing: Any = None
     around: Any = SimpleNamespace(unsearched=False)
     evidence = Evidence(
-        slice=slice_of(key), words=words_of(key), reference=reference, device=device, dtype="BF16",
-        stored=nothing, around=around, has=frozenset(),
+        slice=slice_of(key), words=words_of(key), wanted=lambda: reference,
+        device=device, dtype="BF16", stored=nothing, around=around, has=frozenset(),
     )  # fmt: skip
     assert unexplained(evidence).evidence == (
         "decoder layer 0 expert 1 gate_proj: 100.0% of its elements differ, within [0:1, 0:2]; no "

@@ -19,7 +19,7 @@ RECIPE = "qwen3.5-mtp"
 NORM = "layers.{n}.post_attention_layernorm.weight"
 
 #: The decoder has two layers: the draft's layer 0 comes after its layer 1.
-CAUSES = [(1, Cause.DRAFT_LAYER), (0, Cause.OTHER_LAYER)]
+CAUSES = [(1, Cause.DRAFT_LAYER_OFF_BY_ONE), (0, Cause.OTHER_LAYER)]
 
 
 @pytest.mark.parametrize(("layer", "cause"), CAUSES)

@@ -13,6 +13,7 @@ from harness.explain.causes import Cause, Finding
 from harness.explain.delivery_rules import bias_lost
 from harness.explain.diagnosis import AroundExpert, slice_of, words_of
 from harness.explain.evidence import Evidence, Granule, Need, Rule
+from harness.explain.origin_rules import another_tensor, draft_layer
 from harness.explain.provenance import (
     FileSearch,
     ReferenceIndex,
@@ -20,13 +21,8 @@ from harness.explain.provenance import (
     lines_of,
     needle,
 )
-from harness.explain.provenance_rules import another_tensor, draft_layer
-from harness.explain.rules import (
-    RULES,
-    explain,
-    nan_canonicalised,
-    nans_of_a_conversion,
-)
+from harness.explain.rules import RULES, explain
+from harness.explain.value_rules import nan_canonicalised, nans_of_a_conversion
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Part, Projection
 from harness.load.ledger import POISON
@@ -52,8 +48,9 @@ def evidence(
     index = index or ReferenceIndex([reference], reference.__getitem__)
     around = AroundExpert(key, index, search or FileSearch(reference.checkpoint), held, 8)
     return Evidence(
-        slice=slice_of(key), words=words_of(key), reference=reference[key], device=around.device,
-        dtype="BF16", stored=lambda: reference.stored(key), around=around, stored_transposed=True,
+        slice=slice_of(key), words=words_of(key), wanted=lambda: reference[key],
+        device=around.device, dtype="BF16", stored=lambda: reference.stored(key), around=around,
+        stored_transposed=True,
         granules=(Granule("shard", 0, 12),), has=frozenset(Need) - {Need.HEADS, Need.TIE},
     )  # fmt: skip
 
@@ -228,9 +225,8 @@ def test_garbage_is_looked_for_so_many_times_only(
     searched: list[bytes] = []
     monkeypatch.setattr(provenance, "find_bytes", lambda _, run: searched.append(run))
     each = decoder.checkpoint.nbytes
-    monkeypatch.setattr(provenance, "OF_LAYER", 8 * each)
     index = ReferenceIndex([decoder], decoder.__getitem__)
-    search = FileSearch(decoder.checkpoint)
+    search = FileSearch(decoder.checkpoint, of_layer=8 * each, of_all=9 * each)
 
     def garbage(layer: int, expert: int) -> Finding:
         key = ExpertKey(Part.DECODER, layer, expert, Projection.UP)
@@ -242,7 +238,6 @@ def test_garbage_is_looked_for_so_many_times_only(
     assert len({f.group for f in findings}) == 1
     told = ["not looked for" in f.evidence for f in findings]
     assert told == [False] * 4 + [True] * 4
-    monkeypatch.setattr(provenance, "OF_ALL", 9 * each)
     garbage(1, 0)
     assert len(searched) == 9  # another layer has searches of its own, if any are left
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.audit import audit
 from harness.audit.audit_report import AuditReport
 from harness.audit.call import CallVerdict
+from harness.audit.contract import audit
 from harness.load.stack import installed_versions, stack_name
 
 ROOT = Path(__file__).parents[2]
@@ -112,7 +112,7 @@ def test_the_hooks_read_both_ids_by_keyword(audited: tuple[Release, AuditReport]
 def test_nothing_audited_is_imported() -> None:
     """find_spec of a top-level package locates it; the stack stays out of this process."""
     code = (
-        "import sys; from harness.audit import audit; audit();"
+        "import sys; from harness.audit.contract import audit; audit();"
         "print([m for m in ('vllm', 'tpu_inference', 'torch', 'jax') if m in sys.modules])"
     )
     ran = subprocess.run(

@@ -5,7 +5,7 @@ Stack 0.21 has the bug as released. On the others a copy of vLLM with the fix ta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,6 @@ from harness.load.stack import installed_versions, stack_name
 from harness.load.target import Target
 from harness.report.message import failure_text
 from harness.report.report import Status
-from harness.verification import outcomes
 from harness.verification.verify import verify
 from tests.support.hooks import Hook, job_of
 from tests.support.reverting import call_sites, installed_vllm, revert_fix
@@ -40,15 +39,6 @@ def broken(
         yield processes
 
 
-Through = Callable[[Hook], None]
-
-
-@pytest.fixture
-def through(monkeypatch: pytest.MonkeyPatch) -> Through:
-    """Has loads go through a hook of ours, in the stead of tpu-inference's."""
-    return lambda hook: monkeypatch.setattr(outcomes, "JOB", job_of(hook))
-
-
 @pytest.mark.parametrize("recipe", FUSED)
 def test_upstreams_hook_crashes(
     broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path], recipe: str
@@ -69,11 +59,11 @@ def test_upstreams_hook_crashes(
 
 
 def test_the_lenient_hook_loses_every_fused_expert_silently(
-    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path], through: Through
+    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path]
 ) -> None:
     """Nothing raises; the tensors tell which experts are lost, and the ledger tells how."""
-    through(Hook.LENIENT)
-    report = verify(tiny_checkpoints["qwen3-vl-moe"], target, processes=broken)
+    lenient = broken.doing(job_of(Hook.LENIENT))
+    report = verify(tiny_checkpoints["qwen3-vl-moe"], target, processes=lenient)
     assert (report.status, report.failure) == (Status.DIFFERENT, None)
     assert len(report.differences) == 2 * 8 * 3
     assert [(d.cause, d.summary) for d in report.diagnoses] == [
@@ -87,10 +77,10 @@ def test_the_lenient_hook_loses_every_fused_expert_silently(
 
 
 def test_the_strict_hook_names_the_call(
-    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path], through: Through
+    broken: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path]
 ) -> None:
-    through(Hook.STRICT)
-    report = verify(tiny_checkpoints["qwen3-vl-moe"], target, processes=broken)
+    strict = broken.doing(job_of(Hook.STRICT))
+    report = verify(tiny_checkpoints["qwen3-vl-moe"], target, processes=strict)
     assert report.failure is not None
     assert report.failure.error == "tests.support.hooks.MissingIds"
     assert "expert_id and shard_id are not among these" in report.failure.message
@@ -99,9 +89,8 @@ def test_the_strict_hook_names_the_call(
 @pytest.mark.skipif(BROKEN_AS_RELEASED, reason="this release has no call site that is right")
 @pytest.mark.parametrize("hook", Hook)
 def test_our_hooks_lose_nothing_when_ids_come_by_keyword(
-    load_processes: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path],
-    through: Through, hook: Hook,
-) -> None:  # fmt: skip
-    through(hook)
-    report = verify(tiny_checkpoints["qwen3.6-mtp"], target, processes=load_processes)
+    load_processes: LoadProcesses, target: Target, tiny_checkpoints: dict[str, Path], hook: Hook
+) -> None:
+    ours = load_processes.doing(job_of(hook))
+    report = verify(tiny_checkpoints["qwen3.6-mtp"], target, processes=ours)
     assert (report.status, report.experts_compared) == (Status.EQUAL, 24)

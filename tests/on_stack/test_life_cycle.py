@@ -20,8 +20,8 @@ from harness.load.process import LoadProcess, LoadProcessError
 from harness.load.target import Target
 from harness.load.targets.known_targets import target_named
 from harness.report.report import Report, Status
-from harness.verification import outcomes
 from harness.verification.job import VerifyRequest
+from harness.verification.outcomes import outcome
 from tests.support.nested import NESTED_PYTEST, nested_environment
 from tests.support.reports import a_report
 from tests.support.waiting import gone, wait_for
@@ -107,7 +107,7 @@ def test_a_load_that_is_ended_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Of several hosts the end of one can end another; when time is over, the load took it."""
-    report = broken_off(how, phase, hosts, load_process, monkeypatch)
+    report = broken_off(how, phase, hosts, load_process)
     assert report.failure is not None
     assert error in report.failure.error
 
@@ -129,7 +129,7 @@ def test_what_breaks_off_outside_the_stack_is_not_the_loads(
 ) -> None:  # fmt: skip
     """The harness failed: not the load, and nothing is different."""
     with pytest.raises(InternalError, match=what) as raised:
-        broken_off(how, phase, 1, load_process, monkeypatch)
+        broken_off(how, phase, 1, load_process)
     assert detail in raised.value.hint
     assert raised.value.exit_code == 5
 
@@ -153,15 +153,12 @@ def test_another_target_is_not_loaded_here(load_process: LoadProcess) -> None:
         load_process.run("tests.support.idle_jobs:echo", b"", other, timeout=60)
 
 
-def broken_off(
-    how: str, phase: str, hosts: int, process: LoadProcess, monkeypatch: pytest.MonkeyPatch
-) -> Report:
+def broken_off(how: str, phase: str, hosts: int, process: LoadProcess) -> Report:
     """The report of a load that crashes or hangs in a phase."""
     target = replace(target_named("emulated"), hosts=hosts)
     request = VerifyRequest(checkpoint=phase, reference=how, target=target, parts=())
-    monkeypatch.setattr(outcomes, "JOB", "tests.support.idle_jobs:end_in_a_phase")
-    timeout = 2 if how == "hang" else 60
-    return outcomes.outcome(request, a_report(status=Status.LOAD_FAILED), process, timeout)
+    job, timeout = "tests.support.idle_jobs:end_in_a_phase", 2 if how == "hang" else 60
+    return outcome(request, a_report(status=Status.LOAD_FAILED), process, timeout, job)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -39,7 +39,7 @@ EXPECTED: dict[str, tuple[Cause, str] | None] = {
         f"head 2 of {LAYER_1}.q_proj.weight holds head 3 of {LAYER_1}.q_proj.weight",
     ),
     "wrong k head repeated": (
-        Cause.HEADS_REPEATED,
+        Cause.HEADS_REPEATED_WRONGLY,
         f"head 0 of {LAYER_1}.k_proj.weight (copy 1) holds head 1 of {LAYER_1}.k_proj.weight",
     ),
     "gate and up swapped": (

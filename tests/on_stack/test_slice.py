@@ -14,7 +14,6 @@ from harness.load.targets.known_targets import target_on
 from harness.report.message import failure_text
 from harness.report.report import Report, Status
 from harness.synthetic.writer import write_checkpoint
-from harness.verification import outcomes
 from harness.verification.verify import verify
 from tests.support.differences import elements
 from tests.support.slice_jobs import FAULT
@@ -24,17 +23,16 @@ SECOND_HOST = {"cpu:2048", "cpu:2049", "cpu:2050", "cpu:2051"}
 
 @pytest.fixture
 def with_fault(
-    monkeypatch: pytest.MonkeyPatch,
     load_processes: LoadProcesses,
     tiny_checkpoints: dict[str, Path],
     request: pytest.FixtureRequest,
 ) -> Report:
-    monkeypatch.setattr(outcomes, "JOB", "tests.support.slice_jobs:verify_with_fault_on_host_1")
+    job = "tests.support.slice_jobs:verify_with_fault_on_host_1"
     return verify(
         tiny_checkpoints["qwen3-vl-moe"],
         target_on("emulated", 8, hosts=2),
         stream_options={FAULT: request.param},
-        processes=load_processes,
+        processes=load_processes.doing(job),
     )
 
 

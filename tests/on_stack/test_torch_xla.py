@@ -16,7 +16,6 @@ from harness.load.target import Parallelism, Target
 from harness.load.targets.known_targets import target_named
 from harness.report.message import failure_text
 from harness.report.report import Report, Status
-from harness.verification import outcomes
 from harness.verification.job import VerifyRequest
 from harness.verification.verify import verify
 from tests.support.differences import elements
@@ -89,13 +88,12 @@ def test_planted_faults_are_named(
 
 
 def test_both_hooks_load_what_an_installed_vllm_delivers(
-    tiny_checkpoints: dict[str, Path], load_processes: LoadProcesses,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    tiny_checkpoints: dict[str, Path], load_processes: LoadProcesses
+) -> None:
     """Hooks of ours wrap vLLM's own loaders here too; the installed vLLM names its ids."""
     for hook in Hook:
-        monkeypatch.setattr(outcomes, "JOB", job_of(hook))
-        report = load(tiny_checkpoints["qwen3-vl-moe"], available(4), load_processes)
+        ours = load_processes.doing(job_of(hook))
+        report = load(tiny_checkpoints["qwen3-vl-moe"], available(4), ours)
         assert report.status is Status.EQUAL
 
 

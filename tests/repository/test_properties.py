@@ -293,7 +293,8 @@ class NoBucket:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(opening, "BUCKETS", {"s3": NoBucket, "gs": NoBucket})
+    for scheme in opening.BUCKETS:
+        monkeypatch.setitem(opening.BUCKETS, scheme, NoBucket)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
 

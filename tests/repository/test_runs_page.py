@@ -21,7 +21,7 @@ from tests.support.reports import a_report, an_environment
 
 runs_page = script("runs_page")
 COLUMNS, NOT_RUN = runs_page.COLUMNS, runs_page.NOT_RUN
-README, RUNS = runs_page.README, runs_page.RUNS
+README, RUNS = (runs_page.ROOT / page for page in (runs_page.README, runs_page.RUNS))
 
 Cells = Mapping[str, list[str]]
 #: Fused kernels, and meshes of several axes or hosts: tpu-inference's own.
@@ -107,23 +107,20 @@ def leave(directory: Path, sessions: Mapping[str, Session]) -> None:
 
 
 @pytest.fixture
-def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Three pages with marks and nothing between them, in the place of the real ones.
-
-    The record of loads is beside them.
-    """
-    made = [tmp_path / "runs.md", tmp_path / "README.md", tmp_path / "families.md"]
+def pages(tmp_path: Path) -> list[Path]:
+    """Three pages with marks and nothing between them, and where the record of loads goes."""
+    made = [tmp_path / page for page in (runs_page.RUNS, runs_page.README, runs_page.FAMILIES)]
     marks = [(f"{runs_page.BEGIN}\n", f"{runs_page.END}\n")] * 2 + [(overview.BEGIN, overview.END)]
-    for name, page, (begin, end) in zip(("RUNS", "README", "FAMILIES"), made, marks, strict=True):
+    (tmp_path / runs_page.LOADS).parent.mkdir(parents=True)
+    for page, (begin, end) in zip(made, marks, strict=True):
+        page.parent.mkdir(exist_ok=True)
         page.write_text(f"above\n{begin}old\n{end}below\n")
-        monkeypatch.setattr(runs_page, name, page)
-    monkeypatch.setattr(runs_page, "LOADS", tmp_path / "loads.json")
     return made
 
 
 def test_sessions_become_pages(tmp_path: Path, pages: list[Path]) -> None:
     leave(tmp_path, {column: session(column) for column in COLUMNS})
-    assert runs_page.main([str(tmp_path)]) == 0
+    assert runs_page.main([str(tmp_path)], tmp_path) == 0
     for page in pages:
         text = page.read_text()
         assert text.startswith("above\n")
@@ -135,7 +132,7 @@ def test_sessions_become_pages(tmp_path: Path, pages: list[Path]) -> None:
     experts = str(8 * len(SCENARIOS))
     row = ["`STACK=0.26 FAMILIES=all`", releases, every, every, "0", "0", experts, "0"]
     assert table(pages[1])[3] == row
-    loads = msgspec.json.decode((tmp_path / "loads.json").read_bytes(), type=Loads)
+    loads = msgspec.json.decode((tmp_path / runs_page.LOADS).read_bytes(), type=Loads)
     assert overview.families_table(loads) in pages[2].read_text()
     assert list(loads.runs) == list(COLUMNS)
     assert {r for load in loads.loads for r in load.results.values()} == {Result(Ending.EQUAL)}
@@ -208,14 +205,14 @@ def test_a_session_that_will_not_do_is_refused(
     sessions = {column: session(column) for column in COLUMNS}
     spoil(sessions["0.26"])
     leave(tmp_path, sessions)
-    assert runs_page.main([str(tmp_path)]) == 2
+    assert runs_page.main([str(tmp_path)], tmp_path) == 2
     assert named in capsys.readouterr().err
     assert "\nold\n" in pages[0].read_text()
 
 
 def test_a_column_without_a_session_is_refused(tmp_path: Path, pages: list[Path]) -> None:
     leave(tmp_path, {column: session(column) for column in list(COLUMNS)[1:]})
-    assert runs_page.main([str(tmp_path)]) == 2
+    assert runs_page.main([str(tmp_path)], tmp_path) == 2
     assert "\nold\n" in pages[0].read_text()
 
 

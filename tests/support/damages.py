@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.base.bits import Bits, canonical_nans, converted
 from harness.compare.difference import BitsDiffer
 from harness.compare.expert_comparison import PartComparison
+from harness.compare.fp8_experts import part_comparison
 from harness.compare.parameter_comparison import ParameterComparison
-from harness.devices.expert_layout import Parameter
+from harness.devices.expert_layout import Backend, Parameter
 from harness.devices.parameter_layout import Packing
 from harness.devices.tensors import DevicePart, DeviceTensor
-from harness.explain import delivery_rules, provenance_rules, rules
+from harness.explain import origin_rules as origins
+from harness.explain import piece_rules as pieces
+from harness.explain import remade_rules as remade
+from harness.explain import value_rules as values
 from harness.explain.causes import Cause
+from harness.explain.delivery_rules import never_written
 from harness.explain.diagnosis import Explainer
 from harness.explain.evidence import Evidence, Need, Rule
 from harness.explain.parameter_diagnosis import ParameterExplainer
@@ -34,6 +40,7 @@ from harness.synthetic.values import Values
 from harness.synthetic.writer import write_checkpoint
 from tests.support.packing import PackedDevice, pack, replicated
 from tests.support.parameter_packing import LANGUAGE, PackedParameters, line
+from tests.support.quantising import checkpoint_grid, fp8_experts, quantised
 from tests.support.retyping import overwrite
 
 DEVICES = 4
@@ -42,7 +49,7 @@ LAYER = "model.language_model.layers.{n}."
 #: Subnormals, a negative zero and NaNs that have payloads, for each tensor that is damaged.
 _SPECIAL = np.array([0x0001, 0x8003, 0x8000, 0x7F81, 0xFF82, 0x0000], "<u2")
 
-Changes = Mapping[Any, Bits]
+Changes = Mapping[Any, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class Kind:
         array: the parameter on the device.
         layers: its own layer, and one with another such tensor.
         fellow: another tensor of its array.
+        of: which checkpoint it is of, see :data:`REFERENCES`.
     """
 
     name: str
@@ -62,6 +70,7 @@ class Kind:
     array: str = ""
     layers: tuple[int, int] = (1, 3)
     fellow: str = ""
+    of: str = "bf16"
 
 
 KINDS: tuple[Kind, ...] = (
@@ -69,6 +78,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("norm", f"{LAYER}input_layernorm.weight", "layers.1.input_layernorm.weight"),
     Kind("embedding", EMBEDDING, "embed_tokens.weight"),
     Kind("head", HEAD, "lm_head.weight"),
+    Kind("padded embedding", EMBEDDING, "embed_tokens.weight", of="padded"),
     Kind(
         "linear, cut by columns", f"{LAYER}mlp.shared_expert.gate_proj.weight",
         "layers.1.mlp.shared_expert.gate_up_proj.weight",
@@ -86,12 +96,26 @@ KINDS: tuple[Kind, ...] = (
     Kind("router", f"{LAYER}mlp.gate.weight", "layers.1.mlp.gate.weight"),
     Kind("convolution", f"{LAYER}linear_attn.conv1d.weight", "linear_attn.conv1d.weight", (0, 2)),
     Kind("1-D state", f"{LAYER}linear_attn.A_log", "linear_attn.A_log", (0, 2)),
+    Kind("FP8 expert", None, of="FP8"),
+    Kind("FP8 linear", f"{LAYER}self_attn.o_proj.weight", "self_attn.o_proj.weight", of="FP8"),
 )  # fmt: skip
 
+#: By name, the shapes of a checkpoint of bf16: of 512 words, or of 500, which are padded.
+REFERENCES = {"bf16": "tiny", "padded": "tiny:vocabulary"}
 
-def write_reference(path: Path) -> ModelCheckpoint:
+
+def write_references(path: Path) -> dict[str, ModelCheckpoint]:
+    """The checkpoints of all kinds."""
+    fp8 = write_checkpoint("qwen3-vl-moe", path / "FP8", shapes="tiny:blocks", fp8=True).path
+    made = {of: write_reference(path / of, shapes) for of, shapes in REFERENCES.items()}
+    return made | {"FP8": ModelCheckpoint(fp8)}
+
+
+def write_reference(path: Path, shapes: str = "tiny") -> ModelCheckpoint:
     """A checkpoint whose every damaged tensor has subnormals, a negative zero and NaNs."""
-    made = write_checkpoint("qwen3.5-moe", path, layers=4, values=Values.NAN_PAYLOADS).path
+    made = write_checkpoint(
+        "qwen3.5-moe", path, shapes=shapes, layers=4, values=Values.NAN_PAYLOADS
+    ).path
     checkpoint = ModelCheckpoint(made)
     for kind in KINDS:
         for layer in kind.layers if kind.tensor else ():
@@ -111,6 +135,8 @@ class Site:
     another_expert: Any = None
     another_layer: Any = None
     dtype = "BF16"
+    #: An element of its array that is padding.
+    padding: tuple[int, ...] | None = None
 
     def donor(self) -> Bits:
         """A tensor, as large at least, that has nothing to do with it."""
@@ -155,6 +181,7 @@ class ExpertSite(Site):
     """The up projection of an expert."""
 
     is_first = False
+    padding = (4, 0, 127)  # behind a quarter of gate
 
     def __init__(self, checkpoint: ModelCheckpoint) -> None:
         self.part: ReferencePart = reference_parts(checkpoint)[0]
@@ -224,6 +251,7 @@ class TensorSite(Site):
         self.fellow = kind.fellow.format(n=layer) or None
         self.another_layer = kind.tensor.format(n=other) if "{n}" in kind.tensor else None
         self.dtype = "F32" if kind.tensor.endswith("A_log") else "BF16"
+        self.padding = (505, 9) if kind.of == "padded" else None
 
     def donor(self) -> Bits:
         if self.own.endswith("A_log"):
@@ -273,8 +301,73 @@ class _Damaged(PackedParameters):
         return super().get(name)
 
 
-def site_of(checkpoint: ModelCheckpoint, kind: Kind) -> Site:
+class Fp8Site(Site):
+    """A tensor of an FP8 release, which is quantised anew on its way."""
+
+    def compared(self, changes: Changes, plant: Placement | None) -> tuple[list[Cause], Evidence]:
+        """See :meth:`Site.compared`; the changes are of scales, and no rule sees any."""
+        raise NotImplementedError
+
+    @property
+    def has(self) -> frozenset[Need]:
+        return frozenset({Need.SHARDS})
+
+
+class Fp8ExpertSite(Fp8Site):
+    """The up projection of an expert; each device has some experts whole."""
+
+    def __init__(self, checkpoint: ModelCheckpoint) -> None:
+        self._part = reference_parts(checkpoint)[0]
+        self.own = ExpertKey(Part.DECODER, 1, 5, Projection.UP)
+
+    def other_scales(self) -> Changes:
+        return {self.own: checkpoint_grid(self._part, self.own)[::-1].copy()}
+
+    def compared(self, changes: Changes, plant: Placement | None) -> tuple[list[Cause], Any]:
+        def grid(part: ReferencePart, key: ExpertKey) -> Any:
+            return changes[key] if key in changes else checkpoint_grid(part, key)
+
+        device = fp8_experts(self._part, grid)
+        if plant:
+            layers = {number: dict(tensors) for number, tensors in device.layers.items()}
+            layers[1][Parameter.W13] = plant(self, layers[1][Parameter.W13])
+            device = replace(device, layers=layers)
+        comparison = part_comparison(self._part, device, backend=Backend.GMM_EP)
+        differences = list(comparison.differences())
+        return [d.cause for d in Explainer(comparison).diagnose(differences)], None
+
+
+class Fp8TensorSite(Fp8Site):
+    """A linear layer that is cut by rows; its scales are on every device."""
+
+    def __init__(self, checkpoint: ModelCheckpoint, kind: Kind) -> None:
+        self._checkpoint = checkpoint
+        self.own = f"{LANGUAGE}layers.1.{kind.array}"
+
+    def other_scales(self) -> Changes:
+        scales = quantised(self._checkpoint, Part.DECODER).packed[f"{self.own}_scale"]
+        return {f"{self.own}_scale": np.roll(scales.array, 1)}
+
+    def compared(self, changes: Changes, plant: Placement | None) -> tuple[list[Cause], Any]:
+        device = quantised(self._checkpoint, Part.DECODER)
+        for name, array in changes.items():
+            device.packed[name].array = array
+        tensors = {t.name: t for t in device.tensors()}
+        if plant:
+            tensors[self.own] = plant(self, tensors[self.own])
+        comparison = ParameterComparison(
+            reference_parts(self._checkpoint)[0], list(tensors.values()), line(device.devices),
+            packing=Packing(),
+        )  # fmt: skip
+        differences = list(comparison.differences())
+        return [d.cause for d in ParameterExplainer(comparison).diagnose(differences)], None
+
+
+def site_of(checkpoints: Mapping[str, ModelCheckpoint], kind: Kind) -> Site:
     """The tensor that stands for a kind."""
+    checkpoint = checkpoints[kind.of]
+    if kind.of == "FP8":
+        return Fp8TensorSite(checkpoint, kind) if kind.tensor else Fp8ExpertSite(checkpoint)
     return TensorSite(checkpoint, kind) if kind.tensor else ExpertSite(checkpoint)
 
 
@@ -292,6 +385,8 @@ class Damage:
         rule: that names it.
         needs: what the tensor must have, besides what the rule needs.
         placement: instead: what is done to the array on its devices.
+        of_scales: instead: its scales are others.
+        of_padding: the placement is of its padding.
     """
 
     name: str
@@ -300,13 +395,29 @@ class Damage:
     rule: Rule | None = None
     needs: frozenset[Need] = frozenset()
     placement: Placement | None = None
+    of_scales: bool = False
+    of_padding: bool = False
+
+    def refused(self, site: Site) -> str:
+        """Why it cannot be done to a site; empty where it can."""
+        if self.of_scales:
+            return "" if isinstance(site, Fp8Site) else "it has no scales"
+        if self.of_padding:
+            return "" if site.padding else "none of it is padding"
+        if isinstance(site, Fp8Site) and not self.placement:
+            return "it is quantised anew: its values are compared, not its bits"
+        needs = self.needs | (self.rule.needs if self.rule else frozenset())
+        return next((need for need in Need if need in needs - site.has), "")
 
     def cell(self, site: Site) -> str:
         """What the table says of it: the causes that were named, or why there can be none."""
-        needs = self.needs | (self.rule.needs if self.rule else frozenset())
-        if lacking := [need for need in Need if need in needs - site.has]:
-            return f"({lacking[0]})"
-        planted = self.plant(site)
+        if why := self.refused(site):
+            return f"({why})"
+        if self.of_scales:
+            assert isinstance(site, Fp8ExpertSite | Fp8TensorSite)
+            planted: Bits | Changes | str = site.other_scales()
+        else:
+            planted = self.plant(site)
         if isinstance(planted, str):
             return f"({planted})"
         changes = planted if isinstance(planted, Mapping) else {site.own: planted}
@@ -453,6 +564,25 @@ def _replica(_: Site, tensor: DeviceTensor) -> DeviceTensor:
     return replace(tensor, shards=tuple(shards))
 
 
+def _reader(held: Bits) -> Callable[[Any], Bits]:
+    return lambda index: held[index]
+
+
+def _dirty(site: Site, tensor: DeviceTensor) -> DeviceTensor:
+    """One element of the padding is not zero."""
+    at = site.padding
+    assert at
+    shards = []
+    for shard in tensor.shards:
+        spans = list(zip(shard.index, at, strict=True))
+        if all(span.start <= place < span.stop for span, place in spans):
+            held = np.array(shard.fetch(...))
+            held[tuple(place - span.start for span, place in spans)] = 0x3F80
+            shard = replace(shard, fetch=_reader(held))
+        shards.append(shard)
+    return replace(tensor, shards=tuple(shards))
+
+
 def _on_the_wrong_devices(_: Site, tensor: DeviceTensor) -> DeviceTensor:
     names = [shard.device for shard in tensor.shards]
     moved = zip(tensor.shards, names[1:] + names[:1], strict=True)
@@ -479,79 +609,81 @@ def _of(key: str) -> Plant:
     return lambda site: site.expected(getattr(site, key))
 
 
-P, FELLOWS = provenance_rules, frozenset({Need.FELLOWS})
+FELLOWS = frozenset({Need.FELLOWS})
 SHARDS = frozenset({Need.SHARDS})
 
 DAMAGES: tuple[Damage, ...] = (
-    Damage("one bit flipped", Cause.BIT_FLIP, _one_bit, rules.bit_flip),
-    Damage("a short run of the file damaged", Cause.DAMAGED, _damaged_run, rules.damaged),
-    Damage("all zeros", Cause.ZEROS, _filled(0, 0), rules.zeros),
-    Damage("never written", Cause.UNWRITTEN, _filled(None, 0), delivery_rules.never_written),
-    Damage("a part never written", Cause.NARROWED, _filled(None, 0.7), rules.narrowed),
-    Damage("a part zero", Cause.NARROWED, _filled(0, 0.7), rules.narrowed),
-    Damage("a corner of the transpose, no more", Cause.WRONG_CORNER, _corner, P.wrong_corner),
-    Damage("transposed", Cause.TRANSPOSED, _transposed, P.transposed),
-    Damage("rows rolled", Cause.ROLLED, lambda s: np.roll(s.bits, 3, 0), P.rows_rolled),
-    Damage("columns rolled", Cause.ROLLED, lambda s: np.roll(s.bits, 3, -1), P.columns_rolled),
-    Damage("two rows exchanged", Cause.ROWS_EXCHANGED, _two_rows, P.rows_reordered),
+    Damage("one bit flipped", Cause.BIT_FLIP, _one_bit, values.bit_flip),
+    Damage("a short run of the file damaged", Cause.DAMAGED, _damaged_run, pieces.damaged),
+    Damage("all zeros", Cause.ZEROS, _filled(0, 0), values.zeros),
+    Damage("never written", Cause.UNWRITTEN, _filled(None, 0), never_written),
+    Damage("a part never written", Cause.NARROWED, _filled(None, 0.7), remade.narrowed),
+    Damage("a part zero", Cause.NARROWED, _filled(0, 0.7), remade.narrowed),
+    Damage("a corner of the transpose, no more", Cause.WRONG_CORNER, _corner, remade.wrong_corner),
+    Damage("transposed", Cause.TRANSPOSED, _transposed, remade.transposed),
+    Damage("rows rolled", Cause.ROLLED, lambda s: np.roll(s.bits, 3, 0), pieces.rows_rolled),
+    Damage("columns rolled", Cause.ROLLED, lambda s: np.roll(s.bits, 3, -1), pieces.columns_rolled),
+    Damage("two rows exchanged", Cause.ROWS_EXCHANGED, _two_rows, pieces.rows_reordered),
     Damage(
         "two heads exchanged", Cause.HEADS_EXCHANGED, _exchanged(lambda s: s.length("head")),
-        P.heads_exchanged,
+        pieces.heads_exchanged,
     ),
     Damage(
         "two shards exchanged", Cause.SHARDS_EXCHANGED, _exchanged(lambda s: s.length("shard")),
-        P.shards_exchanged,
+        pieces.shards_exchanged,
     ),
     Damage(
         "the first shard on every device", Cause.SHARDS_EXCHANGED, _first_everywhere,
-        P.shards_exchanged,
+        pieces.shards_exchanged,
     ),
     Damage(
-        "half of it another's of its array", Cause.MIXED, _half_of_its_fellow, P.rows_reordered,
-        FELLOWS,
+        "half of it another's of its array", Cause.MIXED, _half_of_its_fellow,
+        pieces.rows_reordered, FELLOWS,
     ),
     Damage(
-        "gate and up not de-interleaved", Cause.INTERLEAVED, _not_deinterleaved, P.interleaved,
+        "gate and up not de-interleaved", Cause.INTERLEAVED, _not_deinterleaved, pieces.interleaved,
     ),
     Damage(
         "exchanged with another of its array", Cause.PROJECTIONS_EXCHANGED, _with_its_fellow,
-        P.another_of_its_array,
+        origins.another_of_its_array,
     ),
     Damage(
         "another of its array, which is right itself", Cause.OTHER_SLICE, _of_its_fellow,
-        P.another_of_its_array,
+        origins.another_of_its_array,
     ),
     Damage(
         "exchanged with another expert", Cause.EXPERTS_EXCHANGED,
         lambda s: {s.own: s.expected(s.another_expert), s.another_expert: s.bits},
-        P.another_expert,
+        origins.another_expert,
     ),
     Damage(
         "another expert's, which is right itself", Cause.EXPERTS_PERMUTED, _of("another_expert"),
-        P.another_expert,
+        origins.another_expert,
     ),
-    Damage("experts of two groups in turn", Cause.EXPERT_GROUPS, _dealt, P.expert_groups),
-    Damage("another layer's", Cause.OTHER_LAYER, _of("another_layer"), P.another_layer),
     Damage(
-        "head for embedding, or the reverse", Cause.TIED,
-        lambda s: s.expected(EMBEDDING if s.own == HEAD else HEAD), P.tied,
+        "experts of two groups in turn", Cause.EXPERT_GROUPS_MIXED, _dealt, origins.expert_groups,
     ),
-    Damage("bytes of some other tensor", Cause.OTHER_BYTES, _other_bytes, P.other_bytes),
+    Damage("another layer's", Cause.OTHER_LAYER, _of("another_layer"), origins.another_layer),
+    Damage(
+        "head for embedding, or the reverse", Cause.TIED_EMBEDDINGS,
+        lambda s: s.expected(EMBEDDING if s.own == HEAD else HEAD), origins.tied,
+    ),
+    Damage("bytes of some other tensor", Cause.OTHER_BYTES, _other_bytes, pieces.other_bytes),
     Damage(
         "bytes taken for float16", Cause.OTHER_DTYPE,
-        lambda s: converted(s.stored(), "F16", s.dtype), rules.other_dtype,
+        lambda s: converted(s.stored(), "F16", s.dtype), remade.other_dtype,
     ),
     Damage(
         "through float16 and back", Cause.DTYPE_ROUND_TRIP, _through_float16,
-        rules.dtype_round_trip,
+        remade.dtype_round_trip,
     ),
     Damage(
-        "subnormals flushed", Cause.SUBNORMALS_FLUSHED, _flushed, rules.subnormals_flushed,
+        "subnormals flushed", Cause.SUBNORMALS_FLUSHED, _flushed, values.subnormals_flushed,
     ),
-    Damage("sign of zero lost", Cause.SIGN_OF_ZERO, _no_sign, rules.sign_of_zero),
+    Damage("sign of zero lost", Cause.SIGN_OF_ZERO, _no_sign, values.sign_of_zero),
     Damage("NaNs made quiet", Cause.NAN_CANONICALISED, _quiet),
     Damage(
-        "one replica off by a bit", Cause.REPLICAS_DIFFER, rule=rules.replicas_differ,
+        "one replica off by a bit", Cause.REPLICAS_DIFFER, rule=values.replicas_differ,
         placement=_replica,
     ),
     Damage(
@@ -561,5 +693,7 @@ DAMAGES: tuple[Damage, ...] = (
     Damage(
         "all of it on every device", Cause.REPLICATED, needs=SHARDS, placement=_on_every_device,
     ),
+    Damage("padding that is not zero", Cause.PADDING, placement=_dirty, of_padding=True),
+    Damage("scales in each other's places", Cause.SCALE, of_scales=True),
     Damage("noise", Cause.UNEXPLAINED, noise),
 )  # fmt: skip

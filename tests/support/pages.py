@@ -8,7 +8,7 @@ from harness.compare.difference import BitsDiffer, Difference, Tally
 from harness.explain.causes import Cause, Diagnosis
 from harness.families.experts import TensorSlice
 from harness.families.family import Part, Projection
-from harness.load.deliveries import Calls
+from harness.load.call_rows import Calls
 from harness.report.maps import map_of
 from harness.report.renderings import session_from
 from harness.report.report import Environment, Report, Session, SessionRow, Status, Timings

@@ -149,7 +149,12 @@ VL, Q = "qwen3-vl-moe", "qwen3.5-moe"
 FAULTS: list[tuple[str, Change, Cause, str]] = [
     (VL, _swap_q_heads, Cause.HEADS_EXCHANGED, "head 0 of .*q_proj.weight holds head 1 of"),
     (VL, _swap_q_and_k_heads, Cause.HEADS_EXCHANGED, "head 0 of .*q_proj.* holds head 0 .*k_proj"),
-    (VL, _tile_instead_of_repeat, Cause.HEADS_REPEATED, "head 0 of .*copy 1.* holds head 1 of"),
+    (
+        VL,
+        _tile_instead_of_repeat,
+        Cause.HEADS_REPEATED_WRONGLY,
+        "head 0 of .*copy 1.* holds head 1 of",
+    ),
     (Q, _order_for_two_shards, Cause.SHARDS_EXCHANGED, "holds shard"),
     (
         Q,
@@ -165,10 +170,15 @@ FAULTS: list[tuple[str, Change, Cause, str]] = [
     (
         VL,
         _head_is_the_embedding,
-        Cause.TIED,
+        Cause.TIED_EMBEDDINGS,
         "lm_head.weight holds model.language.*embed_tokens.weight; .*false",
     ),
-    (Q, _embedding_is_the_head, Cause.TIED, "embed_tokens.weight holds lm_head.weight; .*false"),
+    (
+        Q,
+        _embedding_is_the_head,
+        Cause.TIED_EMBEDDINGS,
+        "embed_tokens.weight holds lm_head.weight; .*false",
+    ),
     (VL, _exchange_head_and_embedding, Cause.OTHER_BYTES, "holds the bytes of lm_head.weight"),
     (VL, _transpose_the_vision_projection, Cause.TRANSPOSED, "in the order of its transpose"),
     (VL, _exchange_input_shards, Cause.SHARDS_EXCHANGED, "shard 0 of .*o_proj.* holds shard 1"),

@@ -16,7 +16,10 @@ from typing import Any
 from harness.checkpoint.stores.object_store import Bucket, StoredObject, listed
 from harness.checkpoint.stores.trouble import (
     CLOCK,
+    LIMITS,
     THROTTLED,
+    StoreLimits,
+    T,
     Trouble,
     asked,
     of_status,
@@ -26,7 +29,6 @@ from harness.checkpoint.stores.trouble import (
 )
 
 _SECONDS = (10, 60)  # to connect, to read
-DEADLINE_SECONDS = 120.0
 _CREDENTIALS = "gcloud auth application-default login, or GOOGLE_APPLICATION_CREDENTIALS"
 _ENDPOINT = "look at the network, at HTTPS_PROXY and, for an emulator, at STORAGE_EMULATOR_HOST"
 
@@ -34,28 +36,30 @@ _ENDPOINT = "look at the network, at HTTPS_PROXY and, for an emulator, at STORAG
 class GcsBucket(Bucket):
     """A bucket.
 
+    Args:
+        name: of it.
+        limits: on requests and listings.
+
     Raises:
         BadInput: there are no credentials, or a file of them that is none; the emulator's host is
             no URL.
         ModuleNotFoundError: google-cloud-storage is not installed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, limits: StoreLimits = LIMITS) -> None:
         from google.cloud import storage
 
-        self._name = name
-        self._bucket: Any = asked(
-            f"gs://{name}", explain, lambda: _client(storage.Client).bucket(name)
-        )
+        self._name, self._limits = name, limits
+        self._bucket: Any = self._asked("", lambda: _client(storage.Client).bucket(name))
 
     def list(self, prefix: str) -> dict[str, StoredObject]:
         """See :meth:`Bucket.list`."""
-        url = f"gs://{self._name}/{prefix}"
-        return asked(url, explain, lambda: listed(url, prefix, self._objects(prefix)))
+        url, most = f"gs://{self._name}/{prefix}", self._limits.most_objects
+        return self._asked(f"/{prefix}", lambda: listed(url, prefix, self._objects(prefix), most))
 
     def _objects(self, prefix: str) -> Iterator[tuple[object, object, object]]:
         blobs = self._bucket.client.list_blobs(
-            self._name, prefix=prefix, delimiter="/", timeout=_SECONDS, retry=_retry()
+            self._name, prefix=prefix, delimiter="/", timeout=_SECONDS, retry=self._retry()
         )
         for blob in blobs:
             version = blob.generation
@@ -74,21 +78,32 @@ class GcsBucket(Bucket):
                 checksum=None,  # of a range there is none
                 if_generation_match=int(version),
                 timeout=_SECONDS,
-                retry=_retry(),
+                retry=self._retry(),
             )
             return into.getvalue()
 
-        return asked(f"gs://{self._name}/{key}", explain, download, stop - start)
+        return self._asked(f"/{key}", download, stop - start)
 
     def checksums(self, key: str) -> Mapping[str, str]:
         """``md5Hash``, which composed objects lack, and ``crc32c``."""
-        blob: Any = asked(
-            f"gs://{self._name}/{key}",
-            explain,
-            lambda: self._bucket.get_blob(key, timeout=_SECONDS, retry=_retry()),
+        blob: Any = self._asked(
+            f"/{key}",
+            lambda: self._bucket.get_blob(key, timeout=_SECONDS, retry=self._retry()),
         )
         sums = {"MD5": blob.md5_hash, "CRC32C": blob.crc32c} if blob else {}
         return {name: value for name, value in sums.items() if value}
+
+    def _asked(self, path: str, call: Callable[[], T], nbytes: int = 0) -> T:
+        return asked(f"gs://{self._name}{path}", explain, call, nbytes, self._limits)
+
+    def _retry(self) -> Any:
+        """The client's own, for so long; a host that is not there is asked once."""
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        worth: Callable[[Exception], bool] = DEFAULT_RETRY._predicate
+        return DEFAULT_RETRY.with_timeout(self._limits.retry_seconds).with_predicate(
+            lambda error: worth(error) and not _is_absent(error)
+        )
 
 
 class _TooMuch(Exception):
@@ -117,16 +132,6 @@ def _client(client_of: Callable[..., Any]) -> Any:
         project = os.environ.get("GOOGLE_CLOUD_PROJECT", "none")
         return client_of(project=project, credentials=AnonymousCredentials())
     return client_of()
-
-
-def _retry() -> Any:
-    """The client's own, for two minutes at most; a host that is not there is asked once."""
-    from google.cloud.storage.retry import DEFAULT_RETRY
-
-    worth: Callable[[Exception], bool] = DEFAULT_RETRY._predicate
-    return DEFAULT_RETRY.with_timeout(DEADLINE_SECONDS).with_predicate(
-        lambda error: worth(error) and not _is_absent(error)
-    )
 
 
 def _is_absent(error: BaseException) -> bool:

@@ -22,12 +22,11 @@ from harness.base.bits import ITEMSIZE, Bits, bits_dtype
 from harness.base.errors import BadInput
 from harness.checkpoint.stores.location import File, Location
 from harness.checkpoint.stores.range_cache import RangeCache
+from harness.checkpoint.stores.trouble import LIMITS
 
 #: What one request takes of a tensor that is read whole, in pieces: a piece alone is a few MiB.
 BLOCK_BYTES = 32 * 2**20
 _CHUNK = 8 * 2**20
-#: A checkpoint of a trillion parameters has some hundred files.
-MOST_OBJECTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,10 @@ class Bucket(ABC):
 
 
 def listed(
-    url: str, prefix: str, objects: Iterable[tuple[object, object, object]]
+    url: str,
+    prefix: str,
+    objects: Iterable[tuple[object, object, object]],
+    most: int = LIMITS.most_objects,
 ) -> dict[str, StoredObject]:
     """What a store lists, by name: those right under ``prefix``, however many it gave.
 
@@ -68,6 +70,7 @@ def listed(
         url: of the prefix, for messages.
         prefix: empty, or ending in a slash.
         objects: key, size and version of each.
+        most: how many there may be.
 
     Raises:
         BadInput: one lacks its name, size or version, without which nothing tells that it changed
@@ -75,8 +78,8 @@ def listed(
     """
     found: dict[str, StoredObject] = {}
     for number, (key, size, version) in enumerate(objects):
-        if number >= MOST_OBJECTS:
-            raise _no_listing(url, f"the store lists more than {MOST_OBJECTS} objects")
+        if number >= most:
+            raise _no_listing(url, f"the store lists more than {most} objects")
         if not (isinstance(key, str) and key):
             raise _no_listing(url, "the store lists an object without a name")
         if isinstance(size, bool) or not isinstance(size, int) or size < 0:
@@ -135,10 +138,11 @@ class StoreFile(File):
         """Bytes ``start`` to ``stop``, cut out of the blocks of ``first`` to ``last``."""
         if start >= stop:
             return b""
-        begin = first + (start - first) // BLOCK_BYTES * BLOCK_BYTES
+        size = self._store.block_bytes
+        begin = first + (start - first) // size * size
         parts = [
-            memoryview(self.read(at, min(at + BLOCK_BYTES, last)))[max(start - at, 0) : stop - at]
-            for at in range(begin, stop, BLOCK_BYTES)
+            memoryview(self.read(at, min(at + size, last)))[max(start - at, 0) : stop - at]
+            for at in range(begin, stop, size)
         ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -186,15 +190,19 @@ class Store(Location):
         url: ``scheme://bucket/prefix``, as vLLM is given it.
         bucket: the bucket's client.
         prefix: empty, or ending in a slash.
+        block_bytes: what one request takes of a tensor that is read in pieces.
 
     Raises:
         BadInput: the bucket cannot be read, or holds nothing under the prefix.
     """
 
-    def __init__(self, url: str, bucket: Bucket, prefix: str) -> None:
+    def __init__(
+        self, url: str, bucket: Bucket, prefix: str, block_bytes: int = BLOCK_BYTES
+    ) -> None:
         self.model = url
         self.bucket = bucket
         self.prefix = prefix
+        self.block_bytes = block_bytes
         self.cache = RangeCache()
         objects = bucket.list(prefix)
         self.files = {name: StoreFile(self, name, objects[name]) for name in sorted(objects)}

@@ -19,6 +19,9 @@ from harness.checkpoint.stores.s3 import S3Bucket
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.*)", re.S)
 #: No bucket's name has a colon, an at-sign or a percent sign (S3 and GCS, "Bucket naming rules").
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: In a prefix: a user and a password, pasted behind the bucket. They would stand in every report.
+_USERINFO = re.compile(r"[^/]*(:|%3A)[^/]*(@|%40)", re.I)
+#: By scheme, what makes the client of a bucket.
 BUCKETS: dict[str, Callable[[str], Bucket]] = {"s3": S3Bucket, "gs": GcsBucket}
 
 #: Variables by which the stores, the hub and the streamer find their way: a load has them as
@@ -81,7 +84,8 @@ def _shown(scheme: str, rest: str) -> str:
 def _store(text: str, scheme: str, rest: str) -> Store:
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.strip("/")
-    if scheme not in BUCKETS or not _BUCKET.fullmatch(bucket) or "?" in rest:
+    named = scheme in BUCKETS and _BUCKET.fullmatch(bucket)
+    if not named or "?" in rest or _USERINFO.search(prefix):
         raise BadInput(
             "not the URL of a store",
             where=_shown(scheme, rest),

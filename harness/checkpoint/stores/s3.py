@@ -19,9 +19,12 @@ from harness.checkpoint.stores.trouble import (
     CHANGED,
     CLOCK,
     FAILING,
+    LIMITS,
     NOT_THERE,
     REDIRECTED,
     THROTTLED,
+    StoreLimits,
+    T,
     Trouble,
     asked,
     of_status,
@@ -31,12 +34,14 @@ from harness.checkpoint.stores.trouble import (
 
 _MD5_ETAG = re.compile(r"[0-9a-f]{32}")  # of an upload in parts: "…-N", no digest of the whole
 _CONNECT_SECONDS, _READ_SECONDS = 10, 60
-#: How often a request is made before its error is the answer.
-ATTEMPTS = 3
 
 
 class S3Bucket(Bucket):
     """A bucket.
+
+    Args:
+        name: of it.
+        limits: on requests and listings.
 
     Raises:
         BadInput: there are no credentials, half a pair, or none of the profile; the endpoint is
@@ -44,16 +49,18 @@ class S3Bucket(Bucket):
         ModuleNotFoundError: boto3 is not installed.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, limits: StoreLimits = LIMITS) -> None:
         import boto3
 
-        self._name = name
-        self._client: Any = asked(f"s3://{name}", explain, lambda: _client(boto3.session.Session))
+        self._name, self._limits = name, limits
+        self._client: Any = self._asked("", lambda: _client(boto3.session.Session, limits))
 
     def list(self, prefix: str) -> dict[str, StoredObject]:
         """See :meth:`Bucket.list`."""
-        url = f"s3://{self._name}/{prefix}"
-        return asked(url, explain, lambda: listed(url, prefix, self._objects(url, prefix)))
+        url, most = f"s3://{self._name}/{prefix}", self._limits.most_objects
+        return self._asked(
+            f"/{prefix}", lambda: listed(url, prefix, self._objects(url, prefix), most)
+        )
 
     def _objects(self, url: str, prefix: str) -> Iterator[tuple[object, object, object]]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -76,13 +83,12 @@ class S3Bucket(Bucket):
             content: bytes = answer["Body"].read(stop - start + 1)
             return content
 
-        return asked(f"s3://{self._name}/{key}", explain, get, stop - start)
+        return self._asked(f"/{key}", get, stop - start)
 
     def checksums(self, key: str) -> Mapping[str, str]:
         """The MD5 that an ETag is for an upload in one part, and the ``x-amz-checksum-*``."""
-        head = asked(
-            f"s3://{self._name}/{key}",
-            explain,
+        head = self._asked(
+            f"/{key}",
             lambda: self._client.head_object(Bucket=self._name, Key=key, ChecksumMode="ENABLED"),
         )
         sums = {
@@ -97,8 +103,11 @@ class S3Bucket(Bucket):
             sums["MD5"] = base64.b64encode(bytes.fromhex(etag)).decode()
         return sums
 
+    def _asked(self, path: str, call: Callable[[], T], nbytes: int = 0) -> T:
+        return asked(f"s3://{self._name}{path}", explain, call, nbytes, self._limits)
 
-def _client(session_of: Callable[[], Any]) -> Any:
+
+def _client(session_of: Callable[[], Any], limits: StoreLimits) -> Any:
     """A client; what it signs with is remembered as a secret."""
     session = session_of()
     if found := session.get_credentials():
@@ -106,10 +115,10 @@ def _client(session_of: Callable[[], Any]) -> Any:
         secrets.remember("AWS_ACCESS_KEY_ID", frozen.access_key)
         secrets.remember("AWS_SECRET_ACCESS_KEY", frozen.secret_key)
         secrets.remember("AWS_SESSION_TOKEN", frozen.token)
-    return session.client("s3", config=_config())
+    return session.client("s3", config=_config(limits))
 
 
-def _config() -> Any:
+def _config(limits: StoreLimits) -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
 
@@ -118,7 +127,7 @@ def _config() -> Any:
     return Config(
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
-        retries={"total_max_attempts": ATTEMPTS, "mode": "standard"},
+        retries={"total_max_attempts": limits.attempts, "mode": "standard"},
         response_checksum_validation="when_required",
         **({"s3": {"addressing_style": "path"}} if path else {}),
         **({"signature_version": UNSIGNED} if unsigned else {}),

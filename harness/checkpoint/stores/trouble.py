@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from threading import Thread
 from typing import NamedTuple, TypeVar
 
@@ -18,12 +19,31 @@ from harness.base.secrets import redact
 
 T = TypeVar("T")
 
-#: What a call takes at most, in seconds: three attempts that connect in ten and wait for sixty,
-#: with their pauses. Sockets have limits of their own, but an answer that drips in meets those.
-CALL_SECONDS = 240.0
 #: Bytes a second that are slow, but not too slow.
 SLOWEST = 2**18
 _LONGEST_WORDS = 300
+
+
+@dataclass(frozen=True)
+class StoreLimits:
+    """How long a store is asked, and for how much.
+
+    Attributes:
+        attempts: how often S3 gets a request before its error is the answer.
+        retry_seconds: for how long a request to GCS is tried again.
+        call_seconds: what a call takes at most: three attempts that connect in ten seconds and wait
+            for sixty, with their pauses. Sockets have limits of their own, but an answer that drips
+            in meets those.
+        most_objects: of a listing; a checkpoint of a trillion parameters has some hundred files.
+    """
+
+    attempts: int = 3
+    retry_seconds: float = 120.0
+    call_seconds: float = 240.0
+    most_objects: int = 100_000
+
+
+LIMITS = StoreLimits()
 
 
 class Trouble(NamedTuple):
@@ -37,7 +57,13 @@ class Trouble(NamedTuple):
 Explain = Callable[[Exception], Trouble]
 
 
-def asked(where: str, explain: Explain, call: Callable[[], T], nbytes: int = 0) -> T:
+def asked(
+    where: str,
+    explain: Explain,
+    call: Callable[[], T],
+    nbytes: int = 0,
+    limits: StoreLimits = LIMITS,
+) -> T:
     """What ``call`` gives, a store's client's.
 
     It runs in a thread, which is left behind when it is late: nothing ends a client that resolves
@@ -48,6 +74,7 @@ def asked(where: str, explain: Explain, call: Callable[[], T], nbytes: int = 0) 
         explain: what an error means.
         call: asks the store.
         nbytes: it is to bring; a large answer may take longer.
+        limits: how long it may take otherwise.
 
     Raises:
         BadInput: whatever it raised, explained; or it is late.
@@ -55,7 +82,7 @@ def asked(where: str, explain: Explain, call: Callable[[], T], nbytes: int = 0) 
     """
     answer: Future[T] = Future()
     Thread(target=_settle, args=(answer, call), daemon=True, name="store").start()
-    seconds = CALL_SECONDS + nbytes / SLOWEST
+    seconds = limits.call_seconds + nbytes / SLOWEST
     try:
         error = answer.exception(seconds)
     except TimeoutError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.families.family import Part, Projection
-from harness.load.deliveries import Calls, calls_of
+from harness.load.call_rows import Calls, calls_of
 from harness.load.ledger import Ledger, LoaderCall
 
 
