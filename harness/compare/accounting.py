@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from harness.checkpoint.fp8_blocks import SCALE_SUFFIX
-from harness.families.experts import ReferencePart, announced_layers
+from harness.families.experts import ReferencePart, announced_layers, is_absent
 from harness.families.family import Part
 from harness.families.model_checkpoint import ModelCheckpoint
 
@@ -20,13 +20,17 @@ EXPERTS_ONLY = "not looked at: experts only (--experts-only)"
 
 
 def model_parts(checkpoint: ModelCheckpoint) -> frozenset[Part]:
-    """The parts that config.json announces layers of.
+    """The parts that config.json announces layers of, and that are not absent from the files.
 
     Raises:
         BadInput: it announces no number of them.
     """
     counts = checkpoint.family.layer_counts
-    return frozenset(part for part in counts if announced_layers(checkpoint, part))
+    return frozenset(
+        part
+        for part in counts
+        if announced_layers(checkpoint, part) and not is_absent(checkpoint, part)
+    )
 
 
 def left_alone(part: ReferencePart, tensor: str, present: Collection[Part]) -> str:

@@ -11,6 +11,7 @@ from harness.explain.delivery_rules import ARGUMENT_CONTRACT, DELIVERED_LATE
 from harness.explain.metadata import DELIVERED_TWICE
 from harness.explain.rules import UNEXPLAINED
 from harness.families.misread import Misread
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import Ledger, LoaderCall
 
 FUSED_WITHOUT_SHARD = Cause.declared(
@@ -22,6 +23,11 @@ STORAGE_MISREAD = Cause.declared(
     "storage-misread",
     "save the experts in the storage that this release takes them for, or load them with a "
     "release that reads the one they are in (harness/families/misread.py)",
+)
+CONFIG_LACKS_KEY = Cause.declared(
+    "config-lacks-key",
+    "give config.json the key, with the publisher's value: what saved the checkpoint does not "
+    "write it, and this release builds no model, or another one, without it",
 )
 HOOKED_AS_EXPERT = Cause.declared(
     "hooked-as-expert",
@@ -57,6 +63,27 @@ def diagnose_failure(
         what = "a copy into a parameter" if call.operation else "a weight_loader"
         return [_failed(UNEXPLAINED, f"{what} raised an error", _called(call))]
     return [_failed(UNEXPLAINED, "the stack under test raised an error", "see above")]
+
+
+def config_lacks(error: Exception, checkpoint: ModelCheckpoint) -> Diagnosis | None:
+    """The key that upstream wanted of config.json, which has none; None where it was not that.
+
+    Args:
+        error: what ended the load, as upstream raised it.
+        checkpoint: the one that was loaded.
+    """
+    keys, message = {*checkpoint.config, *checkpoint.text}, str(error)
+    asked = getattr(error, "obj", None), getattr(error, "name", None)
+    if isinstance(error, AttributeError) and type(asked[0]).__name__.endswith("Config"):
+        if not isinstance(asked[1], str) or asked[1] in keys:
+            return None
+        wants = f"which {checkpoint.family.architecture} of this release asks for"
+        return _failed(CONFIG_LACKS_KEY, f"config.json has no {asked[1]}, {wants}", message)
+    for module, key in checkpoint.family.built_by.items():
+        if module in message and key not in keys:
+            summary = f"config.json has no {key}, without which this release builds no {module}"
+            return _failed(CONFIG_LACKS_KEY, summary, message)
+    return None
 
 
 def never_arrived(

@@ -137,6 +137,7 @@ FAMILY = Family(
             ),
         ),
     },
+    built_by={"e_score_correction_bias": "topk_method"},  # deepseek_v2.py, DeepseekV2MoE, 0.26
     upstream_modules=(
         "vllm.model_executor.models.deepseek_v2", "vllm.model_executor.models.deepseek_mtp",
     ),

@@ -17,6 +17,7 @@ from harness.base.bits import Bits, converted, model_dtype
 from harness.base.bounds import shown, size
 from harness.base.errors import BadInput
 from harness.checkpoint.fp8_blocks import CODES, SCALE_SUFFIX
+from harness.families.family import Family
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.families.storage import (
     ExpertNaming,
@@ -206,8 +207,8 @@ def reference_parts(
         checkpoint: where they are.
         num_layers: cut the decoder to its first layers, as an override of the model's
             configuration cuts it for the load.
-        asked: the parts that somebody asked for; a draft model that nobody did may be announced
-            and absent, as where a tool kept the key and dropped the tensors.
+        asked: the parts that somebody asked for. A draft model may be announced and absent where
+            nobody did, or nobody did for it alone (:func:`absent_parts`).
 
     Raises:
         BadInput: there is no expert tensor, expert tensors of a part stand in two storages, or
@@ -224,9 +225,10 @@ def reference_parts(
         )
     for part in Part:
         found = next((p.layers for p in parts if p.part is part), ())
-        if found or part in asked:
+        if found or (part in asked and part not in absent_parts(checkpoint, asked)):
+            _require_described(checkpoint, part)
             _require_layers(checkpoint, part, found)
-    _require_no_stray(checkpoint, parts)
+    _require_no_stray(checkpoint, parts, asked)
     if num_layers is None:
         return tuple(parts)
     _require_cut(parts, num_layers)
@@ -261,6 +263,25 @@ def announced_layers(checkpoint: ModelCheckpoint, part: Part) -> int:
         default = family.unannounced_drafts
     key = family.layer_counts[part]
     return size(checkpoint.text, key, where, least=0, most=most, default=default)
+
+
+def is_absent(checkpoint: ModelCheckpoint, part: Part) -> bool:
+    """Whether config.json announces a draft model of which no file holds any tensor.
+
+    transformers neither loads nor saves draft models and keeps the key of their number
+    (``num_mtp_layers`` of ``configuration_glm4_moe.py``, 5.23), so a fine-tuned model has none.
+    Files that the index does not name count: vLLM streams them, too.
+    """
+    if part is not Part.MTP or not announced_layers(checkpoint, part):
+        return False
+    names = (*checkpoint.entries, *(entry.name for entry in checkpoint.beside))
+    return not any(checkpoint.family.part_of(name) is part for name in names)
+
+
+def absent_parts(checkpoint: ModelCheckpoint, asked: Collection[Part]) -> tuple[Part, ...]:
+    """Those of the parts that were asked for that are absent; none where all of them are."""
+    absent = tuple(part for part in asked if is_absent(checkpoint, part))
+    return absent if len(absent) < len(asked) else ()
 
 
 def announced_moe_layers(checkpoint: ModelCheckpoint, part: Part) -> tuple[int, ...]:
@@ -303,18 +324,43 @@ def _require_layers(checkpoint: ModelCheckpoint, part: Part, found: tuple[int, .
         )
 
 
-def _require_no_stray(checkpoint: ModelCheckpoint, parts: list[ReferencePart]) -> None:
+def _is_described(family: Family, part: Part) -> bool:
+    return any(naming.part is part for naming in family.namings)
+
+
+def _require_described(checkpoint: ModelCheckpoint, part: Part) -> None:
+    """A draft model that is in the files and not in the family is not taken for one that is not."""
+    family = checkpoint.family
+    if _is_described(family, part) or not announced_layers(checkpoint, part):
+        return
+    if is_absent(checkpoint, part):
+        return
+    raise BadInput(
+        f"a draft model ({part}), which the family {family.name} does not describe",
+        where=checkpoint.path,
+        expected="a part that the family describes: its decoder",
+        hint=f"--only {Part.DECODER}",
+    )
+
+
+def _require_no_stray(
+    checkpoint: ModelCheckpoint, parts: list[ReferencePart], asked: Collection[Part]
+) -> None:
+    family = checkpoint.family
+    unasked = {p for p in Part if p not in asked and not _is_described(family, p)}
     covered = {name for part in parts for layer in part.layers for name in part.names_of(layer)}
     covered |= {f"{name}{SCALE_SUFFIX}" for name in covered} if checkpoint.fp8 else set()
     stray = sorted(
         name
         for name in checkpoint.entries
-        if checkpoint.family.is_of_experts(name) and name not in covered
+        if family.is_of_experts(name)
+        and name not in covered
+        and family.part_of(name) not in unasked
     )
     if stray:
         raise BadInput(
             f"{len(stray)} expert tensors would not be compared, the first is {stray[0]!r}",
             where=str(checkpoint.entries[stray[0]].file),
-            expected=f"only the expert tensors {checkpoint.family.name} publishes",
+            expected=f"only the expert tensors {family.name} publishes",
             hint="correct num_experts in config.json, or add the naming to the family",
         )

@@ -159,6 +159,8 @@ class Family:
         write_config: its ``config.json``.
         tiny: sizes that load in about a second.
         published: by name, the sizes of published models.
+        built_by: by what upstream's errors call a parameter, the key of config.json without which
+            it builds none, where tools leave that key out.
         upstream_modules: vLLM's modules of it, imported before the first load is forked.
         fixes: by the file of a positional call, what fixed it; all released with vLLM 0.22.0.
         text_key: where ``config.json`` keeps the language model's sizes; empty where at its top.
@@ -192,6 +194,7 @@ class Family:
     published: Mapping[str, ModelShape]
     upstream_modules: tuple[str, ...]
     fixes: Mapping[str, str] = field(default_factory=dict)
+    built_by: Mapping[str, str] = field(default_factory=dict)
     text_key: str = "text_config"
     sizes: tuple[tuple[str, ...], ...] = (
         EXPERTS_KEYS, ("hidden_size",), ("moe_intermediate_size",),

@@ -1,5 +1,6 @@
 """GLM-4.5 and GLM-4-MoE: dense layers first, shared experts, and a bias of the router's scores.
 
+The published checkpoints hold a draft model, too, which is not described here: ``--only decoder``.
 Sizes: the ``config.json`` files of zai-org/GLM-4.5 and zai-org/GLM-4.5-Air.
 """
 
@@ -97,4 +98,5 @@ FAMILY = Family(
     text_key="",
     moe_layers=MoeLayers(dense_first="first_k_dense_replace"),
     layer_counts={Part.DECODER: "num_hidden_layers", Part.MTP: "num_nextn_predict_layers"},
+    draft_prefix="model.layers.{layer}.",
 )  # fmt: skip

@@ -43,7 +43,12 @@ def issue(report: Report) -> str:
     return f"mended: {report.mended_issue}" if report.mended_issue else report.known_issue
 
 
-def issue_lines(reports: Iterable[Report]) -> Iterator[str]:
+def notes(reports: Sequence[Report], skipped: Iterable[Skipped]) -> list[str]:
+    """The lines below a table: known issues, what was not there to compare, what did not run."""
+    return [*_issue_lines(reports), *_absent_lines(reports), *_skipped_lines(skipped)]
+
+
+def _issue_lines(reports: Iterable[Report]) -> Iterator[str]:
     """One line for each known issue: its id, its owner, and how many scenarios it makes fail."""
     found: Counter[tuple[str, str, str]] = Counter()
     for report in reports:
@@ -57,7 +62,16 @@ def issue_lines(reports: Iterable[Report]) -> Iterator[str]:
         yield f"{told}: {counted(number, 'scenario')}"
 
 
-def skipped_lines(skipped: Iterable[Skipped]) -> Iterator[str]:
+def _absent_lines(reports: Iterable[Report]) -> Iterator[str]:
+    """A line where draft models are announced and not there."""
+    for part, number in Counter(part for report in reports for part in report.absent).items():
+        yield (
+            f"left out: the draft model ({part}), which config.json announces and no file holds: "
+            f"{counted(number, 'scenario')}"
+        )
+
+
+def _skipped_lines(skipped: Iterable[Skipped]) -> Iterator[str]:
     """One line for each reason why scenarios were skipped."""
     for reason, number in Counter(one.reason for one in skipped).items():
         yield f"{counted(number, 'scenario')} skipped: {reason}"

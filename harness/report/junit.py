@@ -114,6 +114,7 @@ def _properties(row: SessionRow) -> dict[str, str]:
         "parameters_compared": str(report.parameters_compared),
         "bytes_compared": str(report.all_bytes_compared),
         "differences": str(len(report.differences)),
+        "absent": ",".join(report.absent),
         "causes": ",".join(d.cause for d in report.diagnoses),
         "known_issue": report.known_issue,
         "mended_issue": report.mended_issue,

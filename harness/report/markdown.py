@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 from harness.base.foreign import one_line, presentable
-from harness.report.figures import counted, figures, issue_lines, skipped_lines, sums
+from harness.report.figures import counted, figures, notes, sums
 from harness.report.junit import summary_line, verdict_line
 from harness.report.message import WHOLE_REPORT, failure_text
 from harness.report.report import Report, Session, SessionRow, Status
@@ -65,8 +65,8 @@ def _table(session: Session) -> Iterator[str]:
 
 
 def _below(session: Session) -> Iterator[str]:
-    """The known issues, and why scenarios were skipped, one line each."""
-    lines = [*issue_lines(row.report for row in session.rows), *skipped_lines(session.skipped)]
+    """The notes, one line each."""
+    lines = notes([row.report for row in session.rows], session.skipped)
     yield from (f"- {cell(line)}" for line in lines)
     yield from [""] if lines else []
 

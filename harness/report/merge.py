@@ -94,7 +94,7 @@ def _missing(like: Report, part: HostPart, number: int) -> Report:
         tallies=[Tally(part=t.part, layers=t.layers, experts=t.experts) for t in like.tallies],
         parameters=[ParameterTally(part=t.part) for t in like.parameters],
         maps=[map_of(m.part, m.layers, m.experts) for m in like.maps],
-        experts_only=like.experts_only,
+        experts_only=like.experts_only, absent=like.absent,
         failure=Failure(error=_NO_REPORT, message=f"host {number} left none", host=number),
         hosts=[
             HostPart(

@@ -20,7 +20,7 @@ from harness.base.foreign import presentable
 from harness.base.number_runs import numbers_of
 from harness.compare.difference import Difference, Unequal
 from harness.compare.words import device_words, reference_words, source_words
-from harness.report.figures import figures, issue_lines, skipped_lines
+from harness.report.figures import figures, notes
 from harness.report.junit import summary_line, verdict_line
 from harness.report.maps import PartMap, State, decoded, regions
 from harness.report.message import failure_text
@@ -41,7 +41,7 @@ def page(session: Session) -> bytes:
         rows=rows,
         verdict=verdict_line(session),
         environments=_environments(session),
-        notes=[*issue_lines(row.report for row in session.rows), *skipped_lines(session.skipped)],
+        notes=notes([row.report for row in session.rows], session.skipped),
         data=_script_json([row["data"] for row in rows]),
     )
     return text.encode()

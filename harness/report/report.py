@@ -9,6 +9,7 @@ the owner of a known issue and the issue that a checkout mends.
 5 added the accounts of tensors.
 6 gave each kind of difference fields of its own: bits and shares as numbers, a source by its parts.
 7 added reports of experts only, with a status of their own where these are equal.
+8 added the parts that config.json announces and no file holds.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from harness.families.family import Part, Projection
 from harness.load.call_rows import Calls
 from harness.report.maps import PartMap, State, map_of
 
-SCHEMA = 7
+SCHEMA = 8
 
 
 class Status(StrEnum):
@@ -157,6 +158,8 @@ class Report(msgspec.Struct, kw_only=True):
     ``mended_issue`` that of the row whose failure does not happen with the overlay;
     ``issue_owner`` is who has to mend it.
     ``experts_only`` says that nothing but experts was looked at.
+    ``absent`` are parts that the reference's ``config.json`` announces and none of its files holds:
+    they were neither loaded nor compared.
     ``accounts`` have what became of every tensor: of the reference, and of the checkpoint where it
     is another.
     ``files_checked`` are the files whose store's checksum was compared, where that was asked for;
@@ -187,6 +190,7 @@ class Report(msgspec.Struct, kw_only=True):
     issue_owner: str = ""
     files_checked: int = 0
     experts_only: bool = False
+    absent: list[Part] = []
     schema: int = SCHEMA
 
     @property
@@ -360,6 +364,9 @@ def contradictions(report: Report) -> Iterator[str]:
     for part_map in report.maps:
         yield from _odd_map(report, part_map)
     yield from _more_than_experts(report)
+    counted = {tally.part for tally in report.tallies} | {Part.DECODER}
+    if both := counted & set(report.absent):
+        yield f"no file holds {', '.join(sorted(both))}, it says, and has counts of it"
     if report.status in EQUAL:
         yield from _not_equal(report)
     elif report.mended_issue:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.base.foreign import one_line
-from harness.report.figures import counted, figures, issue, issue_lines, skipped_lines, sums
+from harness.report.figures import counted, figures, issue, notes, sums
 from harness.report.report import Report, Skipped, Status
 
 _WIDTH_OF_LOGS = 250  # columns: the longest scenario, target and known issue do not wrap
@@ -29,7 +29,7 @@ def closing_table(
     file: TextIO | None = None,
     skipped: Iterable[Skipped] = (),
 ) -> None:
-    """Print one line a scenario, and the sums; then the known issues, and what was skipped.
+    """Print one line a scenario, and the sums; then what there is to note of all of them.
 
     Args:
         rows: scenario ids and their reports.
@@ -42,7 +42,7 @@ def closing_table(
         console = Console(file=file, highlight=False, width=_WIDTH_OF_LOGS)
     if rows:
         console.print(_table(rows))
-    for line in [*issue_lines(report for _, report in rows), *skipped_lines(skipped)]:
+    for line in notes([report for _, report in rows], skipped):
         console.print(escape(one_line(line)), soft_wrap=True)
 
 

@@ -134,7 +134,7 @@ def _not_read(part: ReferencePart, ledger: Ledger) -> set[str]:
     """Streamed tensors that no loader was called for.
 
     Of what was gathered first the parameters tell that the calls were for: one of several tensors
-    counts with as many calls, a layer's experts once all have come.
+    counts with as many calls, one of experts with a call for each matrix that it holds.
     """
     gathered = ledger.gathered()
     if not gathered:
@@ -145,9 +145,11 @@ def _not_read(part: ReferencePart, ledger: Ledger) -> set[str]:
     for parameter, calls in Counter(call.parameter for call in gathered).items():
         _, sources = family.rule_for(family.in_checkpoint(part.part, parameter)) or (None, ())
         read |= set(sources) if calls >= len(sources) else set()
-    missing = ledger.undelivered(part.layers, part.shape.experts)
-    whole = (part.names_of(layer) for layer in part.layers if layer not in missing)
-    return set(ledger.streamed) - read.union(*whole)
+    experts = {part.source(key).tensor: True for key in part}
+    for key in part:
+        if not ledger.of(key.layer, key.expert, key.projection):
+            experts[part.source(key).tensor] = False
+    return set(ledger.streamed) - read - {name for name, came in experts.items() if came}
 
 
 def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:

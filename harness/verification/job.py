@@ -19,7 +19,9 @@ from harness.compare.difference import Account
 from harness.compare.digest_comparison import Method
 from harness.compare.equality import warm_up
 from harness.compare.selection import Selection, choose, expert_bytes
-from harness.explain.load_failure import diagnose_failure, never_arrived
+from harness.explain.causes import Diagnosis
+from harness.explain.load_failure import config_lacks, diagnose_failure, never_arrived
+from harness.explain.rules import UNEXPLAINED
 from harness.families.experts import ReferencePart, reference_parts
 from harness.families.family import Part, Storage
 from harness.families.known_families import bring
@@ -197,18 +199,26 @@ class Verification:
         )
         failed = next((part for part in self._parts if self._ended_in(part)), None)
         if failed is None:
-            diagnoses = diagnose_failure(Ledger(), (), 0)
+            (diagnosis,) = diagnose_failure(Ledger(), (), 0)
+            diagnoses = [self._or_config(diagnosis, error)]
             return msgspec.structs.replace(report, diagnoses=diagnoses)
         ledger = self._ledgers[failed.part]
         (diagnosis,) = diagnose_failure(
             ledger, failed.layers, failed.shape.experts, self._misread(failed.part)
         )
+        diagnosis = self._or_config(diagnosis, error)
         lost = never_arrived(diagnosis, ledger, failed.layers, failed.shape.experts)
         return msgspec.structs.replace(
             report,
             diagnoses=[diagnosis],
             maps=[with_missing(m, lost) if m.part is failed.part else m for m in report.maps],
         )
+
+    def _or_config(self, diagnosis: Diagnosis, error: Exception) -> Diagnosis:
+        """What config.json lacks, where nothing else explains the failure."""
+        if diagnosis.cause is not UNEXPLAINED:
+            return diagnosis
+        return config_lacks(error, self._checkpoint) or diagnosis
 
     def _misread(self, part: Part) -> Misread | None:
         """What the stack takes the storage of the checkpoint's experts for, if for another."""

@@ -23,7 +23,7 @@ from harness.compare.digest_comparison import Method
 from harness.compare.expert_comparison import tally_of
 from harness.compare.selection import Selection, choose
 from harness.devices.parameter_layout import sizes_of
-from harness.families.experts import ReferencePart, reference_parts
+from harness.families.experts import ReferencePart, absent_parts, reference_parts
 from harness.families.family import Part, Storage
 from harness.families.known_families import bring
 from harness.families.model_checkpoint import ModelCheckpoint
@@ -70,7 +70,9 @@ def verify(
         reference: the checkpoint to compare with, instead of ``checkpoint`` itself.
         nan: how NaNs in the reference count.
         method: how bits of experts are compared.
-        parts: load and compare these parts only, of those the checkpoint has.
+        parts: load and compare these parts only, of those the checkpoint has. A draft model that
+            config.json announces and no file holds is left out, and the report says so, unless it
+            is all that was asked for.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
         selection: the experts to compare; the load is whole all the same.
         storage: how experts are stored, where names and shapes allow several readings.
@@ -165,10 +167,10 @@ def _chosen(
 
 
 def _loaded(checkpoint: ModelCheckpoint, chosen: Sequence[ReferencePart]) -> tuple[Part, ...]:
-    """Those of the chosen parts that the checkpoint under test announces, too.
+    """Those of the chosen parts that the checkpoint under test has, too.
 
-    A draft model that it has no word of is not loaded: the stack would only fail to build it. All
-    of the reference's tensors for it are differences.
+    A draft model that it has no word or no tensor of is not loaded: the stack would only fail to
+    build it, or fill it with nothing. All of the reference's tensors for it are differences.
 
     Raises:
         BadInput: none is left.
@@ -177,7 +179,8 @@ def _loaded(checkpoint: ModelCheckpoint, chosen: Sequence[ReferencePart]) -> tup
     if found := tuple(part.part for part in chosen if part.part in there):
         return found
     raise BadInput(
-        "nothing to compare: config.json announces no draft model, the reference's does",
+        "nothing to compare: config.json announces no draft model, or no file holds it; "
+        "the reference has one",
         where=checkpoint.path,
         expected="a checkpoint that has what --only asks for",
         hint="without --only the decoder is compared, and the draft model is a difference",
@@ -223,6 +226,7 @@ def _unfinished(
         ),
         tallies=[tally_of(part, experts[part.part]) for part in chosen],
         maps=[map_of(part.part, part.layers, part.shape.experts) for part in chosen],
+        absent=list(absent_parts(against, request.asked)),
     )
 
 

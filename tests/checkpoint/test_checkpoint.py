@@ -17,7 +17,9 @@ from harness.checkpoint.checkpoint import INDEX, SINGLE_FILE
 from harness.checkpoint.safetensors_file import read_entries
 from harness.checkpoint.stores.directory import LocalFile
 from harness.families.experts import reference_parts
+from harness.families.family import Part
 from harness.families.model_checkpoint import ModelCheckpoint
+from tests.support.silent_passes import add_undescribed_draft
 from tests.support.spoiling import DEFECTS, edit_json
 from tests.support.spoiling_files import MORE_DEFECTS
 
@@ -46,13 +48,29 @@ def test_defect(
     assert not Path("opened-the-pickle").exists()
 
 
-def test_an_mtp_layer_that_config_announces_must_be_there(
+def test_an_mtp_layer_that_is_asked_for_alone_must_be_there(
     tiny_checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     at = Path(shutil.copytree(tiny_checkpoints["qwen3.5-moe"], tmp_path / "c"))
     edit_json(at / "config.json", lambda c: c["text_config"].update(mtp_num_hidden_layers=1))
     with pytest.raises(BadInput, match="mtp layers with experts in the files: none"):
-        reference_parts(ModelCheckpoint(at))
+        reference_parts(ModelCheckpoint(at), asked=[Part.MTP])
+
+
+def test_a_draft_model_that_its_family_does_not_describe(
+    tiny_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    """It is there, so nobody says that it is not; the decoder is read without it."""
+    at = Path(shutil.copytree(tiny_checkpoints["glm4-moe"], tmp_path / "c"))
+    add_undescribed_draft(at)
+    for asked in (tuple(Part), [Part.MTP]):
+        with pytest.raises(BadInput, match=r"glm4-moe does not describe.*--only decoder"):
+            reference_parts(ModelCheckpoint(at), asked=asked)
+    (decoder,) = reference_parts(ModelCheckpoint(at), asked=[Part.DECODER])
+    assert decoder.layers == (1, 2)
+    edit_json(at / "config.json", lambda c: c.update(num_nextn_predict_layers=0))
+    with pytest.raises(BadInput, match="decoder layers with experts in the files"):
+        reference_parts(ModelCheckpoint(at), asked=[Part.DECODER])
 
 
 def test_a_single_file_needs_no_index(tiny_checkpoints: dict[str, Path], tmp_path: Path) -> None:

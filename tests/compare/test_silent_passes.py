@@ -9,6 +9,7 @@ import pytest
 
 from harness.base.errors import BadInput, HarnessError
 from harness.compare.difference import Account, Kind, Side
+from harness.families.family import Part
 from harness.report.known_issue import Verdict, judge
 from harness.report.merge import merged
 from harness.report.report import HostPart, Report, Status, contradictions
@@ -86,6 +87,8 @@ def test_what_is_honest_is_equal(
     report = judged(given, monkeypatch)
     assert (report.status, report.differences) == (Status.EQUAL, [])
     assert list(contradictions(report)) == []
+    dropped = {"dropped-draft", "dropped-draft-per-expert"}
+    assert report.absent == ([Part.MTP] if honest in dropped else [])
     assert [account.side for account in report.accounts] == list(Side)
     for account in report.accounts:
         require_whole(account)

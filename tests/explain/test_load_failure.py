@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from harness.explain.causes import Cause, Diagnosis
-from harness.explain.load_failure import diagnose_failure, never_arrived
+from harness.explain.load_failure import config_lacks, diagnose_failure, never_arrived
 from harness.families.family import Storage
 from harness.families.known_families import family_named
 from harness.families.misread import TRANSPOSED_ROAD, misread_by
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import Ledger
 from tests.support.ledgers import W2, W13, call, whole
+from tests.support.spoiling import edit_json
 
 
 def diagnosed(ledger: Ledger) -> Diagnosis:
@@ -104,6 +109,48 @@ def test_the_last_piece_found_its_layer_processed() -> None:
 )
 def test_what_a_ledger_does_not_explain(ledger: Ledger) -> None:
     assert diagnosed(ledger).cause is Cause.UNEXPLAINED
+
+
+class LackingConfig:
+    """Of the kind that transformers makes."""
+
+
+def asked_for(key: str, of: object) -> Exception:
+    """The error of a model's class that reads a key of its configuration."""
+    try:
+        getattr(of, key)
+    except AttributeError as error:
+        return error
+    raise AssertionError
+
+
+NO_PLACE = "There is no module or parameter named 'layers.1.mlp.gate.e_score_correction_bias' in"
+
+
+@pytest.mark.parametrize(
+    ("error", "key"),
+    [
+        (asked_for("rotary_dim", LackingConfig()), "rotary_dim"),
+        (asked_for("hidden_size", LackingConfig()), ""),  # which config.json has
+        (asked_for("rotary_dim", object()), ""),
+        (AttributeError("'LackingConfig' object has no attribute 'rotary_dim'"), ""),
+        (ValueError(NO_PLACE), "topk_method"),
+        (ValueError(NO_PLACE.replace("e_score_", "")), ""),
+    ],
+)
+def test_what_config_json_lacks(
+    error: Exception, key: str, tiny_checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    path = shutil.copytree(tiny_checkpoints["deepseek-v3"], tmp_path / "c")
+    edit_json(path / "config.json", lambda config: config.pop("topk_method"))
+    found = config_lacks(error, ModelCheckpoint(path))
+    assert (found is not None) is bool(key)
+    if found:
+        assert found.cause is Cause.CONFIG_LACKS_KEY
+        assert found.summary.startswith(f"config.json has no {key}, ")
+        assert found.evidence == str(error)
+    whole = ModelCheckpoint(tiny_checkpoints["deepseek-v3"])
+    assert key != "topk_method" or config_lacks(error, whole) is None
 
 
 def lost(ledger: Ledger) -> dict[int, tuple[int, ...]]:

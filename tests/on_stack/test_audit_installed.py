@@ -17,8 +17,8 @@ from harness.audit.audit_report import AuditReport
 from harness.audit.call import CallVerdict
 from harness.audit.contract import audit
 from harness.load.stack import installed_versions, stack_name
+from tests.support.other_stacks import ROOT, environment_of
 
-ROOT = Path(__file__).parents[2]
 MODELS = "vllm/model_executor/models"
 HERE = stack_name(installed_versions())
 
@@ -67,11 +67,7 @@ def packages_of(stack: str) -> Path:
         assert spec is not None
         assert spec.origin is not None
         return Path(spec.origin).parent.parent
-    # The default stack's is called .venv alone.
-    found = sorted(ROOT.glob(f".venv*/lib/python3.*/site-packages/vllm-{stack}.*.dist-info"))
-    if not found:
-        pytest.skip(f"stack {stack} is not set up: make setup STACK={stack}")
-    return found[0].parent
+    return next(environment_of(stack).glob("lib/python3.*/site-packages"))
 
 
 @pytest.fixture(scope="module", params=RELEASES, ids=lambda release: release.stack)

@@ -9,12 +9,22 @@ from pathlib import Path
 import pytest
 
 from harness.compare.difference import Kind
+from harness.families.family import Part
+from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.process import LoadProcesses
 from harness.load.target import Target
 from harness.report.report import Status, contradictions
 from harness.synthetic.writer import write_checkpoint
+from harness.verification.coverage import NOT_ASKED
 from harness.verification.verify import verify
-from tests.support.silent_passes import FUSED_MTP, LAYERS, VL, Q, without_mtp
+from tests.support.silent_passes import (
+    FUSED_MTP,
+    LAYERS,
+    VL,
+    Q,
+    add_undescribed_draft,
+    without_mtp,
+)
 from tests.support.silent_worlds import change_tensors, some
 
 Tamper = Callable[[Path, Path], object]
@@ -72,3 +82,17 @@ def test_what_is_honest_is_equal(
     assert report.status is Status.EQUAL
     (account,) = report.accounts
     assert (account.compared, account.left_alone) == (account.tensors, {})
+
+
+def test_a_draft_model_that_its_family_does_not_describe(
+    tiny_checkpoints: dict[str, Path], tmp_path: Path, target: Target, load_processes: LoadProcesses
+) -> None:
+    """GLM-4, as it is published: the decoder alone, and the draft's tensors are counted."""
+    path = shutil.copytree(tiny_checkpoints["glm4-moe"], tmp_path / "c")
+    before = len(ModelCheckpoint(path).entries)
+    add_undescribed_draft(path)
+    report = verify(path, target, parts=[Part.DECODER], processes=load_processes)
+    assert report.status is Status.EQUAL, report.failure
+    (account,) = report.accounts
+    assert account.compared == before
+    assert account.left_alone == {NOT_ASKED.format(part=Part.MTP): account.tensors - before}

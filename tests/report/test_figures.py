@@ -11,7 +11,7 @@ from rich.filesize import decimal
 
 from harness.compare.difference import ParameterTally
 from harness.families.family import Part
-from harness.report.figures import figures, issue_lines, skipped_lines, sums
+from harness.report.figures import figures, notes, sums
 from harness.report.junit import junit_xml
 from harness.report.markdown import markdown
 from harness.report.merge import merged_session
@@ -78,7 +78,7 @@ def test_an_issue_that_a_checkout_mends_is_named(session: Session) -> None:
     report.mended_issue, report.issue_owner = "an-issue", "vllm"
     report.environment = msgspec.structs.replace(report.environment, overlay="vllm /pull (0123)")
     line = "known issue an-issue, owner vllm, does not happen with vllm /pull (0123): 1 scenario"
-    assert list(issue_lines(row.report for row in session.rows)) == [line]
+    assert notes([row.report for row in session.rows], []) == [line]
     assert line in table(session)
     assert "mended: an-issue" in markdown(session)
     assert "</code> does not happen with vllm /pull (0123)" in page(session).decode()
@@ -90,7 +90,7 @@ def test_an_issue_that_a_checkout_mends_is_named(session: Session) -> None:
 def test_what_was_skipped_is_told_by_reason(session: Session) -> None:
     session.skipped = [Skipped(scenario=name, reason="no [moto] here") for name in ("a", "b")]
     line = "2 scenarios skipped: no [moto] here"
-    assert list(skipped_lines(session.skipped)) == [line]
+    assert notes([], session.skipped) == [line]
     assert line in table(session)
     assert "2 scenarios skipped: no &#91;moto&#93; here" in markdown(session)
     assert line in page(session).decode()
@@ -121,3 +121,14 @@ def test_a_slice_keeps_what_its_hosts_skipped() -> None:
     hosts = [Session(complete=True, skipped=[skipped], options=["--hosts=2"]) for _ in range(2)]
     whole = merged_session(hosts)
     assert (whole.skipped, whole.options) == ([skipped], ["--hosts=2"])
+
+
+def test_a_draft_model_that_is_not_there_is_told_once(session: Session) -> None:
+    session.rows[0].report.absent = [Part.MTP]
+    line = "left out: the draft model (mtp), which config.json announces and no file holds"
+    assert notes([row.report for row in session.rows], []) == [f"{line}: 1 scenario"]
+    for text in (table(session), markdown(session), page(session).decode()):
+        assert text.count(line) == 1
+    (case, _) = ET.fromstring(junit_xml(session)).iter("testcase")
+    values = {p.get("name"): p.get("value") for p in case.iter("property")}
+    assert values["absent"] == "mtp"

@@ -232,6 +232,7 @@ CONTRADICTIONS: dict[str, Report] = {
         parameters=[ParameterTally(part=Part.DECODER, parameters=5, compared=6)]
     ),
     "a part counted twice": equal(tallies=[*short(), *short()]),
+    "a part that is counted and not there": equal(absent=[Part.DECODER]),
     "a map of more experts": equal(maps=odd_map("5e")),
     "a map of no letters": equal(maps=odd_map("eeee")),
     "a map of a billion": equal(maps=odd_map("1000000000e", experts=1_000_000_000)),

@@ -13,13 +13,14 @@ from tests.support.damages import DAMAGES, Damage
 #: Of causes that no rule names: who does.
 _OTHERS = {
     metadata: "No bits are looked at: presence, shape, place, padding, delivery or scale is wrong.",
-    load_failure: "A load failed: its ledger says where.",
+    load_failure: "A load failed: its ledger says where, or upstream's error.",
 }
 
 #: Causes that no damage of bits has: the test that plants what they are of.
 ELSEWHERE: dict[Cause, str] = {
     Cause.ARGUMENT_CONTRACT: "tests/explain/test_deliveries.py",
     Cause.BIAS_LOST: "tests/explain/test_lost_bias.py",
+    Cause.CONFIG_LACKS_KEY: "tests/explain/test_load_failure.py",
     Cause.DELIVERED_LATE: "tests/explain/test_deliveries.py",
     Cause.DELIVERED_TWICE: "tests/explain/test_load_failure.py",
     Cause.DENSE_LAYER: "tests/explain/test_dense_layer.py",

@@ -10,20 +10,23 @@ from tests.support.fault_changes import (
     broken_bytes,
     flushed,
     gate_as_up,
+    groups_in_turn,
     half_is_enough,
     ids_as_strings,
     interleaved,
-    is_down,
+    is_bias,
     never_loaded,
     next_ranks_piece,
     none,
     one_bit,
+    one_layer_before,
     padded_stride,
     positionally,
     replicated,
     returns_unwritten,
     same_numel,
     stale,
+    taken_for_dense,
     through_float16,
     twice,
     twice_at_once,
@@ -40,6 +43,8 @@ from tests.support.faults import (
     calling,
     changed,
     hooking,
+    is_down,
+    is_gate_up,
     loading,
     mapping,
     streaming,
@@ -89,7 +94,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("two experts zeroed", "lost experts", loading(zeros), (Cause.ZEROS,)),
     Fault(
         "interleaved rows split in the middle", "wrong shard slice",
-        streaming(changed(interleaved, "gate_up")), (Cause.INTERLEAVED,),
+        streaming(changed(interleaved, is_gate_up)), (Cause.INTERLEAVED,),
         fused_only=True,
     ),
     Fault(
@@ -114,6 +119,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "two experts exchanged", "expert permutation", calling(two_exchanged),
         (Cause.EXPERTS_EXCHANGED,),
+    ),
+    Fault(
+        "one of each of two groups in turn", "expert permutation",
+        calling(groups_in_turn), (Cause.EXPERT_GROUPS_MIXED,),
     ),
     Fault(
         "a projection skipped under a prefix", "MTP missing or skipped",
@@ -154,4 +163,19 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("one bit", "corruption", streaming(changed(one_bit)), (Cause.BIT_FLIP,)),
     Fault("broken bytes", "corruption", streaming(changed(broken_bytes)), (Cause.DAMAGED,)),
+    Fault(
+        "the vision tower's biases dropped", "bias lost", mapping(without(is_bias)),
+        (Cause.BIAS_LOST,), only="Qwen3-VL-MoE",
+    ),
+    Fault(
+        "a layer of experts built dense", "layer kind mistaken", taken_for_dense,
+        (
+            Cause.DENSE_LAYER, Cause.TENSOR_UNREAD, Cause.PARAMETER_UNWRITTEN, Cause.UNACCOUNTED,
+        ), only="Qwen3-VL-MoE",
+    ),
+    Fault(
+        "the decoder's last layer as the draft's", "draft layer off by one",
+        streaming(one_layer_before), (Cause.DRAFT_LAYER_OFF_BY_ONE,), only="Qwen3.6-MTP",
+        whole=True,
+    ),
 )  # fmt: skip

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.faults import EXPERTS, Tensors, of_part, without
+from tests.support.faults import EXPERTS, Tensors, is_down, is_gate_up, mapping, of_part, without
 
 _SWAPPED = {"w1": "w3", "w3": "w1", "w2": "w2"}
 _AS_STRINGS = sorted(range(EXPERTS), key=str)
+_GROUPS = 2
+#: By slot, the expert that stands there when one of each group comes in turn.
+_DEALT = [slot % _GROUPS * (EXPERTS // _GROUPS) + slot // _GROUPS for slot in range(EXPERTS)]
 
 
 def positionally(load: Any, weight: Any, given: dict[str, Any]) -> Any:
@@ -25,6 +28,10 @@ def gate_as_up(load: Any, weight: Any, given: dict[str, Any]) -> Any:
 
 def ids_as_strings(load: Any, weight: Any, given: dict[str, Any]) -> Any:
     return load(weight, **given | {"expert_id": _AS_STRINGS[given["expert_id"]]})
+
+
+def groups_in_turn(load: Any, weight: Any, given: dict[str, Any]) -> Any:
+    return load(weight, **given | {"expert_id": _DEALT.index(given["expert_id"])})
 
 
 def two_exchanged(load: Any, weight: Any, given: dict[str, Any]) -> Any:
@@ -110,10 +117,6 @@ def flushed(tensor: Any) -> Any:
     return torch.where((bits & 0x7F80) == 0, bits & -0x8000, bits).view(torch.bfloat16)
 
 
-def is_down(name: str) -> bool:
-    return of_part(name) and "down_proj" in name
-
-
 def after_the_first(tensors: Tensors) -> Tensors:
     """Once a fused tensor has changed the mapping, later tensors of the layer match nothing."""
     seen = False
@@ -156,8 +159,38 @@ def twice(tensors: Tensors) -> Tensors:
 def twice_at_once(tensors: Tensors) -> Tensors:
     for name, tensor in tensors:
         yield name, tensor
-        if of_part(name) and not is_down(name):
+        if is_gate_up(name):
             yield name, tensor
+
+
+def is_bias(name: str) -> bool:
+    """Whether a tensor is a bias of the vision tower's first block."""
+    return ".blocks.0." in name and name.endswith(".bias")
+
+
+def one_layer_before(tensors: Tensors) -> Tensors:
+    """The draft's layer counts as the decoder's last: it is given what that one holds."""
+    last: dict[str, Any] = {}
+    for name, tensor in tensors:
+        _, _, below = name.partition(".layers.1.")
+        if below:
+            last[below] = tensor.clone()
+        yield name, last.get(name.removeprefix("mtp.layers.0."), tensor)
+
+
+def _is_of_layer_1(name: str) -> bool:
+    return ".layers.1.mlp." in name
+
+
+def taken_for_dense(base: type[Any]) -> type[Any]:
+    """Layer 1 is built with a dense MLP, and what stands in its place is passed over."""
+
+    class Faulty(mapping(without(_is_of_layer_1))(base)):  # type: ignore[misc]
+        def load_model(self, vllm_config: Any, model_config: Any, *args: Any, **kwargs: Any) -> Any:
+            model_config.hf_text_config.mlp_only_layers = [1]
+            return super().load_model(vllm_config, model_config, *args, **kwargs)
+
+    return Faulty
 
 
 def backwards(tensors: Tensors) -> Tensors:

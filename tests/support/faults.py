@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from harness.explain.causes import Cause
-from harness.families.family import Part
+from harness.families.family import ExpertNaming, Part
+from harness.families.known_families import families
 from harness.load.loader_layers import LoaderLayer
 from tests.support.hooks import Hook, hooked
 
@@ -35,6 +37,8 @@ class Fault:
         layer: plants it into the loader class, or into upstream's modules.
         causes: the diagnoses that are right; empty where the load must stay equal.
         fused_only: the fault needs gate and up in one tensor.
+        only: the model of the table that has what the fault is of; empty for all of them.
+        whole: a draft model is loaded together with its decoder, so that either's layers are known.
         hook: the hook the load goes through instead of tpu-inference's.
     """
 
@@ -43,6 +47,8 @@ class Fault:
     layer: LoaderLayer
     causes: tuple[Cause, ...]
     fused_only: bool = False
+    only: str = ""
+    whole: bool = False
     hook: Hook | None = None
 
     @property
@@ -53,7 +59,30 @@ class Fault:
 
 def of_part(name: str) -> bool:
     """Whether a checkpoint tensor holds experts the faults are planted into."""
-    return ".experts." in name and ("mtp." in name or ".layers.1." in name)
+    return _naming_of(name) is not None
+
+
+def is_down(name: str) -> bool:
+    """Whether it holds down projections of these experts."""
+    naming = _naming_of(name)
+    return naming is not None and name.removesuffix(".weight").endswith(
+        naming.names[-1].removesuffix(".weight")
+    )
+
+
+def is_gate_up(name: str) -> bool:
+    """Whether it holds gate or up projections of these experts."""
+    return of_part(name) and not is_down(name)
+
+
+@cache
+def _naming_of(name: str) -> ExpertNaming | None:
+    """How a family stores the experts in a tensor of layer 1, or of a draft model."""
+    for naming in {naming for family in families() for naming in family.namings}:
+        layer = naming.layer_of(name)
+        if layer == 1 or (layer is not None and name.startswith("mtp.")):
+            return naming
+    return None
 
 
 def part_of(model: Any) -> Part:
@@ -173,12 +202,12 @@ def hooking(name: str, replacement: Callable[[Any], Any]) -> LoaderLayer:
     return layer
 
 
-def changed(change: Callable[[Any], Any], only: str = "") -> Change:
+def changed(change: Callable[[Any], Any], only: Callable[[str], bool] = of_part) -> Change:
     """A stream in which ``change`` makes other tensors of the faulty part's experts."""
 
     def stream(tensors: Tensors) -> Tensors:
         for name, tensor in tensors:
-            yield name, change(tensor.clone()) if of_part(name) and only in name else tensor
+            yield name, change(tensor.clone()) if only(name) else tensor
 
     return stream
 

@@ -83,7 +83,8 @@ _QWEN3_NEXT: dict[str, Any] = {
 _VL_MODEL = ("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig")
 _QWEN3_MODEL = ("Qwen3MoeForCausalLM", "Qwen3MoeConfig")
 
-#: By the name of a family, or of one and what is special.
+#: By the name of a family, or of one and what is special. transformers announces a draft model for
+#: GLM-4 and DeepSeek-V3 unless it is told otherwise, and saves none.
 SAVED = {
     "qwen3-vl-moe": Saved(*_VL_MODEL, _VL),
     "qwen3-vl-moe, tied": Saved(*_VL_MODEL, _VL, tied=True),
@@ -129,7 +130,7 @@ SAVED = {
         "Glm4MoeForCausalLM", "Glm4MoeConfig",
         _TEXT | _DENSE_FIRST | {
             "n_routed_experts": 8, "first_k_dense_replace": 1, "n_shared_experts": 1,
-            "attention_bias": True, "use_qk_norm": True, "num_mtp_layers": 0,
+            "attention_bias": True, "use_qk_norm": True,
         },
     ),
     "ernie4.5-moe": Saved(
@@ -157,7 +158,7 @@ SAVED = {
         _SHARED_HIDDEN | _DENSE_FIRST | {
             "num_key_value_heads": 8, "n_routed_experts": 8, "first_k_dense_replace": 1,
             "n_group": 1, "topk_group": 1, "q_lora_rank": 64, "kv_lora_rank": 32,
-            "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "num_mtp_layers": 0,
+            "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
         },
     ),
     "minimax-m2": Saved(

@@ -7,6 +7,7 @@ them stand honest variants, which have to be equal: a table that everything fail
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from harness.base.bits import Bits, Nan, canonical_nans
-from harness.checkpoint.checkpoint import INDEX
+from harness.checkpoint.checkpoint import INDEX, SINGLE_FILE
 from harness.compare.difference import Account, Kind, Side, Tally
 from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
@@ -163,14 +164,23 @@ def _stray_rows() -> list[Attempt]:
     return rows
 
 
-def without_mtp(path: Path) -> None:
-    """Neither tensors of a draft model, nor a word of it."""
+def _is_mtp(name: str) -> bool:
+    return name.startswith("mtp.")
+
+
+def without_mtp_tensors(path: Path, lost: Callable[[str], bool] = _is_mtp) -> None:
+    """A word of a draft model in config.json, and none of its tensors, or not all."""
 
     def drop(tensors: Tensors) -> None:
-        for name in [name for name in tensors if name.startswith("mtp.")]:
+        for name in [name for name in tensors if lost(name)]:
             del tensors[name]
 
     change_tensors(path, drop)
+
+
+def without_mtp(path: Path) -> None:
+    """Neither tensors of a draft model, nor a word of it."""
+    without_mtp_tensors(path)
     change_config(path, lambda c: c["text_config"].update(mtp_num_hidden_layers=0))
 
 
@@ -178,9 +188,56 @@ def _reference_without_mtp(world: World) -> None:
     without_mtp(world.reference)
 
 
+def _without_draft(world: World) -> None:
+    """A draft model that is not loaded."""
+    del world.parameters[Part.MTP], world.experts[Part.MTP]
+
+
 def _checkpoint_without_mtp(world: World) -> None:
     without_mtp(world.checkpoint)
-    del world.parameters[Part.MTP], world.experts[Part.MTP]
+    _without_draft(world)
+
+
+def _dropped(lost: Callable[[str], bool] = _is_mtp) -> Tamper:
+    """Tools that keep the word of a draft model in config.json and lose tensors of it."""
+
+    def change(world: World) -> None:
+        for path in (world.checkpoint, world.reference):
+            without_mtp_tensors(path, lost)
+        _without_draft(world)
+
+    return change
+
+
+def add_undescribed_draft(path: Path) -> None:
+    """GLM-4's draft model, as it is published: a layer after the decoder's last."""
+
+    def add(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.startswith("model.layers.2.")]:
+            tensors[name.replace(".2.", ".3.", 1)] = tensors[name]
+        tensors["model.layers.3.enorm.weight"] = some()
+
+    change_tensors(path, add)
+    change_config(path, lambda c: c.update(num_nextn_predict_layers=1))
+
+
+def _draft_beside_the_index(world: World) -> None:
+    """A file that no index names holds one of the draft model's tensors."""
+    for path in (world.checkpoint, world.reference):
+        draft = {"mtp.norm.weight": tensors_of(path)["mtp.norm.weight"]}
+        without_mtp_tensors(path)
+        files = dict.fromkeys(tensors_of(path), SINGLE_FILE)
+        (path / INDEX).write_text(json.dumps({"weight_map": files}))
+        write_tensors(path / "mtp.safetensors", draft)
+
+
+def _draft_without_its_file(world: World) -> None:
+    """The index names the draft model's tensors, in a file that is not there."""
+    for path in (world.checkpoint, world.reference):
+        every = tensors_of(path)
+        without_mtp_tensors(path)
+        files = {name: "mtp.safetensors" if _is_mtp(name) else SINGLE_FILE for name in every}
+        (path / INDEX).write_text(json.dumps({"weight_map": files}))
 
 
 def _drop_mtp_tensors(tensors: Tensors) -> None:
@@ -236,6 +293,18 @@ ACCOUNTS = [
     Attempt("checkpoint-without-mtp", _checkpoint_without_mtp, Kind.UNACCOUNTED, FUSED_MTP),
     Attempt("checkpoint-without-mtp-per-expert", _checkpoint_without_mtp, Kind.UNACCOUNTED, MTP),
     Attempt("reference-without-mtp-per-expert", _reference_without_mtp, Kind.UNACCOUNTED, MTP),
+    Attempt(
+        "reference-with-the-word-of-a-draft",
+        lambda world: without_mtp_tensors(world.reference),
+        Kind.UNACCOUNTED,
+        FUSED_MTP,
+    ),
+    Attempt(
+        "checkpoint-with-the-word-of-a-draft",
+        _each(lambda world: without_mtp_tensors(world.checkpoint), _without_draft),
+        Kind.UNACCOUNTED,
+        FUSED_MTP,
+    ),
     Attempt(
         "reference-lacks-a-tensor", _in_reference(_drop_mtp_tensors), Kind.UNACCOUNTED, FUSED_MTP
     ),
@@ -366,6 +435,31 @@ FILES = [
         "announces no draft model",
         FUSED_MTP,
     ),
+    Attempt(
+        "dropped-draft-asked-for",
+        _each(_dropped(), _options(parts=(Part.MTP,))),
+        "mtp layers with experts in the files: none",
+        FUSED_MTP,
+    ),
+    Attempt(
+        "draft-without-experts",
+        _dropped(lambda name: _is_mtp(name) and "expert" in name),
+        "mtp layers with experts in the files: none",
+        FUSED_MTP,
+    ),
+    Attempt(
+        "draft-but-for-one-tensor",
+        _dropped(lambda name: _is_mtp(name) and name != "mtp.norm.weight"),
+        "mtp layers with experts in the files: none",
+        MTP,
+    ),
+    Attempt(
+        "draft-beside-the-index",
+        _draft_beside_the_index,
+        "mtp layers with experts in the files: none",
+        FUSED_MTP,
+    ),
+    Attempt("draft-without-its-file", _draft_without_its_file, r"mtp\.safetensors", FUSED_MTP),
     Attempt("nothing-asked-for", _options(parts=()), "nothing to compare"),
     Attempt(
         "nothing-selected", _options(selection=Selection(max_bytes=1)), "leaves nothing to compare"
@@ -719,6 +813,9 @@ HONEST: dict[str, tuple[Tamper, str]] = {
     "decoder-only-reference-without-mtp": (
         _each(_reference_without_mtp, _only(Part.DECODER)), FUSED_MTP,
     ),
+    "dropped-draft": (_dropped(), FUSED_MTP),
+    "dropped-draft-per-expert": (_dropped(), MTP),
+    "dropped-draft-nobody-asked-for": (_each(_dropped(), _options(parts=(Part.DECODER,))), MTP),
     "some-experts": (_options(selection=Selection(layers="0", experts="0,-1")), VL),
     "some-bytes": (_options(selection=Selection(max_bytes=10**6)), MTP),
     "bit-of-what-was-not-selected": (

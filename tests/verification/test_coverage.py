@@ -241,7 +241,8 @@ def gathered(part: ReferencePart, lost: int | None = None) -> Ledger:
     ("lost", "unread"),
     [
         (None, set()),
-        (0, {"block_sparse_moe.input_linear", "block_sparse_moe.output_linear"}),
+        (0, {"block_sparse_moe.input_linear"}),
+        (2, {"block_sparse_moe.output_linear"}),
         (-1, {"lm_head"}),
     ],
 )
