@@ -41,18 +41,20 @@ from harness.compare.digesting import digest_of_matrix
 from harness.compare.equality import all_equal, on_all_cores, zeros
 from harness.compare.selection import Chosen, keys_of
 from harness.devices.digest import Words
-from harness.devices.expert_layout import Backend, Layout, Padding, Parameter, Span, expert_layout
+from harness.devices.expert_layout import (
+    PARAMETER_OF,
+    Backend,
+    Layout,
+    Padding,
+    Parameter,
+    Span,
+    expert_layout,
+)
 from harness.devices.held import Held
 from harness.devices.sharding import misplaced
 from harness.devices.tensors import DevicePart, DeviceTensor
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Projection
-
-PARAMETER_OF = {
-    Projection.GATE: Parameter.W13,
-    Projection.UP: Parameter.W13,
-    Projection.DOWN: Parameter.W2,
-}
 
 
 def tally_of(reference: ReferencePart, chosen: Chosen | None = None) -> Tally:
@@ -99,7 +101,10 @@ class PartComparison:
         self._meter = meter or Meter()
         self.reference = reference
         self.device = device
-        self.layout: Layout = expert_layout(backend, reference.shape, len(device.mesh))
+        self.layout: Layout = expert_layout(
+            backend, reference.shape, len(device.mesh),
+            alternating=reference.checkpoint.family.alternating,
+        )  # fmt: skip
         self.held = Held(self.layout, device.mesh, device.local)
         self._blocks = {projection: self.held.blocks(projection) for projection in Projection}
         padding = [gap for gap in self.layout.padding if self.held.holds(gap)]

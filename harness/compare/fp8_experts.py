@@ -39,10 +39,10 @@ from harness.compare.difference import (
     ValuesDiffer,
 )
 from harness.compare.digest_comparison import Method, no_digests
-from harness.compare.expert_comparison import PARAMETER_OF, PartComparison
+from harness.compare.expert_comparison import PartComparison
 from harness.compare.parameter_view import ParameterView, recovered
 from harness.devices.digest import Words
-from harness.devices.expert_layout import Backend, LayoutBlock, Parameter, Span
+from harness.devices.expert_layout import PARAMETER_OF, Backend, LayoutBlock, Parameter, Span
 from harness.devices.replicas import odd_replicas
 from harness.devices.sharding import misplaced
 from harness.devices.tensors import DevicePart, DeviceTensor

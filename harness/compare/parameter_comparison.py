@@ -53,6 +53,7 @@ from harness.compare.pieces import (
 )
 from harness.compare.tensor_sums import Summed, TensorSums, sum_piece
 from harness.devices.digest import Words
+from harness.devices.expert_layout import Backend
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import Packing, ParameterLayout
 from harness.devices.replicas import odd_replicas
@@ -108,6 +109,7 @@ class ParameterComparison:
         tensors: all of the part's arrays on the devices; experts' are passed over.
         mesh: the devices.
         packing: what the release under test does to parameters.
+        backend: the packing that experts have, whose biases follow it.
         nan: how NaNs count, see :class:`harness.base.bits.Nan`.
         chosen: whether a tensor or parameter of this layer (None: of no layer) is compared.
         local: of the devices, those this process addresses; None for all.
@@ -122,6 +124,7 @@ class ParameterComparison:
         mesh: Mesh,
         *,
         packing: Packing,
+        backend: Backend = Backend.GMM_TP,
         nan: Nan = Nan.PAYLOAD,
         chosen: Callable[[int | None], bool] = lambda _: True,
         local: frozenset[str] | None = None,
@@ -142,7 +145,7 @@ class ParameterComparison:
         #: The layers that have an array of experts on the devices.
         self.expert_layers = {self._family.layer_of(name) for name in of_experts}
         self._tensors = [tensor for tensor in tensors if tensor.name not in of_experts]
-        self.views = ParameterViews(reference, self._tensors, mesh, packing)
+        self.views = ParameterViews(reference, self._tensors, mesh, packing, backend)
         self._nan = nan
         self._chosen = chosen
         self._size = size
@@ -195,18 +198,24 @@ class ParameterComparison:
         return _Step(tensor, sum_piece(piece, self.checkpoint.entries[piece.source].shape))
 
     def _known(self, view: ParameterView, source: str) -> Words | None:
-        """What a tensor digests to, by the authority, as the parameter is to hold it."""
-        return self.authority.digest(source, view.layout.dtype)
+        """What a tensor digests to, by the authority, as the parameter is to hold it.
+
+        None, too, where no rows of it are held (experts' biases), or not as they are converted.
+        """
+        layout = view.layout
+        if layout.source_axis or layout.host_dtype != layout.dtype:
+            return None
+        return self.authority.digest(source, layout.dtype)
 
     def expected(self, bits: Bits, dtype: str, layout: ParameterLayout) -> Bits:
         """What becomes of reference bits, of this dtype, on the way to the device.
 
         The type counts, not its width: the device is to hold the conversion of the value.
         """
-        bits = converted(bits, dtype, layout.dtype)
-        if layout.dtype == "BF16" and layout.casts and self._nan is Nan.CANONICAL:
-            return canonical_nans(bits)
-        return bits
+        bits = converted(bits, dtype, layout.host_dtype)
+        if layout.host_dtype == "BF16" and layout.casts and self._nan is Nan.CANONICAL:
+            bits = canonical_nans(bits)
+        return converted(bits, layout.host_dtype, layout.dtype)
 
     def _parameter(self, steps: Iterator[_Step]) -> Iterator[Difference]:
         tensor = next(steps).tensor

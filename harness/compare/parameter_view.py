@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.base.bits import Bits
 from harness.base.scanning import Mask
-from harness.devices.expert_layout import Span
+from harness.devices.expert_layout import Backend, Layout, Span, UnknownLayout, expert_layout
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import (
     LayoutSizes,
@@ -24,7 +24,7 @@ from harness.devices.parameter_layout import (
     sizes_of,
 )
 from harness.devices.tensors import DeviceShard, DeviceTensor
-from harness.families.blocks import Row
+from harness.families.blocks import TENSOR, Row
 from harness.families.experts import ReferencePart
 
 
@@ -84,17 +84,21 @@ def pairs(
         The block; what the run must be, in the device's orientation; where it is in the shard;
         where it is in the tensor.
     """
-    own = shard.index[layout.output_axis]
+    own, axis = shard.index[layout.output_axis], layout.source_axis
     others = [s.as_slice() for a, s in enumerate(shard.index) if a != layout.output_axis]
+    last_row = first_row + reference.shape[axis]
     for block in layout.blocks:
         if block.source != source or not (here := block.at.overlap(own)):
             continue
-        ahead = block.at.start - block.rows.start
-        given = Span(first_row + ahead, first_row + ahead + len(reference))
-        if not (outputs := here.overlap(given)):
+        start, step = block.rows.start, block.step
+        given = [block.at.start - (start - row) // step for row in (first_row, last_row)]
+        if not (outputs := here.overlap(Span(*given))):
             continue
-        origin = (slice(outputs.start - ahead, outputs.stop - ahead), *others)
-        wanted = reference[(outputs.within(given), *others)]
+        first = start + (outputs.start - block.at.start) * step
+        rows = slice(first, first + (len(outputs) - 1) * step + 1, step)
+        origin = (*others[:axis], rows, *others[axis:])
+        within = slice(rows.start - first_row, rows.stop - first_row, step)
+        wanted = reference[(*others[:axis], within, *others[axis:])]
         there = at_outputs(layout, outputs.within(own), slice(None))
         yield block, wanted.T if layout.transposed else wanted, there, origin
 
@@ -133,13 +137,13 @@ def padding_of(view: ParameterView) -> Iterator[tuple[DeviceShard, Bits, tuple[i
     """Each shard's part of the padding, and where in the whole array it begins."""
     layout = view.layout
     for shard in view.tensor.shards if layout.padding else ():
-        assert layout.padding is not None
         own = shard.index[layout.output_axis]
-        if here := layout.padding.overlap(own):
-            bits = shard.fetch(at_outputs(layout, here.within(own), slice(None)))
-            where = [span.start for span in shard.index]
-            where[layout.output_axis] = here.start
-            yield shard, bits, tuple(where)
+        for gap in layout.padding:
+            if here := gap.overlap(own):
+                bits = shard.fetch(at_outputs(layout, here.within(own), slice(None)))
+                where = [span.start for span in shard.index]
+                where[layout.output_axis] = here.start
+                yield shard, bits, tuple(where)
 
 
 def at_outputs(layout: ParameterLayout, outputs: slice, others: slice) -> _Where:
@@ -166,6 +170,7 @@ class ParameterViews:
         tensors: the part's arrays on the devices besides experts'.
         mesh: the devices.
         packing: what the release under test does to parameters.
+        backend: the packing that experts have, whose biases follow it.
     """
 
     def __init__(
@@ -174,12 +179,14 @@ class ParameterViews:
         tensors: Iterable[DeviceTensor],
         mesh: Mesh,
         packing: Packing,
+        backend: Backend,
     ) -> None:
         self._reference = reference
         self._checkpoint = reference.checkpoint
         self._tensors = tuple(tensors)
         self._mesh = mesh
         self._packing = packing
+        self._backend = backend
 
     @cached_property
     def sizes(self) -> LayoutSizes:
@@ -246,7 +253,17 @@ class ParameterViews:
             dtype = parameter_dtype(
                 row, sources, self._reference.model_dtype, fp8=self._checkpoint.fp8
             )
-            layout = parameter_layout(row, sources, self._mesh, self.sizes, self._packing, dtype)
-        except UnknownParameterLayout as error:
+            layout = parameter_layout(
+                row, sources, self._mesh, self.sizes, self._packing, dtype,
+                self._experts if row.biases else None,
+            )  # fmt: skip
+        except (UnknownParameterLayout, UnknownLayout) as error:
             raise _DoesNotFit(f"no layout: {error}") from error
+        if row.biases:
+            tensor = tensor.flattened()
         return ParameterView(tensor.lifted() if row.squeezed else tensor, row, layout, names)
+
+    @cached_property
+    def _experts(self) -> Layout:
+        """How experts lie; none of a release that has them on no device."""
+        return expert_layout(self._backend, self._reference.shape, self._mesh.count(TENSOR))

@@ -90,7 +90,8 @@ def pieces_of(
         entry = checkpoint.entries[name]
         count = entry.shape[0]
         fitting = size.nbytes * count // max(entry.nbytes, 1)
-        height = max(fitting // size.rows * size.rows, size.rows)
+        cut = view.layout.source_axis == 0  # experts' biases are small, and whole
+        height = max(fitting // size.rows * size.rows, size.rows) if cut else count
         for first in range(0, count, height):
             yield Piece(view, name, Span(first, min(first + height, count)))
 
@@ -129,7 +130,7 @@ def departure_of(run: Run, *, transposed: bool) -> Departure | None:
         return None
     first = departs.first
     in_tensor = first[::-1] if transposed else first
-    at = tuple(i + o for i, o in zip(in_tensor, (s.start for s in run.origin), strict=True))
+    at = tuple(s.start + i * (s.step or 1) for i, s in zip(in_tensor, run.origin, strict=True))
     held = int(run.got[first])
     alike = scan(lambda part: part == held, run.got)
     assert alike, "the first unequal element is one"

@@ -67,6 +67,9 @@ class _Rows:
     def add(self, origin: tuple[slice, ...], run: Bits) -> None:
         """Add what one device holds of the tensor at ``origin``."""
         self.total += run.size
+        if any(each.step not in (None, 1) for each in origin):
+            self._alike = False  # read instead
+            return
         at = tuple(Span(each.start, each.stop) for each in origin)
         if at in self._first:
             self._alike = self._alike and equal_bits(run, self._first[at])

@@ -47,6 +47,14 @@ class Parameter(StrEnum):
     W2 = "w2_weight"
 
 
+#: The array that holds each of an expert's matrices.
+PARAMETER_OF = {
+    Projection.GATE: Parameter.W13,
+    Projection.UP: Parameter.W13,
+    Projection.DOWN: Parameter.W2,
+}
+
+
 def is_expert_array(name: str) -> bool:
     """Whether vLLM calls experts' arrays, or their scales, so."""
     return name.rpartition(".")[2].startswith(tuple(Parameter))
@@ -158,6 +166,33 @@ class Layout:
         """The blocks that make up one projection."""
         return tuple(block for block in self.blocks if block.projection is projection)
 
+    def outputs_of(self, projection: Projection) -> tuple[tuple[Span, Span], ...]:
+        """Where an expert has what is one for each output of a matrix, as a bias is.
+
+        Of two matrices that lie one below the other, the fused kernel's gate and up, the second's
+        come after the whole width of the first.
+
+        Returns:
+            Pairs of outputs, and their place on the last axis of an array [E, :meth:`width_of`].
+        """
+        found: dict[Span, Span] = {}
+        for block in self.blocks_of(projection):
+            assert block.transposed, "vLLM's host layout has biases as they are stored"
+            height = self.shapes[block.parameter][1] // self._planes(block.parameter)
+            ahead = block.rows.start // height * self.shapes[block.parameter][2]
+            place = Span(ahead + block.columns.start, ahead + block.columns.stop)
+            found.setdefault(block.outputs, place)
+        return tuple(found.items())
+
+    def width_of(self, parameter: Parameter) -> int:
+        """How many numbers such an array has for each expert."""
+        return self._planes(parameter) * self.shapes[parameter][2]
+
+    def _planes(self, parameter: Parameter) -> int:
+        """How many matrices lie one below the other in an array."""
+        stacked = self.backend is Backend.FUSED_MOE and parameter is Parameter.W13
+        return 2 if stacked else 1
+
     def shard_span(self, parameter: Parameter, shard: int) -> Span:
         """The part of the sharded axis that shard number ``shard`` must hold."""
         part = self.shapes[parameter][self.sharded_axis[parameter]] // self.shards
@@ -168,13 +203,17 @@ class UnknownLayout(ValueError):
     """The sizes do not fit the packing."""
 
 
-def expert_layout(backend: Backend, shape: ExpertShape, shards: int) -> Layout:
+def expert_layout(
+    backend: Backend, shape: ExpertShape, shards: int, *, alternating: bool = False
+) -> Layout:
     """The packing of experts of ``shape`` by ``backend`` over ``shards`` devices.
 
     Args:
         backend: the packing.
         shape: the experts' sizes, E, D and F.
         shards: size of the mesh axes the experts are sharded over.
+        alternating: vLLM's host layout has the rows of gate and up in turn; tpu-inference sorts
+            them.
 
     Raises:
         UnknownLayout: the axis that is cut is no multiple of ``shards``.
@@ -192,9 +231,9 @@ def expert_layout(backend: Backend, shape: ExpertShape, shards: int) -> Layout:
         case Backend.FUSED_MOE:
             return _fused(shape, shards)
         case Backend.XLA_TP:
-            return _cut(_host(backend, shape, shards, axes=(1, 2)))
+            return _cut(_host(backend, shape, shards, axes=(1, 2), alternating=alternating))
         case Backend.XLA_EP:
-            return _host(backend, shape, shards, axes=(0, 0))
+            return _host(backend, shape, shards, axes=(0, 0), alternating=alternating)
 
 
 def _cut(layout: Layout) -> Layout:
@@ -269,14 +308,26 @@ def _fused(shape: ExpertShape, shards: int) -> Layout:
     )
 
 
-def _host(backend: Backend, shape: ExpertShape, shards: int, *, axes: tuple[int, int]) -> Layout:
-    """w13 is [E, 2F, D], gate rows first; w2 is [E, D, F]; nothing is transposed or padded."""
+def _host(
+    backend: Backend, shape: ExpertShape, shards: int, *, axes: tuple[int, int], alternating: bool
+) -> Layout:
+    """w13 is [E, 2F, D], w2 is [E, D, F]; nothing is transposed or padded.
+
+    Of w13 gate's rows come first, or gate's and up's in turn.
+    """
     hidden, width = Span(0, shape.hidden), Span(0, shape.intermediate)
-    up = Span(len(width), 2 * len(width))
-    blocks = (
-        LayoutBlock(Projection.GATE, Parameter.W13, width, hidden, width, hidden, transposed=False),
-        LayoutBlock(Projection.UP, Parameter.W13, up, hidden, width, hidden, transposed=False),
-        LayoutBlock(Projection.DOWN, Parameter.W2, hidden, width, hidden, width, transposed=False),
+    runs = [Span(row, row + 1) for row in range(len(width))] if alternating else [width]
+    blocks = [
+        LayoutBlock(
+            projection, Parameter.W13, Span(first, first + len(run)), hidden, run, hidden,
+            transposed=False,
+        )
+        for half, projection in enumerate((Projection.GATE, Projection.UP))
+        for run in runs
+        for first in [2 * run.start + half * len(run)]
+    ]  # fmt: skip
+    blocks.append(
+        LayoutBlock(Projection.DOWN, Parameter.W2, hidden, width, hidden, width, transposed=False)
     )
     return Layout(
         backend=backend,
@@ -286,7 +337,7 @@ def _host(backend: Backend, shape: ExpertShape, shards: int, *, axes: tuple[int,
         },
         sharded_axis=dict(zip(Parameter, axes, strict=True)),
         shards=shards,
-        blocks=blocks,
+        blocks=tuple(blocks),
         padding=(),
     )
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from harness.base.bounds import MOST_HEADS, section, size
 from harness.checkpoint.fp8_blocks import CODES
-from harness.devices.expert_layout import Span
+from harness.devices.expert_layout import PARAMETER_OF, Layout, Span
 from harness.devices.mesh import Mesh
 from harness.families.blocks import Cut, Pieces, Row
 
@@ -108,12 +108,16 @@ class Source:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows ``rows`` of tensor ``source``, at ``at`` of the output axis; the ``copy``-th of them."""
+    """Rows ``rows`` of tensor ``source``, at ``at`` of the output axis; the ``copy``-th of them.
+
+    Of those rows every ``step``-th one, the first among them.
+    """
 
     source: str
     rows: Span
     at: Span
     copy: int = 0
+    step: int = 1
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,9 @@ class ParameterLayout:
         shards: the number of parts.
         blocks: every row of every tensor, at least once.
         padding: what no block covers, on the output axis: zeros.
+        made_in: the dtype it is made in on the host, where that is another: what is written to it
+            is converted twice.
+        source_axis: the axis of a tensor that its outputs, the rows of blocks, run along.
         casts: whether bf16 goes to the device by way of f32, which rewrites NaNs. What stays on
             the host until all is replicated goes as it is (``utils.py``, ``t2j``: a bit cast).
     """
@@ -142,8 +149,15 @@ class ParameterLayout:
     axes: tuple[str, ...]
     shards: int
     blocks: tuple[RowBlock, ...]
-    padding: Span | None
+    padding: tuple[Span, ...] = ()
     casts: bool = True
+    made_in: str = ""
+    source_axis: int = 0
+
+    @property
+    def host_dtype(self) -> str:
+        """The dtype it is made in."""
+        return self.made_in or self.dtype
 
     def share(self, number: int) -> tuple[Span, ...]:
         """What shard ``number`` holds, a span an axis."""
@@ -174,6 +188,7 @@ def parameter_layout(
     sizes: LayoutSizes,
     packing: Packing,
     dtype: str,
+    experts: Layout | None = None,
 ) -> ParameterLayout:
     """Where the rows of ``sources`` lie.
 
@@ -183,11 +198,15 @@ def parameter_layout(
         mesh: the devices.
         sizes: of the model.
         packing: what the release does.
-        dtype: what the device is to hold, see :func:`parameter_dtype`.
+        dtype: what it is made in, see :func:`parameter_dtype`; the device is to hold the same, but
+            for biases of experts.
+        experts: how experts lie, for the biases of their matrices.
 
     Raises:
         UnknownParameterLayout: the tensors have different inputs, or a piece does not divide.
     """
+    if row.biases and packing.divides:
+        return _biases(row, sources[0], experts, dtype)
     if packing.vllm < row.left_alone_before:
         row = replace(row, cut=Cut.NONE, transposed=False, casts=False)
     first = sources[0].shape
@@ -216,9 +235,43 @@ def parameter_layout(
         axes=row.axes if cut_axis is not None else (),
         shards=shards,
         blocks=blocks,
-        padding=Span(rows, padded) if padded > rows else None,
+        padding=(Span(rows, padded),) if padded > rows else (),
         casts=row.casts,
     )
+
+
+def _biases(row: Row, source: Source, experts: Layout | None, dtype: str) -> ParameterLayout:
+    """Biases of experts' matrices, [E, outputs] and so on the device, as the matrices' outputs lie.
+
+    They are cut with them, where the outputs or the experts are, and are f32 on the device.
+    """
+    if experts is None:
+        raise UnknownParameterLayout("how experts lie is not known")
+    step = len(row.biases)
+    blocks, (parameter,) = [], {PARAMETER_OF[projection] for projection in row.biases}
+    for number, projection in enumerate(row.biases):
+        for outputs, at in experts.outputs_of(projection):
+            rows = Span(step * outputs.start + number, step * outputs.stop)
+            blocks.append(RowBlock(source.name, rows, at, step=step))
+    blocks.sort(key=lambda block: block.at.start)
+    shape = (experts.shapes[parameter][0], experts.width_of(parameter))
+    if source.shape != (shape[0], sum(len(block.at) for block in blocks)):
+        raise UnknownParameterLayout(f"a tensor of {list(source.shape)}")
+    cut = {0: 0, 1: None, 2: 1}[experts.sharded_axis[parameter]]
+    return ParameterLayout(
+        shape=shape, dtype="F32", made_in=dtype, transposed=False, output_axis=1, cut_axis=cut,
+        axes=row.axes if cut is not None else (), shards=experts.shards if cut is not None else 1,
+        blocks=tuple(blocks), padding=tuple(_between(blocks, shape[1])), casts=row.casts,
+        source_axis=1,
+    )  # fmt: skip
+
+
+def _between(blocks: Sequence[RowBlock], end: int) -> Iterator[Span]:
+    """What ascending blocks leave of an axis."""
+    ends = [0, *(block.at.stop for block in blocks)]
+    for stop, start in zip(ends, [*(block.at.start for block in blocks), end], strict=True):
+        if start > stop:
+            yield Span(stop, start)
 
 
 def parameter_dtype(row: Row, sources: Sequence[Source], model: str, *, fp8: bool) -> str:
@@ -284,7 +337,7 @@ def _pieces(
             for start, stop in ((0, keys), (keys, 2 * keys), (2 * keys, mixed.shape[0])):
                 yield _Piece(mixed.name, Span(start, stop))
             yield _Piece(z.name, Span(0, z.shape[0]))
-        case Pieces.WHOLE | Pieces.ROWS:
+        case Pieces.WHOLE | Pieces.ROWS | Pieces.ALTERNATING:
             for source in sources:
                 yield _Piece(source.name, Span(0, source.shape[0]))
 

@@ -81,6 +81,18 @@ class DeviceShard:
 
         return replace(self, index=(self.index[0], Span(0, rows), self.index[-1]), fetch=fetch)
 
+    def flattened(self) -> DeviceShard:
+        """The shard as [E, numbers]: all axes but the first count as one."""
+        count = math.prod(map(len, self.index[1:]))
+        first = next((span for span in self.index[1:] if span.start), Span(0, 0)).start
+
+        def fetch(index: Any) -> Bits:
+            bits: Bits = self.fetch(...)
+            flat: Bits = bits.reshape(len(bits), count)[index]
+            return flat
+
+        return replace(self, index=(self.index[0], Span(first, first + count)), fetch=fetch)
+
     def lifted(self) -> DeviceShard:
         """The shard with an axis of size 1 before all others."""
         return replace(
@@ -156,6 +168,20 @@ class DeviceTensor:
             return self
         shape = (self.shape[0], math.prod(middle), self.shape[-1])
         return replace(self, shape=shape, shards=tuple(s.folded() for s in self.shards))
+
+    def flattened(self) -> DeviceTensor:
+        """The tensor as [E, numbers]: all axes but the first count as one.
+
+        Itself where shards would be no runs of that axis: no packing does that, and the shape
+        tells.
+        """
+        axes = range(1, len(self.shape))
+        cut = {a for s in self.shards for a in axes if len(s.index[a]) != self.shape[a]}
+        long = {axis for axis in axes if self.shape[axis] > 1}
+        if len(axes) < 2 or (cut and (len(long) > 1 or cut != long)):
+            return self
+        shape = (self.shape[0], math.prod(self.shape[1:]))
+        return replace(self, shape=shape, shards=tuple(s.flattened() for s in self.shards))
 
     def lifted(self) -> DeviceTensor:
         """The tensor with an axis of size 1 before all others."""

@@ -39,13 +39,13 @@ BIAS_LOST = Cause.declared(
 
 @rule(BIAS_LOST)
 def bias_lost(e: Evidence) -> Finding | None:
-    """A bias was never written, or is zero, and no loader was called for it: for its weight one."""
+    """A bias was never written, or is zero, and nothing came for it, while its weight did."""
     if not e.all_held(lambda device: (device == 0) | (device == (e.poison or 0))):
         return None
     known = e.deliveries()
     if not is_lone_bias(known.tensor, known.ledger):
         return None
-    evidence = f"no weight_loader was called for {e.name}, one was for its weight"
+    evidence = f"no weight_loader was called for {e.name} and nothing copied it; its weight came"
     return e.finding_of_all(BIAS_LOST, BIASES_LOST, evidence)
 
 

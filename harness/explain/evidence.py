@@ -14,7 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
-from harness.base.bits import Bits
+from harness.base.bits import Bits, bits_dtype, converted
 from harness.base.scanning import Mask, stretches
 from harness.explain.causes import Cause, Finding
 from harness.explain.provenance import Occurrence, lines_of
@@ -213,6 +213,7 @@ class Evidence:
         wanted: gives what it should hold, [outputs, …], read when a rule first asks for it.
         device: what it holds, as far as the devices of this process do; elsewhere the reference.
         dtype: of both.
+        made_in: the dtype that their parameter is made in on the host, where that is another.
         stored: its bits and their dtype in the files, in this orientation, before any conversion.
         around: what could have come in its place.
         held: which elements the devices of this process hold; None for all.
@@ -232,6 +233,7 @@ class Evidence:
     dtype: str
     stored: Callable[[], tuple[Bits, str]]
     around: Around
+    made_in: str = ""
     held: Mask | None = None
     stored_transposed: bool = False
     granules: tuple[Granule, ...] = ()
@@ -258,8 +260,12 @@ class Evidence:
 
     @property
     def poison(self) -> int | None:
-        """What an element holds before it is written."""
-        return POISON.get(self.device.itemsize)
+        """What an element holds before it is written, as the device is then to hold it."""
+        if not self.made_in:
+            return POISON.get(self.device.itemsize)
+        bits = bits_dtype(self.made_in)
+        poison = np.array([POISON[bits.itemsize]], dtype=bits)
+        return int(converted(poison, self.made_in, self.dtype)[0])
 
     @cached_property
     def pattern(self) -> Pattern:

@@ -60,7 +60,8 @@ def diagnose_failure(
     if known:
         return [known]
     if call:
-        return [_failed(UNEXPLAINED, "a weight_loader raised an error", _called(call))]
+        what = "a copy into a parameter" if call.operation else "a weight_loader"
+        return [_failed(UNEXPLAINED, f"{what} raised an error", _called(call))]
     return [_failed(UNEXPLAINED, "the stack under test raised an error", "see above")]
 
 
@@ -111,7 +112,7 @@ def _contract(call: LoaderCall, undelivered: dict[int, tuple[int, ...]]) -> Diag
             f"keyword arguments; {_lost(undelivered)}"
         )
         return _failed(ARGUMENT_CONTRACT, summary, _called(call), fix_of(call.site))
-    if call.layer_type == "QKVParallelLinear" and not call.arguments:
+    if call.layer_type == "QKVParallelLinear" and not (call.arguments or call.operation):
         summary = "the hook wants a shard_id for a tensor that is stored fused and has none"
         return _failed(FUSED_WITHOUT_SHARD, summary, _called(call))
     return None
@@ -140,7 +141,7 @@ def _no_expert(
     """
     module, _, name = call.parameter.rpartition(".")
     shared = re.compile(rf"{re.escape(module)}\.(?:\w+\.)*experts\.(?:\w+\.)*{re.escape(name)}")
-    if call.is_of_expert or call.ids != (None, None):
+    if call.is_of_expert or call.operation or call.ids != (None, None):
         return None
     if not any(shared.fullmatch(parameter) for parameter in ledger.parameters):
         return None

@@ -81,6 +81,7 @@ class ParameterExplainer:
             wanted=lambda: around.reference,
             device=around.device,
             dtype=view.layout.dtype,
+            made_in=view.layout.made_in,
             stored=lambda: (
                 checkpoint.bits(fault.source),
                 checkpoint.entries[fault.source].dtype,
@@ -267,7 +268,8 @@ def _granules(around: AroundTensor) -> Iterator[Granule]:
     if head > 1:
         yield Granule("head", 0, head)
     if layout.cut_axis is not None and layout.shards > 1:
-        axis = 0 if layout.cut_axis == layout.output_axis else 1
+        outputs = layout.source_axis
+        axis = outputs if layout.cut_axis == layout.output_axis else 1 - outputs
         length = around.shape[axis] // layout.shards
         if not length % head:  # a part of a head is no shard: those are repeated
             yield Granule("shard", axis, length)

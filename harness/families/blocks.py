@@ -14,11 +14,12 @@ transforms themselves are in :mod:`harness.devices.parameter_layout`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
 
 from harness.families.sizes import ModelShape
+from harness.families.storage import Projection
 
 Shape = tuple[int, ...]
 #: The shape of a tensor in a model of some sizes; ``number`` is that of its layer.
@@ -34,6 +35,7 @@ TENSOR = ("attn_dp", "attn_dp_expert", "expert", "model", "dcp", "pcp")
 _LINEAR, _REORDER, _TILED = "linear", "linear, reorder", "linear, reorder, tile"
 _REPLICATED, _WIDENED, _VOCABULARY = "replicate", "widen, replicate", "vocabulary"
 _FLOAT = "float, replicate"
+_OF_EXPERTS = "expert-bias"
 
 #: Where upstream does what: file and function, the same from 0.22 to 0.32.
 UPSTREAM: dict[str, str] = {
@@ -47,6 +49,8 @@ UPSTREAM: dict[str, str] = {
     "widen": "vllm/model_executor/layers/mamba/gdn, A_log is made as float32 (0.26)",
     "float": "vllm/model_executor/models, where the router or its bias is made: glm4_moe.py, "
     "ernie45_moe.py, lfm2_moe.py, deepseek_v2.py, minimax_m2.py",
+    "expert-bias": "tpu_inference/layers/common/process_weights/moe_weights.py, "
+    "process_moe_weights and _get_moe_weight_shardings",
     "vocabulary": "vllm/model_executor/layers/vocab_parallel_embedding.py, pad_vocab_size; "
     "tpu_inference/layers/vllm/quantization/unquantized.py, VllmUnquantizedEmbeddingMethod",
     "rope": "vllm/model_executor/layers/rotary_embedding, _compute_cos_sin_cache",
@@ -73,6 +77,7 @@ class Pieces(StrEnum):
     - ``thirds``: one tensor holds three parts of equal size.
     - ``qkvz``: tensors qkv and z of linear attention; the first holds q, k and v.
     - ``rows``: whole, and padded with rows of zeros to a multiple of 64 (the vocabulary).
+    - ``alternating``: of the biases of experts' gate and up, [E, 2F], every second number is one's.
     """
 
     WHOLE = "whole"
@@ -82,6 +87,7 @@ class Pieces(StrEnum):
     THIRDS = "thirds"
     QKVZ = "qkvz"
     ROWS = "rows"
+    ALTERNATING = "alternating"
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,9 @@ class Row:
         left_alone_before: releases of vLLM before this one make the linear layer without a
             quantisation config, and tpu-inference leaves those as they are, on every device.
         copies: further names on the device, where upstream holds it under several.
+        biases: the experts' matrices whose biases it holds, if any, [E, outputs] in the checkpoint,
+            those of several in turn: they lie as the matrices' outputs do, zeros between them, and
+            are f32.
     """
 
     kind: str
@@ -123,6 +132,7 @@ class Row:
     squeezed: bool = False
     left_alone_before: tuple[int, ...] = ()
     copies: tuple[str, ...] = ()
+    biases: tuple[Projection, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +168,11 @@ def by_inputs(kind: str, name: str, shape: ShapeOf, **options: object) -> Row:
 def _with_bias(row: Callable[..., Row], kind: str, name: str, shape: ShapeOf) -> Iterator[Row]:
     yield row(kind, f"{name}.weight", shape)
     yield row(kind, f"{name}.bias", lambda s: shape(s)[:1])
+
+
+def called(parameter: str, row: Row) -> Block:
+    """A row whose parameter has a name of its own on the device."""
+    return Block((replace(row, parameter=parameter),))
 
 
 def norm(kind: str, name: str) -> Row:
@@ -201,6 +216,8 @@ def attention(
     output: str = "o_proj",
     norm: str = "norm",
     rotary: bool = False,
+    output_biased: bool = False,
+    sinks: bool = False,
 ) -> Block:
     """Attention of q, k, v and an output.
 
@@ -211,6 +228,8 @@ def attention(
         output: what the output projection is called.
         norm: what the norms are called, after ``q_`` and ``k_``.
         rotary: upstream sorts the rows of each head of q and k, even ones first (Llama-4).
+        output_biased: the output has a bias.
+        sinks: each head has a number that takes part in its softmax (gpt-oss).
     """
     kind = "attention q, k, v" + (" (with the output gate in q)" if gated else "")
     keys = lambda s: (s.kv_heads * s.head_dim, s.hidden)  # noqa: E731
@@ -224,6 +243,9 @@ def attention(
             "attention output", f"{output}.weight", lambda s: (s.hidden, s.heads * s.head_dim),
             fp8=True,
         ),
+        *([by_inputs("attention output: bias", f"{output}.bias", lambda s: (s.hidden,))]
+          if output_biased else []),
+        *([whole("attention sinks", "sinks", lambda s: (s.heads,))] if sinks else []),
         *(
             whole("attention q and k norms", f"{letter}_{norm}.weight", shape)
             for letter, shape in zip("qk", norms or (), strict=False)
@@ -358,7 +380,25 @@ FLOAT_ROUTER = Block((
 WIDENED_ROUTER = Block((
     whole("router", "weight", lambda s: (s.experts, s.hidden), _FLOAT, widened=True),
 ))  # fmt: skip
+#: A router that upstream leaves alone, and its bias.
+BIASED_ROUTER = Block((
+    *PLAIN_ROUTER.rows, whole("router's bias", "bias", lambda s: (s.experts,)),
+))  # fmt: skip
 EXPERTS = Block(experts=True)
+#: Biases of fused experts, those of gate and up in turn.
+ALTERNATING_EXPERT_BIASES = Block((
+    Row(
+        "experts' gate and up: biases", "w13_bias",
+        (("gate_up_proj_bias", lambda s: (s.experts, 2 * s.intermediate)),), _OF_EXPERTS,
+        cut=Cut.OUTPUTS, pieces=Pieces.ALTERNATING, axes=TENSOR,
+        biases=(Projection.GATE, Projection.UP),
+    ),
+    Row(
+        "experts' down: biases", "w2_bias",
+        (("down_proj_bias", lambda s: (s.experts, s.hidden)),), _OF_EXPERTS,
+        axes=TENSOR, biases=(Projection.DOWN,),
+    ),
+))  # fmt: skip
 
 
 @cache

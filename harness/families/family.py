@@ -60,12 +60,14 @@ def each_layer(shape: ModelShape) -> Iterable[int]:
 class Module:
     """A block at its place in a section; ``path`` is empty for the section itself.
 
-    ``when`` says in which sizes, and in which layer, it is there.
+    ``when`` says in which sizes, and in which layer, it is there; ``device`` what it is called on
+    the device, where that is something else.
     """
 
     path: str
     block: Block
     when: Callable[[ModelShape, int], bool] = lambda shape, number: True
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Family:
         sizes: the keys of E, D and F there, each with its synonyms. Of the first it needs one that
             is there; where several are, they must agree.
         layer_counts: by part, the key of the number of its layers there.
+        alternating: vLLM's own parameter of gate and up has their rows in turn.
         misread: the storages that releases of vLLM take for others.
         moe_layers: the keys there that say which of the decoder's layers have experts.
         experts_module: what a layer's module of experts is called on the device.
@@ -203,6 +206,7 @@ class Family:
     )  # fmt: skip
     misread: tuple[Misread, ...] = COMMON_ROAD
     moe_layers: MoeLayers = ALL_LAYERS
+    alternating: bool = False
     experts_module: str = "mlp.experts"
     head: str = "lm_head.weight"
     embedding: str = "model.embed_tokens.weight"
@@ -486,17 +490,22 @@ def _joined(*words: str) -> str:
 
 
 def _rule(section: Section, module: Module, row: Row) -> ParameterRule:
-    path = _joined(section.path, module.path)
-    number = re.escape(path).replace(re.escape("{n}"), r"\d+")
-    before = f"({number}\\.)" if path else "()"
     names = "|".join(map(re.escape, (row.parameter, *row.copies)))
+    device = _pattern(_joined(section.path, module.device or module.path))
+    stored = _joined(section.path, module.path)
+    before = stored.replace("{n}", r"\g<1>") + "." if stored else ""
     return ParameterRule(
         row,
-        re.compile(before + (f"(?:{names})" if row.copies else names)),
-        tuple(rf"\g<1>{name}" for name, _ in row.stored),
-        tuple(re.compile(before + re.escape(name)) for name, _ in row.stored),
+        re.compile(device + (f"(?:{names})" if row.copies else names)),
+        tuple(before + name for name, _ in row.stored),
+        tuple(re.compile(_pattern(stored) + re.escape(name)) for name, _ in row.stored),
         section.parts,
     )
+
+
+def _pattern(path: str) -> str:
+    """The expression for what comes before the names in a module; its group is the number."""
+    return re.escape(path + "." if path else "").replace(re.escape("{n}"), r"(\d+)")
 
 
 def _specs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from harness.families.blocks import DERIVED, UPSTREAM, Cut, Pieces, Row
+from harness.families.blocks import DERIVED, TENSOR, UPSTREAM, Cut, Pieces, Row
 from harness.families.family import Family, ParameterRule
 from harness.families.known_families import families
 
@@ -20,6 +20,7 @@ _PIECES = {
     Pieces.THIRDS: "thirds of one tensor, each cut for itself",
     Pieces.QKVZ: "q, k, v and z, each cut for itself",
     Pieces.ROWS: "padded with zero rows to a multiple of 64",
+    Pieces.ALTERNATING: "gate's and up's in turn in the tensor, one after the other in each part",
 }
 
 
@@ -63,7 +64,8 @@ def _rows() -> dict[Row, list[tuple[Family, ParameterRule]]]:
 
 def _readable(pattern: str) -> str:
     """A regular expression as a name with ``*`` and alternatives."""
-    for before, after in ((r"\d+", "*"), (".+", "*"), ("(?:", "("), ("\\.", "."), ("|", ",")):
+    words = (r"(\d+)", "*"), (r"\d+", "*"), (".+", "*"), ("(?:", "("), ("\\.", "."), ("|", ",")
+    for before, after in words:
         pattern = pattern.replace(before, after)
     pattern = re.sub(r"\((\*\.\w+)\)", r"\1", pattern.replace("()", ""))
     if pattern.startswith("("):
@@ -83,6 +85,7 @@ def _transform(row: Row) -> str:
     if row.cut is Cut.OUTPUTS and (len(row.stored) > 1 or row.pieces in _INTERLEAVED):
         words.append("part i of each piece side by side for device i")
     words += [text] if (text := _PIECES[row.pieces]) else []
+    words += ["placed as their matrices' outputs, zeros between; f32"] if row.biases else []
     words += ["made as f32"] if row.widened else []
     words += ["without its first axis, of size 1"] if row.squeezed else []
     if row.left_alone_before:
@@ -90,10 +93,16 @@ def _transform(row: Row) -> str:
     return "; ".join(words) or "none"
 
 
+_OF_BIASES = {
+    Cut.OUTPUTS: f"cut as their matrices over {', '.join(TENSOR)}: by outputs, or by experts",
+    Cut.NONE: f"replicated, or cut by experts over {', '.join(TENSOR)}",
+}
 _INTERLEAVED = (Pieces.QKV_FUSED, Pieces.THIRDS, Pieces.QKVZ)
 
 
 def _placement(row: Row) -> str:
+    if row.biases:
+        return _OF_BIASES[row.cut]
     if row.cut is Cut.NONE:
         return "replicated"
     bias = {Cut.INPUTS: "; a bias is replicated", Cut.OUTPUTS: ""}[row.cut]

@@ -75,9 +75,7 @@ def calls_of(part: Part, ledger: Ledger) -> list[Calls]:
 def enumerate_deliveries(ledger: Ledger) -> list[tuple[int, tuple[Slot, LoaderCall]]]:
     """Deliveries with the number each has among all calls."""
     return [
-        (number, (slot, call))
-        for number, call in enumerate(ledger.calls)
-        if (slot := call.slot) is not None
+        (number, (slot, call)) for number, call in enumerate(ledger.calls) for slot in call.slots
     ]
 
 

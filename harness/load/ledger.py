@@ -2,8 +2,9 @@
 
 Tensors tell that an expert is wrong; the ledger tells what became of it on the way: never
 delivered, delivered twice, after its layer was processed, or with its ids where the hook does not
-look for them, and from which line of code. This file holds the facts and answers from them; it
-knows neither vllm nor torch.
+look for them, and from which line of code. Some models, as gpt-oss, copy tensors into parameters
+past every ``weight_loader``: such a copy is noted as a call, too. This file holds the facts and
+answers from them; it knows neither vllm nor torch.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ SHARD_OF: dict[Projection, str] = {
     Projection.UP: "w3",
 }
 SHARDS = tuple(SHARD_OF.values())
+#: Those that each parameter of experts holds.
+_SHARDS_IN = {
+    "w13_weight": (SHARD_OF[Projection.GATE], SHARD_OF[Projection.UP]),
+    "w2_weight": (SHARD_OF[Projection.DOWN],),
+}
 
 #: What a parameter holds before it is written, by bytes an element takes. All are finite as bf16,
 #: f16 and f32, lest casts on the way change them, and none is a value a model holds twice in a row.
@@ -42,7 +48,7 @@ class Slot(NamedTuple):
 
 
 class LoaderCall(NamedTuple):
-    """One call of a parameter's ``weight_loader``.
+    """One call of a parameter's ``weight_loader``, or one write to it past that.
 
     Attributes:
         parameter: the parameter's name in the model.
@@ -52,6 +58,8 @@ class LoaderCall(NamedTuple):
         keywords: names and values of the others, alike.
         site: the caller, ``file:line``.
         late: the layer had been processed before, and no longer held this parameter.
+        operation: of a write past the loader, the tensor's operation, as ``copy_``.
+        experts: of such a write to all of a parameter, the size of its first axis.
     """
 
     parameter: str
@@ -61,6 +69,8 @@ class LoaderCall(NamedTuple):
     keywords: dict[str, object]
     site: str
     late: bool
+    operation: str = ""
+    experts: int = 0
 
     @property
     def is_of_expert(self) -> bool:
@@ -90,6 +100,16 @@ class LoaderCall(NamedTuple):
         return None
 
     @property
+    def slots(self) -> Iterator[Slot]:
+        """Every expert's shard that it brings: the one it names, or all that a parameter holds."""
+        if slot := self.slot:
+            yield slot
+        elif self.experts and (match := _EXPERT_PARAMETER.search(self.parameter)):
+            for expert in range(self.experts):
+                for shard in _SHARDS_IN[match[2]]:
+                    yield Slot(int(match[1]), expert, shard)
+
+    @property
     def ids_are_positional(self) -> bool:
         """Whether an expert's ids came by position and neither by keyword."""
         by_keyword = {"expert_id", "shard_id"} & set(self.keywords)
@@ -98,6 +118,8 @@ class LoaderCall(NamedTuple):
     @property
     def as_call(self) -> str:
         """The call as source code would show it."""
+        if self.operation:
+            return f"param.{self.operation}(loaded_weight)"
         words = ["param", "loaded_weight", *map(repr, self.arguments)]
         words += [f"{name}={value!r}" for name, value in self.keywords.items()]
         return f"weight_loader({', '.join(words)})"
@@ -112,7 +134,7 @@ class Ledger:
         streamed: names of the checkpoint's tensors, in the order the streamer gave them.
         parameters: names of the model's parameters before the load.
         unwritten: those that were never written: no element of theirs lost its poison.
-        bypassed: those that something else than a loader wrote.
+        bypassed: those that something wrote that nobody saw: no loader, and no copy.
         processed: when the load ended early, the parameters that had been processed: their layer
             no longer held them.
         failed: the last call raised.
@@ -140,9 +162,9 @@ class Ledger:
         return self.finished or bool(self.calls)
 
     def deliveries(self) -> Iterator[tuple[Slot, LoaderCall]]:
-        """Every call that named an expert's shard, with what it named."""
+        """Every expert's shard that a call brought, with the call."""
         for call in self.calls:
-            if slot := call.slot:
+            for slot in call.slots:
                 yield slot, call
 
     def counts(self) -> Counter[Slot]:
@@ -152,7 +174,7 @@ class Ledger:
     def of(self, layer: int, expert: int, projection: Projection) -> list[LoaderCall]:
         """The calls for one matrix of one expert."""
         for number in range(self._indexed, len(self.calls)):
-            if slot := self.calls[number].slot:
+            for slot in self.calls[number].slots:
                 self._index.setdefault(slot, []).append(number)
         self._indexed = len(self.calls)
         numbers = self._index.get(self.slot(layer, expert, projection), ())

@@ -4,23 +4,28 @@ A subclass of the loader under test, registered where that one registers itself 
 ``model_loader/__init__.py``, ``register_model_loader``), steps in once: between the model's
 initialisation and its ``load_weights``. It changes nothing the stack does. Each parameter's
 ``weight_loader``, with whatever hook is around it already, gets one more wrapper, that notes the
-call and passes it on.
+call and passes it on. What a model copies into a parameter itself is seen by torch's own means for
+that, a mode that every function on tensors is passed through.
 
 Poison is a bit pattern in every parameter before anything is written to it, so that "never
 written" is told from "written with zeros". A parameter gets it right before its first write, or,
 never written, at the end: the same as all at the start, without making the whole model resident
 at once, which incremental processing is there to avoid. One element is poisoned at the start: where
-that is gone and no loader was called, the parameter was written past the recorder, and left alone.
+that is gone and neither a loader nor a copy was seen, the parameter was written past the recorder,
+and left alone.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from functools import update_wrapper
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 from harness.base.errors import InternalError
 from harness.base.progress import Meter
@@ -30,6 +35,9 @@ from harness.load.loader_layers import LoaderLayer
 
 #: :data:`harness.load.ledger.POISON` as the signed integers torch fills with.
 _AS_INTEGER = {1: POISON[1], 2: POISON[2] - (1 << 16), 4: POISON[4] - (1 << 32)}
+
+#: Operations that copy a tensor into another, which is their first argument.
+_COPIES = frozenset({"copy_", "__setitem__", "index_copy_"})
 
 #: The loader's arguments that every call has.
 _NOT_IDS = ("param", "loaded_weight")
@@ -52,7 +60,8 @@ def recording(family: Family | None, ledgers: dict[Part, Ledger], meter: Meter) 
                 self._recorder = recorder
                 recorder.attach()
                 try:
-                    super().load_weights(model, model_config)
+                    with recorder.watching():
+                        super().load_weights(model, model_config)
                 except Exception:
                     recorder.note_processed()
                     raise
@@ -86,6 +95,8 @@ class Recorder:
         self._source = ""
         self._clean: set[int] = set()  # ids of parameters that hold no poison yet
         self._wrapped_in: dict[str, tuple[Any, str, weakref.ref[Any]]] = {}
+        self._at: dict[int, str] = {}  # by the address of their memory, parameters on the host
+        self._loaders = 0  # so many loaders are at work, each called by the one before
 
     @InternalError.instead()
     def attach(self) -> None:
@@ -104,9 +115,56 @@ class Recorder:
                     continue  # tied: it belongs to several modules
                 self._clean.add(id(parameter))
                 _mark(parameter)
+                if (bits := _bits(parameter)) is not None and bits.numel():
+                    self._at[bits.untyped_storage().data_ptr()] = full_name
                 self._wrapped_in[full_name] = (module, name, weakref.ref(parameter))
                 loader = getattr(parameter, "weight_loader", default_weight_loader)
                 parameter.weight_loader = self._wrapped(loader, module, name, full_name)
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """While it is entered, copies into parameters that no loader makes are noted."""
+        from torch.overrides import TorchFunctionMode
+
+        def passed(_: Any, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            is_copy = not self._loaders and getattr(function, "__name__", "") in _COPIES
+            noted = is_copy and self._note_copy(function.__name__, args[0], sys._getframe(1))
+            result = function(*args, **(kwargs or {}))
+            if noted:
+                self._ledger.failed = False
+            return result
+
+        mode = type("Watching", (TorchFunctionMode,), {"__torch_function__": passed})
+        return cast("AbstractContextManager[Any]", mode())
+
+    @InternalError.instead()
+    def _note_copy(self, operation: str, into: Any, frame: FrameType | None) -> bool:
+        """Note a copy into a parameter, or into a part of one; poison that before the first.
+
+        Returns:
+            Whether it is one of a parameter.
+        """
+        if (bits := _bits(into)) is None or not bits.numel():
+            return False
+        full_name = self._at.get(bits.untyped_storage().data_ptr(), "")
+        if not full_name:
+            return False
+        module, name, reference = self._wrapped_in[full_name]
+        parameter = reference()
+        if parameter is None or not _share_memory(parameter, into):
+            return False  # that memory was given to somebody else
+        if id(parameter) in self._clean:
+            self._clean.discard(id(parameter))
+            _poison(parameter)
+        whole = operation == "copy_" and into.numel() == parameter.numel()
+        self._ledger.calls.append(
+            LoaderCall(
+                full_name, type(module).__name__, self._source, (), {}, _site(frame),
+                module._parameters.get(name) is not parameter, operation,
+                parameter.shape[0] if whole and parameter.ndim else 0,
+            )
+        )  # fmt: skip
+        self._ledger.failed = True
+        return True
 
     def streaming(self, name: str) -> None:
         """Note which tensor of the checkpoint comes next."""
@@ -168,7 +226,11 @@ class Recorder:
                 clean.discard(id(parameter))
                 _poison(parameter)
             ledger.failed = True
-            result = loader(*args, **kwargs)
+            self._loaders += 1
+            try:
+                result = loader(*args, **kwargs)
+            finally:
+                self._loaders -= 1
             ledger.failed = False
             return result
 
@@ -214,6 +276,23 @@ def _bits(parameter: Any) -> Any:
     if parameter.untyped_storage().nbytes() == 0:  # processed and freed
         return None
     return parameter.data.view(integers[width])
+
+
+def _share_memory(one: Any, other: Any) -> bool:
+    a, b = (_bits(each) for each in (one, other))
+    if a is None or b is None:
+        return False
+    return bool(a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr())
+
+
+def _site(frame: FrameType | None) -> str:
+    """``file:line`` of the first frame from there up that is not torch's own."""
+    import torch
+
+    own = os.path.dirname(torch.__file__) + os.sep
+    while frame and frame.f_code.co_filename.startswith(own):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else ""
 
 
 def _plain(value: object) -> object:

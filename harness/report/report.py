@@ -113,10 +113,10 @@ class Delivery(msgspec.Struct, kw_only=True):
 
     Attributes:
         part: decoder or mtp.
-        calls: calls of a ``weight_loader``.
-        sites: callers of experts' loaders and how often each called.
+        calls: calls of a ``weight_loader``, and copies into parameters past it.
+        sites: callers of experts' loaders, or who copies experts, and how often each did.
         streamed: tensors the streamer gave.
-        delivered: of those, the ones a loader was called for.
+        delivered: of those, the ones a loader was called for, or that were copied.
         unused: those this part leaves alone on purpose.
         unread: those nobody accounts for.
     """

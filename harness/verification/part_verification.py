@@ -126,8 +126,8 @@ class PartVerification:
         """
         comparison = ParameterComparison(
             self.part, self.loaded.tensors[self.part.part], self.loaded.grid,
-            packing=self.how.packing, nan=self.how.nan, chosen=self._is_wanted,
-            local=self.loaded.local, authority=self.how.authority,
+            packing=self.how.packing, backend=self.how.backend, nan=self.how.nan,
+            chosen=self._is_wanted, local=self.loaded.local, authority=self.how.authority,
         )  # fmt: skip
         explain = ParameterExplainer(comparison, self.ledger).diagnose
         found = Findings.of(comparison.differences(), explain)

@@ -45,6 +45,18 @@ def test_fused_qkv() -> None:
     assert diagnosed(Ledger(calls=[at], failed=True)).cause is Cause.FUSED_WITHOUT_SHARD
 
 
+@pytest.mark.parametrize("layer_type", ["QKVParallelLinear", "RoutedExperts"])
+def test_a_copy_that_raised(layer_type: str) -> None:
+    """It goes by no hook, which wants nothing of it."""
+    parameter = "model.layers.3.mlp.w2_bias"
+    shared = "model.layers.3.mlp.experts.w2_bias"
+    at = call(parameter)._replace(layer_type=layer_type, operation="copy_")
+    diagnosis = diagnosed(Ledger(calls=[at], failed=True, parameters=[parameter, shared]))
+    assert diagnosis.cause is Cause.UNEXPLAINED
+    assert diagnosis.summary == "a copy into a parameter raised an error"
+    assert diagnosis.evidence == f"m.py:1 called param.copy_(loaded_weight) of a {layer_type}"
+
+
 def test_a_bias_that_experts_share() -> None:
     """The same of a bias that no module of experts has is another failure."""
     bias = "model.layers.3.block_sparse_moe.e_score_correction_bias"

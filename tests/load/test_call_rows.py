@@ -62,6 +62,20 @@ def test_other_parameters_are_no_rows() -> None:
     assert rows(LoaderCall("q_proj.weight", "Linear", "q", ("q",), {}, "m.py:1", False)) == []
 
 
+def test_a_copy_is_a_row_for_each_matrix_it_brought() -> None:
+    name = "layers.{}.mlp.experts.w13_weight"
+    copies = [
+        LoaderCall(name.format(n), "RoutedExperts", f"model.layers.{n}.mlp.experts.gate_up_proj",
+                   (), {}, "m.py:1", False, "copy_", 4)
+        for n in range(2)
+    ]  # fmt: skip
+    gate, up = rows(*copies)
+    assert (gate.projection, up.projection) == (Projection.GATE, Projection.UP)
+    assert (gate.layers, gate.experts, gate.times) == ("0-1", "0-3", 1)
+    assert gate.call == "param.copy_(loaded_weight)"
+    assert gate.source == "model.layers.{layer}.mlp.experts.gate_up_proj"
+
+
 def test_which_call_concerns_an_expert() -> None:
     (row,) = rows(call(0, 1), call(2, 1))
     assert row.concerns(2, 1)

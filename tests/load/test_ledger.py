@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from harness.families.family import Projection
@@ -82,6 +84,29 @@ def test_what_delivers_nothing() -> None:
         assert Ledger(calls=calls).undelivered([3], 1) == {3: (0,)}
     assert Ledger(calls=whole(0), failed=True).undelivered([3], 1) == {3: (0,)}
     assert Ledger(calls=whole(0)).undelivered([3], 1) == {}
+
+
+def copied(parameter: str, experts: int = 3, **given: Any) -> LoaderCall:
+    return call(parameter, **given)._replace(operation="copy_", experts=experts)
+
+
+def test_a_copy_of_a_whole_parameter_delivers_all_it_holds() -> None:
+    ledger = Ledger(calls=[copied(W13, source="a"), copied(W2, source="b")], streamed=["a", "b"])
+    assert ledger.undelivered([3], 3) == {}
+    assert ledger.undelivered([3], 4) == {3: (3,)}
+    assert ledger.unread() == []
+    assert set(ledger.counts().values()) == {1}
+    assert len(ledger.counts()) == 9
+    assert [c.parameter for c in ledger.of(3, 2, Projection.UP)] == [W13]
+    assert ledger.calls[0].as_call == "param.copy_(loaded_weight)"
+
+
+def test_a_copy_of_a_part_delivers_nobody_knows_what() -> None:
+    ledger = Ledger(calls=[copied(W13, 0), copied(W2)])
+    assert ledger.undelivered([3], 3) == {3: (0, 1, 2)}
+    assert Ledger(calls=[copied(W13), copied(W2)], failed=True).undelivered([3], 1) == {3: (0,)}
+    assert Ledger(calls=[copied(W13, late=True), copied(W2)]).undelivered([3], 1) == {3: (0,)}
+    assert not Ledger(calls=[copied("model.layers.3.attn.sinks")]).counts()
 
 
 def test_unread_tensors() -> None:

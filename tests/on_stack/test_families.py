@@ -13,7 +13,7 @@ from harness.report.report import Status
 from harness.verification.verify import verify
 from scenarios.catalogue import SCENARIOS
 from tests.support.differences import as_a
-from tests.support.flips import KINDS, with_bytes_flipped
+from tests.support.flips import KINDS, element_to_flip, with_bytes_flipped
 
 _SCENARIOS = {scenario.id: scenario for scenario in SCENARIOS}
 
@@ -24,7 +24,7 @@ def test_one_bit_of_each_kind_of_tensor(
 ) -> None:
     scenario = _SCENARIOS[name]
     path, _ = scenario.checkpoint(tmp_path)
-    flips = dict.fromkeys(KINDS[name], 3)
+    flips = {tensor: element_to_flip(Path(path), tensor) for tensor in KINDS[name]}
     report = verify(
         path, target, reference=with_bytes_flipped(Path(path), tmp_path / "flipped", flips),
         stream_options=scenario.stream_options, processes=load_processes,

@@ -58,6 +58,35 @@ def test_integers_are_left_alone(facts: dict[str, Any]) -> None:
     assert facts["counter"] == [0, 0, 0, 0]
 
 
+@pytest.fixture(scope="module")
+def copies(load_process: LoadProcess, target: Target) -> dict[str, Any]:
+    answer = load_process.run("tests.support.jobs:record_copies", b"", target, timeout=120)
+    return dict(json.loads(answer))
+
+
+def test_a_copy_past_every_loader_is_noted(copies: dict[str, Any]) -> None:
+    """With what was streamed, and whether it filled the parameter; what a loader does is its."""
+    assert copies["calls"] == [
+        ["experts.w13_weight", "whole", "copy_", 4],
+        ["experts.w2_weight", "half", "copy_", 0],
+        ["experts.w2_bias", "item", "__setitem__", 0],
+        ["experts.loaded", "called", "", 0],
+        ["experts.w2_bias", "too large", "copy_", 4],
+    ]
+    assert copies["sites"] == ["jobs.py"]
+    assert copies["failed"]
+
+
+def test_what_a_copy_left_out_holds_poison(copies: dict[str, Any]) -> None:
+    signed, one = POISON[2] - (1 << 16), 0x3F80
+    assert copies["item"] == [[signed] * 2, [one] * 2, [signed] * 2, [signed] * 2]
+    assert copies["half"][:2] == [[one] * 2] * 2
+
+
+def test_what_is_no_copy_is_past_the_recorder(copies: dict[str, Any]) -> None:
+    assert copies["bypassed"] == ["experts.filled"]
+
+
 class Undone:
     """A parameter, and a module that has lost its parameters when it is looked at again."""
 

@@ -45,6 +45,12 @@ FLIPS = {
         ExpertKey(Part.DECODER, 1, 2, Projection.UP),
         (9, 64),
     ),
+    "gpt-oss": (
+        "model.layers.1.mlp.experts.gate_up_proj",
+        (5 * D + 100) * 2 * F + 2 * 17 + 1,
+        ExpertKey(Part.DECODER, 1, 5, Projection.UP),
+        (17, 100),
+    ),
     "qwen3.5-moe": (
         f"{DECODER}.down_proj",
         (6 * D + 3) * F + 40,
@@ -106,6 +112,14 @@ KINDS: dict[str, tuple[str, ...]] = {
                    layer="model.layers.1"),
         "model.layers.0.feed_forward.down_proj.weight", "model.norm.weight", "lm_head.weight",
     ),
+    "gpt-oss": (
+        *_of_layer("mlp.experts.gate_up_proj", "mlp.experts.down_proj",
+                   "mlp.experts.gate_up_proj_bias", "mlp.experts.down_proj_bias",
+                   "mlp.router.weight", "mlp.router.bias", "self_attn.sinks",
+                   "self_attn.q_proj.weight", "self_attn.k_proj.bias", "self_attn.o_proj.bias",
+                   *_PLAIN_NORMS, layer="model.layers.1"),
+        "model.norm.weight", "model.embed_tokens.weight", "lm_head.weight",
+    ),
     "ernie4.5-moe": (
         *_of_layer(_EXPERT, "mlp.gate.weight", "mlp.moe_statics.e_score_correction_bias",
                    "mlp.shared_experts.gate_proj.weight", "post_attention_layernorm.weight"),
@@ -135,6 +149,17 @@ KINDS: dict[str, tuple[str, ...]] = {
         "model.layers.0.mlp.down_proj.weight", "model.norm.weight", "lm_head.weight",
     ),
 }  # fmt: skip
+
+
+def element_to_flip(checkpoint: Path, tensor: str) -> int:
+    """From the fourth on the first element, of two bytes, that a flip makes no subnormal of.
+
+    Zero and the least subnormal differ by one bit as they would if subnormals were flushed.
+    """
+    bits = Checkpoint(checkpoint).entries[tensor].bits().reshape(-1)
+    if bits.itemsize != 2:
+        return 3
+    return next(n for n in range(3, bits.size) if bits[n] & 0x7F80)
 
 
 def with_one_byte_flipped(checkpoint: Path, copy: Path, tensor: str, element: int) -> Path:

@@ -260,6 +260,53 @@ PLANTED: dict[Backend, dict[str, Fault]] = {
 }
 
 
+def record_copies(*_: object) -> bytes:
+    """Record copies into a module's parameters past their loaders; what each became."""
+    import torch
+
+    model = torch.nn.Module()
+    model.experts = torch.nn.Module()
+    for name in ("w13_weight", "w2_weight", "w2_bias", "loaded", "filled", "freed"):
+        data = torch.zeros(4, 2, dtype=torch.bfloat16)
+        setattr(model.experts, name, torch.nn.Parameter(data, requires_grad=False))
+    held = model.experts
+    held.loaded.weight_loader = lambda p, w: p.data.copy_(w)
+    ledger = Ledger()
+    recorder = Recorder(model, ledger, Meter())
+    recorder.attach()
+    ones, elsewhere = torch.ones(4, 2), torch.zeros(4, 2, dtype=torch.bfloat16)
+    with recorder.watching():
+        recorder.streaming("whole")
+        held.w13_weight.copy_(ones)
+        elsewhere.copy_(ones)
+        recorder.streaming("half")
+        held.w2_weight.data[:2].copy_(ones[:2])
+        recorder.streaming("item")
+        held.w2_bias.data[1] = ones[1]
+        recorder.streaming("called")
+        held.loaded.weight_loader(held.loaded, ones)
+        held.filled.data.fill_(1)
+        held.freed.untyped_storage().resize_(0)
+        recorder.streaming("too large")
+        try:
+            held.w2_bias.copy_(torch.ones(3, 3))
+        except RuntimeError:
+            failed = ledger.failed
+        held.w13_weight = torch.nn.Parameter(elsewhere, requires_grad=False)
+        recorder.note_processed()
+    model.experts.w2_weight.data[2:].copy_(ones[2:])
+    recorder.finish()
+    facts = {
+        "calls": [[c.parameter, c.source, c.operation, c.experts] for c in ledger.calls],
+        "sites": sorted({c.site.rsplit("/", 1)[-1].split(":")[0] for c in ledger.calls}),
+        "bypassed": ledger.bypassed,
+        "half": held.w2_weight.data.view(torch.int16).tolist(),
+        "item": held.w2_bias.data.view(torch.int16).tolist(),
+        "failed": failed,
+    }
+    return msgspec.json.encode(facts)
+
+
 def record_a_module(*_: object) -> bytes:
     """Record loads of a module of our own; what became of each of its parameters."""
     import torch

@@ -13,10 +13,11 @@ _NAMES = {
     ),
     "jobs": (
         "plant", "verify_with_fault", "count_devices", "backends_alive", "written_by_an_import",
-        "load_eight_with_five_alive", "record_a_module",
+        "load_eight_with_five_alive", "record_a_module", "record_copies",
     ),
     "parameter_jobs": ("plant",),
     "digest_jobs": ("verify_by_digests",),
+    "copy_faults": ("verify_with_fault",),
     "hooks": ("strict", "lenient"),
     "slice_jobs": ("verify_with_fault_on_host_1",),
 }  # fmt: skip
