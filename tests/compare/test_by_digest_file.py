@@ -29,7 +29,6 @@ from harness.families.family import Part
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import POISON
 from harness.report.report import Report, Status, contradictions
-from harness.synthetic.writer import write_checkpoint
 from tests.support.damages import DAMAGES, KINDS, Damage, Site, site_of, write_references
 from tests.support.flips import with_one_byte_flipped
 from tests.support.host_devices import HOSTS, of_host
@@ -37,7 +36,7 @@ from tests.support.packing import PackedDevice
 from tests.support.parameter_cases import Paths, case
 from tests.support.parameter_faults import FAULTS, Change
 from tests.support.retyping import cast
-from tests.support.silent_passes import ATTEMPTS, DEVICES, HONEST, SQUARE, UNEVEN, VL, Attempt
+from tests.support.silent_passes import ATTEMPTS, DEVICES, HONEST, VL, Attempt
 from tests.support.silent_worlds import judged, world
 
 
@@ -256,17 +255,6 @@ def test_what_a_load_converts_is_compared_as_it_is_held(
 
 
 # All that harness verify does, but for the load.
-
-
-@pytest.fixture(scope="module")
-def checkpoints(
-    tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    base = tmp_path_factory.mktemp("sizes")
-    return tiny_checkpoints | {
-        name: write_checkpoint(VL, base / shapes[5:], shapes=shapes).path
-        for name in (UNEVEN, SQUARE) for shapes in name.split()[1:]
-    }  # fmt: skip
 
 
 def written(checkpoint: Path, file: Path) -> Path:

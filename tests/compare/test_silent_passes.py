@@ -13,7 +13,6 @@ from harness.families.family import Part
 from harness.report.known_issue import Verdict, judge
 from harness.report.merge import merged
 from harness.report.report import HostPart, Report, Status, contradictions
-from harness.synthetic.writer import write_checkpoint
 from scenarios.catalogue import SCENARIOS
 from scenarios.known_issues import KNOWN_ISSUES
 from tests.support.known_issue import pinned_versions
@@ -25,24 +24,10 @@ from tests.support.silent_passes import (
     ORIENTATION_GUESSED,
     REPORTS,
     SQUARE,
-    UNEVEN,
     UNKNOWN,
-    VL,
     Attempt,
 )
 from tests.support.silent_worlds import World, judged, world
-
-
-@pytest.fixture(scope="module")
-def checkpoints(
-    tiny_checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """Those of the recipes, and of sizes that are uneven or square."""
-    base = tmp_path_factory.mktemp("sizes")
-    return tiny_checkpoints | {
-        name: write_checkpoint(VL, base / shapes[5:], shapes=shapes).path
-        for name in (UNEVEN, SQUARE) for shapes in name.split()[1:]
-    }  # fmt: skip
 
 
 def outcome(found: Report) -> set[Kind]:

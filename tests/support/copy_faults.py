@@ -9,10 +9,8 @@ import msgspec
 
 from harness.base.progress import Meter
 from harness.load.loader_layers import LoaderLayer
-from harness.report.report import Status
-from harness.verification.job import VerifyRequest, run
-from tests.support.faults import mapping, without
-from tests.support.reports import a_report
+from harness.verification.job import VerifyRequest
+from tests.support.faults import mapping, verified_with, without
 
 LAYER = "layers.1."
 _FUSED = ("experts.gate_up_proj", "experts.gate_up_proj_bias")
@@ -53,10 +51,4 @@ PLANTED: dict[str, LoaderLayer] = {
 def verify_with_fault(argument: bytes, _: Meter) -> bytes:
     """Verify a checkpoint with one of these planted; the report."""
     request, fault = msgspec.json.decode(argument, type=tuple[VerifyRequest, str])
-    report = a_report(
-        checkpoint=request.checkpoint,
-        reference=request.reference,
-        status=Status.LOAD_FAILED,
-        tallies=[],
-    )
-    return msgspec.json.encode(run(request, report, planted=[PLANTED[fault]]))
+    return verified_with(request, [PLANTED[fault]])

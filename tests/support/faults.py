@@ -8,16 +8,21 @@ part of the product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+import msgspec
 
 from harness.explain.causes import Cause
 from harness.families.family import ExpertNaming, Part
 from harness.families.known_families import families
 from harness.load.loader_layers import LoaderLayer
+from harness.report.report import Status
+from harness.verification.job import VerifyRequest, run
 from tests.support.hooks import Hook, hooked
+from tests.support.reports import a_report
 
 Tensors = Iterator[tuple[str, Any]]
 Change = Callable[[Tensors], Tensors]
@@ -215,3 +220,14 @@ def changed(change: Callable[[Any], Any], only: Callable[[str], bool] = of_part)
 def without(lost: Callable[[str], bool]) -> Change:
     """A stream without some tensors."""
     return lambda tensors: ((name, tensor) for name, tensor in tensors if not lost(name))
+
+
+def verified_with(request: VerifyRequest, planted: Sequence[LoaderLayer]) -> bytes:
+    """Verify a checkpoint with faults planted, in the process that loads; the report."""
+    report = a_report(
+        checkpoint=request.checkpoint,
+        reference=request.reference,
+        status=Status.LOAD_FAILED,
+        tallies=[],
+    )
+    return msgspec.json.encode(run(request, report, planted=planted))

@@ -25,10 +25,9 @@ from harness.load.ledger import Ledger
 from harness.load.recording import Recorder
 from harness.load.targets.known_targets import driver_named, target_named, targets
 from harness.load.targets.xla import seen_by_torch_xla
-from harness.report.report import Status
-from harness.verification.job import VerifyRequest, run
+from harness.verification.job import VerifyRequest
 from tests.support.fault_catalogue import FAULTS
-from tests.support.reports import a_report
+from tests.support.faults import verified_with
 
 Seen = list[tuple[list[str], list[str]]]
 
@@ -63,14 +62,7 @@ def _diagnosed(
 def verify_with_fault(argument: bytes, _: Meter) -> bytes:
     """Verify a checkpoint with a fault of the table planted; the report."""
     request, fault = msgspec.json.decode(argument, type=tuple[VerifyRequest, str])
-    report = a_report(
-        checkpoint=request.checkpoint,
-        reference=request.reference,
-        status=Status.LOAD_FAILED,
-        tallies=[],
-    )
-    planted = next(row.layers for row in FAULTS if row.name == fault)
-    return msgspec.json.encode(run(request, report, planted=planted))
+    return verified_with(request, next(row.layers for row in FAULTS if row.name == fault))
 
 
 Read = Callable[[DeviceShard, Any], Bits]
