@@ -156,20 +156,6 @@ UNDESCRIBED: tuple[Undescribed, ...] = (
         first_layer=1,
         environment=_NO_MLA,
     ),
-    Undescribed(
-        "GptOssForCausalLM",
-        "gpt_oss",
-        {
-            f"{_MLP}.experts.gate_up_proj": (E, D, 2 * F),
-            f"{_MLP}.experts.gate_up_proj_bias": (E, 2 * F),
-            f"{_MLP}.experts.down_proj": (E, F, D),
-            f"{_MLP}.experts.down_proj_bias": (E, D),
-            f"{_MLP}.router.weight": (E, D),
-            f"{_MLP}.router.bias": (E,),
-        },
-        _LOCAL,
-        name="bf16",
-    ),
     Undescribed("PhiMoEForCausalLM", "phimoe", _W123, _LOCAL),
     Undescribed(
         "DbrxForCausalLM",
