@@ -143,7 +143,7 @@ def test_what_is_within_bounds() -> None:
 #: Where config.json has each number, and what makes it absurd besides being no natural number.
 NUMBERS: dict[tuple[str, str], list[Any]] = {
     ("text_config", "num_hidden_layers"): [0, 3 * 10**8, 63],
-    ("text_config", "mtp_num_hidden_layers"): [3 * 10**8, 63],
+    ("text_config", "mtp_num_hidden_layers"): [3 * 10**8, 100],
     ("text_config", "num_experts"): [0, MOST_EXPERTS + 1, 10**9, None],
     ("text_config", "hidden_size"): [0, 2**31, None],
     ("text_config", "moe_intermediate_size"): [0, 2**31, None],
