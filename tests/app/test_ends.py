@@ -168,6 +168,7 @@ def test_a_reader_of_both_who_leaves(given: Path) -> None:
     assert ended.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["0<&-", ">&-", "2>&-", "0<&- >&- 2>&-"])
 def test_streams_that_are_closed(given: Path, tmp_path: Path, closed: str) -> None:
     code = tmp_path / "command.py"

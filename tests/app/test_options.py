@@ -50,6 +50,7 @@ def section(text: str, title: str) -> list[str]:
     return re.findall(r"^  (--\S+?)[ =]", text.split(f"{title}:")[1].split("\n\n")[0], re.M)
 
 
+@pytest.mark.slow
 def test_the_installed_plugin_brings_one_prefix_alone(pytester: pytest.Pytester) -> None:
     """Options, fixtures and markers: what a project has of its own is not ours to name."""
     text = pytester.runpytest_subprocess("--help").stdout.str()
@@ -64,6 +65,7 @@ def test_the_installed_plugin_brings_one_prefix_alone(pytester: pytest.Pytester)
     ]
 
 
+@pytest.mark.slow
 def test_a_checkout_has_the_short_names_too(pytester: pytest.Pytester) -> None:
     pytester.makeconftest((ROOT / "conftest.py").read_text())
     pytester.makepyfile(

@@ -92,6 +92,7 @@ def test_a_conversion_rounds_as_numpy_does_by_way_of_f32(dtype: str, target: str
     assert np.array_equal(is_nan(made, target), ~number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I32", "I8"])
 def test_a_conversion_is_what_torch_copies(dtype: str, target: str) -> None:

@@ -162,6 +162,7 @@ RENDERINGS: dict[str, Callable[[Session], str]] = {
 }
 
 
+@pytest.mark.slow
 @rows
 @pytest.mark.parametrize("rendering", RENDERINGS.values(), ids=RENDERINGS)
 @pytest.mark.parametrize("status", [Status.DIFFERENT, Status.LOAD_FAILED])
@@ -265,6 +266,7 @@ def strings(content: Any) -> list[str]:
     return [content] if isinstance(content, str) else []
 
 
+@pytest.mark.slow
 @rows
 def test_a_merge_of_hostile_sessions(text: str, tmp_path: Path) -> None:
     session = hostile(text, Status.LOAD_FAILED)
@@ -286,6 +288,7 @@ def test_an_audit_of_models(text: str) -> None:
         assert len(shown) < 500_000
 
 
+@pytest.mark.slow
 @rows
 def test_a_report_is_written(text: str, tmp_path: Path) -> None:
     report = hostile(text).rows[0].report

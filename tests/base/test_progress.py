@@ -52,6 +52,7 @@ def test_another_process_sees_them() -> None:
     assert Meter(memory).figures == Figures("compare", 0, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("watched", [True, False])
 def test_a_load_that_is_watched_tells_how_far_it_is(target: Target, watched: bool) -> None:
     seen: list[Figures] = []

@@ -282,6 +282,7 @@ def test_what_boto3_says(name: str, expected: str) -> None:
 PROFILE = "[default]\naws_access_key_id = x\naws_secret_access_key = planted-secret\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "match"),
     [
@@ -366,6 +367,7 @@ def error(code: str, more: str = "") -> str:
 WHOLE = "<Key>x/a</Key><Size>3</Size><ETag>e</ETag>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "match"),
     [
@@ -433,6 +435,7 @@ def test_more_than_was_asked_for(to_s3: Callable[[Answer], list[str]]) -> None:
     assert sum(sent) < 64 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["listing", "range"])
 def test_an_answer_that_drips_in(to_s3: Callable[[Answer], list[str]], what: str) -> None:
     over = threading.Event()

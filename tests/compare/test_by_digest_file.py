@@ -39,6 +39,8 @@ from tests.support.retyping import cast
 from tests.support.silent_passes import ATTEMPTS, DEVICES, HONEST, VL, Attempt
 from tests.support.silent_worlds import judged, world
 
+pytestmark = pytest.mark.slow
+
 
 class Reads:
     """The bytes of files that the independent reader reads."""

@@ -51,6 +51,7 @@ def test_pieces_find_what_the_whole_shows(vl: Case, name: str) -> None:
     assert {difference.parameter for difference in whole} == {name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_bit_in_any_row_is_found_where_it_is(vl: Case, name: str) -> None:
     packed = vl.device.packed[name]

@@ -95,6 +95,7 @@ print(private() - before)
 """
 
 
+@pytest.mark.slow
 def test_what_is_read_back_of_a_device_is_kept_by_no_array_of_its() -> None:
     """JAX's own arrays, 64 MiB each: of a load of 62 GB they would keep 4 GB in the host's memory.
 

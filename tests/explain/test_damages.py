@@ -38,6 +38,7 @@ def test_the_same_damage_gets_the_same_cause(
         assert read()[damage.name, kind] == said, "run with --write-docs"
 
 
+@pytest.mark.slow
 def test_every_damage_is_named_somewhere(sites: dict[str, Site]) -> None:
     """And those that need nothing wherever bits are compared."""
     for damage in DAMAGES:
@@ -49,6 +50,7 @@ def test_every_damage_is_named_somewhere(sites: dict[str, Site]) -> None:
             assert bits == {damage.cause}
 
 
+@pytest.mark.slow
 def test_the_document_has_every_row(sites: dict[str, Site], request: pytest.FixtureRequest) -> None:
     before, rest = DOCUMENT.read_text().split(_BEGIN)
     after = rest.split(_END)[1]

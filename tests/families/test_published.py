@@ -20,6 +20,8 @@ from harness.families.sizes import ModelShape
 from harness.families.storage import ExpertNaming
 from tests.support.saved import tensors_of_class
 
+pytestmark = pytest.mark.slow
+
 #: How transformers 5 stores the experts of a decoder, where publishers do otherwise.
 SAVED_AS = {"qwen3-vl-moe": Storage.FUSED, "qwen3.5-moe": Storage.PER_EXPERT}
 

@@ -201,6 +201,7 @@ def test_the_command_line_refuses_it(tmp_path: Path, command: list[str]) -> None
     assert "its FAMILY is a int" in shown.stderr
 
 
+@pytest.mark.slow
 def test_pytest_brings_it(tmp_path: Path, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

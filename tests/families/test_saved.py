@@ -21,6 +21,8 @@ from harness.families.storage import ExpertSizes
 from tests.support.saved import SAVED, save_all
 from tests.support.spoiling import edit_header
 
+pytestmark = pytest.mark.slow
+
 KNOWN = {family.name for family in families()}
 ROWS = [name for name in SAVED if name.partition(",")[0] in KNOWN]
 FUSED, TRANSPOSED, SINGLE = Storage.FUSED, Storage.FUSED_TRANSPOSED, Storage.PER_EXPERT

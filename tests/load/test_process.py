@@ -53,6 +53,7 @@ def test_a_crash_is_named_by_its_signal(load_process: LoadProcess) -> None:
     assert run(load_process, "echo", b"on") == b"on"
 
 
+@pytest.mark.slow
 def test_a_hang_is_ended_in_time(load_process: LoadProcess) -> None:
     with pytest.raises(LoadProcessError, match="did not end within 2 s") as raised:
         run(load_process, "hang", timeout=2)
