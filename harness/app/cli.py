@@ -221,7 +221,7 @@ def digest_command(
     harness verify CHECKPOINT --reference FILE compares with those, and reads no weights for it.
     """
     started = time.perf_counter()
-    made = write_digests(
+    made, size = write_digests(
         checkpoint, output, families=family, terminal=sys.stderr,
         storage=Storage(storage) if storage else None,
     )  # fmt: skip
@@ -229,7 +229,7 @@ def digest_command(
     read = sum(file.size for file in made.contents.files)
     click.echo(
         f"{made.matrices} experts' matrices and {len(made.contents.tensors)} other tensors, "
-        f"{decimal(read)} read in {seconds:.1f} s: {output}, {decimal(len(made.encoded()))}"
+        f"{decimal(read)} read in {seconds:.1f} s: {output}, {decimal(size)}"
     )
 
 

@@ -23,7 +23,7 @@ def write_digests(
     storage: Storage | None = None,
     families: Iterable[str | os.PathLike[str]] = (),
     terminal: TextIO | None = None,
-) -> DigestFile:
+) -> tuple[DigestFile, int]:
     """Read ``checkpoint`` once and write its digests to ``output``, which is replaced as a whole.
 
     Args:
@@ -32,6 +32,9 @@ def write_digests(
         storage: how experts are stored, where names and shapes allow several readings.
         families: Python files that describe families; they are run.
         terminal: where to show progress, if that is a terminal.
+
+    Returns:
+        What was written, and how many bytes that is.
 
     Raises:
         BadInput: the checkpoint cannot be used, changed meanwhile, or is an FP8 release; or
@@ -43,5 +46,6 @@ def write_digests(
     opened = ModelCheckpoint(checkpoint, storage)
     with progress.shown(terminal) as watch:
         made = digests_of(opened, progress.Meter(watch=watch))
-    deliver(output, made.encoded())
-    return made
+    content = made.encoded()
+    deliver(output, content)
+    return made, len(content)
