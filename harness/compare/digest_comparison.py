@@ -48,16 +48,17 @@ class Method(StrEnum):
         return able and self is Method.DIGESTS
 
 
-def no_digests(of: str, option: str = "--compare digests") -> BadInput:
-    """The error that digests were asked for where there are none: on a device, of a release."""
-    compare = option == "--compare digests"
+def no_digests(
+    of: str,
+    where: str = "--compare digests",
+    hint: str = "--compare auto, which reads back where digests are not to be had",
+) -> BadInput:
+    """The error that ``where`` asks for digests where there are none: on a device, of a release."""
     return BadInput(
         f"no digests of {of}",
-        where=option,
+        where=where,
         expected="devices that JAX addresses, and a checkpoint whose bits are kept",
-        hint="--compare auto, which reads back where digests are not to be had"
-        if compare
-        else "without a digest file: the weights are compared then",
+        hint=hint,
     )
 
 

@@ -250,13 +250,14 @@ def _require_digests_do(
     """
     _require_text(digests.path)
     if checkpoint.fp8:
-        raise no_digests("an FP8 release, whose values are compared, not its bits", _REFERENCE)
+        raise no_digests("an FP8 release, whose values are compared, not its bits", *_WEIGHTS)
     if nan is not Nan.PAYLOAD:
-        raise no_digests("NaNs that count as others", _REFERENCE)
+        raise no_digests("NaNs that count as others", *_WEIGHTS)
     digests.require_of(checkpoint, reference_parts(checkpoint, asked=()), parts)
 
 
-_REFERENCE = "--reference"
+#: Which option asked for digests, and what to do without.
+_WEIGHTS = "--reference", "without a digest file: the weights are compared then"
 
 
 def digests_used(file: str | os.PathLike[str]) -> DigestsUsed:
