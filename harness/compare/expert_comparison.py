@@ -136,7 +136,7 @@ class PartComparison:
 
     def finder(self) -> Callable[[Bits], ExpertKey | None] | None:
         """What finds a matrix [output, input] of a whole expert by its digest; None if nothing."""
-        if not self.authority.finds or not (self.held.whole or not self.held.divides_experts):
+        if not (self.authority.finds and self._has_whole_matrices):
             return None
 
         def find(bits: Bits) -> ExpertKey | None:
@@ -291,9 +291,14 @@ class PartComparison:
         pairs = [(tensor.rectangle(key.expert, b.rows, b.columns), b.of(expected)) for b in blocks]
         return Check(key, nbytes, pairs)
 
+    @property
+    def _has_whole_matrices(self) -> bool:
+        """Whether these devices hold all of any matrix of which they hold some."""
+        return self.held.whole or not self.held.divides_experts
+
     def _known(self, key: ExpertKey) -> Words | None:
         """What a matrix digests to, by the authority, if all of it is on these devices."""
-        if not self.held.whole and self.held.divides_experts:
+        if not self._has_whole_matrices:
             return None
         return self.authority.digest(key, self.reference.shape.dtype)
 
