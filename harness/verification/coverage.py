@@ -148,11 +148,13 @@ def _not_read(part: ReferencePart, ledger: Ledger) -> set[str]:
     for parameter, calls in Counter(call.parameter for call in gathered).items():
         _, sources = family.rule_for(family.in_checkpoint(part.part, parameter)) or (None, ())
         read |= set(sources) if calls >= len(sources) else set()
-    experts = {part.source(key).tensor: True for key in part}
+    experts, lost = set(), set()
     for key in part:
+        tensor = part.source(key).tensor
+        experts.add(tensor)
         if not ledger.of(key.layer, key.expert, key.projection):
-            experts[part.source(key).tensor] = False
-    return set(ledger.streamed) - read - {name for name, came in experts.items() if came}
+            lost.add(tensor)
+    return set(ledger.streamed) - read - (experts - lost)
 
 
 def _unread(part: ReferencePart, names: list[str]) -> Iterator[Difference]:
