@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,7 +234,7 @@ def _replaced(loaded: Loaded, changed: dict[str, Any]) -> Loaded:
 def written(options: argparse.Namespace, directory: Path, spill: Path | None) -> tuple[Path, Phase]:
     """The checkpoint, and what writing it took."""
     started = time.perf_counter()
-    with _spilling(directory, spill, options.spill_files):
+    with _spilling(directory, spill, options.spill_files) if spill else nullcontext():
         done = write_checkpoint(
             options.recipe, directory / "checkpoint", shapes=options.shapes, layers=options.layers,
             files=options.files,
@@ -243,7 +243,7 @@ def written(options: argparse.Namespace, directory: Path, spill: Path | None) ->
 
 
 @contextmanager
-def _spilling(directory: Path, spill: Path | None, count: int) -> Iterator[None]:
+def _spilling(directory: Path, spill: Path, count: int) -> Iterator[None]:
     """Move the first ``count`` files to ``spill`` as each is written, and leave links to them.
 
     Files are written one after the other, so all but the last are complete.
@@ -253,7 +253,7 @@ def _spilling(directory: Path, spill: Path | None, count: int) -> Iterator[None]
     def move() -> None:
         while not done.wait(0.1):
             for file in sorted(directory.rglob("model-*.safetensors"))[:-1][:count]:
-                if spill and not file.is_symlink():
+                if not file.is_symlink():
                     moved = Path(shutil.move(file, spill / file.name))
                     file.symlink_to(moved)
 
