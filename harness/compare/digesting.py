@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.base.bits import Bits, converted, model_dtype
+from harness.base.bits import ITEMSIZE, model_dtype
 from harness.base.errors import BadInput
 from harness.base.progress import Meter
 from harness.checkpoint.safetensors_file import TensorEntry
@@ -27,7 +27,8 @@ from harness.compare.digest_file import (
     other_tensors,
 )
 from harness.compare.equality import on_all_cores
-from harness.devices.digest import LANES, Words, digest, digest_of_rows
+from harness.compare.file_sums import digests_of_expert, digests_of_rows, form_of
+from harness.devices.digest import LANES, Words
 from harness.devices.expert_layout import Span
 from harness.families.experts import ExpertKey, ReferencePart, reference_parts
 from harness.families.family import Projection
@@ -128,19 +129,11 @@ def _expert(
 ) -> tuple[int, dict[str, Words]]:
     """An expert's bytes, and the digests of its matrices, uint32 [3, 4], by type."""
     layer, expert = part.layers[which[0]], which[1]
-    found = {dtype: np.zeros((len(Projection), LANES), np.uint32) for dtype in types}
-    nbytes = 0
-    for number, projection in enumerate(Projection):
-        bits, stored = part.stored(ExpertKey(part.part, layer, expert, projection))
-        nbytes += bits.nbytes
-        for dtype in types:
-            found[dtype][number] = digest_of_matrix(converted(bits, stored, dtype), projection)
-    return nbytes, found
-
-
-def digest_of_matrix(bits: Bits, projection: Projection) -> Words:
-    """The digest of an expert's whole matrix [output, input], uint32 [4]."""
-    return digest(bits, 0 if projection is Projection.DOWN else 1)
+    words = digests_of_expert(part, layer, expert, [form_of(dtype) for dtype in types])
+    entries, elements = part.checkpoint.entries, part.shape.hidden * part.shape.intermediate
+    keys = (ExpertKey(part.part, layer, expert, projection) for projection in Projection)
+    nbytes = sum(elements * ITEMSIZE[entries[part.stored_matrix(key).tensor].dtype] for key in keys)
+    return nbytes, dict(zip(types, words, strict=True))
 
 
 class _Piece(NamedTuple):
@@ -154,11 +147,9 @@ class _Piece(NamedTuple):
 def _digested(piece: _Piece) -> tuple[str, int, list[Words]]:
     """The tensor's name, how many bytes were read, and what they add to its digests."""
     entry, rows, types = piece
-    bits = entry.bits((rows.as_slice(),) if entry.shape else ())
     count = entry.shape[0] if entry.shape else 1
-    return entry.name, bits.nbytes, [
-        digest_of_rows(converted(bits, entry.dtype, dtype), rows.start, count) for dtype in types
-    ]  # fmt: skip
+    words = digests_of_rows(entry, rows, [form_of(dtype) for dtype in types])
+    return entry.name, entry.nbytes * len(rows) // max(count, 1), words
 
 
 def _others(

@@ -129,7 +129,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def stored(self, key: ExpertKey) -> tuple[Bits, str]:
         """The bits of ``key`` as the checkpoint has them, [output, input], and their dtype."""
-        name, index, transposed = self._stored_matrix(key)
+        name, index, transposed = self.stored_matrix(key)
         dtype = self.checkpoint.entries[name].dtype
         if not index:
             return self.checkpoint.bits(name), dtype
@@ -149,13 +149,14 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def source(self, key: ExpertKey) -> TensorSlice:
         """File, tensor and slice of ``key``, as a reader would write them."""
-        name, index, _ = self._stored_matrix(key)
+        name, index, _ = self.stored_matrix(key)
         file = self.checkpoint.entries[name].file.name
         if not index:
             return TensorSlice(file, name)
         return TensorSlice(file, name, f"[{', '.join(map(_as_text, index))}]")
 
-    def _stored_matrix(self, key: ExpertKey) -> StoredMatrix:
+    def stored_matrix(self, key: ExpertKey) -> StoredMatrix:
+        """Where the checkpoint has ``key``."""
         return self.naming.matrix(key.layer, key.expert, key.projection, self.shape.intermediate)
 
     def names_of(self, layer: int) -> Collection[str]:
