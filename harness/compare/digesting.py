@@ -7,8 +7,9 @@ for each type that a parameter of it is made in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from harness.base.errors import BadInput
 from harness.base.progress import Meter
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.checkpoint.stores.location import File
+from harness.compare.authority import What
 from harness.compare.digest_file import (
     Contents,
     DigestedFile,
@@ -27,7 +29,7 @@ from harness.compare.digest_file import (
     other_tensors,
 )
 from harness.compare.equality import on_all_cores
-from harness.compare.file_sums import digests_of_expert, digests_of_rows, form_of
+from harness.compare.file_sums import digests_of_expert, digests_of_rows, extents_of_expert, form_of
 from harness.devices.digest import LANES, Words
 from harness.devices.expert_layout import Span
 from harness.families.experts import ExpertKey, ReferencePart, reference_parts
@@ -91,6 +93,54 @@ def digests_of(checkpoint: ModelCheckpoint, meter: Meter | None = None) -> Diges
     return DigestFile(contents, experts, rows)
 
 
+class Work(NamedTuple):
+    """Something of a checkpoint to be read and digested at once.
+
+    Attributes:
+        extents: bytes of which entries: first and number.
+        pieces: in how many such pieces it comes; their digests are added up.
+        run: gives what it adds to digests: of which matrix or tensor, held in which type.
+    """
+
+    extents: tuple[tuple[TensorEntry, int, int], ...]
+    pieces: int
+    run: Callable[[], list[tuple[What, str, Words]]]
+
+
+def work_of(checkpoint: ModelCheckpoint) -> Iterator[Work]:
+    """All of a checkpoint, in the order of its layers; see :func:`digests_of`."""
+    parts = reference_parts(checkpoint, asked=())
+    for part in parts:
+        types = _part(part).types
+        for layer, expert in product(part.layers, range(part.shape.experts)):
+            extents = tuple(extents_of_expert(part, layer, expert))
+            yield Work(extents, 1, partial(_matrices, part, types, layer, expert))
+    for tensor in _tensors(checkpoint, other_tensors(checkpoint, parts)):
+        entry = checkpoint.entries[tensor.name]
+        spans = list(spans_of(entry))
+        nbytes = entry.nbytes // (entry.shape[0] if entry.shape and entry.shape[0] else 1)
+        for rows in spans:
+            extents = ((entry, rows.start * nbytes, len(rows) * nbytes),)
+            piece = _Piece(entry, rows, tensor.types)
+            yield Work(extents, len(spans), partial(_rows, piece))
+
+
+def _matrices(
+    part: ReferencePart, types: Sequence[str], layer: int, expert: int
+) -> list[tuple[What, str, Words]]:
+    found = digests_of_expert(part, layer, expert, [form_of(dtype) for dtype in types])
+    return [
+        (ExpertKey(part.part, layer, expert, projection), dtype, words[number])
+        for dtype, words in zip(types, found, strict=True)
+        for number, projection in enumerate(Projection)
+    ]
+
+
+def _rows(piece: _Piece) -> list[tuple[What, str, Words]]:
+    name, _, words = _digested(piece)
+    return [(name, dtype, each) for dtype, each in zip(piece.types, words, strict=True)]
+
+
 def digest_of_tensor(entry: TensorEntry, dtype: str = "") -> Words:
     """The digest of a tensor, uint32 [4]; read a piece at a time, on all cores.
 
@@ -152,19 +202,24 @@ def _digested(piece: _Piece) -> tuple[str, int, list[Words]]:
     return entry.name, entry.nbytes * len(rows) // max(count, 1), words
 
 
-def _others(
-    checkpoint: ModelCheckpoint, names: Sequence[str], meter: Meter
-) -> tuple[tuple[DigestedTensor, ...], Words]:
+def _tensors(checkpoint: ModelCheckpoint, names: Sequence[str]) -> list[DigestedTensor]:
+    """Other tensors than experts', and the types each is digested in."""
     entries = checkpoint.entries
     stored = {entry.dtype for entry in entries.values()}
     model = model_dtype(checkpoint.config, stored, checkpoint.location.where("config.json"))
     widened = _widened(checkpoint)
-    tensors = [
+    return [
         DigestedTensor(
             n, entries[n].dtype, entries[n].shape, _types(entries[n], model, n in widened)
         )
         for n in names
     ]
+
+
+def _others(
+    checkpoint: ModelCheckpoint, names: Sequence[str], meter: Meter
+) -> tuple[tuple[DigestedTensor, ...], Words]:
+    tensors, entries = _tensors(checkpoint, names), checkpoint.entries
     found = {t.name: np.zeros((len(t.types), LANES), "<u4") for t in tensors}
     pieces = (
         _Piece(entries[t.name], rows, t.types)

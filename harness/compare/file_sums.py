@@ -82,6 +82,21 @@ def digests_of_expert(
     return found
 
 
+def extents_of_expert(
+    part: ReferencePart, layer: int, expert: int
+) -> Iterator[tuple[TensorEntry, int, int]]:
+    """Where an expert's matrices lie: of which tensors, the first byte and how many."""
+    keys = (ExpertKey(part.part, layer, expert, projection) for projection in Projection)
+    places = dict.fromkeys((at.tensor, at.at[:1]) for at in map(part.stored_matrix, keys))
+    for name, index in places:
+        entry = part.checkpoint.entries[name]
+        if index and isinstance(index[0], int):
+            nbytes = entry.nbytes // entry.shape[0]
+            yield entry, index[0] * nbytes, nbytes
+        else:
+            yield entry, 0, entry.nbytes
+
+
 def digest_of_matrix(bits: Bits, projection: Projection) -> Words:
     """The digest of an expert's whole matrix [output, input], uint32 [4]."""
     return digest(bits, 0 if projection is Projection.DOWN else 1)

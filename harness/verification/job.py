@@ -36,6 +36,7 @@ from harness.load.ledger import Ledger
 from harness.load.loaded import Ledgers, Loaded
 from harness.load.loader_layers import LoaderLayer
 from harness.load.target import Target
+from harness.load.targets.driver import Capability
 from harness.load.targets.known_targets import driver_of
 from harness.report.maps import with_missing
 from harness.report.report import (
@@ -60,6 +61,7 @@ from harness.verification.coverage import (
 )
 from harness.verification.findings import Findings, PartFindings
 from harness.verification.part_verification import How, PartVerification
+from harness.verification.reading_along import Along, ReadingAlong, threads_along
 from harness.verification.upstream_frames import failure_of, name_sites
 
 
@@ -156,6 +158,7 @@ class Verification:
         self._checkpoint = self._reference if same else self._opened(request.checkpoint)
         self._digests = self._opened_digests()
         self._authority: Authority = self._digests or WEIGHTS
+        self._along: ReadingAlong | None = None
         self._parts = tuple(
             part
             for part in reference_parts(self._reference, request.num_layers, request.parts)
@@ -204,17 +207,46 @@ class Verification:
         return msgspec.structs.replace(report, timings=timings)
 
     def load(self) -> Loaded:
-        """Stream the checkpoint onto the target.
+        """Stream the checkpoint onto the target; the reference may be read meanwhile.
 
         Raises:
             Exception: whatever the stack under test raises, unchanged.
         """
         request = self._request
-        return engine.load(
-            request.checkpoint, self._reference.family, request.target, request.parts,
-            num_layers=request.num_layers, ledgers=self._ledgers, meter=self._meter,
-            planted=self._planted,
+        self._along = self._reading_along()
+        try:
+            return engine.load(
+                request.checkpoint, self._reference.family, request.target, request.parts,
+                num_layers=request.num_layers, ledgers=self._ledgers, meter=self._meter,
+                planted=self._planted,
+            )  # fmt: skip
+        except BaseException:
+            if self._along:
+                self._along.close()
+            raise
+
+    def _reading_along(self) -> ReadingAlong | None:
+        """What reads the reference while the load runs; None where nothing does."""
+        request = self._request
+        own_memory = driver_of(request.target).can(Capability.OWN_MEMORY)
+        auto = request.method is Method.AUTO and own_memory
+        everything = request.selection.everything and request.num_layers is None
+        threads = threads_along(
+            self._checkpoint,
+            by_digests=auto or request.method is Method.DIGESTS,
+            whole=everything and request.nan is Nan.PAYLOAD and request.target.hosts == 1,
+            read=self._authority is WEIGHTS and self._checkpoint is self._reference,
+        )
+        if not threads:
+            return None
+        asked = Along(
+            checkpoint=request.checkpoint, storage=request.storage, families=request.families,
+            threads=threads, parent=os.getpid(),
         )  # fmt: skip
+        try:
+            return ReadingAlong(asked)
+        except OSError:  # no room for it: the reference is read after the load
+            return None
 
     def _of_failed_load(self, error: Exception) -> Report:
         """The report of a load that raised, and why: from the ledger of the part it ended in."""
@@ -261,6 +293,9 @@ class Verification:
     def compared(self, loaded: Loaded) -> Report:
         """The report of all parts of a load, here put together from what each step found."""
         target = self._request.target
+        if along := self._along:
+            self._along = None
+            self._authority = along.authority()
         parts = self._of_parts(loaded)
         found = reduce(add, (part.found for part in parts), Findings())
         accounts, unaccounted = self._accounts(parts, found)
