@@ -5,8 +5,9 @@
 
 One synthetic checkpoint and one load. Each phase's seconds, bytes and memory are printed: of the
 host the private part, RssAnon, when the phase began and at its peak, sampled every 20 ms; of a
-device what JAX counts, where it does. The second comparison finds its programs compiled.
-With ``--digest-file`` a digest file is written first, and a third comparison is with that. With
+device what JAX counts, where it does. The second comparison finds its programs compiled, and what
+was read of the reference while the load ran; the third reads all of it. With ``--digest-file`` a
+digest file is written first, and one more comparison is with that. With
 ``--faults`` the arrays on the device are then spoiled, one fault after the other, and compared
 again: what it is called, and the seconds beyond those of the faultless comparison, which is what
 explaining costs. Bits are compared, so the values do not matter; files are in the page cache.
@@ -33,6 +34,7 @@ from loads import peak, private
 
 from harness.base.bits import FROM_ARRAY_NAME, Bits, bits_dtype
 from harness.base.progress import Meter
+from harness.compare.authority import WEIGHTS
 from harness.compare.digest_comparison import Method
 from harness.devices.jax_arrays import from_jax
 from harness.devices.tensors import DeviceTensor
@@ -118,6 +120,9 @@ def measure(argument: bytes, meter: Meter) -> bytes:
         report = verification.compared(loaded)
         phase.nbytes, phase.found = report.all_bytes_compared, _called(report)
     with _phase(phases, "compare again") as phase:
+        phase.nbytes = verification.compared(loaded).all_bytes_compared
+    verification._authority = WEIGHTS
+    with _phase(phases, "compare, the reference read after the load") as phase:
         phase.nbytes = verification.compared(loaded).all_bytes_compared
     if task.digests:
         request = msgspec.structs.replace(request, digests=task.digests)

@@ -119,7 +119,7 @@ def test_a_file_that_cannot_be_read(
 
 def asked(path: Path, **given: Any) -> Along:
     fields = {"storage": None, "families": (), "threads": 2, "parent": os.getpid()}
-    return Along(checkpoint=str(path), **fields | given)  # type: ignore[arg-type]
+    return Along(checkpoint=str(path), **fields | given)
 
 
 def completed(along: ReadingAlong) -> None:
