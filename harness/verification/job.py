@@ -49,6 +49,7 @@ from harness.report.report import (
     equal,
     require_covered,
 )
+from harness.verification import reading_along
 from harness.verification.coverage import (
     ComparedTensors,
     account_of_checkpoint,
@@ -241,7 +242,7 @@ class Verification:
             return None
         asked = Along(
             checkpoint=request.checkpoint, storage=request.storage, families=request.families,
-            threads=threads, parent=os.getpid(),
+            threads=threads, parent=os.getpid(), idle=reading_along.IDLE,
         )  # fmt: skip
         try:
             return ReadingAlong(asked)

@@ -23,6 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -44,19 +45,25 @@ from harness.load.guard import die_with_parent
 LEAST_CORES = 8
 #: What reads along. A core digests 5 GB/s or more, a load streams 0.3.
 THREADS = 2
-_TURN = 256  # pieces of work that are looked for in the page cache at a time
-_WAIT_SECONDS = 0.25  # until the page cache is asked again
-_END_SECONDS = 60.0  # for a process that was told to end: a piece of work takes milliseconds
+#: Whether it runs only when a core has nothing else to do; tests cannot wait for that.
+IDLE = True
+_TURN = 64  # pieces of work that are looked for in the page cache at a time
+_WAIT_SECONDS = 0.1  # until the page cache is asked again
+_END_SECONDS = 2.0  # for a process that was told to end: a turn takes a tenth of that
 
 
 class Along(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process is asked for; ``parent`` is the process it ends with."""
+    """What the process is asked for.
+
+    ``parent`` is the process it ends with; ``idle`` says that all others go first.
+    """
 
     checkpoint: str
     storage: Storage | None
     families: tuple[str, ...]
     threads: int
     parent: int
+    idle: bool = True
 
 
 class Known(msgspec.Struct, kw_only=True):
@@ -125,7 +132,9 @@ class ReadingAlong:
         return self._process.pid
 
     def authority(self) -> Weights:
-        """End it; the weights, with what it knows of them: nothing where it was killed.
+        """End it; the weights, with what it knows of them.
+
+        That is nothing where it was killed, or has no core to say it: then all cores are busy.
 
         Raises:
             HarnessError: a file could not be read.
@@ -141,7 +150,8 @@ class ReadingAlong:
     def close(self) -> None:
         """End it, whatever it is at."""
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 pipe.close()
@@ -244,7 +254,8 @@ def _answers() -> Iterator[Known]:
     """What was asked on standard input, answered."""
     asked = msgspec.json.decode(sys.stdin.buffer.readline(), type=Along)
     die_with_parent(asked.parent)
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    if asked.idle:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     ended = threading.Event()
     threading.Thread(target=_lines_end, args=(ended,), daemon=True).start()
     try:

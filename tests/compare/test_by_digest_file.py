@@ -374,7 +374,11 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def bits(self: LocalFile, *_: Any) -> Bits:
         raise BadInput("gone", where=str(self), expected="weights", hint="another day")
 
-    return lambda: monkeypatch.setattr(LocalFile, "bits", bits)
+    def closed() -> None:
+        monkeypatch.setattr(LocalFile, "bits", bits)
+        monkeypatch.setattr(LocalFile, "stream", bits)
+
+    return closed
 
 
 HELD: dict[str, tuple[Callable[[Any], None], Cause, str]] = {

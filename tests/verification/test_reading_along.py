@@ -118,7 +118,7 @@ def test_a_file_that_cannot_be_read(
 
 
 def asked(path: Path, **given: Any) -> Along:
-    fields = {"storage": None, "families": (), "threads": 2, "parent": os.getpid()}
+    fields = {"storage": None, "families": (), "threads": 2, "parent": os.getpid(), "idle": False}
     return Along(checkpoint=str(path), **fields | given)
 
 
@@ -138,7 +138,8 @@ def test_a_process_of_its_own(checkpoint: ModelCheckpoint) -> None:
 
 
 def test_it_runs_when_a_core_has_nothing_else_to_do(checkpoint: ModelCheckpoint) -> None:
-    along = ReadingAlong(asked(Path(checkpoint.path)))
+    assert reading_along.IDLE
+    along = ReadingAlong(asked(Path(checkpoint.path), idle=True))
     end, policy = time.monotonic() + 60, os.SCHED_OTHER
     while policy != os.SCHED_IDLE and time.monotonic() < end:
         policy = os.sched_getscheduler(along.pid)
@@ -154,6 +155,16 @@ def test_bad_input_is_the_same_error(tmp_path: Path) -> None:
     with pytest.raises(BadInput) as error:
         along.authority()
     assert error.value.paragraph == known.value.paragraph
+
+
+def test_one_that_says_nothing_in_time_is_not_waited_for(
+    checkpoint: ModelCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped, it has no core, as where all are busy."""
+    monkeypatch.setattr(reading_along, "_END_SECONDS", 0.2)
+    along = ReadingAlong(asked(Path(checkpoint.path)))
+    os.kill(along.pid, signal.SIGSTOP)
+    assert along.authority() is WEIGHTS
 
 
 def test_one_that_was_killed_has_found_nothing(checkpoint: ModelCheckpoint) -> None:
@@ -226,6 +237,7 @@ def along(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ReadingAlong]]:
         return authority(self)
 
     monkeypatch.setattr(reading_along, "LEAST_CORES", 1)
+    monkeypatch.setattr(reading_along, "IDLE", False)
     monkeypatch.setattr(ReadingAlong, "authority", waited)
     yield started
     for each in started:
