@@ -192,7 +192,7 @@ def rates(url: str, size: int, threads: int, turns: int, block: int = BLOCK_BYTE
         for name, read in clients(url).items():
             with ThreadPoolExecutor(threads) as pool:
                 started, used = time.perf_counter(), time.process_time()
-                total = sum(pool.map(lambda each, read=read: read(*each), ranges))  # type: ignore[misc]
+                total = sum(pool.map(lambda each, read=read: read(*each), ranges))
                 seconds, cores = time.perf_counter() - started, time.process_time() - used
             assert total == size, (name, total)
             found.setdefault(name, []).append((size / seconds / 1e9, cores / size * 1e9))

@@ -99,6 +99,7 @@ class Digesting(Listener):
             BadInput: it cannot be read, or changed meanwhile.
         """
         meter = meter or Meter()
+        self.checkpoint.listener = None  # it would hear of what is read here
         meter.begin(DIGEST, self.missing)
         for experts in self._experts.values():
             for nbytes in on_all_cores(experts.read, experts.unread()):

@@ -51,6 +51,7 @@ class GcsBucket(Bucket):
 
         self._name, self._limits = name, limits
         self._bucket: Any = self._asked("", lambda: _client(storage.Client).bucket(name))
+        self.endpoint = self._bucket.client.api_endpoint
 
     def list(self, prefix: str) -> dict[str, StoredObject]:
         """See :meth:`Bucket.list`."""
@@ -67,11 +68,8 @@ class GcsBucket(Bucket):
 
     def read(self, key: str, version: str, start: int, stop: int) -> bytes:
         """See :meth:`Bucket.read`."""
-        return self._asked(
-            f"/{key}",
-            self._retry()(lambda: self._range(key, version, start, stop)),
-            stop - start,
-        )
+        get: Callable[[], bytes] = self._retry()(lambda: self._range(key, version, start, stop))
+        return self._asked(f"/{key}", get, stop - start)
 
     def _range(self, key: str, version: str, start: int, stop: int) -> bytes:
         """One request, its answer taken in one piece.

@@ -55,6 +55,7 @@ class S3Bucket(Bucket):
 
         self._name, self._limits = name, limits
         self._client: Any = self._asked("", lambda: _client(boto3.session.Session, limits))
+        self.endpoint = self._client.meta.endpoint_url
 
     def list(self, prefix: str) -> dict[str, StoredObject]:
         """See :meth:`Bucket.list`."""
