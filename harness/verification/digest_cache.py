@@ -59,13 +59,15 @@ class DigestCache:
 
     Args:
         directory: where they are; :func:`place` by default.
+        most: bytes of all of them together.
 
     Attributes:
         notes: why something there was not used, or could not be kept, a line each.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, most: int = MOST_OF_ALL) -> None:
         self.directory = directory or place()
+        self._most = most
         self.notes: list[str] = []
 
     def find(self, name: str) -> DigestFile | None:
@@ -141,7 +143,7 @@ class DigestCache:
         Two that do so at once remove the same ones, or one too many: none is missed but as one that
         was never made.
         """
-        left, now = MOST_OF_ALL, time.time()
+        left, now = self._most, time.time()
         for entry in reversed(_entries(directory)):
             left -= entry.size
             unfinished = entry.name.startswith(_UNFINISHED)

@@ -17,7 +17,7 @@ from harness.families.model_checkpoint import ModelCheckpoint
 from harness.verification.digest_cache import Keeping
 
 
-class Written(NamedTuple):
+class Digested(NamedTuple):
     """What was made: the digests, bytes of their file, and what the cache has to say of it."""
 
     digests: DigestFile
@@ -34,7 +34,7 @@ def write_digests(
     cache: bool = False,
     hashed: bool = False,
     terminal: TextIO | None = None,
-) -> Written:
+) -> Digested:
     """Read ``checkpoint`` once and write its digests to ``output``, which is replaced as a whole.
 
     Args:
@@ -62,4 +62,4 @@ def write_digests(
         deliver(output, content)
     if keeping is not None:
         keeping.keep(made)
-    return Written(made, len(content), keeping.said if keeping else "")
+    return Digested(made, len(content), keeping.said if keeping else "")
