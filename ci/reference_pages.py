@@ -1,7 +1,7 @@
 """Writes the reference pages from the code: docs/cli.md and docs/python.md.
 
-``python -m ci.reference_pages`` writes both; ``tests/repository/test_reference_pages.py`` holds them to
-the code.
+``python -m ci.reference_pages`` writes both, and ``tests/repository/test_reference_pages.py`` holds
+them to the code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What pages tell a reader to type does what they say, in a folder of its own, on the real stack."""
+"""What pages tell a reader to type does what they say, on the real stack."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from tests.support.pipelines import ROOT
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 import harness
-from ci import reference_pages
 from harness.app.cli import main
+from tests.support.pipelines import script
 
+reference_pages = script("reference_pages")
 PAGES = reference_pages.pages()
 
 
