@@ -89,6 +89,13 @@ class DigestedWeights(Weights):
         """See :meth:`Authority.digest`; None of what was not read yet."""
         return self._known.get((what, dtype))
 
+    def by_type(self) -> dict[What, dict[str, Words]]:
+        """All digests, by matrix or tensor, then by type."""
+        found: dict[What, dict[str, Words]] = {}
+        for (what, dtype), words in self._known.items():
+            found.setdefault(what, {})[dtype] = words
+        return found
+
 
 def as_text(words: Words) -> str:
     """A digest as reports have it: 32 hexadecimal digits, lane by lane."""

@@ -359,8 +359,19 @@ class PartComparison:
         if last is None or last[0] != which:
             (words,) = digests_of_expert(self.reference, *which, [self._as_held])
             self._last.words = last = (which, words)
+            self._tell(key, words)
         found: Words = last[1][tuple(Projection).index(key.projection)]
         return found
+
+    def _tell(self, key: ExpertKey, words: Words) -> None:
+        """Have whoever listens to the checkpoint know an expert's digests, uint32 [3, 4]."""
+        listener = self.reference.checkpoint.listener
+        if listener is None or self._nan is not Nan.PAYLOAD:
+            return
+        for projection, each in zip(Projection, words, strict=True):
+            listener.digests(
+                key._replace(projection=projection), {self.reference.shape.dtype: each}
+            )
 
     def _as_held(self, bits: Bits, dtype: str) -> Bits:
         return self.expected(converted(bits, dtype, self.reference.shape.dtype))

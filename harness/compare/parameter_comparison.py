@@ -259,6 +259,8 @@ class ParameterComparison:
         entry, layout = self.checkpoint.entries[piece.source], piece.view.layout
         form = partial(self.expected, layout=layout)
         (words,) = digests_of_rows(entry, piece.rows, [form])
+        if self.checkpoint.listener is not None and self._nan is Nan.PAYLOAD:
+            self.checkpoint.listener.digests(piece.source, {layout.dtype: words}, piece.rows)
         return _Wanted(piece.source, words)
 
     def _known(self, view: ParameterView, source: str) -> Words | None:
