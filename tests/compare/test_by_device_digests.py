@@ -19,14 +19,17 @@ from harness.compare import parameter_comparison, tensor_sums
 from harness.compare.authority import WEIGHTS
 from harness.compare.difference import Kind
 from harness.compare.digest_comparison import Method
-from harness.compare.digesting import digests_of
+from harness.compare.digesting import Digesting, digests_of
+from harness.compare.expert_comparison import PartComparison
 from harness.compare.pieces import PieceSize
 from harness.devices import programs
 from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.explain.causes import Cause
+from harness.families.experts import reference_parts
 from harness.families.family import Part
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.synthetic.writer import write_checkpoint
+from tests.support.packing import PackedDevice
 from tests.support.parameter_cases import Case, Paths, case
 from tests.support.parameter_faults import (
     ATTENTION,
@@ -231,3 +234,17 @@ def test_devices_are_asked_about_a_layer_at_once(
     assert sum(asked) == len(given.device.devices) * comparison.tally.compared
     assert len(asked) < comparison.tally.compared / 4
     assert len(asked) > len(layers)
+
+
+def test_whoever_listens_hears_of_what_was_digested(tiny_checkpoints: Paths) -> None:
+    """So that digests can be kept of a checkpoint of which no bits were handed on."""
+    made = digests_of(ModelCheckpoint(tiny_checkpoints[VL]))
+    given = case(tiny_checkpoints, VL)
+    given.method, checkpoint = Method.DIGESTS, given.checkpoint
+    checkpoint.listener = heard = Digesting(checkpoint)
+    assert given.compared()[0] == []
+    (part,) = reference_parts(checkpoint)
+    device = PackedDevice(part).part()
+    assert list(PartComparison(part, device, method=Method.DIGESTS).differences()) == []
+    assert heard.missing == 0
+    assert heard.completed().encoded() == made.encoded()
