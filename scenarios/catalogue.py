@@ -8,7 +8,7 @@ families load (:mod:`harness.families.overview`).
 from __future__ import annotations
 
 from harness.families.family import Part
-from harness.load.target import Parallelism
+from harness.load.target import Implementation, Parallelism
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order
 
@@ -261,6 +261,35 @@ _WRITTEN: tuple[Scenario, ...] = (
     ),
     Scenario(
         "lfm2-moe-untied", "The head of an LFM2-MoE checkpoint that has one is loaded.", "lfm2-moe"
+    ),
+    # Which of upstream's implementations of a model serves it: the one that tpu-inference chooses.
+    Scenario(
+        "mtp-auto",
+        "A draft model is loaded beside its decoder as users have it, with an implementation of "
+        "each that tpu-inference chooses.",
+        "qwen3.6-mtp",
+        impl=Implementation.AUTO,
+    ),
+    Scenario(
+        "deepseek-v3-mtp-auto",
+        "A draft model is loaded beside its decoder where tpu-inference has a JAX model of the "
+        "decoder that cannot be streamed.",
+        "deepseek-v3-mtp",
+        impl=Implementation.AUTO,
+        stream_options=MLA_DISABLED,
+        every_run=False,
+    ),
+    Scenario(
+        "qwen3-next-mtp-auto",
+        "A draft model is loaded beside its decoder where tpu-inference has a model of neither.",
+        "qwen3-next-mtp",
+        impl=Implementation.AUTO,
+    ),
+    Scenario(
+        "llama4-auto",
+        "Llama-4's text model is loaded by the implementation that tpu-inference chooses, its own.",
+        "llama4",
+        impl=Implementation.AUTO,
     ),
     *ON_MESHES,
 )

@@ -18,7 +18,7 @@ import numpy as np
 
 from harness.base.bits import Bits, bits_dtype
 from harness.devices.digest_xla import Rectangle
-from harness.devices.expert_layout import Parameter, Span
+from harness.devices.expert_layout import Parameter, Span, parameter_called
 from harness.families.family import Family, Part
 
 
@@ -214,7 +214,7 @@ class DevicePart:
 
     Attributes:
         layers: layer number to its arrays.
-        unknown: names of expert arrays that are neither ``w13_weight`` nor ``w2_weight``.
+        unknown: names of expert arrays that are neither of gate and up nor of down.
         mesh: device names in the order of the mesh axis that experts are sharded over.
         scales: layer number to the scales of its arrays; those count as unknown, too, where
             nothing is quantised.
@@ -254,9 +254,8 @@ def device_part(
     for tensor in tensors:
         if not (match := _expert_parameter(module).search(tensor.name)):
             continue
-        if match["parameter"] in set(Parameter):
-            parameters = layers.setdefault(int(match["layer"]), {})
-            parameters[Parameter(match["parameter"])] = tensor.folded()
+        if parameter := parameter_called(match["parameter"]):
+            layers.setdefault(int(match["layer"]), {})[parameter] = tensor.folded()
             continue
         unknown.append(tensor.name)
         weight = match["parameter"].removesuffix("_inv").removesuffix("_scale")

@@ -23,7 +23,7 @@ from harness.base.number_runs import numbers_of
 from harness.compare.difference import Difference, Kind
 from harness.explain.causes import Cause
 from harness.families.family import Part, Projection, Storage
-from harness.load.target import Parallelism
+from harness.load.target import Implementation, Parallelism
 from harness.load.targets.known_targets import targets
 from harness.load.targets.tpu_inference import TpuInference
 from harness.report.maps import PartMap, State
@@ -92,6 +92,7 @@ class Load:
         axes_swapped: fused tensors lie as transformers 5 saves them.
         vision_first: the vision tower is streamed before any expert.
         store: the scheme of the store's URL it is streamed from; empty for a directory.
+        impl: which implementation of the model is asked for.
         latent: attention is multi-head latent attention, and not disabled.
         nested: the language model is a module of another model, as beside a vision tower.
     """
@@ -115,6 +116,7 @@ class Load:
     axes_swapped: bool = False
     vision_first: bool = False
     store: str = ""
+    impl: Implementation = Implementation.AUTO
     latent: bool = False
     nested: bool = True
 

@@ -273,7 +273,10 @@ class Verification:
             self._unfinished,
             status=status,
             environment=msgspec.structs.replace(
-                self._unfinished.environment, mesh=loaded.mesh, entry=loaded.entry
+                self._unfinished.environment,
+                mesh=loaded.mesh,
+                entry=loaded.entry,
+                implementations={p: loaded.implementation(p).value for p in loaded.tensors},
             ),
             digests=self._digests_used(),
             hosts=[] if loaded.local is None else [_host_part(target, loaded.local)],

@@ -30,7 +30,7 @@ from harness.load.environment import stack_environment
 from harness.load.loaded import Loaded
 from harness.load.loader_layers import LoaderLayer, layered
 from harness.load.meshes import as_asked
-from harness.load.target import Parallelism, Target
+from harness.load.target import Implementation, Parallelism, Target
 from harness.load.targets.driver import Capability, Driver
 from harness.load.vllm_platform import PLATFORM
 
@@ -72,9 +72,6 @@ class TpuInference(Driver):
     def environment(self, devices: int, parallelism: Parallelism) -> dict[str, str]:
         """What every load through tpu-inference needs."""
         return stack_environment() | {
-            # The vLLM model classes, for target and draft alike: tpu-inference refuses a mix.
-            "MODEL_IMPL_TYPE": "vllm",
-            "DRAFT_MODEL_IMPL_TYPE": "vllm",
             "USE_MOE_EP_KERNEL": "1" if parallelism is Parallelism.EXPERT_KERNEL else "0",
         }
 
@@ -115,6 +112,7 @@ class TpuInference(Driver):
             Exception: whatever the stack under test raises, unchanged.
         """
         devices = self.ready(target)
+        _choose(target.impl)
         started = time.perf_counter()
         _register_loader(layers)
         by_worker = set(parts) == set(Part) and worker_drafts_mtp()
@@ -230,6 +228,22 @@ def under_a_tpus_name(name: str, devices: int) -> dict[str, str]:
         "TPU_NAME": name,
         "TPU_WORKER_ID": "0",
     }
+
+
+#: What tpu-inference calls each implementation (``envs.py``, 0.21 to 0.32).
+_IMPLEMENTATIONS = {
+    Implementation.AUTO: "auto",
+    Implementation.VLLM: "vllm",
+    Implementation.JAX: "flax_nnx",
+}
+
+
+def _choose(impl: Implementation) -> None:
+    """Ask for an implementation, for target and draft alike: tpu-inference refuses a mix.
+
+    It reads its variables when it needs them, so one process serves loads of each.
+    """
+    os.environ["MODEL_IMPL_TYPE"] = os.environ["DRAFT_MODEL_IMPL_TYPE"] = _IMPLEMENTATIONS[impl]
 
 
 def _register_loader(layers: Sequence[LoaderLayer]) -> None:
