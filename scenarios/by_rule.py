@@ -27,6 +27,7 @@ MLA_DISABLED = {"VLLM_MLA_DISABLE": "1"}
 #: By recipe, what else its rows are made with: a recipe that upstream loads in no other way.
 OPTIONS: dict[str, dict[str, Any]] = {
     "lfm2-moe": {"tied": True},  # as published
+    "gemma4": {"tied": True},  # as published
     "llama4": {"impl": Implementation.VLLM},
     "deepseek-v3": {"stream_options": MLA_DISABLED},
     "deepseek-v3-mtp": {"stream_options": MLA_DISABLED},

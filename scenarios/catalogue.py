@@ -291,6 +291,13 @@ _WRITTEN: tuple[Scenario, ...] = (
         "llama4",
         impl=Implementation.AUTO,
     ),
+    Scenario(
+        "gemma4-vllm",
+        "Gemma-4 is loaded by vLLM's implementation, not the one that tpu-inference chooses.",
+        "gemma4",
+        tied=True,
+        impl=Implementation.VLLM,
+    ),
     *ON_MESHES,
 )
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from harness.compare.difference import Kind
 from harness.explain.causes import Cause
 from harness.families.family import Part, Projection, Storage
+from harness.load.target import Implementation
 from harness.report.known_issue import (
     KnownIssue,
     Load,
@@ -109,6 +110,16 @@ def _lfm2_head_unread(load: Load) -> Iterator[Sign]:
 def _draft_embedding_replaced(load: Load) -> Iterator[Sign]:
     embedding = "model.embed_tokens.weight"
     yield from [Sign(Cause.OTHER_BYTES, Kind.BITS, Part.MTP, parameter=embedding)] * load.hosts
+
+
+def _chosen(load: Load) -> bool:
+    """Whether tpu-inference is left to choose the implementation of each model."""
+    return load.impl is Implementation.AUTO
+
+
+#: Of decoders with a draft model, those for which it chooses vLLM's by name: it prefers that, or
+#: its own cannot be streamed. For their drafts it has no rule.
+_CHOSEN_BY_NAME = ("qwen3.5-moe", "deepseek-v3")
 
 
 def _gate_and_up(load: Load) -> Iterator[Sign]:
@@ -400,6 +411,42 @@ _ISSUES: tuple[KnownIssue, ...] = (
             message=lambda load: rf"the worker's mesh is \[\('(cpu|tpu)', \d+\)\], not {load.mesh}",
             at="",
             stage=Stage.DEVICES,
+        ),
+    ),
+    KnownIssue(
+        id="draft-of-another-implementation",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.BUG,
+        reason="with MODEL_IMPL_TYPE=auto, tpu-inference chooses vLLM's implementation of a "
+        "decoder by its name, and of its draft model, whose name it does not know, its own, for "
+        "which it takes vLLM's again; then it refuses two. It loads with --impl vllm",
+        releases=("tpu-inference>=0.22",),
+        when=lambda load: (
+            _chosen(load) and load.family in _CHOSEN_BY_NAME and len(load.parts) == len(Part)
+        ),
+        raised=Raised(
+            error="ValueError",
+            message="The implementation of the draft model must be the same as the target model\\.",
+            at=r"tpu_inference/spec_decode/jax/eagle3\.py in load_model: raise ValueError\(",
+            stage=Stage.PROCESSING,
+        ),
+    ),
+    KnownIssue(
+        id="own-model-wants-a-nested-configuration",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.MISSING,
+        reason="tpu-inference's own Llama-4, which it chooses for Llama4ForCausalLM, reads the "
+        "configuration of the release with a vision tower, and no other; it loads with --impl vllm",
+        releases=("tpu-inference",),
+        when=lambda load: load.family == "llama4" and load.impl is not Implementation.VLLM,
+        raised=Raised(
+            error="AttributeError",
+            message="'Llama4TextConfig' object has no attribute 'text_config'",
+            at=r"tpu_inference/models/jax/llama4\.py in __init__: "
+            r"text_config = model_config\.hf_config\.text_config",
+            stage=Stage.MODEL,
+            cause=Cause.CONFIG_LACKS_KEY,
+            evidence="'Llama4TextConfig' object has no attribute 'text_config'",
         ),
     ),
     KnownIssue(

@@ -93,6 +93,29 @@ class DeviceShard:
 
         return replace(self, index=(self.index[0], Span(first, first + count)), fetch=fetch)
 
+    def merged(self, axis: int, shape: tuple[int, ...]) -> DeviceShard | None:
+        """The shard with ``axis`` and the next as one; None where it cuts both.
+
+        Where it cuts the second, the one axis runs over parts of that first, part by part.
+        """
+        first, second = self.index[axis : axis + 2]
+        count, width = len(first), len(second)
+        if len(second) == shape[axis + 1]:
+            start = first.start * width
+        elif count == shape[axis]:
+            start = second.start * count
+        else:
+            return None
+
+        def fetch(index: Any) -> Bits:
+            bits = self.fetch(...)
+            one: Bits = bits.reshape(*bits.shape[:axis], -1, *bits.shape[axis + 2 :])[index]
+            return one
+
+        span = Span(start, start + count * width)
+        index = (*self.index[:axis], span, *self.index[axis + 2 :])
+        return replace(self, index=index, fetch=fetch, shares=None, any_set=None)
+
     def lifted(self) -> DeviceShard:
         """The shard with an axis of size 1 before all others."""
         return replace(
@@ -182,6 +205,21 @@ class DeviceTensor:
             return self
         shape = (self.shape[0], math.prod(self.shape[1:]))
         return replace(self, shape=shape, shards=tuple(s.flattened() for s in self.shards))
+
+    def merged(self, axis: int) -> DeviceTensor:
+        """The tensor with ``axis`` and the next, heads and their width, as one; see the shards'.
+
+        Itself where it has too few axes, or a shard cuts both: the shape tells.
+        """
+        if len(self.shape) < axis + 2:
+            return self
+        shards = [shard.merged(axis, self.shape) for shard in self.shards]
+        whole = tuple(shard for shard in shards if shard is not None)
+        if len(whole) < len(shards):
+            return self
+        length = self.shape[axis] * self.shape[axis + 1]
+        shape = (*self.shape[:axis], length, *self.shape[axis + 2 :])
+        return replace(self, shape=shape, shards=whole)
 
     def lifted(self) -> DeviceTensor:
         """The tensor with an axis of size 1 before all others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -60,6 +61,10 @@ class ModelCheckpoint(Checkpoint):
             _require_scales(self.entries)
         layers = _require_sizes(self.config, self.text, self.family, self.entries, where)
         self.family = self.family.bound(layers[Part.DECODER], layers.get(Part.MTP, 0))
+
+    def of_layer(self, layer: int) -> Mapping[str, Any]:
+        """What config.json says of the language model as a layer has it; :attr:`text` as a rule."""
+        return self.family.of_layer(self.text, layer)
 
     @property
     def tied(self) -> bool:

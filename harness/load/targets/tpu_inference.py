@@ -30,6 +30,7 @@ from harness.load.environment import stack_environment
 from harness.load.loaded import Loaded
 from harness.load.loader_layers import LoaderLayer, layered
 from harness.load.meshes import as_asked
+from harness.load.nnx_models import arrays_of, is_own_model
 from harness.load.target import Implementation, Parallelism, Target
 from harness.load.targets.driver import Capability, Driver
 from harness.load.vllm_platform import PLATFORM
@@ -177,8 +178,12 @@ class TpuInference(Driver):
             tensors={
                 part: [
                     from_jax(name, array, in_host_memory=not self.can(Capability.OWN_MEMORY))
-                    for name, array in state.items()
+                    for name, array in (arrays_of(state) if is_own_model(state) else state.items())
                 ]
+                for part, state in states.items()
+            },
+            implementations={
+                part: Implementation.JAX if is_own_model(state) else Implementation.VLLM
                 for part, state in states.items()
             },
             mesh=tuple(map(_name, devices)),
