@@ -262,6 +262,8 @@ class ParameterViews:
             heads = 0 if row.cut is Cut.INPUTS else 1
             sizes = replace(sizes, kv_heads=tensor.shape[heads])
             tensor = tensor.merged(heads)
+        if row.exchanged:
+            tensor = tensor.exchanged()
         try:
             dtype = parameter_dtype(
                 row, sources, self._reference.model_dtype, fp8=self._checkpoint.fp8

@@ -116,6 +116,14 @@ class DeviceShard:
         index = (*self.index[:axis], span, *self.index[axis + 2 :])
         return replace(self, index=index, fetch=fetch, shares=None, any_set=None)
 
+    def exchanged(self) -> DeviceShard:
+        """The shard with its first two axes the other way round."""
+        first, second, *others = self.index
+        return replace(
+            self, index=(second, first, *others), shares=None, any_set=None,
+            fetch=lambda index: self.fetch(...).swapaxes(0, 1)[index],
+        )  # fmt: skip
+
     def lifted(self) -> DeviceShard:
         """The shard with an axis of size 1 before all others."""
         return replace(
@@ -220,6 +228,14 @@ class DeviceTensor:
         length = self.shape[axis] * self.shape[axis + 1]
         shape = (*self.shape[:axis], length, *self.shape[axis + 2 :])
         return replace(self, shape=shape, shards=whole)
+
+    def exchanged(self) -> DeviceTensor:
+        """The tensor with its first two axes the other way round; itself where it has fewer."""
+        if len(self.shape) < 2:
+            return self
+        first, second, *others = self.shape
+        shards = tuple(shard.exchanged() for shard in self.shards)
+        return replace(self, shape=(second, first, *others), shards=shards)
 
     def lifted(self) -> DeviceTensor:
         """The tensor with an axis of size 1 before all others."""

@@ -113,6 +113,7 @@ class Row:
             (:class:`harness.devices.parameter_layout.ParameterLayout`).
         fp8: whether FP8 releases store it as codes with block scales.
         stored_as: the safetensors dtype that publishers store it in, where the model's is BF16.
+        exchanged: whether the device holds the tensor's first two axes the other way round.
         squeezed: whether the device lacks the tensor's first axis, which is of size 1.
         left_alone_before: releases of vLLM before this one make the linear layer without a
             quantisation config, and tpu-inference leaves those as they are, on every device.
@@ -139,6 +140,7 @@ class Row:
     casts: bool = True
     fp8: bool = False
     stored_as: str = "BF16"
+    exchanged: bool = False
     squeezed: bool = False
     left_alone_before: tuple[int, ...] = ()
     copies: tuple[str, ...] = ()

@@ -83,10 +83,17 @@ def _linear(name: str, shape: ShapeOf, cut: Cut, *, of_heads: bool = False) -> R
     return Row(kind, f"{name}.linear.weight", stored, casts=False, own=(own,))
 
 
-def _replicated(name: str, shape: ShapeOf) -> Row:
-    """One that the JAX model has whole as well."""
-    own = Row("vision linear layers", name, ((name, shape),), "own", transposed=True)
-    return Row("vision linear layers", name, ((name, shape),), casts=False, own=(own,))
+def _plain(name: str, shape: ShapeOf) -> Row:
+    """One with the name of its tensor, cut by its outputs in the JAX model."""
+    stored = ((name, shape),)
+    own = Row(
+        "vision linear layers", name, stored, "own", cut=Cut.OUTPUTS, transposed=True,
+        axes=("model",),
+    )  # fmt: skip
+    return Row("vision linear layers", name, stored, casts=False, own=(own,))
+
+
+_TABLE = (("position_embedding_table", lambda s: (2, s.vision.positions, s.vision.hidden)),)
 
 
 def _square(s: ModelShape) -> tuple[int, int]:
@@ -120,17 +127,16 @@ _VISION_LAYER = (
     ))),
 )  # fmt: skip
 _PATCHES = Block((
-    _replicated(
-        "input_proj.weight",
-        lambda s: (s.vision.hidden, s.vision.channels * s.vision.patch**2),
+    _plain(
+        "input_proj.weight", lambda s: (s.vision.hidden, s.vision.channels * s.vision.patch**2)
     ),
-    whole(
-        "vision position embedding", "position_embedding_table",
-        lambda s: (2, s.vision.positions, s.vision.hidden),
+    Row(
+        "vision position embedding", "position_embedding_table", _TABLE, casts=False,
+        own=(Row("vision position embedding", _TABLE[0][0], _TABLE, "own", exchanged=True),),
     ),
 ))  # fmt: skip
 _EMBED_VISION = Block((
-    _replicated("embedding_projection.weight", lambda s: (s.hidden, s.vision.hidden)),
+    _plain("embedding_projection.weight", lambda s: (s.hidden, s.vision.hidden)),
 ))  # fmt: skip
 
 

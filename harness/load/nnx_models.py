@@ -75,21 +75,23 @@ class NnxRecorder(Stream):
         super().__init__(ledger, meter)
         self._model = model
         self._family = family
-        self._hooked: list[Any] = []
+        self._hooked: dict[str, Any] = {}
         self._wrapped: list[Any] = []
 
     @InternalError.instead()
     def attach(self) -> None:
         """Hook every parameter, and have the modules of experts tell what they are given."""
-        for module_name, module in self._model.named_modules():
+        # All: upstream tells modules apart by address, which lists made on the way may share.
+        for module_name, module in self._model.named_modules(remove_duplicate=False):
             own = dict(module.named_parameters(recurse=False))
             given = self._given_to(module) if set(KERNELS) <= set(own) else {}
             for name, parameter in own.items():
                 full_name = f"{module_name}.{name}".lstrip(".")
-                self._ledger.parameters.append(full_name)
+                if full_name not in self._hooked:  # a list names what its members name again
+                    self._ledger.parameters.append(full_name)
                 note = partial(self._note, full_name, type(module).__name__)
                 parameter.set_metadata(_HOOK, partial(self._assigned, note))
-                self._hooked.append(parameter)
+                self._hooked[full_name] = parameter
                 for waiting, of_expert in _PARTS.items():
                     if not parameter.has_metadata(waiting):
                         continue
@@ -112,7 +114,7 @@ class NnxRecorder(Stream):
     def finish(self) -> None:
         """Name what was never assigned to, and leave the model as it was found."""
         self._ledger.finished = True
-        for parameter in self._hooked:
+        for parameter in self._hooked.values():
             if parameter.has_metadata(_HOOK):
                 parameter.del_metadata(_HOOK)
             for waiting in _PARTS:

@@ -160,6 +160,13 @@ class Recorder(Stream):
                 self._wrapped_in[full_name] = (module, name, weakref.ref(parameter))
                 loader = getattr(parameter, "weight_loader", default_weight_loader)
                 parameter.weight_loader = self._wrapped(loader, module, name, full_name)
+            passing: set[str] = getattr(module, "_non_persistent_buffers_set", set())
+            for name, buffer in module.named_buffers(recurse=False):
+                # What a checkpoint may hold of them is loaded as parameters are: Gemma-4's scales.
+                if name not in passing and not hasattr(buffer, "weight_loader"):
+                    full_name = f"{module_name}.{name}".lstrip(".")
+                    loader = self._wrapped(default_weight_loader, module, name, full_name)
+                    buffer.weight_loader = loader
 
     def watching(self) -> AbstractContextManager[Any]:
         """While it is entered, copies into parameters that no loader makes are noted."""
@@ -232,6 +239,7 @@ class Recorder(Stream):
         self, loader: Callable[..., Any], module: Any, name: str, full_name: str
     ) -> Callable[..., Any]:
         ledger, clean, layer_type = self._ledger, self._clean, type(module).__name__
+        held = module._buffers if name in module._buffers else module._parameters
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             frame = sys._getframe(1)
@@ -244,7 +252,7 @@ class Recorder(Stream):
                     tuple(map(_plain, args[2:])),
                     {k: _plain(v) for k, v in kwargs.items() if k not in _NOT_IDS},
                     f"{frame.f_code.co_filename}:{frame.f_lineno}",
-                    module._parameters.get(name) is not parameter,
+                    held.get(name) is not parameter,
                 )
             )
             if id(parameter) in clean:

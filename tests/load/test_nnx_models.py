@@ -82,12 +82,13 @@ class Model:
         self.mlp = Module(weight=Variable(_merged_shards=[None, None]))
         self.norm = Module(weight=Variable())
 
-    def named_modules(self) -> Iterator[tuple[str, Module]]:
+    def named_modules(self, remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
+        assert not remove_duplicate, "upstream's would leave some out"
         for name in ("experts", "mlp", "norm"):
             yield f"{LAYER}.{name}", getattr(self, name)
 
     def named_parameters(self) -> Iterator[tuple[str, Variable]]:
-        for path, module in self.named_modules():
+        for path, module in self.named_modules(remove_duplicate=False):
             yield from ((f"{path}.{name}", p) for name, p in module.named_parameters())
 
 
