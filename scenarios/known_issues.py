@@ -365,7 +365,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="Llama-4's layers of chunked attention ask the attention backend for its builder, "
         "which tpu-inference's backend has not: the model is not built",
         releases=("vllm<0.26",),
-        when=lambda load: load.family == "llama4",
+        when=lambda load: load.family == "llama4" and load.impl is Implementation.VLLM,
         raised=Raised(
             error="NotImplementedError",
             message="",
@@ -429,6 +429,23 @@ _ISSUES: tuple[KnownIssue, ...] = (
             message="The implementation of the draft model must be the same as the target model\\.",
             at=r"tpu_inference/spec_decode/jax/eagle3\.py in load_model: raise ValueError\(",
             stage=Stage.PROCESSING,
+        ),
+    ),
+    KnownIssue(
+        id="heads-of-layers-asked-of-all",
+        owner=Owner.VLLM,
+        nature=Nature.BUG,
+        reason="Gemma-4's layers have heads of two widths, for which this release asks the "
+        "configuration as a whole; the transformers pinned with it refuses that",
+        releases=("vllm>=0.26,<0.32",),
+        when=lambda load: load.family == "gemma4",
+        raised=Raised(
+            error="transformers.integrations.heterogeneity.configuration_utils."
+            "AmbiguousGlobalPerLayerAttributeError",
+            message=r"'head_dim' is a per-layer attribute and may vary across layers\. .*",
+            at=r"vllm/transformers_utils/model_arch_config_convertor\.py in get_head_size: "
+            r'head_dim = getattr\(self\.hf_text_config, "head_dim", 0\)',
+            stage=Stage.CONFIGURATION,
         ),
     ),
     KnownIssue(
