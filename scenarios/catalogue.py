@@ -16,6 +16,9 @@ from .by_rule import MLA_DISABLED, by_rule, chosen, plain
 from .on_meshes import ON_MESHES
 from .scenario import Scenario, Store
 
+#: Has tpu-inference choose for the draft model, too.
+DRAFT_CHOSEN = {"DRAFT_MODEL_IMPL_TYPE": "auto"}
+
 _WRITTEN: tuple[Scenario, ...] = (
     # Families and storages, on four devices; the others are there by rule.
     Scenario(
@@ -269,6 +272,7 @@ _WRITTEN: tuple[Scenario, ...] = (
         "each that tpu-inference chooses.",
         "qwen3.6-mtp",
         impl=Implementation.AUTO,
+        stream_options=DRAFT_CHOSEN,
     ),
     Scenario(
         "deepseek-v3-mtp-auto",
@@ -276,7 +280,7 @@ _WRITTEN: tuple[Scenario, ...] = (
         "decoder that cannot be streamed.",
         "deepseek-v3-mtp",
         impl=Implementation.AUTO,
-        stream_options=MLA_DISABLED,
+        stream_options=MLA_DISABLED | DRAFT_CHOSEN,
         every_run=False,
     ),
     Scenario(
@@ -284,6 +288,7 @@ _WRITTEN: tuple[Scenario, ...] = (
         "A draft model is loaded beside its decoder where tpu-inference has a model of neither.",
         "qwen3-next-mtp",
         impl=Implementation.AUTO,
+        stream_options=DRAFT_CHOSEN,
     ),
     Scenario(
         "llama4-auto",

@@ -419,10 +419,13 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason="with MODEL_IMPL_TYPE=auto, tpu-inference chooses vLLM's implementation of a "
         "decoder by its name, and of its draft model, whose name it does not know, its own, for "
-        "which it takes vLLM's again; then it refuses two. It loads with --impl vllm",
+        "which it takes vLLM's again; then it refuses two. DRAFT_MODEL_IMPL_TYPE=vllm helps",
         releases=("tpu-inference>=0.22",),
         when=lambda load: (
-            _chosen(load) and load.family in _CHOSEN_BY_NAME and len(load.parts) == len(Part)
+            _chosen(load)
+            and load.draft_chosen
+            and load.family in _CHOSEN_BY_NAME
+            and len(load.parts) == len(Part)
         ),
         raised=Raised(
             error="ValueError",

@@ -160,6 +160,7 @@ class Scenario:
             vision_first=self.order is Order.VISION_FIRST,
             store=str(self.store),
             impl=target.impl if target else self.asked or Implementation.AUTO,
+            draft_chosen="DRAFT_MODEL_IMPL_TYPE" in self.stream_options,
             latent=shape.latent is not None and "VLLM_MLA_DISABLE" not in self.stream_options,
             nested=family.is_nested,
         )  # fmt: skip

@@ -93,6 +93,7 @@ class Load:
         vision_first: the vision tower is streamed before any expert.
         store: the scheme of the store's URL it is streamed from; empty for a directory.
         impl: which implementation of the model is asked for.
+        draft_chosen: tpu-inference is left to choose that of the draft model, too.
         latent: attention is multi-head latent attention, and not disabled.
         nested: the language model is a module of another model, as beside a vision tower.
     """
@@ -117,6 +118,7 @@ class Load:
     vision_first: bool = False
     store: str = ""
     impl: Implementation = Implementation.AUTO
+    draft_chosen: bool = False
     latent: bool = False
     nested: bool = True
 

@@ -113,7 +113,7 @@ def test_what_is_cut_otherwise_is_seen(
     device.packed[parameter] = Packed(device.packed[parameter].array, axis)
     differences, _ = compared(device)
     assert kind in {each.kind for each in differences}
-    assert {each.parameter for each in differences} == {parameter}  # type: ignore[union-attr]
+    assert {each.parameter for each in differences} == {parameter}
 
 
 def test_heads_and_their_width_exchanged_are_seen(gemma: Path) -> None:

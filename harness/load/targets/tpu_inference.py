@@ -119,7 +119,10 @@ class TpuInference(Driver):
         by_worker = set(parts) == set(Part) and worker_drafts_mtp()
         indexes = target.device_indexes if devices is None else [d.id for d in devices]
         config = partial(_config, checkpoint, target, indexes, overrides)
-        worker = self._ready_worker(config(draft=by_worker), target, devices, indexes)
+        whole = config(draft=by_worker)
+        if by_worker:
+            _choose_alike(whole)
+        worker = self._ready_worker(whole, target, devices, indexes)
         ready = time.perf_counter()
         entry, states = self._states(worker, parts, by_worker, config)
         ended = time.perf_counter()
@@ -235,6 +238,7 @@ def under_a_tpus_name(name: str, devices: int) -> dict[str, str]:
     }
 
 
+_DRAFT = "DRAFT_MODEL_IMPL_TYPE"
 #: What tpu-inference calls each implementation (``envs.py``, 0.21 to 0.32).
 _IMPLEMENTATIONS = {
     Implementation.AUTO: "auto",
@@ -248,7 +252,21 @@ def _choose(impl: Implementation) -> None:
 
     It reads its variables when it needs them, so one process serves loads of each.
     """
-    os.environ["MODEL_IMPL_TYPE"] = os.environ["DRAFT_MODEL_IMPL_TYPE"] = _IMPLEMENTATIONS[impl]
+    os.environ["MODEL_IMPL_TYPE"] = _IMPLEMENTATIONS[impl]
+    if impl is not Implementation.AUTO:
+        os.environ[_DRAFT] = _IMPLEMENTATIONS[impl]
+
+
+def _choose_alike(config: Any) -> None:
+    """Have a draft model served as tpu-inference chooses for its decoder.
+
+    Left to choose for each it may take two, and refuses them (``spec_decode/jax/eagle3.py``); so
+    it is where the environment says something of the draft.
+    """
+    if _DRAFT not in os.environ:
+        from tpu_inference.models.common.model_loader import resolve_model_architecture
+
+        os.environ[_DRAFT] = resolve_model_architecture(config, False)
 
 
 def _register_loader(layers: Sequence[LoaderLayer]) -> None:
