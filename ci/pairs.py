@@ -15,6 +15,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -297,7 +298,7 @@ def compile_quietly(uv: str, python: str, *options: str, given: str = "") -> str
     )
     if ran.returncode == 0:
         return ran.stdout
-    said = " ".join(re.sub(r"[×╰─▶│├]|^\s*(error|cause|hint):", "", ran.stderr, flags=re.M).split())
+    said = " ".join(re.sub(r"^\W*(error|cause|hint):", "", ran.stderr, flags=re.M).split())
     begin = said.find("No solution found")
     if begin >= 0:
         raise Contradiction(said[begin:].partition("dependencies ")[2] or said[begin:])
@@ -372,6 +373,23 @@ def _distance(one: Pair, other: Pair) -> tuple[int, int, bool]:
 
 def _number(parts: tuple[int, ...]) -> int:
     return parts[0] * 1000 + (parts[1] if len(parts) > 1 else 0)
+
+
+def built_on(package: str, version: str, pip: Sequence[str], at: Path) -> str:
+    """The day a version was built, ``2026-08-20``; empty where its wheel does not tell.
+
+    Of a build of a day it is in the version; of a release, the newest file of its wheel has it.
+    """
+    if day := day_of(version):
+        return f"{day[:4]}-{day[4:6]}-{day[6:]}"
+    command = [*pip, "download", "--quiet", "--no-deps", "--dest", str(at), f"{package}=={version}"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        return ""
+    for wheel in at.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as opened:
+            newest = max(member.date_time for member in opened.infolist())
+        return "{:04}-{:02}-{:02}".format(*newest) if newest[0] > 1980 else ""
+    return ""
 
 
 def seen_pairs() -> list[dict[str, Any]]:

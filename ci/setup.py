@@ -20,6 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Iterator, Sequence
@@ -56,7 +57,10 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="resolve a pair anew")
     parser.add_argument("--prune", type=float, metavar="DAYS", help="remove the environments of "
         "pairs that nobody used for so long")  # fmt: skip
+    parser.add_argument("--inside", default="", metavar="NAME", help="change .venv-NAME into the "
+        "pair's environment, where another would be made beside it")  # fmt: skip
     parser.add_argument("--versions", metavar="PACKAGE", help="list what the package index has")
+    parser.add_argument("--built", metavar="PACKAGE==VERSION", help="print the day it was built")
     parser.add_argument("--lock", action="store_true", help="compile the requirements files anew")
     parser.add_argument("--docs", action="store_true", help="what builds docs/ as a site")
     parser.add_argument("--uv", action="store_true", help="print where uv is; it is made there")
@@ -75,8 +79,12 @@ def main() -> int:
             prune(options.prune)
         elif options.versions:
             print(json.dumps(index()(options.versions)))
+        elif options.built:
+            print(built_on(options.built))
         elif options.stack == "installed":
             print(sys.prefix)
+        elif options.inside:
+            print(made_pair(options.stack, options.streamer, inside=options.inside))
         else:
             print(wanted(options.stack, options.target, options.streamer, again=options.again))
     except PairFails as error:
@@ -117,15 +125,28 @@ def is_pair(stack: str) -> bool:
 
 def pair_python() -> str:
     """The Python that pairs are resolved for: that of the newest pinned stack."""
-    return max((row["python"] for row in stacks().values()), key=version)
+    return max((str(row["python"]) for row in stacks().values()), key=version)
 
 
 def index() -> pairs.Index:
-    return pairs.Index(lambda: [str(find_tools() / "bin" / "python"), "-m", "pip"], pair_python())
+    return pairs.Index(find_pip, pair_python())
 
 
-def made_pair(stack: str, streamer: str = "", *, again: bool = False) -> Path:
+def built_on(text: str) -> str:
+    """The day that ``package==version`` was built; empty where nothing tells it."""
+    package, _, wanted = text.partition("==")
+    with tempfile.TemporaryDirectory() as folder:
+        return pairs.built_on(package, wanted, find_pip(), Path(folder))
+
+
+def made_pair(stack: str, streamer: str = "", *, again: bool = False, inside: str = "") -> Path:
     """The environment of the first pair that ``stack`` stands for and that works.
+
+    Args:
+        stack: a spelling.
+        streamer: another than upstream's pin.
+        again: resolve anew.
+        inside: the name of an environment that is changed into the pair's.
 
     Raises:
         PairFails: the wanted one does not work, nor does another that it may stand for.
@@ -133,7 +154,7 @@ def made_pair(stack: str, streamer: str = "", *, again: bool = False) -> Path:
     failed: list[PairFails] = []
     for pair in known(stack, streamer) or pairs.candidates(stack, index(), streamer):
         try:
-            return environment_of_pair(pair, again=again)
+            return environment_of_pair(pair, again=again, inside=inside)
         except PairFails as error:
             failed.append(error)
             if stack == pairs.LATEST and error.verdict != "unresolvable":
@@ -149,16 +170,16 @@ def known(stack: str, streamer: str) -> list[Pair]:
     return [pair] if (STATE / f"{pair.name}.txt").exists() else []
 
 
-def environment_of_pair(pair: Pair, *, again: bool = False) -> Path:
+def environment_of_pair(pair: Pair, *, again: bool = False, inside: str = "") -> Path:
     """The environment of a pair, and that its releases can be imported together there.
 
     Raises:
         PairFails: they cannot be installed or imported together, or have no worker.
     """
-    python, at = pair_python(), ROOT / f".venv-{pair.name}"
+    python, at = pair_python(), ROOT / f".venv-{inside or pair.name}"
     with locked(f"{pair.name}.resolving"):
         requirements = pairs.compiled(pair, find_uv(), python, again=again)
-    made = environment(at, python, requirements, project=True)
+    made = environment(at, python, requirements, project=True, change=bool(inside))
     probe(made, pair)
     return made
 
@@ -236,7 +257,8 @@ def choose(stack: str, running: tuple[int, int] = sys.version_info[:2]) -> str:
     if stack in table:
         return stack
     if stack.startswith("path:"):
-        return nearest(Path(stack.removeprefix("path:").split(",")[0]).expanduser())
+        checkout = stack.removeprefix("path:").split(",")[0]
+        return nearest(Path(checkout).expanduser()) if checkout else choose("", running)
     wanted = ", ".join(f"{name} (Python {row['python']})" for name, row in table.items())
     if stack:
         raise SetupError(f"unknown stack {stack!r}. Expected: one of {wanted}.")
@@ -358,10 +380,13 @@ def docs() -> Path:
     return environment(ROOT / ".venv-docs", running, STACKS / "docs.txt")
 
 
-def environment(at: Path, wanted: str, *requirements: Path, project: bool = False) -> Path:
+def environment(
+    at: Path, wanted: str, *requirements: Path, project: bool = False, change: bool = False
+) -> Path:
     """The environment ``at``, made anew unless it was made from the same ``requirements``.
 
-    ``project`` installs the harness there too.
+    ``project`` installs the harness there too; ``change`` changes one that is there, where it would
+    be made anew: what two pairs have in common stays.
     """
     stamp = at / ".requirements"
     inputs = b"".join(file.read_bytes() for file in requirements)
@@ -371,16 +396,19 @@ def environment(at: Path, wanted: str, *requirements: Path, project: bool = Fals
         if stamp.exists() and stamp.read_text() == made_from:
             stamp.touch()  # it is in use: see prune
             return at
-        make(at, wanted, requirements, project=project)
+        there = change and stamp.exists()
+        stamp.unlink(missing_ok=True)  # until it is whole again
+        make(at, wanted, requirements, project=project, anew=not there)
         stamp.write_text(made_from)
     return at
 
 
-def make(at: Path, wanted: str, requirements: Sequence[Path], *, project: bool) -> None:
-    """Make the environment ``at`` anew."""
+def make(at: Path, wanted: str, requirements: Sequence[Path], *, project: bool, anew: bool) -> None:
+    """Make the environment ``at``, or change the one that is there."""
     uv = find_uv()
-    python = find_python(wanted, uv)
-    run(uv, "venv", "--quiet", "--clear", "--python", python, str(at))
+    if anew:
+        python = find_python(wanted, uv)
+        run(uv, "venv", "--quiet", "--clear", "--python", python, str(at))
     options = ("--quiet", "--python", str(at / "bin" / "python"))
     # Bytecode is compiled here, once: importing the stack without it takes a minute longer.
     run(uv, "pip", "sync", *options, "--compile-bytecode", *map(str, requirements))
@@ -417,6 +445,10 @@ def find_uv() -> str:
     if not uv.exists():
         run(str(find_tools() / "bin" / "python"), "-m", "pip", "install", "--quiet", UV)
     return str(uv)
+
+
+def find_pip() -> list[str]:
+    return [str(find_tools() / "bin" / "python"), "-m", "pip"]
 
 
 def find_tools() -> Path:

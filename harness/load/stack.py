@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, distributions, requires, ve
 from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import Version
 
 from harness.base.errors import TargetUnavailable
 
@@ -23,6 +24,9 @@ PACKAGES: tuple[str, ...] = (
 
 #: What upstream pins, and ``STREAMER=`` may replace.
 _STREAMER = "runai-model-streamer"
+#: A build of a day.
+_OF_A_DAY = re.compile(r"\.dev(\d{8})$")
+
 _REQUIRED = ("vllm", "tpu-inference", "runai-model-streamer", "jax", "torch")
 
 
@@ -80,8 +84,8 @@ def _others() -> dict[str, str]:
     """
     found = {}
     for one in distributions():
-        folder = getattr(one, "_path", None)
-        name, _, number = folder.name.removesuffix(".dist-info").rpartition("-") if folder else ""
+        folder = str(getattr(one, "_path", "")).rpartition("/")[2]
+        name, _, number = folder.removesuffix(".dist-info").rpartition("-")
         if name:
             found[re.sub(r"[-_.]+", "-", name).lower()] = number
     return dict(sorted(found.items()))
@@ -125,6 +129,19 @@ def stack_name(versions: dict[str, str]) -> str:
     """
     vllm, tpu = versions.get("vllm", "none"), versions.get("tpu-inference", "")
     minor, other = (".".join(text.split(".")[:2]) for text in (vllm, tpu))
-    if re.search(r"\.dev\d{8}$", tpu):
+    if _OF_A_DAY.search(tpu):
         return f"{minor}+{tpu}"
     return minor if other in ("", minor) else f"{minor}+{other}"
+
+
+def chronological(text: str) -> Version:
+    """A version that compares as builds followed each other.
+
+    tpu-inference names the builds of the days after a release by that release: 0.26.0 was built on
+    2026-07-31, ``0.26.0.dev20260731`` to ``0.26.0.dev20260820`` until 0.27.0 was, while PEP 440 has
+    them before 0.26.0.
+
+    Raises:
+        packaging.version.InvalidVersion: it is none.
+    """
+    return Version(_OF_A_DAY.sub(r".post\1", text))

@@ -492,3 +492,14 @@ def note(report: Report, judgement: Judgement) -> None:
     report.known_issue = names if judgement.verdict is Verdict.KNOWN else ""
     report.mended_issue = names if judgement.verdict is Verdict.MENDED else ""
     report.issue_owner = ", ".join(dict.fromkeys(str(row.owner) for row in rows))
+
+
+def shows(report: Report, load: Load, row: KnownIssue) -> bool:
+    """Whether a report shows what a row describes, on whatever releases, beside anything else."""
+    load = replace(load, hosts=_hosts(report))
+    if row.raised:
+        return report.failure is not None and not any(
+            _unlike(report, report.failure, load, row.raised)
+        )
+    signs = _compared(report, row.signs(load))
+    return report.failure is None and bool(signs) and not signs - signs_of(report)

@@ -34,7 +34,7 @@ def test_what_a_run_leaves(fake: FakeStack) -> None:
         "outcome": "as expected", "scenarios": 2, "equal": 1, "known": 1, "skipped": 0,
         "experts_compared": 48, "bytes_compared": 2000, "audit_findings": 3, "failures": [],
     }  # fmt: skip
-    assert f"| {DEFAULT} | as expected | 2 | 1 | 1 | 0 | 48 | 2000 | 3 | " in ran.stdout
+    assert f"| {DEFAULT} |  | as expected | 2 | 1 | 1 | 0 | 48 | 2000 | 3 | " in ran.stdout
     assert "the scenarios of" in (fake.out / DEFAULT / "log.txt").read_text()
 
 
@@ -107,7 +107,7 @@ def test_an_interpreter_that_is_nowhere(fake: FakeStack) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stacks=0.99"], "unknown stack '0.99'"),
+        (["--stacks=newest"], "unknown stack 'newest'"),
         (["--stacks=path:/nowhere"], "the version of /nowhere cannot be told"),
         (["--stacks=0.26", "--target=gpu"], "stack 0.26 has no requirements for a GPU"),
         (["--target"], "expected one argument"),

@@ -93,7 +93,7 @@ def test_every_call_is_valid() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [" --stack 0.26", " --target cuda", " --stacks 0.19", " --stacks 0.26 --target gpu"],
+    [" --stack 0.26", " --target cuda", " --stacks newest", " --stacks 0.26 --target gpu"],
 )
 def test_an_invalid_call_is_seen(options: str) -> None:
     with pytest.raises((SystemExit, AssertionError, script("setup").SetupError)):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("setup.py", "nightly.py", "nightly_summary.py", "run_nightly.sh")
+SCRIPTS = ("setup.py", "pairs.py", "nightly.py", "nightly_summary.py", "run_nightly.sh")
 
 #: Each fake writes down how it was called and ends as $PLAN says. What is planned for one
 #: environment alone has its name in the file's: ``pytest.venv-0.21``.
