@@ -117,6 +117,8 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", action="append", default=[], metavar="PLACE", help="instead of the "
         "synthetic ones: a directory, s3://, gs:// or a hub id; repeatable")  # fmt: skip
     add("--out", type=Path, default=setup.ROOT / "reports" / "nightly", help="where files are left")
+    add("--inside", default="", metavar="NAME", help="change one environment, .venv-NAME, from "
+        "pair to pair, where another would be made for each")  # fmt: skip
     add("--families", choices=("chosen", "all"), default="all", help="chosen: one load of each "
         "family, and the special ones")  # fmt: skip
     add("--nights", type=Path, metavar="DIR", help="keep this night's sessions there, and begin "
@@ -163,6 +165,12 @@ def run_stack(stack: str, result: StackResult, options: argparse.Namespace) -> S
         result.end(Outcome.PROVISIONING, str(error))
     except PairFails as error:
         result.end(Outcome.PAIR_FAILS, str(error))
+        result.pair = {
+            "vllm": error.pair.vllm,
+            "tpu_inference": error.pair.tpu_inference,
+            "verdict": error.verdict,
+            "why": error.why,
+        }
     except (Interrupted, KeyboardInterrupt):
         result.end(Outcome.BROKEN, "interrupted")
         result.interrupted = True
@@ -212,6 +220,8 @@ def provision(stack: str, options: argparse.Namespace) -> Path:
         if attempt:
             time.sleep(options.retry_seconds)
         try:
+            if options.inside and setup.is_pair(stack):
+                return setup.made_pair(stack, options.streamer, inside=options.inside) / "bin"
             return setup.wanted(stack, options.target, options.streamer) / "bin"
         except PairFails:
             raise

@@ -63,6 +63,7 @@ class StackResult:
     findings: int | None = None
     interrupted: bool = False
     programs: Path | None = None
+    pair: dict[str, str] | None = None  # of one that does not work
 
     def end(self, outcome: Outcome, what: str) -> None:
         self.outcome, self.what = outcome, what
@@ -131,6 +132,7 @@ def figures(result: StackResult) -> dict[str, Any]:
     return {
         "stack": result.stack,
         "versions": versions(rows),
+        "pair": result.pair,
         "outcome": result.outcome.text,
         "what": result.what,
         "seconds": result.seconds,
@@ -169,6 +171,7 @@ def failures(session: dict[str, Any]) -> list[dict[str, str]]:
     happen is one. A test that broke off has no report.
     """
     rows = [row for row in session["rows"] if row["failed"]]
+    rows.sort(key=lambda row: row["report"]["status"] == "equal")  # new ones first
     failed = [failure(row["scenario"], row["why"], row["report"]) for row in rows]
     return failed + [failure(one["test"], one["message"], {}) for one in session["broken"]]
 

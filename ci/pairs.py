@@ -17,6 +17,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +78,19 @@ class PairFails(SetupError):
     def __init__(self, pair: Pair, verdict: str, why: str) -> None:
         self.pair, self.verdict, self.why = pair, verdict, why
         super().__init__(f"{pair} {_WORDS[verdict]}: {why} {advice(pair)}".rstrip())
+
+
+class Contradiction(Exception):
+    """The resolver found no solution; the message has its words."""
+
+
+@contextmanager
+def verdict_over(pair: Pair) -> Iterator[None]:
+    """Make a verdict over ``pair`` of what the resolver says in the body."""
+    try:
+        yield
+    except Contradiction as error:
+        raise PairFails(pair, "unresolvable", str(error)) from error
 
 
 _WORDS = {
@@ -254,32 +268,31 @@ def compiled(pair: Pair, uv: str, python: str, *, again: bool = False) -> Path:
         f"{STREAMER}[s3,gcs]" + (f"=={pair.streamer}" if pair.streamer else ""),
         "ray",
     ]
-    overrides = derived_overrides(own, uv, python)
-    overrides += [streamer_override(pair.streamer)] if pair.streamer else []
-    resolve(file, lines, overrides, uv, python, pair)
+    with verdict_over(pair):
+        overrides = derived_overrides(own, uv, python)
+        overrides += [streamer_override(pair.streamer)] if pair.streamer else []
+        resolve(file, lines, overrides, uv, python)
     return file
 
 
 def resolve(
-    file: Path, lines: Sequence[str], overrides: Sequence[str], uv: str, python: str, pair: Pair
+    file: Path, lines: Sequence[str], overrides: Sequence[str], uv: str, python: str
 ) -> None:
-    """Resolve the requirements ``lines`` into ``file``, which names versions and no host."""
+    """Resolve the requirements ``lines`` into ``file``, which names versions and no host.
+
+    Raises:
+        Contradiction: there is no solution.
+        SetupError: the resolver failed otherwise.
+    """
     STATE.mkdir(exist_ok=True)
     given, over = file.with_suffix(".in"), file.with_suffix(".overrides")
     given.write_text("\n".join(lines) + "\n")
     over.write_text("\n".join(overrides) + "\n")
-    try:
-        compile_quietly(
-            uv, python, f"--override={over.name}", "--custom-compile-command",
-            f"python3 ci/setup.py {pair.name}", "--output-file", f"{file.name}.new", given.name,
-        )  # fmt: skip
-    except Contradiction as error:
-        raise PairFails(pair, "unresolvable", str(error)) from error
+    compile_quietly(
+        uv, python, f"--override={over.name}", "--custom-compile-command",
+        f"python3 ci/setup.py {file.stem}", "--output-file", f"{file.name}.new", given.name,
+    )  # fmt: skip
     file.with_name(f"{file.name}.new").replace(file)
-
-
-class Contradiction(Exception):
-    """The resolver found no solution; the message has its words."""
 
 
 def compile_quietly(uv: str, python: str, *options: str, given: str = "") -> str:

@@ -195,8 +195,8 @@ def made_with_streamer(stack: str, streamer: str, *, again: bool = False) -> Pat
         overrides = [(STACKS / f"{other}.overrides").read_text() for other in row["overrides"]]
         overrides.append(pairs.streamer_override(streamer))
         lines = [*kept, f"{pairs.STREAMER}[s3,gcs]=={streamer}"]
-        pair = Pair(stack, stack, streamer)
-        pairs.resolve(requirements, lines, overrides, find_uv(), row["python"], pair)
+        with pairs.verdict_over(Pair(stack, stack, streamer)):
+            pairs.resolve(requirements, lines, overrides, find_uv(), row["python"])
     return environment(ROOT / f".venv-{name}", row["python"], requirements, project=True)
 
 
