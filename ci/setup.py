@@ -410,8 +410,10 @@ def make(at: Path, wanted: str, requirements: Sequence[Path], *, project: bool, 
         python = find_python(wanted, uv)
         run(uv, "venv", "--quiet", "--clear", "--python", python, str(at))
     options = ("--quiet", "--python", str(at / "bin" / "python"))
-    # Bytecode is compiled here, once: importing the stack without it takes a minute longer.
-    run(uv, "pip", "sync", *options, "--compile-bytecode", *map(str, requirements))
+    # Bytecode is compiled here, once: importing the stack without it takes a minute longer. Of an
+    # environment that changes again soon, what is imported has it from the first import.
+    compiling = ["--compile-bytecode"] if anew else []
+    run(uv, "pip", "sync", *options, *compiling, *map(str, requirements))
     if project:
         run(uv, "pip", "install", *options, "--no-deps", "--editable", str(ROOT))
 

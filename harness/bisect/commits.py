@@ -83,7 +83,7 @@ class Commits:
         command = [sys.executable, "-m", "harness.bisect.commits", str(self.folder.resolve())]
         ran = subprocess.run(
             ["git", "-C", str(self.tree), "bisect", "run", *command],
-            stdout=subprocess.PIPE, stderr=sys.stderr, text=True, check=False,
+            stdout=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
         self._read_again()
         if ran.returncode not in (0, 2):
