@@ -26,7 +26,7 @@ from typing import TextIO
 import nightly_summary
 import setup
 from nightly_summary import Outcome, StackResult
-from pairs import PairFails, SetupError
+from pairs import PairFails, SetupError, UnknownStack
 
 INSTALLED = "installed"
 PROPERTIES = ("tests/repository/test_properties.py", "tests/checkpoint/test_safetensors_file.py")
@@ -171,6 +171,8 @@ def run_stack(stack: str, result: StackResult, options: argparse.Namespace) -> S
             "verdict": error.verdict,
             "why": error.why,
         }
+    except UnknownStack as error:
+        result.end(Outcome.BAD_INPUT, str(error))
     except (Interrupted, KeyboardInterrupt):
         result.end(Outcome.BROKEN, "interrupted")
         result.interrupted = True
@@ -223,7 +225,7 @@ def provision(stack: str, options: argparse.Namespace) -> Path:
             if options.inside and setup.is_pair(stack):
                 return setup.made_pair(stack, options.streamer, inside=options.inside) / "bin"
             return setup.wanted(stack, options.target, options.streamer) / "bin"
-        except PairFails:
+        except (PairFails, UnknownStack):
             raise
         except SetupError as without_hope:
             raise Unprovisioned(str(without_hope)) from without_hope

@@ -49,6 +49,10 @@ class SetupError(Exception):
     """Set-up cannot go on; the message says what to do."""
 
 
+class UnknownStack(SetupError):
+    """No spelling, or of a release that the index has not: bad input."""
+
+
 class Pair(NamedTuple):
     """One release of each; ``streamer`` is empty for the one that tpu-inference pins."""
 
@@ -154,7 +158,7 @@ def candidates(text: str, versions: Versions, streamer: str = "") -> Iterator[Pa
         streamer: another streamer than upstream's pin.
 
     Raises:
-        SetupError: no such version, or no spelling at all.
+        UnknownStack: no such version, or no spelling at all.
     """
     if streamer:
         picked(STREAMER, streamer, versions)
@@ -164,7 +168,7 @@ def candidates(text: str, versions: Versions, streamer: str = "") -> Iterator[Pa
         return
     found = _PAIR.fullmatch(text)
     if not found:
-        raise SetupError(f"unknown stack {text!r}. Expected: {EXPECTED}.")
+        raise UnknownStack(f"unknown stack {text!r}. Expected: {EXPECTED}.")
     vllm = picked(VLLM, found[1], versions)
     if found[2]:
         yield Pair(vllm, picked(TPU_INFERENCE, found[2], versions), streamer)
@@ -181,7 +185,7 @@ def picked(package: str, wanted: str, versions: Versions) -> str:
     """The version that ``wanted`` means: itself, or the newest release that begins with it.
 
     Raises:
-        SetupError: there is none.
+        UnknownStack: there is none.
     """
     there = versions(package)
     if wanted in there:
@@ -190,7 +194,7 @@ def picked(package: str, wanted: str, versions: Versions) -> str:
     if fitting:
         return max(fitting, key=order)
     near = sorted(filter(is_final, there), key=order)[-6:]
-    raise SetupError(
+    raise UnknownStack(
         f"unknown stack: there is no {package} {wanted} in the package index. "
         f"Expected: one of its versions, such as {', '.join(near)}."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +79,7 @@ def bisect_command(
         target=target, checkout=str(checkout.resolve()) if checkout else "", stack=stack,
     )  # fmt: skip
     folder = out or Path("reports") / "bisect" / f"{package}-{good}-{bad}-{issue or name}"
-    with _alone(folder):
+    with alone(folder):
         if checkout:
             _over_commits(asked, folder, fresh)
             return
@@ -91,7 +92,7 @@ def bisect_command(
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Keep another bisection out of the folder.
 
     Raises:
@@ -135,8 +136,6 @@ def _line(asked: Question, folder: Path, fresh: bool) -> tuple[State, list[str],
 
 
 def _listed(file: Path, package: str, other: str) -> tuple[list[str], list[str]]:
-    import json
-
     if not file.exists():
         file.write_text(json.dumps([versions_of(package), versions_of(other)]))
     mine, others = json.loads(file.read_text())

@@ -69,7 +69,8 @@ def _order(pair: SeenPair) -> tuple[Version, Version]:
 
 
 @cache
-def _known_pairs() -> tuple[SeenPair, ...]:
+def known_pairs() -> tuple[SeenPair, ...]:
+    """Those of the file that this release brings."""
     return tuple(seen_pairs())
 
 
@@ -88,7 +89,7 @@ def span(issue: str, pairs: Sequence[SeenPair]) -> tuple[SeenPair, SeenPair | No
 
 def last_seen(issue: str, versions: Mapping[str, str]) -> str:
     """In words: the last pair before these versions on which an issue was seen."""
-    found = [pair for pair in _known_pairs() if issue in pair.issues]
+    found = [pair for pair in known_pairs() if issue in pair.issues]
     now = SeenPair(
         vllm=versions.get("vllm", "0"),
         tpu_inference=versions.get("tpu-inference", "0"),

@@ -24,6 +24,7 @@ from harness.bisect.walk import Outcome, Question, opened
 from harness.families.family import Part
 from harness.report.known_issue import shows
 from harness.report.report import Report, Session, SessionRow, Status
+from scenarios.known_issues import KNOWN_ISSUES
 from tests.support.known_issue import ISSUE, LOAD, failed
 from tests.support.reports import a_report
 
@@ -125,8 +126,7 @@ def test_an_issue_that_shows_and_one_that_does_not(tmp_path: Path) -> None:
 
 
 def test_an_error_hides_differences() -> None:
-    (row,) = (r for r in trial._scenarios("known_issues").KNOWN_ISSUES
-              if r.id == "untied-head-unwritten")  # fmt: skip
+    (row,) = (row for row in KNOWN_ISSUES if row.id == "untied-head-unwritten")
     assert not shows(failed(), LOAD, row)
     assert not trial.can_tell(failed(), row)
     assert trial.can_tell(a_report(), row)
@@ -240,7 +240,7 @@ def test_bad_input(upstream: list[str], tmp_path: Path, options: list[str], mess
 
 
 def test_two_bisections_in_one_folder(upstream: list[str], tmp_path: Path) -> None:
-    with bisect_command._alone(tmp_path):
+    with bisect_command.alone(tmp_path):
         ran = CliRunner().invoke(main, ["bisect", "--good", "0.26", "--bad", "0.32", "--scenario",
                                         "vl-fused", "--out", str(tmp_path)])  # fmt: skip
     assert ran.exit_code == 4
