@@ -2,7 +2,8 @@
 
 ``.venv/bin/python -m ci.releases_page DIR...`` reads what ``ci/run_nightly.sh --out DIR`` left:
 ``nightly.json`` and a session for each stack. Which issue is known of each scenario is judged anew.
-Pairs that the runs do not have stay as they were recorded.
+The pinned stacks' rows are what docs/runs.md was made of; other pairs that the runs do not have
+stay as they were recorded.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 
 from harness.base.errors import BadInput, HarnessError
 from harness.base.writing import indented, write
+from harness.families.overview import Ending, recorded
 from harness.report.known_issue import KnownIssue, Verdict, judge, shows
 from harness.report.releases import SEEN, WORKS, SeenPair, SeenPairs, seen_pairs, span
 from harness.report.renderings import session_from
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("directories", type=Path, nargs="*", help="what the nightly run left")
     options = parser.parse_args(arguments)
     file = root / SEEN.relative_to(ROOT)
-    pairs = {pair.order: pair for pair in seen_pairs(file)}
+    pairs = {pair.order: pair for pair in [*seen_pairs(file), *pinned_pairs()]}
     try:
         for directory in options.directories:
             pairs |= {pair.order: pair for pair in pairs_of(directory)}
@@ -58,6 +60,43 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     after = rest.partition(END)[2]
     write(page, f"{before}{BEGIN}\n{tables(ordered)}\n{END}{after}".encode())
     return 0
+
+
+def pinned_pairs() -> Iterator[SeenPair]:
+    """The pinned stacks, as ``ci/runs_page.py`` recorded their runs of every recipe."""
+    known = recorded()
+    rows = {scenario.id: scenario for scenario in SCENARIOS}
+    words = {Ending.EQUAL: "equal", Ending.FAILED: "new"}
+    for column, releases in known.runs.items():
+        if releases.target != "emulated":
+            continue
+        ran = [
+            (rows[load.scenario], load.results[column])
+            for load in known.loads
+            if column in load.results
+        ]
+        families: dict[str, str] = {}
+        for scenario, result in ran:
+            family = scenario.load().family
+            word = words.get(result.outcome, "known")
+            families[family] = worse(word, families.get(family, "equal"))
+        seen = {name for _, result in ran for name in result.issues}
+        equal = [scenario.load() for scenario, result in ran if result.outcome is Ending.EQUAL]
+        yield SeenPair(
+            vllm=releases.vllm,
+            tpu_inference=releases.tpu_inference,
+            verdict=WORKS,
+            families=dict(sorted(families.items())),
+            issues=tuple(issue.id for issue in KNOWN_ISSUES if issue.id in seen),
+            absent=tuple(
+                issue.id
+                for issue in KNOWN_ISSUES
+                if issue.id not in seen
+                and "emulated" in issue.targets
+                and any(issue.when(load) for load in equal)
+            ),
+            new=tuple(s.id for s, result in ran if result.outcome is Ending.FAILED),
+        )
 
 
 def pairs_of(directory: Path) -> Iterator[SeenPair]:
@@ -142,18 +181,13 @@ def tables(pairs: Sequence[SeenPair]) -> str:
         cells = [cell(pair, name) if works else "cannot run" for name in families]
         lines.append(line(pair.vllm, pair.tpu_inference, *cells))
     lines += ["", *reasons(pairs), "", "## Known issues, since when and until when", ""]
-    lines += [line("known issue", "seen from", "gone since"), line("---", "---", "---")]
+    lines += [line("known issue", "first seen", "last seen", "gone on"), line(*["---"] * 4)]
     for issue in KNOWN_ISSUES:
         if found := span(issue.id, pairs):
-            first, after = found
             link = f"[{issue.id}](known-issues.md#{issue.id})"
-            since = str(first) if first is not oldest(pairs) else f"{first}, or before"
-            lines.append(line(link, since, str(after) if after else "still there"))
+            gone = str(found.gone) if found.gone else ""
+            lines.append(line(link, str(found.first), str(found.last), gone))
     return "\n".join(lines)
-
-
-def oldest(pairs: Sequence[SeenPair]) -> SeenPair:
-    return next(pair for pair in pairs if pair.verdict == WORKS)
 
 
 def reasons(pairs: Sequence[SeenPair]) -> Iterator[str]:

@@ -159,7 +159,8 @@ def made_pair(stack: str, streamer: str = "", *, again: bool = False, inside: st
             failed.append(error)
             if stack == pairs.LATEST and error.verdict != "unresolvable":
                 break  # these are the newest that install together: that they do not work is news
-            pairs.note(str(error))
+            if stack in (pairs.LATEST, pairs.NIGHTLY):
+                pairs.note(str(error))
     raise failed[0]
 
 

@@ -20,7 +20,8 @@ import msgspec
 from harness.base.foreign import one_line
 from harness.load.targets.known_targets import driver_named, target_on
 
-_WORKER = ("tpu_inference.worker.tpu_worker", "TPUWorker")
+#: Where a load enters: module and class.
+WORKER = ("tpu_inference.worker.tpu_worker", "TPUWorker")
 
 
 class Importable(msgspec.Struct, frozen=True):
@@ -37,17 +38,13 @@ def imported(target: str = "emulated") -> Importable:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if (
-                error.name
-                and f"{_WORKER[0]}.".startswith(f"{error.name}.")
-                and error.name in module
-            ):
+            if error.name and f"{WORKER[0]}.".startswith(f"{error.name}.") and error.name in module:
                 return Importable("no-worker", f"there is no module {error.name}.")
             return Importable("unimportable", told(error))
         except Exception as error:
             return Importable("unimportable", told(error))
-    if not hasattr(sys.modules.get(_WORKER[0]), _WORKER[1]):
-        return Importable("no-worker", f"{_WORKER[0]} has no {_WORKER[1]}.")
+    if not hasattr(sys.modules.get(WORKER[0]), WORKER[1]):
+        return Importable("no-worker", f"{WORKER[0]} has no {WORKER[1]}.")
     return Importable("works")
 
 
@@ -59,7 +56,7 @@ def told(error: BaseException) -> str:
     if not inside:
         return f"{text}."
     place = inside[-1].filename.rpartition(f"{os.sep}site-packages{os.sep}")[2]
-    return f"{place}:{inside[-1].lineno} of {release_of(place)} asks for it: {text}."
+    return f"{release_of(place)} asks for what is not there ({place}:{inside[-1].lineno}): {text}."
 
 
 def release_of(place: str) -> str:
@@ -67,7 +64,7 @@ def release_of(place: str) -> str:
     package = place.split(os.sep)[0]
     name = next(iter(packages_distributions().get(package, [])), package)
     with contextlib.suppress(PackageNotFoundError):
-        return f"{name} {version(name)}"
+        return f"{name.replace('_', '-')} {version(name)}"
     return name
 
 

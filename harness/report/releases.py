@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from packaging.version import Version
@@ -74,17 +75,26 @@ def known_pairs() -> tuple[SeenPair, ...]:
     return tuple(seen_pairs())
 
 
-def span(issue: str, pairs: Sequence[SeenPair]) -> tuple[SeenPair, SeenPair | None] | None:
-    """On which pair a known issue was seen first, and on which it was gone after the last time.
+class Span(NamedTuple):
+    """On which pairs a known issue was seen first and last, and on which it was gone after that."""
 
-    Returns:
-        None where no pair shows it; the second is None where the newest that tells still does.
+    first: SeenPair
+    last: SeenPair
+    gone: SeenPair | None
+
+
+def span(issue: str, pairs: Sequence[SeenPair]) -> Span | None:
+    """Since when a known issue is there, and until when; None where no pair shows it.
+
+    Args:
+        issue: its id.
+        pairs: in their order.
     """
     found = [pair for pair in pairs if issue in pair.issues]
     if not found:
         return None
     after = [p for p in pairs if p.order > found[-1].order and issue in p.absent]
-    return found[0], after[0] if after else None
+    return Span(found[0], found[-1], after[0] if after else None)
 
 
 def last_seen(issue: str, versions: Mapping[str, str]) -> str:

@@ -27,14 +27,14 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(
-    ("issue", "first", "gone"),
-    [("i", "0.26.0", "0.29.0"), ("k", "0.28.0", None)],
+    ("issue", "first", "last", "gone"),
+    [("i", "0.26.0", "0.28.0", "0.29.0"), ("k", "0.28.0", "0.29.0", None)],
 )
-def test_since_when_and_until_when(issue: str, first: str, gone: str | None) -> None:
+def test_since_when_and_until_when(issue: str, first: str, last: str, gone: str | None) -> None:
     found = span(issue, PAIRS)
     assert found is not None
-    assert found[0].vllm == first
-    assert (found[1].vllm if found[1] else None) == gone
+    assert (found.first.vllm, found.last.vllm) == (first, last)
+    assert (found.gone.vllm if found.gone else None) == gone
 
 
 def test_an_issue_that_nothing_shows() -> None:

@@ -41,7 +41,9 @@ def left(out: Path, stacks: dict[str, Report | dict[str, str]]) -> Path:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout without pinned stacks."""
+    monkeypatch.setattr(releases_page, "pinned_pairs", list)
     at = tmp_path / "checkout"
     (at / "docs").mkdir(parents=True)
     (at / "harness" / "report").mkdir(parents=True)
@@ -108,6 +110,16 @@ def test_what_is_no_run(
 def test_the_page_is_what_is_recorded() -> None:
     text = PAGE.read_text().split(releases_page.BEGIN)[1].split(releases_page.END)[0]
     assert text.strip() == releases_page.tables(seen_pairs()).strip()
+
+
+def test_the_pinned_stacks_are_in_the_table() -> None:
+    seen = {pair.order: pair for pair in seen_pairs()}
+    pinned = list(releases_page.pinned_pairs())
+    assert [pair.vllm for pair in pinned] == ["0.21.0", "0.22.0", "0.26.0", "0.32.0"]
+    assert [seen[pair.order] for pair in pinned] == pinned
+    (canary, fixed, *_) = pinned
+    assert "positional-ids-qwen3-vl-moe" in canary.issues
+    assert "positional-ids-qwen3-vl-moe" in fixed.absent
 
 
 def test_every_issue_that_was_recorded_is_one() -> None:

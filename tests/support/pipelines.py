@@ -44,6 +44,7 @@ exit "$(planned pytest 0)"
 """
 FAKE_HARNESS = """
 if [ "$1" = doctor ]; then echo "what doctor says"; exit "$(planned doctor 0)"; fi
+if [ "$1" = history ]; then echo "what changed in $3"; exit 0; fi
 for option; do case $option in --output=*) out=${option#--output=};; esac; done
 ended=$(planned audit 0)
 [ "$ended" -gt 1 ] || echo '{"runs": [{"results": [{}, {}, {}]}]}' > "$out"
@@ -57,7 +58,8 @@ case "$1 $2" in
     echo >> "$PLAN/syncs"
     [ "$(wc -l < "$PLAN/syncs")" -gt "$(cat "$PLAN/sync-fails" 2>/dev/null || echo 0)" ] || exit 1;;
   venv*) for last; do :; done; mkdir -p "$last/bin"; cp "$PLAN/pytest-fake" "$last/bin/pytest"
-    cp "$PLAN/harness-fake" "$last/bin/harness";;
+    cp "$PLAN/harness-fake" "$last/bin/harness"
+    [ ! -e "$PLAN/python-fake" ] || cp "$PLAN/python-fake" "$last/bin/python";;
 esac
 """
 
