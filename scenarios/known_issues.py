@@ -270,7 +270,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason="_patch_tied_embedding_mapper maps lm_head to nothing, whatever config.json ties; "
         "the head of a model whose decoder sits under language_model is left as it was allocated",
-        releases=("tpu-inference>=0.28",),
+        releases=("tpu-inference>=0.28.0.dev20260828",),
         when=lambda load: (
             Part.DECODER in load.parts
             and load.nested
@@ -296,7 +296,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.BUG,
         reason="vLLM now builds a head of its own for a checkpoint that has one, but "
         "_patch_tied_embedding_mapper maps it to nothing, and the embedding is what it gets",
-        releases=("vllm>=0.32", "tpu-inference>=0.28"),
+        releases=("vllm>=0.32", "tpu-inference>=0.28.0.dev20260828"),
         when=_head_contradicted,
         differs=_head_unread,
     ),

@@ -29,7 +29,7 @@ from harness.bisect.trial import (
     set_up,
     versions_of,
 )
-from harness.bisect.walk import Answer, Bisection, Question, State, opened, save
+from harness.bisect.walk import Bisection, BisectionAnswer, Notebook, Question, opened, save
 from harness.load.stack import chronological
 
 _PACKAGES = (TPU_INFERENCE, VLLM)
@@ -112,7 +112,7 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _line(asked: Question, folder: Path, fresh: bool) -> tuple[State, list[str], list[str]]:
+def _line(asked: Question, folder: Path, fresh: bool) -> tuple[Notebook, list[str], list[str]]:
     """The state, and the versions of both packages; asked of the index once for a bisection."""
     other = VLLM if asked.package == TPU_INFERENCE else TPU_INFERENCE
     listed = folder / "versions.json"
@@ -142,7 +142,7 @@ def _listed(file: Path, package: str, other: str) -> tuple[list[str], list[str]]
     return mine, others
 
 
-def _walked(walk: Bisection, versions: list[str]) -> Answer:
+def _walked(walk: Bisection, versions: list[str]) -> BisectionAnswer:
     """Over releases, and then over the builds of the days between the two that were found."""
     asked = walk.state.question
     old, new = sorted((asked.good, asked.bad), key=chronological)
@@ -152,7 +152,7 @@ def _walked(walk: Bisection, versions: list[str]) -> Answer:
     return walk.answer(found)
 
 
-def _date(state: State, folder: Path, found: Border) -> None:
+def _date(state: Notebook, folder: Path, found: Border) -> None:
     for version in (found.before, found.after):
         if version not in state.dates:
             state.dates[version] = built_on(state.question.package, version)
@@ -185,7 +185,7 @@ def _over_commits(asked: Question, folder: Path, fresh: bool) -> None:
     commits.end()
 
 
-def _print(found: Answer, state: State, folder: Path) -> None:
+def _print(found: BisectionAnswer, state: Notebook, folder: Path) -> None:
     """The border: both sides, their dates, how they came out, and where their reports are."""
     package, border = state.question.package, found.border
     first, last = f"first {found.first}", f"last {'good' if found.first == 'bad' else 'bad'}"

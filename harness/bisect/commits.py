@@ -22,7 +22,15 @@ from harness.base.foreign import one_line
 from harness.bisect.builds import VLLM
 from harness.bisect.search import Border, Mark
 from harness.bisect.trial import asked_for, scenario_run
-from harness.bisect.walk import Answer, Bisection, Outcome, Question, State, opened, save
+from harness.bisect.walk import (
+    Bisection,
+    BisectionAnswer,
+    Notebook,
+    Question,
+    Tried,
+    opened,
+    save,
+)
 
 TREE = "tree"
 _BEFORE, _AFTER = "before", "after"
@@ -42,10 +50,10 @@ class Commits:
 
     def __init__(
         self,
-        state: State,
+        state: Notebook,
         folder: Path,
         programs: Path,
-        attempt: Callable[[str], Outcome] | None = None,
+        attempt: Callable[[str], Tried] | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
         self.folder, self.tree, self._programs = folder, folder / TREE, programs
@@ -56,7 +64,7 @@ class Commits:
         """What is asked."""
         return self.walk.state.question
 
-    def run_here(self, commit: str) -> Outcome:
+    def run_here(self, commit: str) -> Tried:
         """Run the scenario with the package as it is checked out now."""
         asked, started = self.question, time.monotonic()
         _, load, issue = asked_for(asked.scenario, asked.issue, asked.target)
@@ -68,9 +76,9 @@ class Commits:
         values = {name: getattr(found, name) for name in found.__struct_fields__}
         report = str(Path(found.report).relative_to(self.folder)) if found.report else ""
         seconds = round(time.monotonic() - started, 1)
-        return Outcome(**values | {"pair": commit, "report": report, "seconds": seconds})
+        return Tried(**values | {"pair": commit, "report": report, "seconds": seconds})
 
-    def found(self) -> Answer:
+    def found(self) -> BisectionAnswer:
         """Bisect, or go on; the border and how its sides came out.
 
         Raises:
@@ -157,7 +165,7 @@ class Commits:
         terms = (f"--term-old={_BEFORE}", f"--term-new={_AFTER}")
         self._git("bisect", "start", *terms, new, old)
 
-    def _answer(self) -> Answer:
+    def _answer(self) -> BisectionAnswer:
         after = self._git("rev-parse", f"refs/bisect/{_AFTER}")
         asked = self.question
         old = self._older(asked.good, asked.bad)
@@ -223,7 +231,7 @@ def _no_commit(checkout: str, wanted: str) -> BadInput:
 def main(folder: Path) -> int:
     """One step of ``git bisect run``."""
     try:
-        state = msgspec.json.decode((folder / "bisect.json").read_bytes(), type=State)
+        state = msgspec.json.decode((folder / "bisect.json").read_bytes(), type=Notebook)
         programs = Path((folder / "programs").read_text())
         say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
         return Commits(state, folder, programs, say=say).step()

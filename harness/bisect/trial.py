@@ -22,7 +22,7 @@ import harness
 from harness.base.errors import BadInput, HarnessError, TargetUnavailable
 from harness.base.foreign import one_line
 from harness.bisect.builds import TPU_INFERENCE, companions
-from harness.bisect.walk import Outcome, Question
+from harness.bisect.walk import Question, Tried
 from harness.families.family import Part
 from harness.report.known_issue import KnownIssue, Load, shows
 from harness.report.renderings import session_from
@@ -31,6 +31,8 @@ from harness.report.report import Report, Status
 ROOT = Path(harness.__file__).resolve().parents[1]
 PAIR_FAILS = 4  # ci/setup.py
 _ENVIRONMENT = "bisect"
+#: How a load ends that did not start in time (``harness/load/process.py``): no build's fault.
+_NO_ANSWER = "gave no answer within"
 _SECONDS = 1800.0  # a scenario, its environment being there
 _VARIABLES = ("VIRTUAL_ENV", "PYTEST_ADDOPTS", "PYTHONPATH")
 
@@ -116,7 +118,7 @@ class VersionTrial:
         self._question, self._folder, self._others = question, folder, others
         self._load, self._issue = load, issue
 
-    def __call__(self, version: str) -> Outcome:
+    def __call__(self, version: str) -> Tried:
         """Try ``version`` with the other's release, or with those that follow from it."""
         started = time.monotonic()
         whys = []
@@ -133,17 +135,17 @@ class VersionTrial:
             if ran.returncode != PAIR_FAILS:
                 raise _unavailable(ran.stderr)
             whys.append(_last(ran.stderr))
-        return Outcome(
+        return Tried(
             why="; ".join(whys) or "no release of the other package goes with it",
             seconds=round(time.monotonic() - started, 1),
         )
 
 
-def _completed(found: Outcome, pair: str, folder: Path, started: float) -> Outcome:
+def _completed(found: Tried, pair: str, folder: Path, started: float) -> Tried:
     values = {name: getattr(found, name) for name in found.__struct_fields__}
     report = os.path.relpath(found.report, folder) if found.report else ""
     seconds = round(time.monotonic() - started, 1)
-    return Outcome(**values | {"pair": pair, "report": report, "seconds": seconds})
+    return Tried(**values | {"pair": pair, "report": report, "seconds": seconds})
 
 
 def scenario_run(
@@ -153,7 +155,7 @@ def scenario_run(
     load: Load | None,
     issue: KnownIssue | None,
     options: Sequence[str] = (),
-) -> Outcome:
+) -> Tried:
     """Run the scenario with the pytest in ``programs``, and say how it came out.
 
     Raises:
@@ -177,19 +179,26 @@ def scenario_run(
     return outcome_of(reports / "session.json", ran.returncode, load, issue)
 
 
-def outcome_of(session: Path, ended: int, load: Load | None, issue: KnownIssue | None) -> Outcome:
-    """What a session of one scenario says; no verdict where it has no report."""
+def outcome_of(session: Path, ended: int, load: Load | None, issue: KnownIssue | None) -> Tried:
+    """What a session of one scenario says; no verdict where it has no report.
+
+    Raises:
+        TargetUnavailable: the loading process gave no answer: that is this machine's, and is tried
+            again.
+    """
     try:
         rows = session_from(session).rows
     except HarnessError as error:
-        return Outcome(why=f"pytest ended with {ended}: {one_line(error.what)}")
+        return Tried(why=f"pytest ended with {ended}: {one_line(error.what)}")
     if not rows:
-        return Outcome(why=f"pytest ended with {ended} and no report")
+        return Tried(why=f"pytest ended with {ended} and no report")
     report = rows[0].report
+    if report.failure and _NO_ANSWER in report.failure.error:
+        raise _unavailable(f"setup: {report.failure.error}: the machine is too slow or too full")
     seen = None
     if issue is not None and load is not None:
         seen = True if shows(report, load, issue) else False if can_tell(report, issue) else None
-    return Outcome(words=words_of(report), shows=seen, report=str(session))
+    return Tried(words=words_of(report), shows=seen, report=str(session))
 
 
 def can_tell(report: Report, issue: KnownIssue) -> bool:

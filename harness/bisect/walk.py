@@ -45,7 +45,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     stack: str = ""
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """What a trial saw.
 
     Attributes:
@@ -66,26 +66,26 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
-class State(msgspec.Struct, kw_only=True):
+class Notebook(msgspec.Struct, kw_only=True):
     """All that is known: the question, the line of builds, and every trial by its build."""
 
     schema: int = SCHEMA
     question: Question
     lines: list[list[str]] = []
-    trials: dict[str, Outcome] = {}
+    trials: dict[str, Tried] = {}
     dates: dict[str, str] = {}
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class BisectionAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The border, and how each of its sides came out."""
 
     border: Border
     first: Mark
-    before: Outcome
-    after: Outcome
+    before: Tried
+    after: Tried
 
 
-def opened(folder: Path, question: Question, *, fresh: bool = False) -> State:
+def opened(folder: Path, question: Question, *, fresh: bool = False) -> Notebook:
     """The state in ``folder``, or a new one.
 
     Raises:
@@ -93,9 +93,9 @@ def opened(folder: Path, question: Question, *, fresh: bool = False) -> State:
     """
     file = folder / STATE_FILE
     if fresh or not file.exists():
-        return State(question=question)
+        return Notebook(question=question)
     try:
-        state = msgspec.json.decode(file.read_bytes(), type=State)
+        state = msgspec.json.decode(file.read_bytes(), type=Notebook)
     except msgspec.DecodeError as error:
         raise BadInput(
             f"not the state of a bisection: {error}",
@@ -113,7 +113,7 @@ def opened(folder: Path, question: Question, *, fresh: bool = False) -> State:
     return state
 
 
-def save(folder: Path, state: State) -> None:
+def save(folder: Path, state: Notebook) -> None:
     """Write the state; it is there as a whole, whatever ends this process."""
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / STATE_FILE, indented(state))
@@ -131,14 +131,14 @@ class Bisection:
 
     def __init__(
         self,
-        state: State,
+        state: Notebook,
         folder: Path,
-        attempt: Callable[[str], Outcome],
+        attempt: Callable[[str], Tried],
         say: Callable[[str], None],
     ) -> None:
         self.state, self._folder, self._attempt, self._say = state, folder, attempt, say
 
-    def tried(self, build: str) -> Outcome:
+    def tried(self, build: str) -> Tried:
         """How a build came out; tried where it was not before."""
         if build not in self.state.trials:
             self.state.trials[build] = self._attempt(build)
@@ -184,7 +184,7 @@ class Bisection:
         """What each trial says."""
         return {build: self.mark_of(found) for build, found in self.state.trials.items()}
 
-    def mark_of(self, found: Outcome) -> Mark:
+    def mark_of(self, found: Tried) -> Mark:
         """Like which end a build came out; neither is skipped, as is what has no verdict."""
         asked = self.state.question
         if not found.words:
@@ -203,10 +203,10 @@ class Bisection:
             self.tried(build)
         return border(line, self.marks())
 
-    def answer(self, found: Border) -> Answer:
+    def answer(self, found: Border) -> BisectionAnswer:
         """The border with its two outcomes."""
         trials = self.state.trials
-        return Answer(
+        return BisectionAnswer(
             border=found,
             first=self.mark_of(trials[found.after]),
             before=trials[found.before],

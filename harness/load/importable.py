@@ -31,20 +31,20 @@ class Importable(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-def imported(target: str = "emulated") -> Importable:
+def imported(target: str = "emulated", worker: tuple[str, str] = WORKER) -> Importable:
     """Import the modules of the named target's stack, and look for the worker."""
     os.environ.update(target_on(target).environment)
     for module in driver_named(target).modules:
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name and f"{WORKER[0]}.".startswith(f"{error.name}.") and error.name in module:
+            if module == worker[0] and error.name == module:
                 return Importable("no-worker", f"there is no module {error.name}.")
             return Importable("unimportable", told(error))
         except Exception as error:
             return Importable("unimportable", told(error))
-    if not hasattr(sys.modules.get(WORKER[0]), WORKER[1]):
-        return Importable("no-worker", f"{WORKER[0]} has no {WORKER[1]}.")
+    if not hasattr(sys.modules.get(worker[0]), worker[1]):
+        return Importable("no-worker", f"{worker[0]} has no {worker[1]}.")
     return Importable("works")
 
 

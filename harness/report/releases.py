@@ -75,7 +75,7 @@ def known_pairs() -> tuple[SeenPair, ...]:
     return tuple(seen_pairs())
 
 
-class Span(NamedTuple):
+class SeenSpan(NamedTuple):
     """On which pairs a known issue was seen first and last, and on which it was gone after that."""
 
     first: SeenPair
@@ -83,7 +83,7 @@ class Span(NamedTuple):
     gone: SeenPair | None
 
 
-def span(issue: str, pairs: Sequence[SeenPair]) -> Span | None:
+def span(issue: str, pairs: Sequence[SeenPair]) -> SeenSpan | None:
     """Since when a known issue is there, and until when; None where no pair shows it.
 
     Args:
@@ -94,7 +94,7 @@ def span(issue: str, pairs: Sequence[SeenPair]) -> Span | None:
     if not found:
         return None
     after = [p for p in pairs if p.order > found[-1].order and issue in p.absent]
-    return Span(found[0], found[-1], after[0] if after else None)
+    return SeenSpan(found[0], found[-1], after[0] if after else None)
 
 
 def last_seen(issue: str, versions: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ from harness.app.cli import main
 from harness.base.errors import BadInput
 from harness.bisect.commits import Commits, commit_of_clone
 from harness.bisect.search import Mark
-from harness.bisect.walk import Outcome, Question, State, opened, save
+from harness.bisect.walk import Notebook, Question, Tried, opened, save
 from harness.explain.causes import Cause, Diagnosis
 from harness.report.report import Report, Session, SessionRow, Status
 from tests.support.differences import unread
@@ -147,7 +147,7 @@ def test_killed_and_continued(clone: Path, tmp_path: Path, programs: Path) -> No
     known = len(opened(folder, first.question).trials)
     found = bisection(clone, folder, programs, "v0", f"v{COUNT - 1}").found()
     assert git(clone, "show", "-s", "--format=%s", found.border.after) == f"commit {BAD_FROM}"
-    state = msgspec.json.decode((folder / "bisect.json").read_bytes(), type=State)
+    state = msgspec.json.decode((folder / "bisect.json").read_bytes(), type=Notebook)
     assert calls(programs) - tried == len(state.trials) - known
 
 
@@ -187,7 +187,7 @@ def test_the_command(
 def test_what_a_trial_takes_from_another_commit(tmp_path: Path) -> None:
     """A state that a later version of the harness wrote has other fields, too."""
     asked = Question(package="vllm", good="1", bad="2", scenario="s")
-    save(tmp_path, State(question=asked, trials={"1": Outcome(words="equal")}))
+    save(tmp_path, Notebook(question=asked, trials={"1": Tried(words="equal")}))
     content = json.loads((tmp_path / "bisect.json").read_text()) | {"more": 1}
     (tmp_path / "bisect.json").write_text(json.dumps(content))
     assert opened(tmp_path, asked).trials["1"].words == "equal"

@@ -20,10 +20,10 @@ from harness.bisect.trial import (
     scenario_run,
     words_of,
 )
-from harness.bisect.walk import Outcome, Question, opened
+from harness.bisect.walk import Question, Tried, opened
 from harness.families.family import Part
 from harness.report.known_issue import shows
-from harness.report.report import Report, Session, SessionRow, Status
+from harness.report.report import Failure, Report, Session, SessionRow, Status
 from scenarios.known_issues import KNOWN_ISSUES
 from tests.support.known_issue import ISSUE, LOAD, failed
 from tests.support.reports import a_report
@@ -52,12 +52,12 @@ class SetUps:
 def tried(
     monkeypatch: pytest.MonkeyPatch, folder: Path, working: set[str], version: str,
     asked: Question = ASKED,
-) -> tuple[Outcome, list[str]]:  # fmt: skip
+) -> tuple[Tried, list[str]]:  # fmt: skip
     set_ups = SetUps(working)
     monkeypatch.setattr(trial, "set_up", set_ups)
     monkeypatch.setattr(
         trial, "scenario_run",
-        lambda programs, asked, reports, *rest: Outcome(
+        lambda programs, asked, reports, *rest: Tried(
             words="equal", report=str(reports / "session.json")
         ),
     )  # fmt: skip
@@ -116,6 +116,17 @@ def test_words_of_an_outcome() -> None:
 def test_no_report_is_no_verdict(tmp_path: Path) -> None:
     assert "pytest ended with 4" in outcome_of(tmp_path / "session.json", 4, None, None).why
     assert outcome_of(session(tmp_path), 5, None, None).why == "pytest ended with 5 and no report"
+
+
+def test_a_machine_that_is_too_slow_is_no_verdict(tmp_path: Path) -> None:
+    """It is raised, so that nothing of it is kept and the build is tried again."""
+    late = a_report(
+        status=Status.LOAD_FAILED,
+        failure=Failure(error="the loading process gave no answer within 300 s", message=""),
+        tallies=[],
+    )
+    with pytest.raises(TargetUnavailable, match="the machine is too slow"):
+        outcome_of(session(tmp_path, late), 1, None, None)
 
 
 def test_an_issue_that_shows_and_one_that_does_not(tmp_path: Path) -> None:
@@ -192,13 +203,13 @@ def upstream(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         def __init__(self, question: Question, folder: Path, *_: object) -> None:
             self.folder = folder
 
-        def __call__(self, version: str) -> Outcome:
+        def __call__(self, version: str) -> Tried:
             asked.append(version)
             if version == "0.27.0" and len(asked) == 3:
                 raise KeyboardInterrupt
             bad = version in BAD
             words = "different: parameter-unwritten" if bad else "equal"
-            return Outcome(words=words, pair=f"x+{version}", report=f"trials/{version}/s")
+            return Tried(words=words, pair=f"x+{version}", report=f"trials/{version}/s")
 
     monkeypatch.setattr(bisect_command, "VersionTrial", Trial)
     monkeypatch.setattr(bisect_command, "versions_of", INDEX.__getitem__)

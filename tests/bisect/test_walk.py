@@ -9,28 +9,28 @@ import pytest
 
 from harness.base.errors import BadInput, TargetUnavailable
 from harness.bisect.search import Mark
-from harness.bisect.walk import STATE_FILE, Bisection, Outcome, Question, opened, save
+from harness.bisect.walk import STATE_FILE, Bisection, Question, Tried, opened, save
 
 LINE = [f"0.{number}.0" for number in range(20)]
 BAD_FROM = 13
 ASKED = Question(package="tpu-inference", good=LINE[0], bad=LINE[-1], scenario="vl-fused")
 
 
-def outcome(version: str) -> Outcome:
+def outcome(version: str) -> Tried:
     bad = LINE.index(version) >= BAD_FROM
-    return Outcome(words="different: zeros" if bad else "equal", shows=bad, pair=version)
+    return Tried(words="different: zeros" if bad else "equal", shows=bad, pair=version)
 
 
 class Attempts:
     """Tries builds; ends as it is told to at some of them."""
 
-    def __init__(self, ends: dict[int, Exception | Outcome | type[BaseException]]) -> None:
+    def __init__(self, ends: dict[int, Exception | Tried | type[BaseException]]) -> None:
         self.ends, self.tried = ends, list[str]()
 
-    def __call__(self, version: str) -> Outcome:
+    def __call__(self, version: str) -> Tried:
         end = self.ends.get(len(self.tried))
         self.tried.append(version)
-        if isinstance(end, Outcome):
+        if isinstance(end, Tried):
             return end
         if end is not None:
             raise end
@@ -39,7 +39,7 @@ class Attempts:
 
 def bisection(
     folder: Path,
-    attempt: Callable[[str], Outcome],
+    attempt: Callable[[str], Tried],
     asked: Question = ASKED,
     said: list[str] | None = None,
 ) -> Bisection:
@@ -63,9 +63,9 @@ def test_the_first_bad_build(tmp_path: Path) -> None:
 def test_the_first_good_build_where_the_bad_one_is_older(tmp_path: Path) -> None:
     asked = Question(package="vllm", good=LINE[-1], bad=LINE[0], scenario="s", issue="i")
 
-    def mended(version: str) -> Outcome:
+    def mended(version: str) -> Tried:
         good = LINE.index(version) >= BAD_FROM
-        return Outcome(words="equal" if good else "load-failed", shows=not good)
+        return Tried(words="equal" if good else "load-failed", shows=not good)
 
     walk = bisection(tmp_path, mended, asked)
     found = walk.answer(walk.narrowed(LINE))
@@ -95,9 +95,9 @@ def test_interrupted_and_continued(tmp_path: Path, at: int, error: type[Exceptio
 
 
 def test_builds_that_cannot_be_installed_in_between(tmp_path: Path) -> None:
-    def attempt(version: str) -> Outcome:
+    def attempt(version: str) -> Tried:
         if LINE.index(version) in range(8, BAD_FROM):
-            return Outcome(why="cannot be imported together")
+            return Tried(why="cannot be imported together")
         return outcome(version)
 
     walk = bisection(tmp_path, attempt)
@@ -108,8 +108,8 @@ def test_builds_that_cannot_be_installed_in_between(tmp_path: Path) -> None:
 
 
 def test_another_failure_in_between_says_nothing(tmp_path: Path) -> None:
-    def attempt(version: str) -> Outcome:
-        return Outcome(words="load-failed: KeyError") if version == LINE[9] else outcome(version)
+    def attempt(version: str) -> Tried:
+        return Tried(words="load-failed: KeyError") if version == LINE[9] else outcome(version)
 
     walk = bisection(tmp_path, attempt)
     found = walk.narrowed(LINE)
@@ -120,9 +120,9 @@ def test_another_failure_in_between_says_nothing(tmp_path: Path) -> None:
 def test_a_failure_that_hides_an_issue_says_nothing(tmp_path: Path) -> None:
     asked = Question(package="vllm", good=LINE[0], bad=LINE[-1], scenario="s", issue="i")
 
-    def attempt(version: str) -> Outcome:
+    def attempt(version: str) -> Tried:
         if version == LINE[9]:
-            return Outcome(words="load-failed: KeyError", shows=None)
+            return Tried(words="load-failed: KeyError", shows=None)
         return outcome(version)
 
     walk = bisection(tmp_path, attempt, asked)
@@ -133,15 +133,15 @@ def test_a_failure_that_hides_an_issue_says_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("good", "bad", "issue", "match"),
     [
-        (Outcome(words="equal"), Outcome(words="equal"), "", "both ends come to the same: equal"),
-        (Outcome(words="equal", shows=False), Outcome(words="different", shows=False), "i",
+        (Tried(words="equal"), Tried(words="equal"), "", "both ends come to the same: equal"),
+        (Tried(words="equal", shows=False), Tried(words="different", shows=False), "i",
          "the ends are not good and bad"),
-        (Outcome(words="different", shows=True), Outcome(words="equal", shows=False), "i",
+        (Tried(words="different", shows=True), Tried(words="equal", shows=False), "i",
          "the ends are not good and bad"),
     ],
 )  # fmt: skip
 def test_ends_that_are_none(
-    tmp_path: Path, good: Outcome, bad: Outcome, issue: str, match: str
+    tmp_path: Path, good: Tried, bad: Tried, issue: str, match: str
 ) -> None:
     asked = Question(package="vllm", good="1", bad="2", scenario="s", issue=issue)
     with pytest.raises(BadInput, match=match):
@@ -149,7 +149,7 @@ def test_ends_that_are_none(
 
 
 def test_an_end_that_cannot_be_tried(tmp_path: Path) -> None:
-    walk = bisection(tmp_path, lambda version: Outcome(why="cannot be imported"))
+    walk = bisection(tmp_path, lambda version: Tried(why="cannot be imported"))
     with pytest.raises(TargetUnavailable, match=r"0\.0\.0 cannot be tried: cannot be imported"):
         walk.require_ends()
 

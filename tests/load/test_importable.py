@@ -30,11 +30,10 @@ def stack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stack:
         monkeypatch.syspath_prepend(str(packages))
         driver = SimpleNamespace(modules=("toy_vllm", "toy_tpu", "toy_tpu.worker"))
         monkeypatch.setattr(importable, "driver_named", lambda target: driver)
-        monkeypatch.setattr(importable, "WORKER", ("toy_tpu.worker", "TPUWorker"))
         target = SimpleNamespace(environment={})
         monkeypatch.setattr(importable, "target_on", lambda name: target)
         try:
-            return imported()
+            return imported(worker=("toy_tpu.worker", "TPUWorker"))
         finally:
             for name in [name for name in sys.modules if name.startswith("toy_")]:
                 del sys.modules[name]

@@ -106,13 +106,13 @@ def test_a_session_of_an_earlier_schema_is_read(tmp_path: Path) -> None:
 
 def test_what_changed_in_the_last_night(tmp_path: Path) -> None:
     """Worst first; of several stacks each by its folder, whatever it stood for."""
-    moved = {"vllm": "0.33.0"}
+    moved = "0.33.0"
     first, second = "2026-05-01T03", "2026-05-02T03"
     night(tmp_path, f"{first}/nightly", first, a=report(), b=report(Cause.ZEROS), c=report())
     night(tmp_path, f"{first}/latest", first, a=report())
     night(
-        tmp_path, f"{second}/nightly", second, a=report(Cause.ZEROS, **moved),
-        b=report(**moved), c=report(**moved), d=report(Cause.ROLLED, **moved),
+        tmp_path, f"{second}/nightly", second, a=report(Cause.ZEROS, vllm=moved),
+        b=report(vllm=moved), c=report(vllm=moved), d=report(Cause.ROLLED, vllm=moved),
     )  # fmt: skip
     text = changes_text(courses(tmp_path))
     assert text.splitlines()[2:] == [

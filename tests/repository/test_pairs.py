@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.pipelines import program, script
+from tests.support.pipelines import ROOT, program
 
 VERSIONS = {
     "vllm": ["0.33.0", "0.32.0", "0.29.0", "0.27.1", "0.27.0", "0.22.0", "0.22.0rc1"],
@@ -26,27 +28,34 @@ VERSIONS = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def pairs() -> ModuleType:
-    return script("pairs")
-
-
-@pytest.fixture(scope="module")
-def setup() -> ModuleType:
-    return script("setup")
+@pytest.fixture
+def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The scripts of a checkout of their own, whose index is :data:`VERSIONS`."""
+    (tmp_path / "ci").mkdir()
+    for name in ("setup", "pairs"):
+        shutil.copy(ROOT / "ci" / f"{name}.py", tmp_path / "ci")
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))  # what was there comes back
+        del sys.modules[name]
+    shutil.copytree(ROOT / "ci" / "stacks", tmp_path / "ci" / "stacks")
+    (tmp_path / "harness" / "report").mkdir(parents=True)
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "ci"))
+    module = importlib.import_module("setup")
+    assert tmp_path == module.ROOT
+    monkeypatch.setattr(module, "index", lambda: VERSIONS.__getitem__)
+    return module
 
 
 @pytest.fixture
-def state(
-    pairs: ModuleType, setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Path:
-    """A checkout of nothing, whose index is :data:`VERSIONS`."""
-    for module in (pairs, setup):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
-        monkeypatch.setattr(module, "STATE", tmp_path / ".stacks")
-    monkeypatch.setattr(setup, "index", lambda: VERSIONS.__getitem__)
-    monkeypatch.setattr(pairs, "SEEN", tmp_path / "none")
-    return tmp_path
+def pairs(setup: ModuleType) -> ModuleType:
+    return sys.modules["pairs"]
+
+
+@pytest.fixture
+def state(setup: ModuleType) -> Path:
+    """The checkout."""
+    root: Path = setup.ROOT
+    return root
 
 
 @pytest.mark.parametrize(
@@ -163,7 +172,6 @@ def uv(setup: ModuleType, state: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     plan.mkdir()
     program(plan / "uv", FAKE_UV.format(plan=plan))
     tell(plan, "works")
-    (state / "pyproject.toml").touch()
     monkeypatch.setattr(setup, "find_uv", lambda: str(plan / "uv"))
     monkeypatch.setattr(setup, "find_python", lambda wanted, uv: "python3.12")
     return plan
@@ -253,7 +261,7 @@ def test_an_index_that_does_not_answer_is_no_verdict(
     ],
 )
 def test_a_pair_that_cannot_be_imported(
-    setup: ModuleType, state: Path, uv: Path, verdict: str, words: str
+    setup: ModuleType, pairs: ModuleType, uv: Path, verdict: str, words: str
 ) -> None:
     """Asked once for an environment; a table of pairs that ran names the nearest that works."""
     seen = [
@@ -261,7 +269,7 @@ def test_a_pair_that_cannot_be_imported(
         for v, t, verdict in (("0.28.0", "0.28.0", "works"), ("0.29.0", "0.29.0", "unimportable"),
                               ("0.30.0", "0.30.0", "works"), ("0.22.0", "0.22.1", "works"))
     ]  # fmt: skip
-    script("pairs").SEEN.write_text(json.dumps({"pairs": seen}))
+    pairs.SEEN.write_text(json.dumps({"pairs": seen}))
     tell(uv, verdict, "cannot import name ACT.")
     for _ in range(2):
         with pytest.raises(setup.PairFails, match=words) as error:
@@ -360,9 +368,8 @@ def test_the_day_a_version_was_built(pairs: ModuleType, tmp_path: Path) -> None:
 
 
 def test_the_script_knows_its_options() -> None:
-    root = Path(__file__).parents[2]
     ran = subprocess.run(
-        [sys.executable, str(root / "ci" / "setup.py"), "--help"], capture_output=True, text=True
+        [sys.executable, str(ROOT / "ci" / "setup.py"), "--help"], capture_output=True, text=True
     )
     assert ran.returncode == 0
     assert "--streamer" in ran.stdout

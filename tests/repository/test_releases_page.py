@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from harness.report.releases import SeenPair, seen_pairs
@@ -26,7 +28,7 @@ def report(vllm: str, tpu: str, *, failing: bool = False) -> Report:
     )
 
 
-def left(out: Path, stacks: dict[str, Report | dict[str, str]]) -> Path:
+def left(out: Path, stacks: Mapping[str, Report | dict[str, str]]) -> Path:
     """What a nightly run leaves of pairs that ran one scenario, or do not work."""
     figures = []
     for stack, given in stacks.items():
@@ -77,7 +79,7 @@ def test_what_runs_came_to(root: Path, tmp_path: Path) -> None:
     assert "- vLLM 0.29.0 + tpu-inference 0.29.0: unimportable: no `ACT`." in text
     assert "- vLLM 0.33.0 + tpu-inference 0.32.0: new: `vl-fused`" in text
     (_, fails, new) = seen_pairs(root / "harness" / "report" / "releases.json")
-    assert fails == SeenPair(**FAILS)
+    assert fails == msgspec.convert(FAILS, SeenPair)
     assert new.new == ("vl-fused",)
     assert "untied-head-unwritten" in new.absent
 
