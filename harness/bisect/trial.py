@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import harness
 from harness.base.errors import BadInput, HarnessError, TargetUnavailable
 from harness.base.foreign import one_line
 from harness.bisect.builds import TPU_INFERENCE, companions
@@ -28,7 +27,7 @@ from harness.report.known_issue import KnownIssue, Load, shows
 from harness.report.renderings import session_from
 from harness.report.report import Report, Status
 
-ROOT = Path(harness.__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAIR_FAILS = 4  # ci/setup.py
 _ENVIRONMENT = "bisect"
 #: How a load ends that did not start in time (``harness/load/process.py``): no build's fault.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def test_every_distribution_is_told() -> None:
     versions = every_version(installed_versions())
     assert next(iter(versions)) == "vllm"
     for name in ("pytest", "msgspec", "scipy"):
-        assert versions[name] == stack.version(name)
+        assert versions[name] == version(name)
     assert len(versions) > 100
     assert set(under_test(versions)) == set(installed_versions())
 
