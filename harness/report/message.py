@@ -93,8 +93,9 @@ def known_text(judgement: Judgement) -> str:
         return "\n".join(f"known issue {issue.summary}" for issue in issues) + "\n\n"
     if verdict is Verdict.OUT_OF_DATE:
         return (
-            f"known issue {names} did not happen: the scenario is equal. End its row's releases "
-            "in scenarios/known_issues.py, or narrow what it is of\n\n"
+            f"fixed upstream: known issue {names} did not happen: the scenario is equal, "
+            f"{remainder}. End its row's releases in scenarios/known_issues.py, or narrow what it "
+            "is of\n\n"
         )
     if verdict is Verdict.UNEXPECTED and names:
         return f"not as known issue {names} says: {remainder}\n\n"

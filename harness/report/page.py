@@ -20,6 +20,7 @@ from harness.base.foreign import presentable
 from harness.base.number_runs import numbers_of
 from harness.compare.difference import Difference, Unequal
 from harness.compare.words import device_words, reference_words, source_words
+from harness.load.stack import under_test
 from harness.report.figures import figures, notes
 from harness.report.junit import summary_line, verdict_line
 from harness.report.maps import PartMap, State, decoded, regions
@@ -70,7 +71,7 @@ def _environments(session: Session) -> list[dict[str, str]]:
     found = {}
     for row in session.rows:
         environment = row.report.environment
-        versions = [f"{name} {number}" for name, number in environment.versions.items()]
+        versions = [f"{name} {number}" for name, number in under_test(environment.versions).items()]
         words = [f"Python {environment.python}", *versions, environment.overlay]
         found[environment.stack, environment.overlay] = {
             "stack": environment.stack, "versions": ", ".join(filter(None, words)),

@@ -38,7 +38,7 @@ from harness.families.known_families import bring
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
-from harness.load.stack import require_stack, stack_name
+from harness.load.stack import every_version, require_stack, stack_name
 from harness.load.target import Parallelism, Target
 from harness.load.targets.driver import Capability
 from harness.load.targets.known_targets import driver_of, target_named
@@ -296,7 +296,7 @@ def _unfinished(
         environment=Environment(
             stack=stack_name(versions),
             python=platform.python_version(),
-            versions=versions,
+            versions=every_version(versions),
             target=str(request.target),
             overlay=str(overlay),
         ),
