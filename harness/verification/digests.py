@@ -31,7 +31,7 @@ def write_digests(
         output: the digest file (:mod:`harness.compare.digest_file`).
         storage: how experts are stored, where names and shapes allow several readings.
         families: Python files that describe families; they are run.
-        terminal: where to show progress, if that is a terminal.
+        terminal: where to show progress: one line on a terminal, and lines now and then in a log.
 
     Returns:
         What was written, and how many bytes that is.

@@ -187,7 +187,9 @@ class Verification:
 
     def run(self) -> Report:
         """Load; compare what arrived, or explain why nothing did."""
-        self._meter.begin(STREAM, len(self._parts) * self._checkpoint.nbytes)
+        times = len(self._parts)  # each part is streamed all of it
+        entries = self._checkpoint.entries
+        self._meter.begin(STREAM, times * self._checkpoint.nbytes, times * len(entries))
         try:
             loaded = self.load()
         except HarnessError:

@@ -88,7 +88,7 @@ def verify(
             describes, those that the naming rules of known families find. The report says so.
         timeout: seconds until the load is ended and reported as failed.
         processes: running load processes to use.
-        terminal: where to show progress, if that is a terminal.
+        terminal: where to show progress: one line on a terminal, and lines now and then in a log.
 
     Returns:
         The report; its status says whether all is equal. On a TPU slice it is this host's part,

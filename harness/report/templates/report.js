@@ -455,8 +455,8 @@ function only(cause) {
   for (const panel of allPanels()) panel.draw();
 }
 function follow() {  // #s3, or #s3/decoder/12/48/gate_proj
-  const [name, part, layer, expert, projection] = decodeURIComponent(location.hash.slice(1)).split("/");
-  const asked = /^s\d+$/.test(name) ? +name.slice(1) : 0;
+  const [name, part, layer, expert, projection] = location.hash.slice(1).split("/");
+  const asked = /^s\d+$/.test(name) && document.getElementById(name) ? +name.slice(1) : 0;
   release();
   const found = open(asked), panel = found.find(one => one.map.part === part);
   const y = panel ? panel.map.layers.indexOf(Number(layer)) : -1, x = Number(expert);
