@@ -32,8 +32,8 @@ STREAM, COMPARE = "stream", "compare"
 #: How often figures are passed on.
 EVERY_SECONDS = 0.2
 #: A log's first line comes after so many seconds, each further one after twice as many as the one
-#: before, and none later than the last of these: a load of a minute has two, one of an hour twelve.
-FIRST_LINE, LONGEST = 15.0, 600.0
+#: before, and none later than the last of these: a load of a minute has one, one of an hour nine.
+FIRST_LINE, LONGEST = 30.0, 600.0
 _MEMORY = struct.Struct("=16sqqqq")  # phase, done, total, pieces, of
 
 

@@ -105,14 +105,14 @@ def test_a_line(figures: Figures, seconds: float, line: str) -> None:
 
 
 def test_lines_come_at_intervals_that_grow() -> None:
-    """An hour of figures five times a second: a dozen lines, the first after a quarter minute."""
+    """An hour of figures five times a second: nine lines, the first after half a minute."""
     log, clock = io.StringIO(), Clock()
     lines = Lines(log, clock)
     for tick in range(5 * 3600):
         clock.now = 1000.0 + tick / 5
         lines(Figures("stream", tick * 1000, 20_000_000, tick, 20_000))
     times = [int(line.split(" s:")[0]) for line in log.getvalue().splitlines()]
-    assert times == [15, 45, 105, 225, 465, 945, 1545, 2145, 2745, 3345]
+    assert times == [30, 90, 210, 450, 930, 1530, 2130, 2730, 3330]
 
 
 def test_a_phase_is_timed_by_itself() -> None:
@@ -122,9 +122,9 @@ def test_a_phase_is_timed_by_itself() -> None:
     lines(Figures("stream", GB, GB))
     clock.now += 100
     lines(Figures("compare", 0, GB))
-    clock.now += 35
-    lines(Figures("compare", 350_000_000, GB))
-    assert log.getvalue().splitlines()[-1].endswith("350.0 MB of 1.0 GB, 10.0 MB/s, 65 s left")
+    clock.now += 60
+    lines(Figures("compare", 600_000_000, GB))
+    assert log.getvalue().splitlines()[-1].endswith("600.0 MB of 1.0 GB, 10.0 MB/s, 40 s left")
 
 
 def test_a_load_of_seconds_leaves_no_line() -> None:
@@ -142,6 +142,8 @@ def test_a_log_that_cannot_be_written_ends_no_load(how: str) -> None:
 
         def write(self, text: str) -> int:
             self.writes += 1
+            if self.closed:
+                return super().write(text)
             raise OSError("No space left on device")
 
     log, clock = Full(), Clock()
@@ -151,7 +153,7 @@ def test_a_log_that_cannot_be_written_ends_no_load(how: str) -> None:
     for _ in range(5):
         clock.now += 1000
         lines(Figures("stream", 1, 2))
-    assert log.writes == (0 if how == "closed" else 1)
+    assert log.writes == 1
 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
@@ -198,7 +200,7 @@ def test_a_terminal_is_left_as_it_was(terminal: Terminal) -> None:
 
 
 def test_a_real_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line, written again and again and gone in the end, as wide as a terminal of 80 columns."""
+    """One line, written again and again, no wider than the terminal, and gone in the end."""
     monkeypatch.setenv("TERM", "xterm")
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
