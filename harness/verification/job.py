@@ -180,8 +180,8 @@ class Verification:
             raise BadInput(
                 "the digest file changed while it was used",
                 where=self._request.digests,
-                expected="a file that stays as it is until all is compared",
-                hint="again, when whatever writes there has ended",
+                expected="a file that does not change until everything is compared",
+                hint="run it again when nothing writes to this file any more",
             )
         return found
 

@@ -172,7 +172,7 @@ def _chosen(
         f"nothing to compare: {', '.join(parts) or 'no part'} was asked for",
         where=checkpoint.path,
         expected=f"a part that the checkpoint has: {', '.join(part.part for part in there)}",
-        hint="without --only all parts are compared",
+        hint="leave out --only to compare every part",
     )
 
 
@@ -193,7 +193,7 @@ def _loaded(checkpoint: ModelCheckpoint, chosen: Sequence[ReferencePart]) -> tup
         "the reference has one",
         where=checkpoint.path,
         expected="a checkpoint that has what --only asks for",
-        hint="without --only the decoder is compared, and the draft model is a difference",
+        hint="leave out --only: the decoder is compared, and the draft model is a difference",
     )
 
 
@@ -284,8 +284,8 @@ def _require_text(location: str) -> None:
         raise BadInput(
             "a path that is not UTF-8",
             where=location,
-            expected="a path of characters: it goes into requests and reports",
-            hint="another name for the directory, or a link to it",
+            expected="a path in valid UTF-8, because it goes into requests and reports",
+            hint="rename the directory, or make a link to it",
         ) from error
 
 

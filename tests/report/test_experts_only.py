@@ -68,7 +68,7 @@ def test_one_that_says_otherwise_is_not_believed(given: dict[str, Any], message:
 def test_the_text_says_what_was_not_looked_at() -> None:
     text = failure_text(experts_only())
     assert text.startswith("qwen3-vl-moe: experts only: 8 experts compared, no difference")
-    assert "scope      experts only: no other tensor or parameter was looked at" in text
+    assert "scope      experts only: no other tensor or parameter was compared" in text
     different = experts_only(status=Status.DIFFERENT, differences=[unread()])
     assert "scope      experts only" in failure_text(different)
     assert failure_text(a_report()) == ""
