@@ -48,13 +48,13 @@ _STATE_WORDS = {State.DIFFERS: "different"}  # beside a count: 3 different
 _KINDS = {"failed": "✗", "known": "◇", "partial": "◐", "equal": "✓"}
 _RESULTS = {
     Status.EQUAL: "equal",
-    Status.EXPERTS_EQUAL: "experts equal, nothing else looked at",
+    Status.EXPERTS_EQUAL: "experts only: equal",
     Status.DIFFERENT: "different",
     Status.LOAD_FAILED: "load failed",
 }
 _HEADLINES = {
     Status.EQUAL: "The device holds what the checkpoint says",
-    Status.EXPERTS_EQUAL: "Every expert is equal; nothing else was looked at",
+    Status.EXPERTS_EQUAL: "Experts only: equal; nothing else was compared",
     Status.DIFFERENT: "The device differs from the checkpoint",
     Status.LOAD_FAILED: "The load failed, and nothing was compared",
 }

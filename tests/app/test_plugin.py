@@ -74,6 +74,25 @@ def test_a_load_of_minutes_says_how_far_it_is(
     assert result.outlines.count("60 s: stream, 1.0 GB of 2.0 GB") == lines
 
 
+OF_ONES_OWN = """
+def test_ours(moe_equal):
+    assert moe_equal("anywhere").experts_compared == 8
+"""
+
+
+@pytest.mark.parametrize("status", [Status.EQUAL, Status.DIFFERENT])
+def test_a_test_of_ones_own_fails_with_the_reports_text(
+    session: pytest.Pytester, status: Status
+) -> None:
+    report(status).write(session.path / "given.json")
+    session.makepyfile(OF_ONES_OWN)
+    result = session.runpytest_subprocess()
+    equal = status is Status.EQUAL
+    result.assert_outcomes(passed=int(equal), failed=int(not equal))
+    if not equal:
+        result.stdout.fnmatch_lines(["*the device differs from the reference*", "*DIFFERENT*"])
+
+
 def test_the_header_states_target_and_stack(session: pytest.Pytester) -> None:
     report(Status.EQUAL).write(session.path / "given.json")
     result = session.runpytest_subprocess("--moe-devices", "8")

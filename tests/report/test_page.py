@@ -109,7 +109,7 @@ def test_experts_only_are_not_all() -> None:
     session = a_session(SMALL)
     report = session.rows[0].report
     report.status, report.experts_only = Status.EXPERTS_EQUAL, True
-    assert "Every expert is equal; nothing else was looked at" in head(session)
+    assert "Experts only: equal; nothing else was compared" in head(session)
     assert '<header class="some">' in page(session).decode()
 
 
