@@ -122,7 +122,7 @@ def shown(file: TextIO | None) -> Iterator[Watch | None]:
         with _bar(file) as watch:
             yield watch
     else:
-        yield Lines(file)
+        yield LogLines(file)
 
 
 def _is_live(file: TextIO) -> bool:
@@ -154,7 +154,7 @@ def _bar(file: TextIO) -> Iterator[Watch]:
         yield watch
 
 
-class Lines:
+class LogLines:
     """Figures as plain lines in a log, at intervals that grow; it is told of new ones.
 
     Args:

@@ -67,12 +67,17 @@ _SUSPECTS = {
 }
 
 
-def page(session: Session) -> bytes:
-    """The session as one self-contained HTML file, UTF-8, of at most :data:`MOST_BYTES`."""
+def page(session: Session, room: int = _SECTIONS_BYTES) -> bytes:
+    """The session as one self-contained HTML file, UTF-8, of at most :data:`MOST_BYTES`.
+
+    Args:
+        session: to be shown.
+        room: bytes for the maps, causes and texts of all scenarios.
+    """
     session = presentable(session)
     rows = sorted(session.rows, key=lambda row: list(_KINDS).index(_kind(row)))
     listed = rows[:_LISTED]
-    sections, data = _sections(listed)
+    sections, data = _sections(listed, room)
     text = _template("report.html").render(
         session=session,
         rows=[_listed(number, row) for number, row in enumerate(listed)],
@@ -265,11 +270,10 @@ def _listed(number: int, row: SessionRow) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _sections(rows: Sequence[SessionRow]) -> tuple[list[Markup], list[Any]]:
+def _sections(rows: Sequence[SessionRow], room: int) -> tuple[list[Markup], list[Any]]:
     """The HTML of each scenario and what the script draws of it, as far as there is room."""
     sections: list[Markup] = []
     data: list[Any] = []
-    room = _SECTIONS_BYTES
     for number, row in enumerate(rows):
         section, drawn = _section(number, row), _data(row.report)
         size = len(section.encode()) + len(_script_json(drawn).encode())

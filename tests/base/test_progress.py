@@ -16,7 +16,7 @@ import timeit
 
 import pytest
 
-from harness.base.progress import Figures, Lines, Meter, line_of, shown
+from harness.base.progress import Figures, LogLines, Meter, line_of, shown
 from harness.load.process import LoadProcess
 from harness.load.target import Target
 
@@ -107,7 +107,7 @@ def test_a_line(figures: Figures, seconds: float, line: str) -> None:
 def test_lines_come_at_intervals_that_grow() -> None:
     """An hour of figures five times a second: nine lines, the first after half a minute."""
     log, clock = io.StringIO(), Clock()
-    lines = Lines(log, clock)
+    lines = LogLines(log, clock)
     for tick in range(5 * 3600):
         clock.now = 1000.0 + tick / 5
         lines(Figures("stream", tick * 1000, 20_000_000, tick, 20_000))
@@ -118,7 +118,7 @@ def test_lines_come_at_intervals_that_grow() -> None:
 def test_a_phase_is_timed_by_itself() -> None:
     """What came before it says nothing of its speed."""
     log, clock = io.StringIO(), Clock()
-    lines = Lines(log, clock)
+    lines = LogLines(log, clock)
     lines(Figures("stream", GB, GB))
     clock.now += 100
     lines(Figures("compare", 0, GB))
@@ -149,7 +149,7 @@ def test_a_log_that_cannot_be_written_ends_no_load(how: str) -> None:
     log, clock = Full(), Clock()
     if how == "closed":
         log.close()
-    lines = Lines(log, clock)
+    lines = LogLines(log, clock)
     for _ in range(5):
         clock.now += 1000
         lines(Figures("stream", 1, 2))
@@ -161,7 +161,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(
 ) -> None:
     monkeypatch.setenv("TERM", "dumb")
     with shown(terminal) as watch:
-        assert isinstance(watch, Lines)
+        assert isinstance(watch, LogLines)
     assert terminal.getvalue() == ""
 
 

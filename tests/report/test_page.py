@@ -153,12 +153,11 @@ def test_what_failed_is_listed_first() -> None:
 CHEQUERED = ("chequered", (4, 64), tuple(range(0, 64, 2)))
 
 
-def test_what_there_is_no_room_for_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_there_is_no_room_for_is_left_out() -> None:
     """Of the last ones; the name and the result of each stay, and it says so."""
-    monkeypatch.setattr("harness.report.page._SECTIONS_BYTES", 700_000)
     session = a_session(*[CHEQUERED] * 12, SMALL)
     session.rows[0].report.checkpoint = "<&'" * 5000
-    html = page(session).decode()
+    html = page(session, room=700_000).decode()
     full = html.count("This page is full")
     assert 0 < full < 12
     assert len(html) < 800_000
