@@ -275,7 +275,8 @@ def _sections(rows: Sequence[SessionRow], room: int) -> tuple[list[Markup], list
     sections: list[Markup] = []
     data: list[Any] = []
     for number, row in enumerate(rows):
-        section, drawn = _section(number, row), _data(row.report)
+        section = _section(number, row)
+        drawn: dict[str, Any] | None = _data(row.report)
         size = len(section.encode()) + len(_script_json(drawn).encode())
         if size > room:
             section, drawn = _section(number, row, whole=False), None
