@@ -213,8 +213,10 @@ def moe_verified(
 
     def run(checkpoint: str | Path, target: Target = moe_target, **options: Any) -> Report:
         given = _given(request.config)
-        options = keywords(given) | {"timeout": given["load_timeout"]} | options
-        options = {"terminal": _log_of(request.config)} | options
+        usual = keywords(given) | {"timeout": given["load_timeout"]}
+        # What a scenario made is compared whole; what the user named may have been digested before.
+        usual["cache"] = usual["cache"] and str(checkpoint) in given["checkpoint"]
+        options = usual | {"terminal": _log_of(request.config)} | options
         report = verify(checkpoint, target, processes=moe_load_processes, **options)
         report.repeat = _repeat(request.node)
         request.node.stash.setdefault(REPORTS, []).append(report)

@@ -119,6 +119,33 @@ def test_a_report_names_its_test_to_repeat_it(session: pytest.Pytester) -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "used"),
+    [([], [False, False]), (["--moe-checkpoint=/c"], [True, False]),
+     (["--moe-checkpoint=/c", "--moe-no-cache"], [False, False])],
+    ids=["made here", "named", "not wanted"],
+)  # fmt: skip
+def test_digests_between_runs_are_for_checkpoints_that_the_user_named(
+    pytester: pytest.Pytester, asked: list[str], used: list[bool]
+) -> None:
+    pytester.makepyfile(f"""
+        import pytest
+        from harness.app import plugin
+
+        def test_row(moe_verified, monkeypatch):
+            seen = []
+            def verify(checkpoint, target, *, cache, **options):
+                seen.append(cache)
+                raise LookupError
+            monkeypatch.setattr(plugin, "verify", verify)
+            for place in ("/c", "/made"):
+                with pytest.raises(LookupError):
+                    moe_verified(place)
+            assert seen == {used}
+    """)
+    pytester.runpytest_subprocess(*asked).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
     ("asked", "outcome", "told"),
     [
         ("devices=3", "skipped", "a mesh of 3 cannot be divided among 2 hosts"),
