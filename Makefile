@@ -19,7 +19,7 @@ FAMILIES ?= chosen
 WORKERS ?= $(if $(filter tpu,$(TARGET)),0,2)
 SETUP := $(PYTHON) ci/setup.py --target $(TARGET) $(if $(STREAMER),--streamer $(STREAMER))
 
-.PHONY: help setup verify test canary fixed full check quick lint types soak bench docs lock prune
+.PHONY: help setup verify test canary fixed full check quick lint types soak bench docs wheel lock prune
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -74,6 +74,14 @@ bench: ## every script under benchmarks/
 # A link that leads nowhere, or a page that is not in the navigation, is an error.
 docs: ## docs/ as a site, into site/
 	@$$($(SETUP) --docs)/bin/mkdocs build --strict
+
+# Nothing of this checkout or of a stack is in that environment.
+wheel: ## the wheel, into dist/, installed in an environment of its own and tried
+	@uv=$$($(PYTHON) ci/setup.py --uv) && rm -rf dist && $$uv build --quiet --out-dir dist && \
+	$$uv venv --quiet --clear --python $(PYTHON) dist/env && \
+	$$uv pip install --quiet --python dist/env/bin/python dist/*.whl && \
+	cd dist && env/bin/harness --version && env/bin/harness schema >report.schema.json && \
+	env/bin/harness families >families.txt && ls -l *.whl
 
 lock: ## the requirements of every stack, compiled anew
 	@$(SETUP) --lock

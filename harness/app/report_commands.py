@@ -103,7 +103,7 @@ def _there(files: Sequence[Path], seconds: float) -> list[Path]:
     if found := [file for file in files if file.exists()]:
         return found
     raise BadInput(
-        "no host has written a report",
+        "no host wrote a report",
         where=", ".join(map(str, files)),
         expected="the sessions pytest --reports writes on each host",
         hint="pytest scenarios --target=tpu --hosts=N --reports DIR on every host",

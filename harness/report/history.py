@@ -78,7 +78,7 @@ def courses(directory: Path) -> list[Course]:
     their path, before all others.
 
     Raises:
-        BadInput: there is no session, or a file is none.
+        BadInput: no session.json was found, or a file is none.
     """
     found: dict[tuple[str, str, str], list[Night]] = {}
     for path, session in sorted(_sessions(directory), key=lambda pair: (pair[1].began, pair[0])):
@@ -97,7 +97,7 @@ def _sessions(directory: Path) -> Iterable[tuple[str, Session]]:
     files = sorted(directory.rglob("session.json"))
     if not files:
         raise BadInput(
-            "there is no session",
+            "no session.json was found",
             where=str(directory),
             expected="session.json files, one folder for each night",
             hint="pytest scenarios --reports DIR/NIGHT",
@@ -119,7 +119,7 @@ def _read(file: Path) -> Session:
             f"not a session: {error}",
             where=str(file),
             expected=f"the JSON that pytest scenarios --reports writes, of schema {SCHEMA}",
-            hint="take the file out of the directory",
+            hint="move this file out of the directory",
         ) from error
     for row in session.rows:
         believed(row.report, f"{file}, {row.scenario}")

@@ -153,7 +153,7 @@ def test_the_command(nights: Path) -> None:
 
 
 def test_no_session(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="there is no session"):
+    with pytest.raises(BadInput, match=r"no session\.json was found"):
         courses(tmp_path)
     assert CliRunner().invoke(main, ["history", str(tmp_path)]).exit_code == 2
 

@@ -144,10 +144,11 @@ def test_the_presubmit_calls_what_ci_runs() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("check docs P", "check P", {"docs"}),
-        ("check docs P", "docs P", {"lint", "types"}),
+        ("check docs wheel P", "check wheel P", {"docs"}),
+        ("check docs wheel P", "docs wheel P", {"lint", "types"}),
         ("[canary, fixed, full]", "[canary, full]", {"fixed"}),
-        ("check docs P", "check docs bench P", {"bench"}),
+        ("check docs wheel P", "check docs wheel bench P", {"bench"}),
+        ("check docs wheel P", "check docs P", {"wheel"}),
     ],
 )
 def test_a_verb_less_or_more_is_seen(tmp_path: Path, old: str, new: str, fault: set[str]) -> None:
