@@ -39,7 +39,9 @@ def test_experts(
     moe_expected: Expected,
     stored: Stored,
 ) -> None:
-    target = moe_target_of(scenario.devices, scenario.parallelism, scenario.hosts, scenario.mesh)
+    target = moe_target_of(
+        scenario.devices, scenario.parallelism, scenario.hosts, scenario.mesh, scenario.asked
+    )
     if scenario.fp8 and target.hosts > 1:
         pytest.skip("no comparison of FP8 values over several hosts: a block's are compared whole")
     put = stored(scenario.store)

@@ -25,7 +25,7 @@ from harness.load.meshes import mesh_sizes
 from harness.load.overlay import Overlay, overlay_from
 from harness.load.process import LoadProcess, LoadProcesses
 from harness.load.stack import installed_versions
-from harness.load.target import Parallelism, Target
+from harness.load.target import Implementation, Parallelism, Target
 from harness.report.known_issue import KnownIssue, Load, Verdict, judge, note
 from harness.report.message import failure_text, known_text
 from harness.report.renderings import FILES, add_to_step_summary
@@ -138,11 +138,12 @@ def _target(
     parallelism: Parallelism | None = None,
     hosts: int | None = None,
     mesh: str = "",
+    impl: Implementation | None = None,
 ) -> Target:
-    """The session's target, with the mesh a scenario asks for; a worker's share of the chips."""
+    """The session's target, as a scenario asks for it; a worker's share of the chips."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
     number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    asked = {"devices": devices, "parallelism": parallelism, "hosts": hosts}
+    asked = {"devices": devices, "parallelism": parallelism, "hosts": hosts, "impl": impl}
     values = _given(config) | {name: value for name, value in asked.items() if value is not None}
     return target_of(values, mesh or None, (int(number), workers) if workers else None)
 
@@ -163,7 +164,9 @@ def moe_target(request: pytest.FixtureRequest) -> Target:
 
 @pytest.fixture
 def moe_target_of(request: pytest.FixtureRequest) -> TargetOf:
-    """The session's target with another mesh; skips where this machine or target has none such.
+    """The session's target with another mesh, or asked for another implementation of the model.
+
+    Skips where this machine or target has none such.
 
     A mesh that is malformed fails.
     """
@@ -173,13 +176,14 @@ def moe_target_of(request: pytest.FixtureRequest) -> TargetOf:
         parallelism: Parallelism | None = None,
         hosts: int | None = None,
         mesh: str = "",
+        impl: Implementation | None = None,
     ) -> Target:
         over = _given(request.config)["hosts"] if hosts is None else hosts
         count = math.prod(mesh_sizes(mesh)[0].values()) if mesh else devices
         if hosts is None and (count or over) % over:
             pytest.skip(f"a mesh of {count} cannot be divided among {over} hosts (--moe-hosts)")
         try:
-            return _target(request.config, devices, parallelism, hosts, mesh)
+            return _target(request.config, devices, parallelism, hosts, mesh, impl)
         except TargetUnavailable as error:
             pytest.skip(str(error))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,10 @@ class ModelCheckpoint(Checkpoint):
         if self.listener is not None:
             self.listener.tensor(name, index, bits)
         return bits
+
+    def of_layer(self, layer: int) -> Mapping[str, Any]:
+        """What config.json says of the language model as a layer has it; :attr:`text` as a rule."""
+        return self.family.of_layer(self.text, layer)
 
     @property
     def tied(self) -> bool:

@@ -25,7 +25,7 @@ from harness.compare.difference import Difference, Kind
 from harness.explain.causes import Cause
 from harness.families.family import Part, Projection, Storage
 from harness.load.stack import chronological
-from harness.load.target import Parallelism
+from harness.load.target import Implementation, Parallelism
 from harness.load.targets.known_targets import targets
 from harness.load.targets.tpu_inference import TpuInference
 from harness.report.maps import PartMap, State
@@ -95,6 +95,8 @@ class Load:
         axes_swapped: fused tensors lie as transformers 5 saves them.
         vision_first: the vision tower is streamed before any expert.
         store: the scheme of the store's URL it is streamed from; empty for a directory.
+        impl: which implementation of the model is asked for.
+        draft_chosen: tpu-inference is left to choose that of the draft model, too.
         latent: attention is multi-head latent attention, and not disabled.
         nested: the language model is a module of another model, as beside a vision tower.
     """
@@ -118,6 +120,8 @@ class Load:
     axes_swapped: bool = False
     vision_first: bool = False
     store: str = ""
+    impl: Implementation = Implementation.AUTO
+    draft_chosen: bool = False
     latent: bool = False
     nested: bool = True
 

@@ -107,7 +107,13 @@ def _stack(report: Report) -> str:
     named = ("vllm", "tpu-inference", "runai-model-streamer", "jax")
     text = ", ".join(f"{name} {versions.get(name, '?')}" for name in named)
     overlay = f"; {report.environment.overlay}" if report.environment.overlay else ""
-    return f"{text}{overlay}; {report.environment.target}"
+    return f"{text}{overlay}; {report.environment.target}{_own_models(report)}"
+
+
+def _own_models(report: Report) -> str:
+    """That a part is served by tpu-inference's own model, where one is."""
+    parts = [part for part, impl in report.environment.implementations.items() if impl == "jax"]
+    return f"; {' and '.join(parts)} by tpu-inference's own JAX model" if parts else ""
 
 
 def _field(label: str, text: str) -> list[str]:

@@ -11,6 +11,7 @@ the owner of a known issue and the issue that a checkout mends.
 7 added reports of experts only, with a status of their own where these are equal.
 8 added the parts that config.json announces and no file holds.
 9 added digest files as references, and differences from them.
+10 added which of upstream's implementations of a model served each part.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from harness.families.family import Part, Projection
 from harness.load.call_rows import Calls
 from harness.report.maps import PartMap, State, map_of
 
-SCHEMA = 9
+SCHEMA = 10
 
 
 class Status(StrEnum):
@@ -83,6 +84,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """Where it ran: stack, interpreter, versions, target, mesh and entry point.
 
     ``overlay`` names the checkouts that stood in for installed packages, and their commits.
+    ``implementations`` has for each part that was loaded whose model it is: ``vllm``, or ``jax``,
+    tpu-inference's own.
     """
 
     stack: str
@@ -92,6 +95,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     mesh: tuple[str, ...] = ()
     entry: str = ""
     overlay: str = ""
+    implementations: dict[Part, str] = {}
 
 
 class Timings(msgspec.Struct, kw_only=True):

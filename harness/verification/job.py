@@ -38,7 +38,7 @@ from harness.load.call_rows import calls_of
 from harness.load.ledger import Ledger
 from harness.load.loaded import Ledgers, Loaded
 from harness.load.loader_layers import LoaderLayer
-from harness.load.target import Target
+from harness.load.target import Implementation, Target
 from harness.load.targets.known_targets import driver_of
 from harness.report.maps import with_missing
 from harness.report.report import (
@@ -236,6 +236,7 @@ class Verification:
         except Exception as error:  # the stack's, whatever it is
             return self._of_failed_load(error)
         started = time.perf_counter()
+        self._serve(loaded)
         report = self.compared(loaded)
         if report.status is Status.EQUAL:
             self._keep()
@@ -258,6 +259,16 @@ class Verification:
             num_layers=request.num_layers, ledgers=self._ledgers, meter=self._meter,
             planted=self._planted,
         )  # fmt: skip
+
+    def _serve(self, loaded: Loaded) -> None:
+        """Look at the devices as the implementation has them that served.
+
+        Raises:
+            BadInput: it is tpu-inference's own of a family for which that is not described.
+        """
+        if Implementation.JAX in map(loaded.implementation, loaded.tensors):
+            for checkpoint in {self._reference, self._checkpoint}:
+                checkpoint.family = checkpoint.family.served_by_jax()
 
     def _of_failed_load(self, error: Exception) -> Report:
         """The report of a load that raised, and why: from the ledger of the part it ended in."""
@@ -299,7 +310,8 @@ class Verification:
         return next(filter(None, found), None)
 
     def _ended_in(self, part: ReferencePart) -> bool:
-        return part.part in self._ledgers and not self._ledgers[part.part].finished
+        ledger = self._ledgers.get(part.part)
+        return ledger is not None and (not ledger.finished or bool(ledger.unassigned))
 
     def compared(self, loaded: Loaded) -> Report:
         """The report of all parts of a load, here put together from what each step found."""
@@ -316,7 +328,10 @@ class Verification:
             self._unfinished,
             status=status,
             environment=msgspec.structs.replace(
-                self._unfinished.environment, mesh=loaded.mesh, entry=loaded.entry
+                self._unfinished.environment,
+                mesh=loaded.mesh,
+                entry=loaded.entry,
+                implementations={p: loaded.implementation(p).value for p in loaded.tensors},
             ),
             digests=self._digests_used(),
             hosts=[] if loaded.local is None else [_host_part(target, loaded.local)],

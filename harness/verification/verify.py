@@ -39,9 +39,9 @@ from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
 from harness.load.stack import every_version, require_stack, stack_name
-from harness.load.target import Parallelism, Target
+from harness.load.target import Implementation, Parallelism, Target
 from harness.load.targets.driver import Capability
-from harness.load.targets.known_targets import driver_of, target_named
+from harness.load.targets.known_targets import driver_of, served_by, target_named
 from harness.report.maps import map_of
 from harness.report.merge import merged
 from harness.report.report import DigestsUsed, Environment, Report, Status, redacted_report
@@ -115,7 +115,7 @@ def verify(
         InternalError: not the load under test failed, but what judges it.
     """
     timeout = require_seconds(timeout, "--timeout")
-    target = target or target_named("emulated")
+    target = target or served_by(target_named("emulated"), Implementation.AUTO)
     brought = bring(families)
     opened = ModelCheckpoint(checkpoint, storage, experts_only=experts_only)
     against, digests = opened, None
@@ -391,4 +391,5 @@ def _target_options(target: Target) -> list[str]:
     words += ["--hosts", str(target.hosts)] if target.hosts > 1 else []
     if target.parallelism is not Parallelism.TENSOR:
         words += ["--parallelism", target.parallelism]
-    return words
+    chosen = target.impl is Implementation.AUTO or not driver_of(target).can(Capability.OWN_MODELS)
+    return words if chosen else [*words, "--impl", target.impl]
