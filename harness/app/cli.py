@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import click
 from rich.filesize import decimal
 
+from harness.app.bisect_command import bisect_command
 from harness.app.options import (
     CHECKSUMS,
     FAMILY,
@@ -130,7 +131,7 @@ def main() -> None:
     """Decides, expert by expert and bit for bit, whether a MoE checkpoint reached the device."""
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, bisect_command):
     main.add_command(_command)
 
 

@@ -8,10 +8,10 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -220,7 +220,7 @@ def moe_verified(
         usual = keywords(given) | {"timeout": given["load_timeout"]}
         # What a scenario made is compared whole; what the user named may have been digested before.
         usual["cache"] = usual["cache"] and str(checkpoint) in given["checkpoint"]
-        options = usual | options
+        options = usual | {"terminal": _log_of(request.config)} | options
         report = verify(checkpoint, target, processes=moe_load_processes, **options)
         report.repeat = _repeat(request.node)
         request.node.stash.setdefault(REPORTS, []).append(report)
@@ -306,6 +306,14 @@ def _told(session: pytest.Session) -> Iterator[None]:
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
+def _log_of(config: pytest.Config) -> TextIO | None:
+    """Where a load of minutes says how far it is; None with -q, and in xdist's workers."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if config.get_verbosity() < 0 or hasattr(config, "workerinput") or reporter is None:
+        return None
+    return _Log(reporter)
+
+
 class _Output(io.StringIO):
     """What pytest reports to, as a file; pytest escapes characters that its terminal lacks."""
 
@@ -318,6 +326,20 @@ class _Output(io.StringIO):
 
     def write(self, text: str) -> int:
         self.reporter.write(text)
+        return len(text)
+
+
+class _Log(_Output):
+    """The same while a test runs: lines of their own, which no capturing takes for the test's."""
+
+    def isatty(self) -> bool:
+        return False  # a line that is written again and again would be in pytest's own
+
+    def write(self, text: str) -> int:
+        capture = self.reporter.config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            self.reporter.ensure_newline()
+            self.reporter.write(text, flush=True)
         return len(text)
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.explain.causes import Cause, Diagnosis, experts_text, fix_of
+from harness.explain.causes import Cause, Diagnosis, Suspect, experts_text, fix_of
 from harness.explain.delivery_rules import (
     ARGUMENT_CONTRACT,
     DELIVERED_LATE,
@@ -32,6 +32,7 @@ CONFIG_LACKS_KEY = Cause.declared(
     "config-lacks-key",
     "give config.json the key, with the publisher's value: what saved the checkpoint does not "
     "write it, and this release builds no model, or another one, without it",
+    suspect=Suspect.CHECKPOINT,
 )
 HOOKED_AS_EXPERT = Cause.declared(
     "hooked-as-expert",

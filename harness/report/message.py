@@ -33,7 +33,7 @@ _SHOWN_TENSORS = 5
 _PART, _TEXT = 8000, 60_000
 
 #: What a report of experts only says of all else.
-EXPERTS_ALONE = "experts only: no other tensor or parameter was looked at"
+EXPERTS_ALONE = "experts only: no other tensor or parameter was compared"
 
 #: Where all of a report is that a text cut short.
 WHOLE_REPORT = "the JSON report (pytest --reports DIR, or harness verify --json FILE)"
@@ -93,8 +93,9 @@ def known_text(judgement: Judgement) -> str:
         return "\n".join(f"known issue {issue.summary}" for issue in issues) + "\n\n"
     if verdict is Verdict.OUT_OF_DATE:
         return (
-            f"known issue {names} did not happen: the scenario is equal. End its row's releases "
-            "in scenarios/known_issues.py, or narrow what it is of\n\n"
+            f"fixed upstream: known issue {names} did not happen: the scenario is equal, "
+            f"{remainder}. End its row's releases in scenarios/known_issues.py, or narrow the "
+            "loads it applies to\n\n"
         )
     if verdict is Verdict.UNEXPECTED and names:
         return f"not as known issue {names} says: {remainder}\n\n"

@@ -354,7 +354,7 @@ def content_of(path: Path) -> bytes:
             f"more than {MOST_BYTES} bytes",
             where=str(path),
             expected="the JSON that harness verify --json or pytest --reports writes",
-            hint="look at what stands there: with all experts of a model unequal it has 50 MB",
+            hint="check what this file is; a report in which every expert differs has about 50 MB",
         )
     return content
 
@@ -373,8 +373,8 @@ def believed(report: Report, where: str) -> Report:
         raise BadInput(
             f"a report that contradicts itself: {fault}",
             where=where,
-            expected="a status that the differences, the failure and the counts bear out",
-            hint="verify the checkpoint again: this file was changed, or written by a fault",
+            expected="a status that matches the differences, the failure and the counts in it",
+            hint="verify the checkpoint again; this file was edited or damaged",
         )
     return report
 

@@ -219,14 +219,16 @@ class Verification:
             raise BadInput(
                 "the digest file changed while it was used",
                 where=self._request.digests,
-                expected="a file that stays as it is until all is compared",
-                hint="again, when whatever writes there has ended",
+                expected="a file that does not change until everything is compared",
+                hint="run it again when nothing writes to this file any more",
             )
         return found
 
     def run(self) -> Report:
         """Load; compare what arrived, or explain why nothing did."""
-        self._meter.begin(STREAM, len(self._parts) * self._checkpoint.nbytes)
+        times = len(self._parts)  # each part is streamed all of it
+        entries = self._checkpoint.entries
+        self._meter.begin(STREAM, times * self._checkpoint.nbytes, times * len(entries))
         try:
             loaded = self.load()
         except HarnessError:

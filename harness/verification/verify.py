@@ -38,7 +38,7 @@ from harness.families.known_families import bring
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
-from harness.load.stack import require_stack, stack_name
+from harness.load.stack import every_version, require_stack, stack_name
 from harness.load.target import Implementation, Parallelism, Target
 from harness.load.targets.driver import Capability
 from harness.load.targets.known_targets import driver_of, served_by, target_named
@@ -101,7 +101,7 @@ def verify(
             with itself, by its bits; the report says which.
         timeout: seconds until the load is ended and reported as failed.
         processes: running load processes to use.
-        terminal: where to show progress, if that is a terminal.
+        terminal: where to show progress: one line on a terminal, and lines now and then in a log.
 
     Returns:
         The report; its status says whether all is equal. On a TPU slice it is this host's part,
@@ -238,7 +238,7 @@ def _chosen(
         f"nothing to compare: {', '.join(parts) or 'no part'} was asked for",
         where=checkpoint.path,
         expected=f"a part that the checkpoint has: {', '.join(part.part for part in there)}",
-        hint="without --only all parts are compared",
+        hint="leave out --only to compare every part",
     )
 
 
@@ -259,7 +259,7 @@ def _loaded(checkpoint: ModelCheckpoint, chosen: Sequence[ReferencePart]) -> tup
         "the reference has one",
         where=checkpoint.path,
         expected="a checkpoint that has what --only asks for",
-        hint="without --only the decoder is compared, and the draft model is a difference",
+        hint="leave out --only: the decoder is compared, and the draft model is a difference",
     )
 
 
@@ -296,7 +296,7 @@ def _unfinished(
         environment=Environment(
             stack=stack_name(versions),
             python=platform.python_version(),
-            versions=versions,
+            versions=every_version(versions),
             target=str(request.target),
             overlay=str(overlay),
         ),
@@ -350,8 +350,8 @@ def _require_text(location: str) -> None:
         raise BadInput(
             "a path that is not UTF-8",
             where=location,
-            expected="a path of characters: it goes into requests and reports",
-            hint="another name for the directory, or a link to it",
+            expected="a path in valid UTF-8, because it goes into requests and reports",
+            hint="rename the directory, or make a link to it",
         ) from error
 
 
