@@ -236,7 +236,6 @@ class Verification:
         except Exception as error:  # the stack's, whatever it is
             return self._of_failed_load(error)
         started = time.perf_counter()
-        self._serve(loaded)
         report = self.compared(loaded)
         if report.status is Status.EQUAL:
             self._keep()
@@ -315,6 +314,7 @@ class Verification:
 
     def compared(self, loaded: Loaded) -> Report:
         """The report of all parts of a load, here put together from what each step found."""
+        self._serve(loaded)
         target = self._request.target
         parts = self._of_parts(loaded)
         found = reduce(add, (part.found for part in parts), Findings())

@@ -121,8 +121,8 @@ def test_a_draft_is_served_as_its_decoder_unless_the_environment_says(
             monkeypatch.delenv(name)
     upstream = SimpleNamespace(resolve_model_architecture=lambda config, is_draft: "chosen")
     monkeypatch.setitem(sys.modules, "tpu_inference.models.common.model_loader", upstream)
-    tpu_inference._choose(impl)
-    tpu_inference._choose_alike(object())
+    tpu_inference.choose(impl)
+    tpu_inference.choose_alike(object())
     assert os.environ["MODEL_IMPL_TYPE"] == decoder
     assert os.environ["DRAFT_MODEL_IMPL_TYPE"] == draft
 

@@ -113,7 +113,7 @@ class TpuInference(Driver):
             Exception: whatever the stack under test raises, unchanged.
         """
         devices = self.ready(target)
-        _choose(target.impl)
+        choose(target.impl)
         started = time.perf_counter()
         _register_loader(layers)
         by_worker = set(parts) == set(Part) and worker_drafts_mtp()
@@ -121,7 +121,7 @@ class TpuInference(Driver):
         config = partial(_config, checkpoint, target, indexes, overrides)
         whole = config(draft=by_worker)
         if by_worker:
-            _choose_alike(whole)
+            choose_alike(whole)
         worker = self._ready_worker(whole, target, devices, indexes)
         ready = time.perf_counter()
         entry, states = self._states(worker, parts, by_worker, config)
@@ -247,7 +247,7 @@ _IMPLEMENTATIONS = {
 }
 
 
-def _choose(impl: Implementation) -> None:
+def choose(impl: Implementation) -> None:
     """Ask for an implementation, for target and draft alike: tpu-inference refuses a mix.
 
     It reads its variables when it needs them, so one process serves loads of each.
@@ -257,7 +257,7 @@ def _choose(impl: Implementation) -> None:
         os.environ[_DRAFT] = _IMPLEMENTATIONS[impl]
 
 
-def _choose_alike(config: Any) -> None:
+def choose_alike(config: Any) -> None:
     """Have a draft model served as tpu-inference chooses for its decoder.
 
     Left to choose for each it may take two, and refuses them (``spec_decode/jax/eagle3.py``); so
