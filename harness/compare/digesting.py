@@ -51,11 +51,11 @@ def digests_of(checkpoint: ModelCheckpoint, meter: Meter | None = None) -> Diges
         BadInput: it cannot be read, changed meanwhile, or is quantised: its values are compared
             then, for which there are no digests.
     """
-    if checkpoint.fp8:
+    if checkpoint.format:
         raise BadInput(
-            "no digests of an FP8 release",
+            "no digests of a quantised release",
             where=checkpoint.path,
-            expected="a checkpoint whose bits reach the device: FP8 is quantised again on the way",
+            expected="a checkpoint whose bits reach the device unchanged",
             hint="harness verify without a digest file, which compares values",
         )
     meter = meter or Meter()
