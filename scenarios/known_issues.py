@@ -407,8 +407,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         owner=Owner.TPU_INFERENCE,
         nature=Nature.BUG,
         reason="with device_indexes the mesh of two axes is made by jax.make_mesh, whose axes are "
-        "Explicit; the path of quantised experts then calls with_sharding_constraint, which takes "
-        "Auto axes only. "
+        "Explicit; the FP8 path then calls with_sharding_constraint, which takes Auto axes only. "
         "It loads with NEW_MODEL_DESIGN=1",
         releases=("tpu-inference>=0.26,<0.32",),
         when=lambda load: load.quantised not in ("", "awq", "mxfp4") and not load.mesh,

@@ -204,7 +204,8 @@ class QuantisedPartComparison(PartComparison):
             wanted: the checkpoint's codes and scales, or what may have been taken for them.
             rows: the outputs that ``wanted`` is of; all by default.
         """
-        held = HeldMatrix(*(each[rows] for each in self.holds(key)))
+        whole = self.holds(key)
+        held = HeldMatrix(whole.codes[rows], whole.scales[rows])
         if self.form.kept:
             return kept(wanted, held.codes, held.scales)
         outputs, inputs = held.codes.shape

@@ -196,7 +196,8 @@ def _rows_of(wanted: Quantised, first: int, count: int) -> Quantised:
 def _odd_rows(wanted: Quantised, departed: Departure) -> list[tuple[int, int]]:
     """First row and count of each row of blocks that departs, of those within the matrix."""
     high, rows = wanted.block[0], len(wanted.codes)
-    odd = np.flatnonzero((departed.codes.any(axis=1) | departed.scales.any(axis=1))[:rows])
+    off = np.logical_or(departed.codes.any(axis=1), departed.scales.any(axis=1))
+    odd = np.flatnonzero(off[:rows])
     return [(int(r) * high, min(high, rows - int(r) * high)) for r in np.unique(odd // high)]
 
 

@@ -28,6 +28,7 @@ from harness.devices.expert_layout import Backend
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, absent_parts, reference_parts
 from harness.families.family import Part, Storage
+from harness.families.formats.format import OWN_GRID, UNCHANGED, unchanged
 from harness.families.known_families import bring
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.overlay import Overlay
@@ -115,6 +116,7 @@ def verify(
     for location in (opened.model, against.model):
         _require_text(location)
     _require_one_host(against, target)
+    _require_known_grids(against, {**os.environ, **target.environment, **(stream_options or {})})
     there = reference_parts(against, num_layers, parts)
     if not experts_only:  # before the load
         sizes_of(against.text, against.config, against.location.where("config.json"))
@@ -306,6 +308,25 @@ def _require_one_host(checkpoint: ModelCheckpoint, target: Target) -> None:
             expected="a target that loads through tpu-inference: what vLLM's own methods make of "
             "these formats on a host is not covered",
             hint="--target emulated",
+        )
+
+
+def _require_known_grids(checkpoint: ModelCheckpoint, environment: Mapping[str, str]) -> None:
+    """What quantised weights become is described, with the variables of the load."""
+    if checkpoint.format and (asked := [n for n in OWN_GRID if environment.get(n)]):
+        raise BadInput(
+            f"{asked[0]}={environment[asked[0]]} for a release in {checkpoint.format.name}",
+            where=asked[0],
+            expected="the type and the blocks that upstream chooses itself, or "
+            f"{UNCHANGED}=1: what they are to be is known of those",
+            hint=f"unset {asked[0]}",
+        )
+    if checkpoint.fp8 and not checkpoint.experts_only and unchanged(environment):
+        raise BadInput(
+            f"{UNCHANGED} for an FP8 release with a scale for each block",
+            where=checkpoint.path,
+            expected="linear layers that are quantised anew, per channel",
+            hint="--experts-only, which compares experts bit for bit then",
         )
 
 

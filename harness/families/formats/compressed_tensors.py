@@ -14,13 +14,13 @@ README and ``docs``; the format of each group of layers is in ``config_groups``)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from harness.base.bits import F8_E4M3, I4
+from harness.base.bits import F8_E4M3, I4, I8
 from harness.checkpoint.grids import Quantised
 from harness.families.formats.format import (
     BF16_SCALES,
@@ -73,15 +73,21 @@ class Fp8Channel(Format):
 
     name: ClassVar = "ct-fp8-channel"
     summary: ClassVar = "compressed-tensors FP8, a scale for each output"
+    type: ClassVar = "float"
     strategy: ClassVar = "channel"
 
     @property
     def tensors(self) -> tuple[Kind, ...]:
         """Codes and scales."""
-        return (
-            Kind("weight", F8_E4M3, lambda o, i: (o, i), e4m3_codes),
-            Kind("weight_scale", "BF16", self._scales, BF16_SCALES),
-        )
+        return (self._codes, self._scale)
+
+    @property
+    def _codes(self) -> Kind:
+        return Kind("weight", F8_E4M3, lambda o, i: (o, i), e4m3_codes)
+
+    @property
+    def _scale(self) -> Kind:
+        return Kind("weight_scale", "BF16", self._scales, BF16_SCALES)
 
     @staticmethod
     def _scales(outputs: int, inputs: int) -> tuple[int, ...]:
@@ -89,20 +95,20 @@ class Fp8Channel(Format):
 
     @classmethod
     def of(cls, quantization: Mapping[str, Any]) -> Format | None:
-        """Floats of eight bits, by this strategy."""
+        """Of this type, eight bits and strategy."""
         said = _weights(quantization) or {}
         fits = (said.get("type"), said.get("num_bits"), said.get("strategy"))
-        return cls() if fits == ("float", 8, cls.strategy) else None
+        return cls() if fits == (cls.type, 8, cls.strategy) else None
 
     def config(self, plain: Sequence[str]) -> dict[str, Any]:
         """As ``FP8_DYNAMIC`` of llm-compressor has it."""
-        weights = {"num_bits": 8, "type": "float", "strategy": self.strategy, "group_size": None}
+        weights = {"num_bits": 8, "type": self.type, "strategy": self.strategy, "group_size": None}
         token = "tensor" if self.strategy == "tensor" else "token"
         inputs = {
-            "num_bits": 8, "type": "float", "strategy": token, "dynamic": True, "symmetric": True,
+            "num_bits": 8, "type": self.type, "strategy": token, "dynamic": True, "symmetric": True,
             "observer": None, "group_size": None, "actorder": None,
         }  # fmt: skip
-        return _config("float-quantized", plain, weights, inputs)
+        return _config(f"{self.type}-quantized", plain, weights, inputs)
 
     def decoded(self, stored: Mapping[str, Stored], outputs: int, inputs: int) -> Quantised:
         """Code times scale."""
@@ -134,6 +140,7 @@ class Int4(Format):
 
     name: ClassVar = "ct-int4"
     can_be_kept: ClassVar = True
+    symmetric: ClassVar = True
     summary: ClassVar = "compressed-tensors INT4, symmetric, a scale for each group of inputs"
     group: int = 32
 
@@ -152,17 +159,18 @@ class Int4(Format):
 
     @classmethod
     def of(cls, quantization: Mapping[str, Any]) -> Format | None:
-        """Symmetric integers of four bits, in groups."""
+        """Integers of four bits, in groups."""
         said = _weights(quantization) or {}
         fits = tuple(said.get(key) for key in ("type", "num_bits", "strategy", "symmetric"))
         size = said.get("group_size")
-        if fits != ("int", 4, "group", True) or said.get("actorder") == "group":
+        if fits != ("int", 4, "group", cls.symmetric) or said.get("actorder") == "group":
             return None
         return cls(size) if isinstance(size, int) and size > 0 and size % 8 == 0 else None
 
     def config(self, plain: Sequence[str]) -> dict[str, Any]:
         """As ``W4A16`` of llm-compressor has it, and Kimi-K2."""
-        weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": self.group}
+        weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": self.group,
+                   "symmetric": self.symmetric}  # fmt: skip
         return _config("pack-quantized", plain, weights, None)
 
     def decoded(self, stored: Mapping[str, Stored], outputs: int, inputs: int) -> Quantised:
@@ -176,4 +184,61 @@ class Int4(Format):
         return Form(I4, self.group, kept=True) if unchanged() else Form(I4, None)
 
 
-FORMATS = (Fp8Channel, Fp8Tensor, Int4)
+@dataclass(frozen=True)
+class Int8(Fp8Channel):
+    """INT8 with a scale for each output."""
+
+    name: ClassVar = "ct-int8"
+    summary: ClassVar = "compressed-tensors INT8, a scale for each output"
+    type: ClassVar = "int"
+
+    @property
+    def tensors(self) -> tuple[Kind, ...]:
+        """Codes and scales."""
+        return (replace(self._codes, dtype=I8, fill=as_they_are), self._scale)
+
+    def decoded(self, stored: Mapping[str, Stored], outputs: int, inputs: int) -> Quantised:
+        """Code times scale."""
+        return replace(super().decoded(stored, outputs, inputs), dtype=I8)
+
+    @property
+    def form(self) -> Form:
+        """As FP8's would be: no release has got as far."""
+        return Form(I8, None)
+
+
+@dataclass(frozen=True)
+class Int4Zeros(Int4):
+    """INT4 in groups of inputs, with zero points.
+
+    ``weight_zero_point`` [outputs / 8, groups] holds them, eight of a word along the outputs.
+    """
+
+    name: ClassVar = "ct-int4-zeros"
+    summary: ClassVar = "compressed-tensors INT4 with zero points (asymmetric)"
+    can_be_kept: ClassVar = False
+    symmetric: ClassVar = False
+
+    @property
+    def tensors(self) -> tuple[Kind, ...]:
+        """Those of the symmetric one, and the zero points."""
+        zeros = Kind("weight_zero_point", "I32", lambda o, i: (o // 8, i // self.group),
+                     as_they_are)  # fmt: skip
+        return (*super().tensors, zeros)
+
+    def decoded(self, stored: Mapping[str, Stored], outputs: int, inputs: int) -> Quantised:
+        """(code - zero) times scale; codes of eight bits."""
+        words = np.ascontiguousarray(stored["weight_zero_point"].bits.T)
+        zeros = Stored(words, "I32").nibbles().T.astype(np.int8)
+        each = np.repeat(zeros, self.group, axis=1)[:, :inputs]
+        codes = (stored["weight_packed"].nibbles().astype(np.int8) - each).astype(np.int8)
+        held = np.ascontiguousarray(codes).view(np.uint8)
+        return Quantised(held, I8, stored["weight_scale"].as_bf16, (1, self.group))
+
+    @property
+    def form(self) -> Form:
+        """Per channel: no release has got as far."""
+        return Form(I4, None)
+
+
+FORMATS = (Fp8Channel, Fp8Tensor, Int4, Int8, Int4Zeros)

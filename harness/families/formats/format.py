@@ -18,6 +18,11 @@ from harness.families.storage import ExpertNaming, Part, Storage
 #: Keeps tpu-inference from quantising anew, where the format's loader asks (``envs.py``).
 UNCHANGED = "DISABLE_WEIGHT_REQUANTIZATION"
 
+#: Variables by which a user chooses the grid that is quantised onto (tpu-inference ``envs.py``).
+OWN_GRID = (
+    "MOE_REQUANTIZE_WEIGHT_DTYPE", "MOE_REQUANTIZE_BLOCK_SIZE", "MOE_REQUANTIZE_CLIP_PERCENTILE",
+)  # fmt: skip
+
 Fill = Callable[[npt.NDArray[np.uint16]], npt.NDArray[np.uint16]]
 
 
@@ -175,9 +180,9 @@ def single(naming: ExpertNaming) -> ExpertNaming:
     return ExpertNaming(naming.part, naming.prefix, Storage.PER_EXPERT)
 
 
-def unchanged() -> bool:
+def unchanged(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether the user asks tpu-inference not to quantise anew (its ``envs.py``)."""
-    return os.environ.get(UNCHANGED, "").lower() in ("1", "true")
+    return environment.get(UNCHANGED, "").lower() in ("1", "true")
 
 
 def parts_of(namings: Sequence[ExpertNaming]) -> dict[Part, ExpertNaming]:

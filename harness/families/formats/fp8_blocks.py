@@ -35,7 +35,6 @@ class Fp8Blocks(Format):
     """FP8 in blocks."""
 
     name: ClassVar = "fp8"
-    can_be_kept: ClassVar = True
     summary: ClassVar = "FP8, a scale for each block of 128 by 128"
 
     @property
