@@ -7,6 +7,7 @@ by being there. FP8 in blocks has more, in :mod:`.on_meshes`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from harness.families.formats.format import UNCHANGED
 from harness.families.formats.known_formats import formats
@@ -14,11 +15,25 @@ from harness.load.target import Parallelism
 
 from .scenario import Scenario
 
-#: By the end of an id: how experts are spread, on which mesh, and that in words.
-_SPREADS: dict[str, tuple[Parallelism, str, str]] = {
-    "": (Parallelism.TENSOR, "", "each expert cut over four devices"),
-    "-experts-whole": (Parallelism.EXPERT, "", "each expert whole on one of four devices"),
-    "-expert-2-model-2": (Parallelism.TENSOR, "expert=2,model=2", "onto a mesh of all axes"),
+
+class Spread(NamedTuple):
+    """How experts are spread, on which mesh, that in words, and the head of a column."""
+
+    parallelism: Parallelism
+    mesh: str
+    words: str
+    column: str
+
+
+#: By the end of an id.
+SPREADS = {
+    "": Spread(Parallelism.TENSOR, "", "each expert cut over four devices", "cut"),
+    "-experts-whole": Spread(
+        Parallelism.EXPERT, "", "each expert whole on one of four devices", "whole"
+    ),
+    "-expert-2-model-2": Spread(
+        Parallelism.TENSOR, "expert=2,model=2", "onto a mesh of all axes", "mesh of all axes"
+    ),
 }
 
 
@@ -29,7 +44,7 @@ def recipe_of(name: str) -> str:
 
 def _rows() -> Iterator[Scenario]:
     for name, each in formats().items():
-        for end, (parallelism, mesh, words) in _SPREADS.items():
+        for end, (parallelism, mesh, words, _) in SPREADS.items():
             for option in ("", "-unchanged") if each.can_be_kept else ("",):
                 yield Scenario(
                     f"{name}{option}{end}",

@@ -12,7 +12,7 @@ import pytest
 from harness.app.plugin import Expected, TargetOf, Verified
 
 from .formats import FORMAT_ROWS
-from .known_issues import KNOWN_ISSUES
+from .known_issues_formats import FORMAT_ISSUES
 from .scenario import Scenario, require_quantised
 
 
@@ -34,4 +34,4 @@ def test_formats(
         checkpoint, target, reference=reference, parts=scenario.parts, nan=scenario.nan(target),
         stream_options=scenario.stream_options,
     )  # fmt: skip
-    moe_expected(scenario.load(target), report, KNOWN_ISSUES)
+    moe_expected(scenario.load(target), report, FORMAT_ISSUES)
