@@ -33,7 +33,7 @@ Runs = Mapping[tuple[str, str], Report]
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Read the sessions that ``arguments`` name, and write the table of the checkout at ``root``."""
+    """Read the sessions that ``arguments`` name, and write the table of ``root``'s page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("directory", type=Path, help="holds sessions, at any depth")
     directory: Path = parser.parse_args(arguments).directory
