@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         return error.exit_code
     text = (root / PAGE).read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    write(root / PAGE, f"{before}{BEGIN}\n{table(runs)}{END}{rest.split(END)[1]}")
+    whole = f"{before}{BEGIN}\n{table(runs)}{END}{rest.split(END)[1]}"
+    write(root / PAGE, whole.encode())
     return 0
 
 

@@ -42,6 +42,22 @@ _ISSUES: tuple[KnownIssue, ...] = (
             stage=Stage.MODEL,
         ),
     ),
+    KnownIssue(
+        id="no-gptq",
+        owner=Owner.TPU_INFERENCE,
+        nature=Nature.MISSING,
+        reason="GPTQ is refused when the configuration is made: the platform does not list it",
+        releases=("tpu-inference>=0.26",),
+        when=lambda load: load.quantised == "gptq",
+        raised=Raised(
+            error="pydantic_core._pydantic_core.ValidationError",
+            message=r"1 validation error for ModelConfig\n  Value error, (auto_)?gptq quantization "
+            r"is currently not supported in tpu\. \[type=\w+, input_value=.*\]\n"
+            r"    For further information visit \S+",
+            at=r"vllm/engine/arg_utils\.py in create_model_config: return ModelConfig\(",
+            stage=Stage.CONFIGURATION,
+        ),
+    ),
 )
 
 #: What the rows of formats are judged by.

@@ -108,7 +108,7 @@ def experts_on_device(
             tuple(np.concatenate([g.T, u.T], axis=1) for g, u in zip(*pair, strict=True))
             for pair in both
         ]
-        w2 = [tuple(m.T for m in pair) for pair in of[Projection.DOWN]]
+        w2 = [(codes.T, scales.T) for codes, scales in of[Projection.DOWN]]
         for name, pairs in (("w13_weight", w13), ("w2_weight", w2)):
             for number, end in enumerate(("", "_scale_inv")):
                 full = f"vllm_model.model.layers.{layer}.mlp.experts.routed_experts.{name}{end}"
