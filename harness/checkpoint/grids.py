@@ -160,7 +160,7 @@ class Quantised:
         return replace(self, codes=codes)
 
 
-class Departure(NamedTuple):
+class Departed(NamedTuple):
     """Which codes of a matrix are not what they may be, and which scales.
 
     Attributes:
@@ -177,7 +177,7 @@ class Departure(NamedTuple):
         return bool(self.codes.any() or self.scales.any())
 
 
-def kept(wanted: Quantised, codes: Bits, scales: Values) -> Departure:
+def kept(wanted: Quantised, codes: Bits, scales: Values) -> Departed:
     """Where codes or scales that upstream keeps as they are differ from the checkpoint's, in bits.
 
     Args:
@@ -186,10 +186,10 @@ def kept(wanted: Quantised, codes: Bits, scales: Values) -> Departure:
         scales: its, [outputs, blocks of inputs].
     """
     right = np.ascontiguousarray(wanted.by_outputs).view("<u4")
-    return Departure(codes != wanted.codes, np.ascontiguousarray(scales).view("<u4") != right)
+    return Departed(codes != wanted.codes, np.ascontiguousarray(scales).view("<u4") != right)
 
 
-def requantised(values: Values, dtype: str, codes: Bits, scales: Values, block: int) -> Departure:
+def requantised(values: Values, dtype: str, codes: Bits, scales: Values, block: int) -> Departed:
     """Where codes or scales cannot come of quantising ``values`` anew, by the rule above.
 
     Args:
@@ -209,4 +209,4 @@ def requantised(values: Values, dtype: str, codes: Bits, scales: Values, block: 
         slack = np.abs(w) * np.float32(grid.error)
         fine = (w + slack >= grid.lower[codes]) & (w - slack <= grid.upper[codes])
         off = ~(np.abs(scales - right) <= right * np.float32(_SCALE))
-    return Departure(~fine, off)
+    return Departed(~fine, off)

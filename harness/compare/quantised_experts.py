@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.base.bits import Bits
 from harness.base.scanning import nonzero
-from harness.checkpoint.grids import Departure, Quantised, Values, grid_of, kept, requantised
+from harness.checkpoint.grids import Departed, Quantised, Values, grid_of, kept, requantised
 from harness.compare.checks import Check
 from harness.compare.difference import (
     ArrayMissing,
@@ -36,7 +36,7 @@ from harness.devices.sharding import misplaced
 from harness.devices.tensors import DevicePart, DeviceTensor
 from harness.families.experts import ExpertKey, ExpertShape, ReferencePart, TensorSlice
 from harness.families.family import Projection
-from harness.families.formats.format import Kind, Stored
+from harness.families.formats.format import Stored, TensorKind
 
 _SCALES = "F32"  # whatever the checkpoint's are
 _FOUR_BITS = 0xF
@@ -94,7 +94,7 @@ class QuantisedPartComparison(PartComparison):
                     yield from self._left_behind(layer, tensor, *self._left[name])
 
     def _left_behind(
-        self, layer: int, tensor: DeviceTensor, parameter: Parameter, kind: Kind
+        self, layer: int, tensor: DeviceTensor, parameter: Parameter, kind: TensorKind
     ) -> Iterator[Difference]:
         """An array of a number for each matrix, [E, 2] or [E], that is replicated."""
         whole = tensor.distinct_shards[0].fetch(...)
@@ -196,7 +196,7 @@ class QuantisedPartComparison(PartComparison):
         nbytes = wanted.codes.nbytes + wanted.scales.nbytes
         return Check(key, nbytes, equal=not self.departure(key, wanted).any)
 
-    def departure(self, key: ExpertKey, wanted: Quantised, rows: slice = slice(None)) -> Departure:
+    def departure(self, key: ExpertKey, wanted: Quantised, rows: slice = slice(None)) -> Departed:
         """Where the device does not hold what upstream makes of ``wanted`` in the place of ``key``.
 
         Args:
@@ -261,12 +261,12 @@ class QuantisedPartComparison(PartComparison):
         )  # fmt: skip
 
 
-def _left_as(parameter: Parameter, kind: Kind) -> str:
+def _left_as(parameter: Parameter, kind: TensorKind) -> str:
     """The name of an array that upstream leaves: ``w13_weight_scale_2``."""
     return parameter.removesuffix("weight") + kind.suffix
 
 
-def _extent(departed: Departure, wanted: Quantised, block: int) -> str:
+def _extent(departed: Departed, wanted: Quantised, block: int) -> str:
     """How much of a matrix departs: codes, and scales of the device."""
     codes, scales = int(departed.codes.sum()), int(departed.scales.sum())
     words = [f"{codes} of {departed.codes.size} codes"] if codes else []

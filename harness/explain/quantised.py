@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.base.bits import F4_E2M1, I4, U4, Bits
-from harness.checkpoint.grids import Departure, Quantised, grid_of
+from harness.checkpoint.grids import Departed, Quantised, grid_of
 from harness.compare.difference import ValuesDiffer
 from harness.compare.quantised_experts import QuantisedPartComparison
 from harness.explain.causes import Cause, Finding
@@ -83,13 +83,13 @@ def explain_quantised(difference: ValuesDiffer, comparison: QuantisedPartCompari
     )
 
 
-def _explains(left: Departure, departed: Departure) -> bool:
+def _explains(left: Departed, departed: Departed) -> bool:
     """Whether a reading leaves next to nothing of a departure."""
     pairs = zip(left, departed, strict=True)
     return all(int(now.sum()) * _LEFT <= int(then.sum()) for now, then in pairs)
 
 
-def _count(departed: Departure) -> int:
+def _count(departed: Departed) -> int:
     return int(departed.codes.sum()) + int(departed.scales.sum())
 
 
@@ -193,7 +193,7 @@ def _rows_of(wanted: Quantised, first: int, count: int) -> Quantised:
     )  # fmt: skip
 
 
-def _odd_rows(wanted: Quantised, departed: Departure) -> list[tuple[int, int]]:
+def _odd_rows(wanted: Quantised, departed: Departed) -> list[tuple[int, int]]:
     """First row and count of each row of blocks that departs, of those within the matrix."""
     high, rows = wanted.block[0], len(wanted.codes)
     off = np.logical_or(departed.codes.any(axis=1), departed.scales.any(axis=1))
@@ -205,7 +205,7 @@ def _groups_exchanged(
     difference: ValuesDiffer,
     comparison: QuantisedPartComparison,
     wanted: Quantised,
-    departed: Departure,
+    departed: Departed,
 ) -> Finding | None:
     """Two groups, or their scales alone, have changed places in every row that departs."""
     key, odd = difference.key, _odd_rows(wanted, departed)
@@ -243,7 +243,7 @@ def _exchanged(
 
 def _departure_of(
     comparison: QuantisedPartComparison, key: ExpertKey, part: Quantised, rows: tuple[int, int]
-) -> Departure:
+) -> Departed:
     first, count = rows
     return comparison.departure(key, part, slice(first, first + count))
 
@@ -252,7 +252,7 @@ def _of_one_output(
     difference: ValuesDiffer,
     comparison: QuantisedPartComparison,
     wanted: Quantised,
-    departed: Departure,
+    departed: Departed,
 ) -> Finding | None:
     """One code, or one scale, is another: where it was the largest, all of its row departs."""
     key, odd = difference.key, _odd_rows(wanted, departed)
@@ -324,7 +324,7 @@ def _one_code(
     return ""
 
 
-def _unnamed(difference: ValuesDiffer, departed: Departure) -> Finding:
+def _unnamed(difference: ValuesDiffer, departed: Departed) -> Finding:
     """Nothing explains all of it: scales where any is off, else codes."""
     return _finding(difference, SCALE if departed.scales.any() else CODE, "")
 

@@ -20,8 +20,8 @@ from harness.checkpoint.fp8_blocks import BLOCK, CODES, SCALE_SUFFIX
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.checkpoint.stores.location import Location
 from harness.families.family import TIE, ExpertNaming, Family, Part, Storage
-from harness.families.formats.format import Format, parts_of
-from harness.families.formats.fp8_blocks import Fp8Blocks
+from harness.families.formats.block_fp8 import Fp8Blocks
+from harness.families.formats.format import WeightFormat, parts_of
 from harness.families.formats.known_formats import format_of, formats
 from harness.families.found import found_namings
 from harness.families.known_families import families, family_of_architecture
@@ -122,7 +122,9 @@ def _family(checkpoint: ModelCheckpoint) -> Family:
     )
 
 
-def _format(location: Location, config: dict[str, Any], text: dict[str, Any]) -> Format | None:
+def _format(
+    location: Location, config: dict[str, Any], text: dict[str, Any]
+) -> WeightFormat | None:
     """The format of a quantised release; None where nothing is quantised.
 
     Raises:

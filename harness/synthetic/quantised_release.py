@@ -12,14 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness.families.family import TensorSpec
-from harness.families.formats.format import Format
-from harness.families.formats.fp8_blocks import Fp8Blocks
+from harness.families.formats.block_fp8 import Fp8Blocks
+from harness.families.formats.format import WeightFormat
 from harness.synthetic.values import Bf16Bits
 
 _WEIGHT = "weight"
 
 
-def quantised_specs(specs: Sequence[TensorSpec], form: Format) -> Iterator[TensorSpec]:
+def quantised_specs(specs: Sequence[TensorSpec], form: WeightFormat) -> Iterator[TensorSpec]:
     """The tensors of the release of a bf16 checkpoint's in a format."""
     for spec in specs:
         for single in [spec] if form.fused else _single(spec):
@@ -29,7 +29,7 @@ def quantised_specs(specs: Sequence[TensorSpec], form: Format) -> Iterator[Tenso
                 yield single
 
 
-def quantised_config(specs: Sequence[TensorSpec], form: Format) -> dict[str, Any]:
+def quantised_config(specs: Sequence[TensorSpec], form: WeightFormat) -> dict[str, Any]:
     """The ``quantization_config`` of a checkpoint of these tensors."""
     modules = [s.name.removesuffix(".weight") for s in specs if s.name.endswith(".weight")]
     codes = {s.name.removesuffix(".weight") for s in specs if s.fill}
@@ -44,7 +44,7 @@ def stored(spec: TensorSpec, chunk: Bf16Bits) -> Bf16Bits:
     return filled
 
 
-def _stored_as(spec: TensorSpec, form: Format) -> Iterator[TensorSpec]:
+def _stored_as(spec: TensorSpec, form: WeightFormat) -> Iterator[TensorSpec]:
     """The tensors of a matrix, or of all experts' where they are fused."""
     *experts, one, other = spec.shape
     outputs, inputs = (other, one) if spec.transposed and experts else (one, other)

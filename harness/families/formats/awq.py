@@ -18,7 +18,14 @@ import numpy as np
 
 from harness.base.bits import I8, Bits
 from harness.checkpoint.grids import Quantised
-from harness.families.formats.format import Form, Format, Kind, Stored, as_they_are, masked
+from harness.families.formats.format import (
+    Form,
+    Stored,
+    TensorKind,
+    WeightFormat,
+    as_they_are,
+    masked,
+)
 
 #: Where the eight codes of a word lie: code i in place ``_PLACE[i]``, from the lowest bits.
 _PLACE = np.argsort([0, 2, 4, 6, 1, 3, 5, 7])
@@ -31,7 +38,7 @@ def _unpacked(words: Stored) -> Bits:
 
 
 @dataclass(frozen=True)
-class Awq(Format):
+class Awq(WeightFormat):
     """AWQ."""
 
     name: ClassVar = "awq"
@@ -39,16 +46,16 @@ class Awq(Format):
     group: int = 128
 
     @property
-    def tensors(self) -> tuple[Kind, ...]:
+    def tensors(self) -> tuple[TensorKind, ...]:
         """Packed codes and zero points, and scales."""
         return (
-            Kind("qweight", "I32", lambda o, i: (i, o // 8), as_they_are),
-            Kind("qzeros", "I32", lambda o, i: (i // self.group, o // 8), as_they_are),
-            Kind("scales", "F16", lambda o, i: (i // self.group, o), _F16_SCALES),
+            TensorKind("qweight", "I32", lambda o, i: (i, o // 8), as_they_are),
+            TensorKind("qzeros", "I32", lambda o, i: (i // self.group, o // 8), as_they_are),
+            TensorKind("scales", "F16", lambda o, i: (i // self.group, o), _F16_SCALES),
         )
 
     @classmethod
-    def of(cls, quantization: Mapping[str, Any]) -> Format | None:
+    def of(cls, quantization: Mapping[str, Any]) -> WeightFormat | None:
         """Four bits, packed for GEMM."""
         said = {"zero_point": True, "version": "gemm"} | dict(quantization)
         bits = said.get("bits", said.get("w_bit"))

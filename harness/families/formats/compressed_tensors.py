@@ -25,9 +25,9 @@ from harness.checkpoint.grids import Quantised
 from harness.families.formats.format import (
     BF16_SCALES,
     Form,
-    Format,
-    Kind,
     Stored,
+    TensorKind,
+    WeightFormat,
     as_they_are,
     e4m3_codes,
     masked,
@@ -68,7 +68,7 @@ def _config(
 
 
 @dataclass(frozen=True)
-class Fp8Channel(Format):
+class Fp8Channel(WeightFormat):
     """FP8 with a scale for each output."""
 
     name: ClassVar = "ct-fp8-channel"
@@ -77,24 +77,24 @@ class Fp8Channel(Format):
     strategy: ClassVar = "channel"
 
     @property
-    def tensors(self) -> tuple[Kind, ...]:
+    def tensors(self) -> tuple[TensorKind, ...]:
         """Codes and scales."""
         return (self._codes, self._scale)
 
     @property
-    def _codes(self) -> Kind:
-        return Kind("weight", F8_E4M3, lambda o, i: (o, i), e4m3_codes)
+    def _codes(self) -> TensorKind:
+        return TensorKind("weight", F8_E4M3, lambda o, i: (o, i), e4m3_codes)
 
     @property
-    def _scale(self) -> Kind:
-        return Kind("weight_scale", "BF16", self._scales, BF16_SCALES)
+    def _scale(self) -> TensorKind:
+        return TensorKind("weight_scale", "BF16", self._scales, BF16_SCALES)
 
     @staticmethod
     def _scales(outputs: int, inputs: int) -> tuple[int, ...]:
         return (outputs, 1)
 
     @classmethod
-    def of(cls, quantization: Mapping[str, Any]) -> Format | None:
+    def of(cls, quantization: Mapping[str, Any]) -> WeightFormat | None:
         """Of this type, eight bits and strategy."""
         said = _weights(quantization) or {}
         fits = (said.get("type"), said.get("num_bits"), said.get("strategy"))
@@ -135,7 +135,7 @@ class Fp8Tensor(Fp8Channel):
 
 
 @dataclass(frozen=True)
-class Int4(Format):
+class Int4(WeightFormat):
     """INT4 in groups of inputs, symmetric."""
 
     name: ClassVar = "ct-int4"
@@ -145,12 +145,12 @@ class Int4(Format):
     group: int = 32
 
     @property
-    def tensors(self) -> tuple[Kind, ...]:
+    def tensors(self) -> tuple[TensorKind, ...]:
         """Packed codes, scales, and the sizes of what was packed."""
         return (
-            Kind("weight_packed", "I32", lambda o, i: (o, i // 8), as_they_are),
-            Kind("weight_scale", "BF16", self._scales, masked(0x3C00, 0x00FF)),
-            Kind("weight_shape", "I64", lambda o, i: (2,), as_they_are, weighs=False,
+            TensorKind("weight_packed", "I32", lambda o, i: (o, i // 8), as_they_are),
+            TensorKind("weight_scale", "BF16", self._scales, masked(0x3C00, 0x00FF)),
+            TensorKind("weight_shape", "I64", lambda o, i: (2,), as_they_are, weighs=False,
                  sizes=True),
         )  # fmt: skip
 
@@ -158,7 +158,7 @@ class Int4(Format):
         return outputs, inputs // self.group
 
     @classmethod
-    def of(cls, quantization: Mapping[str, Any]) -> Format | None:
+    def of(cls, quantization: Mapping[str, Any]) -> WeightFormat | None:
         """Integers of four bits, in groups."""
         said = _weights(quantization) or {}
         fits = tuple(said.get(key) for key in ("type", "num_bits", "strategy", "symmetric"))
@@ -193,7 +193,7 @@ class Int8(Fp8Channel):
     type: ClassVar = "int"
 
     @property
-    def tensors(self) -> tuple[Kind, ...]:
+    def tensors(self) -> tuple[TensorKind, ...]:
         """Codes and scales."""
         return (replace(self._codes, dtype=I8, fill=as_they_are), self._scale)
 
@@ -220,9 +220,9 @@ class Int4Zeros(Int4):
     symmetric: ClassVar = False
 
     @property
-    def tensors(self) -> tuple[Kind, ...]:
+    def tensors(self) -> tuple[TensorKind, ...]:
         """Those of the symmetric one, and the zero points."""
-        zeros = Kind("weight_zero_point", "I32", lambda o, i: (o // 8, i // self.group),
+        zeros = TensorKind("weight_zero_point", "I32", lambda o, i: (o // 8, i // self.group),
                      as_they_are)  # fmt: skip
         return (*super().tensors, zeros)
 

@@ -56,7 +56,7 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Kind:
+class TensorKind:
     """One kind of tensor that a matrix [outputs, inputs] is stored in.
 
     Attributes:
@@ -113,7 +113,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Format(ABC):
+class WeightFormat(ABC):
     """A format as one checkpoint has it.
 
     Attributes:
@@ -131,12 +131,12 @@ class Format(ABC):
 
     @property
     @abstractmethod
-    def tensors(self) -> tuple[Kind, ...]:
+    def tensors(self) -> tuple[TensorKind, ...]:
         """The kinds of tensor that a matrix is stored in; the codes come first."""
 
     @classmethod
     @abstractmethod
-    def of(cls, quantization: Mapping[str, Any]) -> Format | None:
+    def of(cls, quantization: Mapping[str, Any]) -> WeightFormat | None:
         """The format, if ``quantization_config`` of config.json announces it."""
 
     @abstractmethod

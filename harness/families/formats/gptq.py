@@ -17,11 +17,18 @@ import numpy as np
 
 from harness.base.bits import I8
 from harness.checkpoint.grids import Quantised
-from harness.families.formats.format import Form, Format, Kind, Stored, as_they_are, masked
+from harness.families.formats.format import (
+    Form,
+    Stored,
+    TensorKind,
+    WeightFormat,
+    as_they_are,
+    masked,
+)
 
 
 @dataclass(frozen=True)
-class Gptq(Format):
+class Gptq(WeightFormat):
     """GPTQ, without reordered inputs."""
 
     name: ClassVar = "gptq"
@@ -29,17 +36,19 @@ class Gptq(Format):
     group: int = 128
 
     @property
-    def tensors(self) -> tuple[Kind, ...]:
+    def tensors(self) -> tuple[TensorKind, ...]:
         """Packed codes and zero points, scales, and the group of each input."""
         return (
-            Kind("qweight", "I32", lambda o, i: (i // 8, o), as_they_are),
-            Kind("qzeros", "I32", lambda o, i: (i // self.group, o // 8), as_they_are),
-            Kind("scales", "F16", lambda o, i: (i // self.group, o), masked(0x2000, 0x07FF)),
-            Kind("g_idx", "I32", lambda o, i: (i,), masked(0, 0), weighs=False, optional=True),
+            TensorKind("qweight", "I32", lambda o, i: (i // 8, o), as_they_are),
+            TensorKind("qzeros", "I32", lambda o, i: (i // self.group, o // 8), as_they_are),
+            TensorKind("scales", "F16", lambda o, i: (i // self.group, o), masked(0x2000, 0x07FF)),
+            TensorKind(
+                "g_idx", "I32", lambda o, i: (i,), masked(0, 0), weighs=False, optional=True
+            ),
         )
 
     @classmethod
-    def of(cls, quantization: Mapping[str, Any]) -> Format | None:
+    def of(cls, quantization: Mapping[str, Any]) -> WeightFormat | None:
         """Four bits, inputs in their order."""
         said, size = quantization.get("quant_method"), quantization.get("group_size")
         if said != "gptq" or quantization.get("bits") != 4 or quantization.get("desc_act"):

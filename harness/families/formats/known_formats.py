@@ -10,20 +10,20 @@ from typing import Any
 
 import harness.families.formats as package
 from harness.base.errors import BadInput
-from harness.families.formats.format import Format
+from harness.families.formats.format import WeightFormat
 
 
 @cache
-def formats() -> dict[str, type[Format]]:
+def formats() -> dict[str, type[WeightFormat]]:
     """All formats, by name."""
-    found: dict[str, type[Format]] = {}
+    found: dict[str, type[WeightFormat]] = {}
     for module in pkgutil.iter_modules(package.__path__):
         held = importlib.import_module(f"{package.__name__}.{module.name}")
         found |= {each.name: each for each in getattr(held, "FORMATS", ())}
     return found
 
 
-def format_named(name: str) -> Format:
+def format_named(name: str) -> WeightFormat:
     """The format of that name, as the writer makes it.
 
     Raises:
@@ -37,6 +37,6 @@ def format_named(name: str) -> Format:
     return formats()[name]()
 
 
-def format_of(quantization: Mapping[str, Any]) -> Format | None:
+def format_of(quantization: Mapping[str, Any]) -> WeightFormat | None:
     """The format that ``quantization_config`` announces, if any is known to."""
     return next((f for each in formats().values() if (f := each.of(quantization))), None)

@@ -17,7 +17,14 @@ import numpy as np
 
 from harness.base.bits import F4_E2M1
 from harness.checkpoint.grids import Quantised
-from harness.families.formats.format import Form, Format, Kind, Stored, as_they_are, masked
+from harness.families.formats.format import (
+    Form,
+    Stored,
+    TensorKind,
+    WeightFormat,
+    as_they_are,
+    masked,
+)
 from harness.families.storage import ExpertNaming, Storage
 
 _GROUP = 32
@@ -27,7 +34,7 @@ _BIAS = 127
 
 
 @dataclass(frozen=True)
-class Mxfp4(Format):
+class Mxfp4(WeightFormat):
     """MXFP4."""
 
     name: ClassVar = "mxfp4"
@@ -35,15 +42,15 @@ class Mxfp4(Format):
     summary: ClassVar = "MXFP4: FP4 with an exponent for each block of 32 inputs, as gpt-oss has it"
 
     @property
-    def tensors(self) -> tuple[Kind, ...]:
+    def tensors(self) -> tuple[TensorKind, ...]:
         """Blocks of codes, and exponents."""
         return (
-            Kind("blocks", "U8", lambda o, i: (o, i // _GROUP, _GROUP // 2), as_they_are),
-            Kind("scales", "U8", lambda o, i: (o, i // _GROUP), masked(0x7878, 0x0303)),
+            TensorKind("blocks", "U8", lambda o, i: (o, i // _GROUP, _GROUP // 2), as_they_are),
+            TensorKind("scales", "U8", lambda o, i: (o, i // _GROUP), masked(0x7878, 0x0303)),
         )
 
     @classmethod
-    def of(cls, quantization: Mapping[str, Any]) -> Format | None:
+    def of(cls, quantization: Mapping[str, Any]) -> WeightFormat | None:
         """By its name alone: there is nothing to choose."""
         return cls() if quantization.get("quant_method") == "mxfp4" else None
 

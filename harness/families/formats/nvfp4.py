@@ -19,9 +19,9 @@ from harness.base.bits import F4_E2M1
 from harness.checkpoint.grids import Quantised
 from harness.families.formats.format import (
     Form,
-    Format,
-    Kind,
     Stored,
+    TensorKind,
+    WeightFormat,
     as_they_are,
     f32_scales,
     masked,
@@ -32,7 +32,7 @@ _GROUP = 16
 
 
 @dataclass(frozen=True)
-class Nvfp4(Format):
+class Nvfp4(WeightFormat):
     """NVFP4 by ModelOpt."""
 
     name: ClassVar = "nvfp4"
@@ -40,18 +40,19 @@ class Nvfp4(Format):
     summary: ClassVar = "NVFP4 (ModelOpt): FP4, a scale for each 16 inputs and one for the matrix"
 
     @property
-    def tensors(self) -> tuple[Kind, ...]:
+    def tensors(self) -> tuple[TensorKind, ...]:
         """Packed codes, the two scales, and the one of activations."""
         return (
-            Kind("weight", "U8", lambda o, i: (o, i // 2), as_they_are),
-            Kind("weight_scale", "F8_E4M3", lambda o, i: (o, i // _GROUP),
+            TensorKind("weight", "U8", lambda o, i: (o, i // 2), as_they_are),
+            TensorKind("weight_scale", "F8_E4M3", lambda o, i: (o, i // _GROUP),
                  masked(0x3838, 0x0F0F)),
-            Kind("weight_scale_2", "F32", lambda o, i: (), f32_scales, left=True),
-            Kind("input_scale", "F32", lambda o, i: (), f32_scales, weighs=False, optional=True),
+            TensorKind("weight_scale_2", "F32", lambda o, i: (), f32_scales, left=True),
+            TensorKind("input_scale", "F32", lambda o, i: (), f32_scales, weighs=False,
+                       optional=True),
         )  # fmt: skip
 
     @classmethod
-    def of(cls, quantization: Mapping[str, Any]) -> Format | None:
+    def of(cls, quantization: Mapping[str, Any]) -> WeightFormat | None:
         """ModelOpt's NVFP4, in groups of 16."""
         method = quantization.get("quant_method") in ("modelopt", "modelopt_fp4")
         if not method or quantization.get("quant_algo") != "NVFP4":

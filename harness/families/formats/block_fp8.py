@@ -17,9 +17,9 @@ from harness.checkpoint.grids import Quantised
 from harness.families.formats.format import (
     BF16_SCALES,
     Form,
-    Format,
-    Kind,
     Stored,
+    TensorKind,
+    WeightFormat,
     e4m3_codes,
     unchanged,
 )
@@ -31,22 +31,22 @@ def _grid(outputs: int, inputs: int) -> tuple[int, int]:
     return -(-outputs // BLOCK), -(-inputs // BLOCK)
 
 
-class Fp8Blocks(Format):
+class Fp8Blocks(WeightFormat):
     """FP8 in blocks."""
 
     name: ClassVar = "fp8"
     summary: ClassVar = "FP8, a scale for each block of 128 by 128"
 
     @property
-    def tensors(self) -> tuple[Kind, ...]:
+    def tensors(self) -> tuple[TensorKind, ...]:
         """Codes, and a scale for each block."""
         return (
-            Kind(_CODES, F8_E4M3, lambda o, i: (o, i), e4m3_codes),
-            Kind(_SCALES, "BF16", _grid, BF16_SCALES),
+            TensorKind(_CODES, F8_E4M3, lambda o, i: (o, i), e4m3_codes),
+            TensorKind(_SCALES, "BF16", _grid, BF16_SCALES),
         )
 
     @classmethod
-    def of(cls, quantization: Mapping[str, Any]) -> Format | None:
+    def of(cls, quantization: Mapping[str, Any]) -> WeightFormat | None:
         """``quant_method: fp8`` with blocks of that size."""
         blocks = quantization.get("weight_block_size") == [BLOCK, BLOCK]
         return cls() if quantization.get("quant_method") == "fp8" and blocks else None
