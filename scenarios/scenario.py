@@ -18,7 +18,7 @@ from harness.families.formats.known_formats import format_named
 from harness.families.known_families import recipe_named
 from harness.families.sizes import ModelShape
 from harness.load.meshes import mesh_sizes
-from harness.load.target import Parallelism, Target
+from harness.load.target import Implementation, Parallelism, Target
 from harness.report.known_issue import Load
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order, write_checkpoint
@@ -56,6 +56,7 @@ class Scenario:
         parallelism: how experts are spread, alike.
         hosts: processes the mesh is over, alike.
         mesh: axes of the mesh, where it has several (:mod:`harness.load.meshes`).
+        impl: which implementation of the model is asked for, where the session's will not do.
         shapes: sizes of the checkpoint to write.
         tied: its head is the embedding.
         ties_contradict: config.json says another thing of that in ``text_config`` than at its top.
@@ -82,6 +83,7 @@ class Scenario:
     parallelism: Parallelism | None = None
     hosts: int | None = None
     mesh: str = ""
+    impl: Implementation | None = None
     shapes: str = "tiny"
     tied: bool = False
     ties_contradict: bool = False
@@ -118,6 +120,17 @@ class Scenario:
             number_files(path)
         return path, swap_axes(path) if self.axes_swapped else None
 
+    @property
+    def asked(self) -> Implementation | None:
+        """The implementation that is asked for; None for the session's.
+
+        Where nobody says, vLLM's for a draft model with its decoder: tpu-inference chooses one for
+        each, and refuses two (``mtp-auto``).
+        """
+        if self.impl is None and self.recipe and set(self.parts) == set(Part):
+            return Implementation.VLLM if recipe_named(self.recipe)[1].mtp else None
+        return self.impl
+
     def load(self, target: Target | None = None, layers: int | None = None) -> Load:
         """What is loaded, as known issues ask: sizes and storage as the recipe has them written.
 
@@ -152,6 +165,8 @@ class Scenario:
             axes_swapped=self.axes_swapped,
             vision_first=self.order is Order.VISION_FIRST,
             store=str(self.store),
+            impl=target.impl if target else self.asked or Implementation.AUTO,
+            draft_chosen="DRAFT_MODEL_IMPL_TYPE" in self.stream_options,
             latent=shape.latent is not None and "VLLM_MLA_DISABLE" not in self.stream_options,
             nested=family.is_nested,
         )  # fmt: skip

@@ -39,7 +39,9 @@ def test_experts(
     moe_expected: Expected,
     stored: Stored,
 ) -> None:
-    target = moe_target_of(scenario.devices, scenario.parallelism, scenario.hosts, scenario.mesh)
+    target = moe_target_of(
+        scenario.devices, scenario.parallelism, scenario.hosts, scenario.mesh, scenario.asked
+    )
     require_quantised(scenario, target)
     put = stored(scenario.store)
     checkpoint, reference = scenario.checkpoint(tmp_path)

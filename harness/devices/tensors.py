@@ -18,7 +18,7 @@ import numpy as np
 
 from harness.base.bits import Bits, bits_dtype
 from harness.devices.digest_xla import Rectangle
-from harness.devices.expert_layout import Parameter, Span
+from harness.devices.expert_layout import Parameter, Span, parameter_called
 from harness.families.family import Family, Part
 
 
@@ -95,6 +95,37 @@ class DeviceShard:
             return flat
 
         return replace(self, index=(self.index[0], Span(first, first + count)), fetch=fetch)
+
+    def merged(self, axis: int, shape: tuple[int, ...]) -> DeviceShard | None:
+        """The shard with ``axis`` and the next as one; None where it cuts both.
+
+        Where it cuts the second, the one axis runs over parts of that first, part by part.
+        """
+        first, second = self.index[axis : axis + 2]
+        count, width = len(first), len(second)
+        if len(second) == shape[axis + 1]:
+            start = first.start * width
+        elif count == shape[axis]:
+            start = second.start * count
+        else:
+            return None
+
+        def fetch(index: Any) -> Bits:
+            bits = self.fetch(...)
+            one: Bits = bits.reshape(*bits.shape[:axis], -1, *bits.shape[axis + 2 :])[index]
+            return one
+
+        span = Span(start, start + count * width)
+        index = (*self.index[:axis], span, *self.index[axis + 2 :])
+        return replace(self, index=index, fetch=fetch, shares=None, any_set=None)
+
+    def exchanged(self) -> DeviceShard:
+        """The shard with its first two axes the other way round."""
+        first, second, *others = self.index
+        return replace(
+            self, index=(second, first, *others), shares=None, any_set=None,
+            fetch=lambda index: self.fetch(...).swapaxes(0, 1)[index],
+        )  # fmt: skip
 
     def lifted(self) -> DeviceShard:
         """The shard with an axis of size 1 before all others."""
@@ -189,6 +220,29 @@ class DeviceTensor:
         shape = (self.shape[0], math.prod(self.shape[1:]))
         return replace(self, shape=shape, shards=tuple(s.flattened() for s in self.shards))
 
+    def merged(self, axis: int) -> DeviceTensor:
+        """The tensor with ``axis`` and the next, heads and their width, as one; see the shards'.
+
+        Itself where it has too few axes, or a shard cuts both: the shape tells.
+        """
+        if len(self.shape) < axis + 2:
+            return self
+        shards = [shard.merged(axis, self.shape) for shard in self.shards]
+        whole = tuple(shard for shard in shards if shard is not None)
+        if len(whole) < len(shards):
+            return self
+        length = self.shape[axis] * self.shape[axis + 1]
+        shape = (*self.shape[:axis], length, *self.shape[axis + 2 :])
+        return replace(self, shape=shape, shards=whole)
+
+    def exchanged(self) -> DeviceTensor:
+        """The tensor with its first two axes the other way round; itself where it has fewer."""
+        if len(self.shape) < 2:
+            return self
+        first, second, *others = self.shape
+        shards = tuple(shard.exchanged() for shard in self.shards)
+        return replace(self, shape=(second, first, *others), shards=shards)
+
     def lifted(self) -> DeviceTensor:
         """The tensor with an axis of size 1 before all others."""
         shards = tuple(shard.lifted() for shard in self.shards)
@@ -220,7 +274,7 @@ class DevicePart:
 
     Attributes:
         layers: layer number to its arrays.
-        unknown: names of expert arrays that are neither ``w13_weight`` nor ``w2_weight``.
+        unknown: names of expert arrays that are neither of gate and up nor of down.
         mesh: device names in the order of the mesh axis that experts are sharded over.
         scales: layer number to the scales of its arrays; those count as unknown, too, where
             nothing is quantised.
@@ -263,9 +317,8 @@ def device_part(
     for tensor in tensors:
         if not (match := _expert_parameter(module).search(tensor.name)):
             continue
-        if match["parameter"] in set(Parameter):
-            parameters = layers.setdefault(int(match["layer"]), {})
-            parameters[Parameter(match["parameter"])] = tensor.folded()
+        if parameter := parameter_called(match["parameter"]):
+            layers.setdefault(int(match["layer"]), {})[parameter] = tensor.folded()
             continue
         unknown.append(tensor.name)
         weight = match["parameter"].removesuffix("_inv").removesuffix("_scale")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from harness.base.bits import Bits, converted, model_dtype
 from harness.base.bounds import shown, size
 from harness.base.errors import BadInput
 from harness.checkpoint.grids import Quantised
+from harness.checkpoint.safetensors_file import Index
 from harness.families.family import Family
 from harness.families.formats.format import Stored
 from harness.families.model_checkpoint import ModelCheckpoint
@@ -73,6 +75,18 @@ class TensorSlice(msgspec.Struct, frozen=True, omit_defaults=True):
     def __str__(self) -> str:
         copy = f" (copy {self.copy})" if self.copy else ""
         return f"{self.file} {self.tensor}{self.slice}{copy}"
+
+
+class Listener(ABC):
+    """Hears of what is read of a checkpoint's tensors, in the thread that reads it."""
+
+    @abstractmethod
+    def matrix(self, key: ExpertKey, bits: Bits, dtype: str) -> None:
+        """An expert's matrix was read: [output, input], as it is stored."""
+
+    @abstractmethod
+    def tensor(self, name: str, index: Index, bits: Bits) -> None:
+        """A tensor was read, or what stands at an index of it, as it is stored."""
 
 
 class ReferencePart(Mapping[ExpertKey, Bits]):
@@ -186,10 +200,11 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
             return self.quantised(key).codes, self.shape.dtype
         name, index, transposed = self._stored_matrix(key)
         dtype = self.checkpoint.entries[name].dtype
-        if not index:
-            return self.checkpoint.bits(name), dtype
-        matrix = self._block(name, key.expert)[index[1:]]
-        return (matrix.T if transposed else matrix), dtype
+        matrix = self._block(name, key.expert)[index[1:]] if index else self.checkpoint.bits(name)
+        matrix = matrix.T if index and transposed else matrix
+        if self.checkpoint.listener is not None:
+            self.checkpoint.listener.matrix(key, matrix, dtype)
+        return matrix, dtype
 
     def _block(self, name: str, expert: int) -> Bits:
         """One expert's part of a fused tensor; gate and up are asked for one after the other.

@@ -8,7 +8,7 @@ that nothing is left over, the synthetic writer and the page of parameters deriv
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from harness.base.errors import BadInput
 from harness.families.blocks import DERIVED, Block, Derived, Row, Shape
 from harness.families.layers import ALL_LAYERS, MoeLayers
 from harness.families.misread import COMMON_ROAD, Misread
+from harness.families.own_models import own_block
 from harness.families.sizes import ModelShape, named_shapes, resized
 from harness.families.storage import ExpertNaming, ExpertSizes, Part, Projection, Storage
 
@@ -183,6 +184,10 @@ class Family:
             in the file as on the device, and so are the names on the device, ``device_names``.
         unannounced_drafts: layers of a draft model that is in the files and not in config.json.
         draft_class: what the class names of vLLM's draft models hold.
+        own_names: as :attr:`device_names`, of tpu-inference's own JAX model; None where there is
+            none, or where it is not described. Its parameters are called as the checkpoint's
+            tensors, but for those prefixes (:mod:`harness.families.own_models`).
+        of_layer: what ``config.json`` says of the language model as one of its layers has it.
     """
 
     name: str
@@ -218,6 +223,8 @@ class Family:
     draft_prefix: str = "mtp."
     unannounced_drafts: int = 0
     draft_class: str = "MTP"
+    own_names: Mapping[Part, tuple[tuple[str, str], ...]] | None = None
+    of_layer: Callable[[Mapping[str, Any], int], Mapping[str, Any]] = lambda text, layer: text
     drafts: tuple[int, ...] = ()  # their layers, once a checkpoint has said it (:meth:`bound`)
 
     def bound(self, decoder_layers: int, drafts: int) -> Family:
@@ -230,6 +237,31 @@ class Family:
     def drafts_follow(self) -> bool:
         """Whether a draft model's layers are numbered on after the decoder's."""
         return "{layer}" in self.draft_prefix
+
+    def served_by_jax(self) -> Family:
+        """The family as tpu-inference's own JAX model of it has it on the device.
+
+        Raises:
+            BadInput: nothing is known of that.
+        """
+        if self.own_names is None:
+            raise BadInput(
+                f"{self.name} was loaded by tpu-inference's own JAX model, whose parameters no "
+                "family describes: nothing can be compared",
+                where="the devices",
+                expected="a family that says what that model's names begin with (own_names)",
+                hint="--impl vllm",
+            )
+        sections = tuple(
+            replace(
+                section,
+                modules=tuple(
+                    replace(m, block=own_block(m.block), device="") for m in section.modules
+                ),
+            )
+            for section in self.sections
+        )
+        return replace(self, sections=sections, device_names=self.own_names)
 
     def _of_drafts(self, template: str) -> tuple[str, ...]:
         """A template of names for each of the draft's layers; itself where it has no number."""
@@ -333,16 +365,22 @@ class Family:
             for row in module.block.rows
         )
 
-    def rule_for(self, name: str) -> tuple[Row, tuple[str, ...]] | None:
+    def rule_for(self, name: str, there: Container[str] = ()) -> tuple[Row, tuple[str, ...]] | None:
         """The row of a parameter and the names of its tensors; None where there is none.
 
         Args:
             name: the parameter's, as :meth:`in_checkpoint` gives it.
+            there: the tensors that are there. Of several rows the first is taken that has all of
+                its own among them, or else the first.
         """
+        found: tuple[Row, tuple[str, ...]] | None = None
         for rule in self.rules:
             if match := rule.pattern.fullmatch(name):
-                return rule.row, tuple(match.expand(source) for source in rule.sources)
-        return None
+                sources = tuple(match.expand(source) for source in rule.sources)
+                if not there or all(source in there for source in sources):
+                    return rule.row, sources
+                found = found or (rule.row, sources)
+        return found
 
     def derived_for(self, name: str) -> Derived | None:
         """The row of a derived buffer, or None."""
@@ -510,7 +548,7 @@ def _specs(
 ) -> Iterator[TensorSpec]:
     path = _joined(section.path, module.path).replace("{n}", str(number))
     for row in module.block.rows:
-        for name, shape_of in row.stored:
+        for name, shape_of in dict.fromkeys(row.stored):
             yield TensorSpec(_joined(path, name), shape_of(shape), dtype=row.stored_as, fp8=row.fp8)
     if module.block.experts and naming:
         yield from expert_specs(naming, number, shape)

@@ -33,7 +33,7 @@ _SHOWN_TENSORS = 5
 _PART, _TEXT = 8000, 60_000
 
 #: What a report of experts only says of all else.
-EXPERTS_ALONE = "experts only: no other tensor or parameter was looked at"
+EXPERTS_ALONE = "experts only: no other tensor or parameter was compared"
 
 #: Where all of a report is that a text cut short.
 WHOLE_REPORT = "the JSON report (pytest --reports DIR, or harness verify --json FILE)"
@@ -59,7 +59,8 @@ def failure_text(report: Report, purpose: str = "") -> str:
     if report.reference != report.checkpoint:
         lines += _field("reference", report.reference)
     if report.digests:
-        lines += _field("", digests_words(report.digests))
+        lines += _field("reference" if report.digests.kept else "", digests_words(report.digests))
+    lines += _field("cache", report.cache) if report.cache else []
     lines += _field("stack", _stack(report))
     lines += _field("repeat", report.repeat)
     return several_lines("\n".join(one_line(line, _PART) for line in lines), _TEXT)
@@ -71,7 +72,8 @@ def digests_words(digests: DigestsUsed) -> str:
     read = f"{counted(len(digests.read), 'tensor')} of the checkpoint read besides"
     read += f": {', '.join(digests.read[:_SHOWN_TENSORS])}" if digests.read else ""
     read += ", …" if len(digests.read) > _SHOWN_TENSORS else ""
-    return f"digests{of}, definition {digests.definition}; {read}"
+    kept = " kept by a run before (--no-cache: the weights themselves)" if digests.kept else ""
+    return f"digests{of}{kept}, definition {digests.definition}; {read}"
 
 
 def _experts_alone(report: Report) -> str:
@@ -91,8 +93,9 @@ def known_text(judgement: Judgement) -> str:
         return "\n".join(f"known issue {issue.summary}" for issue in issues) + "\n\n"
     if verdict is Verdict.OUT_OF_DATE:
         return (
-            f"known issue {names} did not happen: the scenario is equal. End its row's releases "
-            "in scenarios/known_issues.py, or narrow what it is of\n\n"
+            f"fixed upstream: known issue {names} did not happen: the scenario is equal, "
+            f"{remainder}. End its row's releases in scenarios/known_issues.py, or narrow the "
+            "loads it applies to\n\n"
         )
     if verdict is Verdict.UNEXPECTED and names:
         return f"not as known issue {names} says: {remainder}\n\n"
@@ -104,7 +107,13 @@ def _stack(report: Report) -> str:
     named = ("vllm", "tpu-inference", "runai-model-streamer", "jax")
     text = ", ".join(f"{name} {versions.get(name, '?')}" for name in named)
     overlay = f"; {report.environment.overlay}" if report.environment.overlay else ""
-    return f"{text}{overlay}; {report.environment.target}"
+    return f"{text}{overlay}; {report.environment.target}{_own_models(report)}"
+
+
+def _own_models(report: Report) -> str:
+    """That a part is served by tpu-inference's own model, where one is."""
+    parts = [part for part, impl in report.environment.implementations.items() if impl == "jax"]
+    return f"; {' and '.join(parts)} by tpu-inference's own JAX model" if parts else ""
 
 
 def _field(label: str, text: str) -> list[str]:

@@ -11,6 +11,7 @@ the owner of a known issue and the issue that a checkout mends.
 7 added reports of experts only, with a status of their own where these are equal.
 8 added the parts that config.json announces and no file holds.
 9 added digest files as references, and differences from them.
+10 added which of upstream's implementations of a model served each part.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from harness.families.family import Part, Projection
 from harness.load.call_rows import Calls
 from harness.report.maps import PartMap, State, map_of
 
-SCHEMA = 9
+SCHEMA = 10
 
 
 class Status(StrEnum):
@@ -83,6 +84,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """Where it ran: stack, interpreter, versions, target, mesh and entry point.
 
     ``overlay`` names the checkouts that stood in for installed packages, and their commits.
+    ``implementations`` has for each part that was loaded whose model it is: ``vllm``, or ``jax``,
+    tpu-inference's own.
     """
 
     stack: str
@@ -92,6 +95,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     mesh: tuple[str, ...] = ()
     entry: str = ""
     overlay: str = ""
+    implementations: dict[Part, str] = {}
 
 
 class Timings(msgspec.Struct, kw_only=True):
@@ -162,6 +166,7 @@ class DigestsUsed(msgspec.Struct, frozen=True, kw_only=True):
         checksum: the file's own.
         read: tensors of the checkpoint that were read all the same, to compare what the devices'
             digests do not tell, or to explain a difference.
+        kept: it is an entry of the harness's cache, kept of these very files by a run before.
     """
 
     file: str
@@ -169,6 +174,7 @@ class DigestsUsed(msgspec.Struct, frozen=True, kw_only=True):
     revision: str
     checksum: str
     read: list[str] = []
+    kept: bool = False
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -178,7 +184,8 @@ class Report(msgspec.Struct, kw_only=True):
     ``mended_issue`` that of the row whose failure does not happen with the overlay;
     ``issue_owner`` is who has to mend it.
     ``digests`` says which digest file was the reference, where one was, and ``reference`` then has
-    its path.
+    its path, unless it was kept of the checkpoint itself by a run before.
+    ``cache`` says what became of the digests that are kept between runs, where anything did.
     ``experts_only`` says that nothing but experts was looked at.
     ``absent`` are parts that the reference's ``config.json`` announces and none of its files holds:
     they were neither loaded nor compared.
@@ -214,6 +221,7 @@ class Report(msgspec.Struct, kw_only=True):
     experts_only: bool = False
     absent: list[Part] = []
     digests: DigestsUsed | None = None
+    cache: str = ""
     schema: int = SCHEMA
 
     @property
@@ -346,7 +354,7 @@ def content_of(path: Path) -> bytes:
             f"more than {MOST_BYTES} bytes",
             where=str(path),
             expected="the JSON that harness verify --json or pytest --reports writes",
-            hint="look at what stands there: with all experts of a model unequal it has 50 MB",
+            hint="check what this file is; a report in which every expert differs has about 50 MB",
         )
     return content
 
@@ -365,8 +373,8 @@ def believed(report: Report, where: str) -> Report:
         raise BadInput(
             f"a report that contradicts itself: {fault}",
             where=where,
-            expected="a status that the differences, the failure and the counts bear out",
-            hint="verify the checkpoint again: this file was changed, or written by a fault",
+            expected="a status that matches the differences, the failure and the counts in it",
+            hint="verify the checkpoint again; this file was edited or damaged",
         )
     return report
 
@@ -510,7 +518,10 @@ def _more_than_experts(report: Report) -> Iterator[str]:
 
 def _not_equal(report: Report) -> Iterator[str]:
     """What keeps a report without differences and failure from being equal."""
-    if report.digests and report.digests.file != report.reference:
+    if (
+        report.digests
+        and (report.checkpoint if report.digests.kept else report.digests.file) != report.reference
+    ):
         yield "it is equal, and its digest file is not what it was compared with"
     if report.diagnoses:
         yield f"it is equal, and has a cause: {report.diagnoses[0].cause}"

@@ -110,18 +110,18 @@ def _no_room(target: Path, error: OSError) -> NotWritten:
     return NotWritten(
         f"the checkpoint could not be written: {error.strerror or error}",
         where=str(target),
-        expected="room for all of it",
-        hint="a directory with more room, or a smaller shape",
+        expected="enough room for the whole checkpoint",
+        hint="choose a directory with more room, or a smaller shape",
     )
 
 
 def _require_absent(out: Path) -> Path:
     if os.path.lexists(out):
         raise BadInput(
-            "the output path exists already",
+            "the output path already exists",
             where=str(out),
             expected="a path that does not exist yet",
-            hint="another path, or remove this one",
+            hint="choose another path, or remove this one",
         )
     return out
 

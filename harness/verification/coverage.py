@@ -94,7 +94,7 @@ def _require_none(part: Part, missing: Sequence[str]) -> None:
             f"the load of {part} went past the recorder, which did not see {', '.join(missing)}",
             where=f"the ledger of {part}",
             expected="a load through the loader registered for runai_streamer",
-            hint="report this, with the versions of the stack: it may load in another way now",
+            hint="report this with the versions of the stack, which may load in a new way",
         )
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,11 +16,13 @@ import msgspec
 from harness.base.bits import Nan
 from harness.base.errors import BadInput, HarnessError, InternalError
 from harness.base.progress import COMPARE, STREAM, Meter
+from harness.base.writing import write
 from harness.compare import equality
 from harness.compare.authority import WEIGHTS, Authority
 from harness.compare.difference import Account
 from harness.compare.digest_comparison import Method
 from harness.compare.digest_file import DigestFile, read_digest_file
+from harness.compare.digesting import Digesting
 from harness.compare.selection import Selection, choose, expert_bytes
 from harness.devices import digest
 from harness.explain.causes import Diagnosis
@@ -35,7 +38,7 @@ from harness.load.call_rows import calls_of
 from harness.load.ledger import Ledger
 from harness.load.loaded import Ledgers, Loaded
 from harness.load.loader_layers import LoaderLayer
-from harness.load.target import Target
+from harness.load.target import Implementation, Target
 from harness.load.targets.known_targets import driver_of
 from harness.report.maps import with_missing
 from harness.report.report import (
@@ -58,9 +61,13 @@ from harness.verification.coverage import (
     require_recorded,
     require_streamed,
 )
+from harness.verification.digest_cache import entry_name
 from harness.verification.findings import Findings, PartFindings
 from harness.verification.part_verification import How, PartVerification
 from harness.verification.upstream_frames import failure_of, name_sites
+
+#: Of a checkpoint, the share that is read once more, at most, so that its digests are kept.
+_REST = 16
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,12 +76,16 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     ``parts`` are those that were asked for and that both sides have, ``asked`` all that were, there
     or not; ``parts`` where it says none. ``families`` are files that describe families, by their
     absolute paths. ``digests`` is a digest file to compare with; the reference, which is the
-    checkpoint itself then, is asked for its headers, and for weights only to explain.
+    checkpoint itself then, is asked for its headers, and for weights only to explain. ``identity``
+    is what the checkpoint's entry in the cache of digests is called, where one is used or to be
+    made; digests that came about go to the file ``keep``.
     """
 
     checkpoint: str
     reference: str
     digests: str = ""
+    identity: str = ""
+    keep: str = ""
     target: Target
     parts: tuple[Part, ...]
     asked: tuple[Part, ...] = ()
@@ -154,6 +165,7 @@ class Verification:
         self._reference = self._opened(request.reference)
         same = request.checkpoint == request.reference
         self._checkpoint = self._reference if same else self._opened(request.checkpoint)
+        self._require_identity()
         self._digests = self._opened_digests()
         self._authority: Authority = self._digests or WEIGHTS
         self._parts = tuple(
@@ -161,6 +173,33 @@ class Verification:
             for part in reference_parts(self._reference, request.num_layers, request.parts)
             if part.part in request.parts
         )
+        self._digesting = Digesting(self._reference) if request.keep else None
+        self._reference.listener = self._digesting
+
+    def _require_identity(self) -> None:
+        """See that these are the files which the cache of digests was asked for.
+
+        Raises:
+            BadInput: they were replaced since.
+        """
+        request = self._request
+        if request.identity and request.identity != entry_name(self._reference, request.families):
+            raise BadInput(
+                "the checkpoint changed while it was verified",
+                where=self._reference.path,
+                expected="files that stay as they are until all is compared",
+                hint="again, when whatever writes there has ended",
+            )
+
+    def _keep(self) -> None:
+        """Hand over the digests that came about, if nearly all did: the rest of them is read."""
+        made = self._digesting
+        if made is None or made.missing * _REST > self._reference.nbytes:
+            return
+        try:
+            write(Path(self._request.keep), made.completed().encoded(), durable=False)
+        except (BadInput, OSError):  # what is not kept is no fault of the load's
+            return
 
     def _opened(self, path: str) -> ModelCheckpoint:
         request = self._request
@@ -180,14 +219,16 @@ class Verification:
             raise BadInput(
                 "the digest file changed while it was used",
                 where=self._request.digests,
-                expected="a file that stays as it is until all is compared",
-                hint="again, when whatever writes there has ended",
+                expected="a file that does not change until everything is compared",
+                hint="run it again when nothing writes to this file any more",
             )
         return found
 
     def run(self) -> Report:
         """Load; compare what arrived, or explain why nothing did."""
-        self._meter.begin(STREAM, len(self._parts) * self._checkpoint.nbytes)
+        times = len(self._parts)  # each part is streamed all of it
+        entries = self._checkpoint.entries
+        self._meter.begin(STREAM, times * self._checkpoint.nbytes, times * len(entries))
         try:
             loaded = self.load()
         except HarnessError:
@@ -195,7 +236,10 @@ class Verification:
         except Exception as error:  # the stack's, whatever it is
             return self._of_failed_load(error)
         started = time.perf_counter()
+        self._serve(loaded)
         report = self.compared(loaded)
+        if report.status is Status.EQUAL:
+            self._keep()
         if (gone := self._left()) is not None:
             report = msgspec.structs.replace(
                 report, status=Status.LOAD_FAILED, failure=failure_of(gone)
@@ -215,6 +259,16 @@ class Verification:
             num_layers=request.num_layers, ledgers=self._ledgers, meter=self._meter,
             planted=self._planted,
         )  # fmt: skip
+
+    def _serve(self, loaded: Loaded) -> None:
+        """Look at the devices as the implementation has them that served.
+
+        Raises:
+            BadInput: it is tpu-inference's own of a family for which that is not described.
+        """
+        if Implementation.JAX in map(loaded.implementation, loaded.tensors):
+            for checkpoint in {self._reference, self._checkpoint}:
+                checkpoint.family = checkpoint.family.served_by_jax()
 
     def _of_failed_load(self, error: Exception) -> Report:
         """The report of a load that raised, and why: from the ledger of the part it ended in."""
@@ -256,7 +310,8 @@ class Verification:
         return next(filter(None, found), None)
 
     def _ended_in(self, part: ReferencePart) -> bool:
-        return part.part in self._ledgers and not self._ledgers[part.part].finished
+        ledger = self._ledgers.get(part.part)
+        return ledger is not None and (not ledger.finished or bool(ledger.unassigned))
 
     def compared(self, loaded: Loaded) -> Report:
         """The report of all parts of a load, here put together from what each step found."""
@@ -273,7 +328,10 @@ class Verification:
             self._unfinished,
             status=status,
             environment=msgspec.structs.replace(
-                self._unfinished.environment, mesh=loaded.mesh, entry=loaded.entry
+                self._unfinished.environment,
+                mesh=loaded.mesh,
+                entry=loaded.entry,
+                implementations={p: loaded.implementation(p).value for p in loaded.tensors},
             ),
             digests=self._digests_used(),
             hosts=[] if loaded.local is None else [_host_part(target, loaded.local)],

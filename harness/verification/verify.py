@@ -11,13 +11,20 @@ import os
 import platform
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TextIO
+
+import msgspec
 
 from harness.base import progress
 from harness.base.bits import Nan
 from harness.base.bounds import require_seconds
 from harness.base.errors import BadInput
+from harness.base.writing import write
+from harness.checkpoint.stores.opening import is_store
 from harness.compare.accounting import model_parts
 from harness.compare.digest_comparison import Method, no_digests
 from harness.compare.digest_file import DigestFile, is_digest_file, read_digest_file
@@ -33,12 +40,14 @@ from harness.families.known_families import bring
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
-from harness.load.stack import require_stack, stack_name
-from harness.load.target import Parallelism, Target
-from harness.load.targets.known_targets import driver_of, target_named
+from harness.load.stack import every_version, require_stack, stack_name
+from harness.load.target import Implementation, Parallelism, Target
+from harness.load.targets.driver import Capability
+from harness.load.targets.known_targets import driver_of, served_by, target_named
 from harness.report.maps import map_of
 from harness.report.merge import merged
 from harness.report.report import DigestsUsed, Environment, Report, Status, redacted_report
+from harness.verification.digest_cache import Keeping
 from harness.verification.job import VerifyRequest
 from harness.verification.outcomes import outcomes
 
@@ -62,6 +71,7 @@ def verify(
     checksums: bool = False,
     families: Iterable[str | os.PathLike[str]] = (),
     experts_only: bool = False,
+    cache: bool = False,
     timeout: float = TIMEOUT,
     processes: LoadProcesses | None = None,
     terminal: TextIO | None = None,
@@ -88,9 +98,12 @@ def verify(
             processes; they are run.
         experts_only: compare experts and look at nothing else; of an architecture that no family
             describes, those that the naming rules of known families find. The report says so.
+        cache: compare with digests that a run before kept of these very files, and keep those that
+            come about (:mod:`harness.verification.digest_cache`), where the checkpoint is compared
+            with itself, by its bits; the report says which.
         timeout: seconds until the load is ended and reported as failed.
         processes: running load processes to use.
-        terminal: where to show progress, if that is a terminal.
+        terminal: where to show progress: one line on a terminal, and lines now and then in a log.
 
     Returns:
         The report; its status says whether all is equal. On a TPU slice it is this host's part,
@@ -104,13 +117,13 @@ def verify(
         InternalError: not the load under test failed, but what judges it.
     """
     timeout = require_seconds(timeout, "--timeout")
-    target = target or target_named("emulated")
+    target = target or served_by(target_named("emulated"), Implementation.AUTO)
     brought = bring(families)
     opened = ModelCheckpoint(checkpoint, storage, experts_only=experts_only)
     against, digests = opened, None
     if reference is not None and is_digest_file(reference):
         digests = read_digest_file(reference)
-        _require_digests_do(digests, opened, nan, parts)
+        _require_digests_do(opened, nan, parts, digests)
     elif reference is not None:
         against = ModelCheckpoint(reference, storage, experts_only=experts_only)
     for location in (opened.model, against.model):
@@ -124,22 +137,75 @@ def verify(
         each.require_copies_equal()
     chosen = _chosen(against, there, parts)
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
+    keeping = None
+    if cache and reference is None and _may_be_kept(opened, target, nan, method):
+        keeping = Keeping(opened, brought, hashed=checksums)
+        digests = keeping.found(partial(_require_digests_do, opened, nan, parts))
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
-        digests=os.path.abspath(digests.path) if digests else "",
+        digests=os.path.abspath(digests.path) if digests and not keeping else "",
         parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
         storage=storage, families=brought, experts_only=experts_only,
     )  # fmt: skip
-    with nullcontext(processes) if processes else LoadProcesses() as running:
+    some = len(chosen) < len(there)
+    with ExitStack() as stack:
+        running = processes or stack.enter_context(LoadProcesses())
         report = _unfinished(opened, against, chosen, request, running.overlay)
-        if digests:
-            report.reference, report.digests = digests.path, _used(digests)
         report.files_checked = files_checked
-        some = len(chosen) < len(there)
         report.repeat = _repeat(request, running.overlay, some=some, timeout=timeout)
+        if digests:
+            report.digests = _used(digests, kept=keeping is not None)
+        if digests and keeping is None:
+            report.reference = digests.path
+        if keeping is not None:
+            beside = Path(stack.enter_context(TemporaryDirectory(prefix="harness-digests-")))
+            whole = not some and selection.everything and num_layers is None
+            request = _with_kept(request, beside, digests, keeping, whole=whole)
         with _undisturbed(opened, against):
-            return _completed(request, report, running, timeout, terminal)
+            report = _completed(request, report, running, timeout, terminal)
+        if keeping is not None:
+            if request.keep and is_digest_file(request.keep):
+                keeping.keep(read_digest_file(request.keep))
+            report.cache = keeping.said
+        return report
+
+
+def _may_be_kept(checkpoint: ModelCheckpoint, target: Target, nan: Nan, method: Method) -> bool:
+    """Whether digests of a checkpoint do for what is to be compared, on all hosts alike.
+
+    Hosts of a slice have a cache each; reports of some that used one, and others that did not, are
+    of no one verification.
+    """
+    by_bits = nan is Nan.PAYLOAD and not checkpoint.fp8 and not checkpoint.experts_only
+    all_here = len(driver_of(target).played_here(target)) == target.hosts
+    return by_bits and method is not Method.READBACK and all_here
+
+
+def _with_kept(
+    request: VerifyRequest,
+    beside: Path,
+    digests: DigestFile | None,
+    keeping: Keeping,
+    *,
+    whole: bool,
+) -> VerifyRequest:
+    """The request, with kept digests to compare with, or a file for those that come about.
+
+    A copy is compared with: another run may put a new entry in its place, or remove it. Digests
+    come about where they cost nothing that shows: devices with memory of their own make them
+    anyway, and a store gives bytes more slowly than a core digests them. Elsewhere comparing bits
+    takes about as long as reading them, and ``harness digest`` makes them.
+    """
+    if digests is not None:
+        write(beside / "reference", digests.encoded(digests.identity), durable=False)
+        return msgspec.structs.replace(
+            request, digests=str(beside / "reference"), identity=keeping.plain
+        )
+    own_memory = driver_of(request.target).can(Capability.OWN_MEMORY)
+    if whole and request.target.hosts == 1 and (own_memory or is_store(request.checkpoint)):
+        return msgspec.structs.replace(request, keep=str(beside / "kept"), identity=keeping.plain)
+    return request
 
 
 @contextmanager
@@ -175,7 +241,7 @@ def _chosen(
         f"nothing to compare: {', '.join(parts) or 'no part'} was asked for",
         where=checkpoint.path,
         expected=f"a part that the checkpoint has: {', '.join(part.part for part in there)}",
-        hint="without --only all parts are compared",
+        hint="leave out --only to compare every part",
     )
 
 
@@ -196,7 +262,7 @@ def _loaded(checkpoint: ModelCheckpoint, chosen: Sequence[ReferencePart]) -> tup
         "the reference has one",
         where=checkpoint.path,
         expected="a checkpoint that has what --only asks for",
-        hint="without --only the decoder is compared, and the draft model is a difference",
+        hint="leave out --only: the decoder is compared, and the draft model is a difference",
     )
 
 
@@ -233,7 +299,7 @@ def _unfinished(
         environment=Environment(
             stack=stack_name(versions),
             python=platform.python_version(),
-            versions=versions,
+            versions=every_version(versions),
             target=str(request.target),
             overlay=str(overlay),
         ),
@@ -244,7 +310,7 @@ def _unfinished(
 
 
 def _require_digests_do(
-    digests: DigestFile, checkpoint: ModelCheckpoint, nan: Nan, parts: Collection[Part]
+    checkpoint: ModelCheckpoint, nan: Nan, parts: Collection[Part], digests: DigestFile
 ) -> None:
     """Digests can be compared with what will be on the devices, and are of this checkpoint.
 
@@ -272,10 +338,10 @@ def digests_used(file: str | os.PathLike[str]) -> DigestsUsed:
     return _used(read_digest_file(file))
 
 
-def _used(digests: DigestFile) -> DigestsUsed:
+def _used(digests: DigestFile, *, kept: bool = False) -> DigestsUsed:
     return DigestsUsed(
         file=digests.path, definition=DEFINITION, revision=digests.revision,
-        checksum=digests.checksum,
+        checksum=digests.checksum, kept=kept,
     )  # fmt: skip
 
 
@@ -287,8 +353,8 @@ def _require_text(location: str) -> None:
         raise BadInput(
             "a path that is not UTF-8",
             where=location,
-            expected="a path of characters: it goes into requests and reports",
-            hint="another name for the directory, or a link to it",
+            expected="a path in valid UTF-8, because it goes into requests and reports",
+            hint="rename the directory, or make a link to it",
         ) from error
 
 
@@ -356,4 +422,5 @@ def _target_options(target: Target) -> list[str]:
     words += ["--hosts", str(target.hosts)] if target.hosts > 1 else []
     if target.parallelism is not Parallelism.TENSOR:
         words += ["--parallelism", target.parallelism]
-    return words
+    chosen = target.impl is Implementation.AUTO or not driver_of(target).can(Capability.OWN_MODELS)
+    return words if chosen else [*words, "--impl", target.impl]

@@ -3,7 +3,7 @@
 ``quant_method: fp8``, ``weight_block_size: [128, 128]``: a ``weight`` of e4m3 codes and a
 ``weight_scale_inv`` beside it, of bf16 or f32; a value is code times scale
 (:mod:`harness.checkpoint.fp8_blocks`). Linear layers are quantised, too, and compared by
-:mod:`harness.compare.fp8_experts`.
+:mod:`harness.compare.fp8_linear`.
 """
 
 from __future__ import annotations
