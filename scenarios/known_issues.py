@@ -478,14 +478,15 @@ _ISSUES: tuple[KnownIssue, ...] = (
         "Explicit; the FP8 path then calls with_sharding_constraint, which takes Auto axes only. "
         "It loads with NEW_MODEL_DESIGN=1",
         releases=("tpu-inference>=0.26,<0.32",),
-        when=lambda load: load.fp8 and not load.mesh,
+        when=lambda load: load.quantised not in ("", "awq", "mxfp4") and not load.mesh,
         raised=Raised(
             error="ValueError",
             message="The spec of NamedSharding passed to with_sharding_constraint can only refer "
             r"to Auto axes of the mesh\. Got spec=P\(.*\) and mesh=AbstractMesh\(.*Explicit.*\)\. "
             r"You probably meant to use `reshard` API\?",
             at=r"tpu_inference/layers/common/process_weights/moe_weights\.py in "
-            r"_process_quantized_moe_weights_impl: .*with_sharding_constraint\(.*",
+            r"_process_(quantized_moe_weights_impl|moe_weights_no_requant): "
+            r".*with_sharding_constraint\(.*",
             stage=Stage.PROCESSING,
         ),
     ),

@@ -267,6 +267,9 @@ def digest_command(
 @click.argument("out", type=click.Path(path_type=Path))
 @for_click((FAMILY,))
 @click.option("--shapes", default="tiny", show_default=True, help="tiny or published:<model>.")
+@click.option(
+    "--quantised", default="", metavar="FORMAT", help="A quantised release: mxfp4, ct-int4, awq, …"
+)
 @click.option("--layers", type=int, help="Decoder layers, instead of the shape's own.")
 @click.option("--experts", type=int, help="Experts a layer, instead of the shape's own.")
 @click.option("--seed", default=0, show_default=True, help="All values follow from it.")

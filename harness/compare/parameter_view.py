@@ -257,6 +257,10 @@ class ParameterViews:
         if absent := [name for name in names if name not in entries]:
             raise _DoesNotFit(f"no tensor {', '.join(absent)} in the checkpoint")
         sources = [Source(n, tuple(entries[n].shape), entries[n].dtype) for n in names]
+        if row.biases:
+            outputs = sum(self._reference.sizes_of(projection)[0] for projection in row.biases)
+            if sources[0].shape != (self._reference.shape.experts, outputs):
+                raise _DoesNotFit(f"no layout: a tensor of {list(sources[0].shape)}")
         sizes = self._sizes_of(tensor.name)
         if row.of_heads and len(tensor.shape) > 2:
             heads = 0 if row.cut is Cut.INPUTS else 1
@@ -283,4 +287,4 @@ class ParameterViews:
     @cached_property
     def _experts(self) -> Layout:
         """How experts lie; none of a release that has them on no device."""
-        return expert_layout(self._backend, self._reference.shape, self._mesh.count(TENSOR))
+        return expert_layout(self._backend, self._reference.packed_shape, self._mesh.count(TENSOR))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.base.bits import FROM_ARRAY_NAME, Bits, bits_dtype
+from harness.base.bits import FROM_ARRAY_NAME, ON_DEVICES, Bits, bits_dtype
 from harness.devices.digest_xla import any_set, shares
 from harness.devices.expert_layout import Span
 from harness.devices.tensors import DeviceShard, DeviceTensor
@@ -19,7 +19,8 @@ def from_jax(name: str, array: Any, *, in_host_memory: bool) -> DeviceTensor:
     Only the shards this process can address are seen. ``in_host_memory``: whether its devices
     share the host's memory, as CPU devices do.
     """
-    dtype = FROM_ARRAY_NAME.get(str(array.dtype), str(array.dtype))
+    held = str(array.dtype)
+    dtype = (FROM_ARRAY_NAME | ON_DEVICES).get(held, held)
     shards = sorted(array.addressable_shards, key=lambda shard: shard.device.id)
     return DeviceTensor(
         name=name,

@@ -243,15 +243,19 @@ def parameter_layout(
 def _biases(row: Row, source: Source, experts: Layout | None, dtype: str) -> ParameterLayout:
     """Biases of experts' matrices, [E, outputs] and so on the device, as the matrices' outputs lie.
 
-    They are cut with them, where the outputs or the experts are, and are f32 on the device.
+    They are cut with them, where the outputs or the experts are, and are f32 on the device. Where a
+    quantised release's matrices are padded to more outputs, so are they.
     """
     if experts is None:
         raise UnknownParameterLayout("how experts lie is not known")
     step = len(row.biases)
     blocks, (parameter,) = [], {PARAMETER_OF[projection] for projection in row.biases}
     for number, projection in enumerate(row.biases):
-        for outputs, at in experts.outputs_of(projection):
-            rows = Span(step * outputs.start + number, step * outputs.stop)
+        for outputs, place in experts.outputs_of(projection):
+            if not (own := outputs.overlap(Span(0, source.shape[-1] // step))):
+                continue
+            at = Span(place.start, place.start + len(own))
+            rows = Span(step * own.start + number, step * own.stop)
             blocks.append(RowBlock(source.name, rows, at, step=step))
     blocks.sort(key=lambda block: block.at.start)
     shape = (experts.shapes[parameter][0], experts.width_of(parameter))

@@ -74,12 +74,15 @@ class DeviceShard:
         """The shard with its middle axes as one; it takes an index of the first axis alone."""
         middle = self.index[1:-1]
         rows = math.prod(map(len, middle))
+        start = next((span for span in middle if span.start), Span(0, 0)).start
 
         def fetch(index: Any) -> Bits:
             bits = self.fetch(index)
             return bits.reshape(*bits.shape[: -len(middle) - 1], rows, bits.shape[-1])
 
-        return replace(self, index=(self.index[0], Span(0, rows), self.index[-1]), fetch=fetch)
+        return replace(
+            self, index=(self.index[0], Span(start, start + rows), self.index[-1]), fetch=fetch
+        )
 
     def flattened(self) -> DeviceShard:
         """The shard as [E, numbers]: all axes but the first count as one."""
@@ -191,10 +194,13 @@ class DeviceTensor:
     def folded(self) -> DeviceTensor:
         """The tensor as [E, rows, columns]: axes between the first and the last count as one.
 
-        Itself where a shard cuts one of those axes: no packing does that, and the shape tells.
+        Itself where a shard cuts one of those axes, and it is not the only one that is longer than
+        one: no packing does that, and the shape tells.
         """
         middle = self.shape[1:-1]
-        whole = all(tuple(map(len, shard.index[1:-1])) == middle for shard in self.shards)
+        whole = sum(size > 1 for size in middle) < 2 or all(
+            tuple(map(len, shard.index[1:-1])) == middle for shard in self.shards
+        )
         if len(middle) < 2 or not whole:
             return self
         shape = (self.shape[0], math.prod(middle), self.shape[-1])
@@ -273,6 +279,7 @@ class DevicePart:
         scales: layer number to the scales of its arrays; those count as unknown, too, where
             nothing is quantised.
         local: of ``mesh``, the devices this process addresses; None for all.
+        others: layer number to all further arrays, by the end of their names.
     """
 
     layers: Mapping[int, Mapping[Parameter, DeviceTensor]]
@@ -280,6 +287,7 @@ class DevicePart:
     mesh: tuple[str, ...]
     scales: Mapping[int, Mapping[Parameter, DeviceTensor]] = field(default_factory=dict)
     local: frozenset[str] | None = None
+    others: Mapping[int, Mapping[str, DeviceTensor]] = field(default_factory=dict)
 
 
 def device_part(
@@ -304,6 +312,7 @@ def device_part(
     """
     layers: dict[int, dict[Parameter, DeviceTensor]] = {}
     scales: dict[int, dict[Parameter, DeviceTensor]] = {}
+    others: dict[int, dict[str, DeviceTensor]] = {}
     unknown = []
     for tensor in tensors:
         if not (match := _expert_parameter(module).search(tensor.name)):
@@ -315,4 +324,6 @@ def device_part(
         weight = match["parameter"].removesuffix("_inv").removesuffix("_scale")
         if weight in set(Parameter):
             scales.setdefault(int(match["layer"]), {})[Parameter(weight)] = tensor
-    return DevicePart(layers, tuple(unknown), mesh, scales, local)
+        else:
+            others.setdefault(int(match["layer"]), {})[weight] = tensor
+    return DevicePart(layers, tuple(unknown), mesh, scales, local, others)

@@ -13,6 +13,7 @@ transforms themselves are in :mod:`harness.devices.parameter_layout`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -571,6 +572,11 @@ class Derived:
     upstream: str
     constant: float | None = None
 
+
+#: Parameters that vLLM makes with a default of their own, for scales that a quantised release may
+#: bring: below zero they count as absent (``layers/quantization/kv_cache.py``, and
+#: ``compressed_tensors.py``, ``CompressedTensorsKVCacheMethod``; 0.26 and 0.32).
+DEFAULTED = re.compile(r".+\.attn\.(?:q|k|v|prob)_(?:scale|zero_point)")
 
 DERIVED: tuple[Derived, ...] = (
     Derived("rope table", r".+\.(?:rotary_emb|rotary_pos_emb)\.cos_sin_cache", "rope"),

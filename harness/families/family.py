@@ -94,7 +94,8 @@ class TensorSpec(NamedTuple):
     """One tensor of a checkpoint.
 
     ``experts`` is E for a fused one, ``transposed`` how it lies; ``fp8``: FP8 releases store it as
-    codes with block scales.
+    codes with block scales; ``routed``: it holds experts; ``fill`` makes what it may hold of random
+    words, where that is not any.
     """
 
     name: str
@@ -103,6 +104,8 @@ class TensorSpec(NamedTuple):
     transposed: bool = False
     dtype: str = "BF16"
     fp8: bool = False
+    routed: bool = False
+    fill: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -318,16 +321,6 @@ class Family:
         return {self.text_key: cut} if self.text_key else cut
 
     # Which tensor of the checkpoint is which parameter.
-
-    @property
-    def fp8_namings(self) -> tuple[ExpertNaming, ...]:
-        """Those of its FP8 releases: every expert's matrices are tensors of their own."""
-        first = {naming.part: naming for naming in reversed(self.namings)}
-        single = {n.part: n for n in self.namings if n.storage is Storage.PER_EXPERT}
-        return tuple(
-            single.get(part, ExpertNaming(part, naming.prefix, Storage.PER_EXPERT))
-            for part, naming in reversed(first.items())
-        )
 
     def is_of_experts(self, tensor: str) -> bool:
         """Whether a tensor of the checkpoint looks like one of routed experts, known or not."""
@@ -567,5 +560,5 @@ def expert_specs(naming: ExpertNaming, layer: int, shape: ModelShape) -> Iterato
     for tensor in naming.tensors(layer, sizes):
         yield TensorSpec(
             tensor.name, tensor.shape, None if tensor.expert is not None else shape.experts,
-            naming.storage.is_transposed, fp8=True,
+            naming.storage.is_transposed, routed=True,
         )  # fmt: skip

@@ -29,6 +29,7 @@ from typing import Any, cast
 
 from harness.base.errors import InternalError
 from harness.base.progress import Meter
+from harness.families.blocks import DEFAULTED
 from harness.families.family import Family, Part
 from harness.load.ledger import POISON, Ledger, LoaderCall
 from harness.load.loader_layers import LoaderLayer
@@ -156,8 +157,9 @@ class Recorder(Stream):
                 self._ledger.parameters.append(full_name)
                 if id(parameter) in self._clean:
                     continue  # tied: it belongs to several modules
-                self._clean.add(id(parameter))
-                _mark(parameter)
+                if not DEFAULTED.fullmatch(full_name):
+                    self._clean.add(id(parameter))
+                    _mark(parameter)
                 if (bits := _bits(parameter)) is not None and bits.numel():
                     self._at[bits.untyped_storage().data_ptr()] = full_name
                 self._wrapped_in[full_name] = (module, name, weakref.ref(parameter))

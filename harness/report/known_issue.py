@@ -91,7 +91,9 @@ class Load:
         tied: the head is the embedding.
         ties_contradict: ``text_config`` alone says that it is.
         dtype: of the model, as config.json states it; empty where it is that of the tensors.
-        fp8: experts and linear layers are quantised by blocks.
+        quantised: the format of its experts (:mod:`harness.families.formats`); empty for none. Of
+            ``fp8`` linear layers are quantised, too.
+        unchanged: the stack was asked not to quantise anew.
         axes_swapped: fused tensors lie as transformers 5 saves them.
         vision_first: the vision tower is streamed before any expert.
         store: the scheme of the store's URL it is streamed from; empty for a directory.
@@ -116,7 +118,8 @@ class Load:
     tied: bool = False
     ties_contradict: bool = False
     dtype: str = ""
-    fp8: bool = False
+    quantised: str = ""
+    unchanged: bool = False
     axes_swapped: bool = False
     vision_first: bool = False
     store: str = ""

@@ -31,9 +31,11 @@ from harness.compare.digest_file import DigestFile, is_digest_file, read_digest_
 from harness.compare.expert_comparison import tally_of
 from harness.compare.selection import Selection, choose
 from harness.devices.digest import DEFINITION
+from harness.devices.expert_layout import Backend
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, absent_parts, reference_parts
 from harness.families.family import Part, Storage
+from harness.families.formats.format import OWN_GRID, UNCHANGED, unchanged
 from harness.families.known_families import bring
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.overlay import Overlay
@@ -126,7 +128,8 @@ def verify(
         against = ModelCheckpoint(reference, storage, experts_only=experts_only)
     for location in (opened.model, against.model):
         _require_text(location)
-    _require_one_host_for_fp8(against, target)
+    _require_one_host(against, target)
+    _require_known_grids(against, {**os.environ, **target.environment, **(stream_options or {})})
     there = reference_parts(against, num_layers, parts)
     if not experts_only:  # before the load
         sizes_of(against.text, against.config, against.location.where("config.json"))
@@ -315,8 +318,8 @@ def _require_digests_do(
         BadInput: they are not, or values are compared and not bits.
     """
     _require_text(digests.path)
-    if checkpoint.fp8:
-        raise no_digests("an FP8 release, whose values are compared, not its bits", *_WEIGHTS)
+    if checkpoint.format:
+        raise no_digests("a quantised release, whose values are compared, not its bits", *_WEIGHTS)
     if nan is not Nan.PAYLOAD:
         raise no_digests("NaNs that count as others", *_WEIGHTS)
     digests.require_of(checkpoint, reference_parts(checkpoint, asked=()), parts)
@@ -355,13 +358,41 @@ def _require_text(location: str) -> None:
         ) from error
 
 
-def _require_one_host_for_fp8(checkpoint: ModelCheckpoint, target: Target) -> None:
-    if checkpoint.fp8 and target.hosts > 1:
+def _require_one_host(checkpoint: ModelCheckpoint, target: Target) -> None:
+    if checkpoint.format and target.hosts > 1:
         raise BadInput(
-            "an FP8 release on several hosts",
+            "a quantised release on several hosts",
             where=checkpoint.path,
             expected="a BF16 checkpoint: the values of a block are compared whole, on one host",
             hint="--hosts 1",
+        )
+    on_host = target.backend in (Backend.XLA_TP, Backend.XLA_EP)
+    if checkpoint.format and not checkpoint.fp8 and on_host:
+        raise BadInput(
+            f"a release in {checkpoint.format.name} on {target.name}",
+            where=checkpoint.path,
+            expected="a target that loads through tpu-inference: what vLLM's own methods make of "
+            "these formats on a host is not covered",
+            hint="--target emulated",
+        )
+
+
+def _require_known_grids(checkpoint: ModelCheckpoint, environment: Mapping[str, str]) -> None:
+    """What quantised weights become is described, with the variables of the load."""
+    if checkpoint.format and (asked := [n for n in OWN_GRID if environment.get(n)]):
+        raise BadInput(
+            f"{asked[0]}={environment[asked[0]]} for a release in {checkpoint.format.name}",
+            where=asked[0],
+            expected="the type and the blocks that upstream chooses itself, or "
+            f"{UNCHANGED}=1: what they are to be is known of those",
+            hint=f"unset {asked[0]}",
+        )
+    if checkpoint.fp8 and not checkpoint.experts_only and unchanged(environment):
+        raise BadInput(
+            f"{UNCHANGED} for an FP8 release with a scale for each block",
+            where=checkpoint.path,
+            expected="linear layers that are quantised anew, per channel",
+            hint="--experts-only, which compares experts bit for bit then",
         )
 
 
