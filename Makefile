@@ -1,7 +1,13 @@
 # The verbs of this project. They need nothing but a Python and the package index.
 PYTHON ?= python3
-# STACK=0.21 … 0.32, or path:<vllm checkout>[,<tpu-inference checkout>], or installed: what PYTHON has.
+# STACK=0.21, 0.22, 0.26 or 0.32: pinned. Any other pair of releases is resolved when it is asked
+# for: 0.29, 0.33+0.32, 0.32+0.32.0.dev20261024, latest, nightly. Or
+# path:<vllm checkout>[,<tpu-inference checkout>], or installed: what PYTHON has.
 STACK ?=
+# STREAMER=0.17.0: a Run:ai streamer other than the one that tpu-inference pins.
+STREAMER ?=
+# DAYS=7: make prune leaves what was used since.
+DAYS ?= 0
 # TARGET=emulated, torch-xla, gpu or tpu.
 TARGET ?= emulated
 # EXPECT=known: exactly the known upstream failures of the stack must happen; equal: none may. The
@@ -11,9 +17,9 @@ EXPECT ?= $(if $(filter 0.21,$(STACK)),equal,known)
 FAMILIES ?= chosen
 # Workers of make verify; on a TPU they would divide its chips.
 WORKERS ?= $(if $(filter tpu,$(TARGET)),0,2)
-SETUP := $(PYTHON) ci/setup.py --target $(TARGET)
+SETUP := $(PYTHON) ci/setup.py --target $(TARGET) $(if $(STREAMER),--streamer $(STREAMER))
 
-.PHONY: help setup verify test canary fixed full check quick lint types soak bench docs lock
+.PHONY: help setup verify test canary fixed full check quick lint types soak bench docs wheel lock prune
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -69,5 +75,16 @@ bench: ## every script under benchmarks/
 docs: ## docs/ as a site, into site/
 	@$$($(SETUP) --docs)/bin/mkdocs build --strict
 
+# Nothing of this checkout or of a stack is in that environment.
+wheel: ## the wheel, into dist/, installed in an environment of its own and tried
+	@uv=$$($(PYTHON) ci/setup.py --uv) && rm -rf dist && $$uv build --quiet --out-dir dist && \
+	$$uv venv --quiet --clear --python $(PYTHON) dist/env && \
+	$$uv pip install --quiet --python dist/env/bin/python dist/*.whl && \
+	cd dist && env/bin/harness --version && env/bin/harness schema >report.schema.json && \
+	env/bin/harness families >families.txt && ls -l *.whl
+
 lock: ## the requirements of every stack, compiled anew
 	@$(SETUP) --lock
+
+prune: ## remove the environments of pairs that are not pinned
+	@$(SETUP) --prune $(DAYS)

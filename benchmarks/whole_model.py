@@ -32,7 +32,7 @@ import msgspec
 import numpy as np
 from loads import peak, private
 
-from harness.base.bits import FROM_ARRAY_NAME, Bits, bits_dtype
+from harness.base.bits import FROM_ARRAY_NAME, ON_DEVICES, Bits, bits_dtype
 from harness.base.progress import Meter
 from harness.compare.authority import WEIGHTS
 from harness.compare.digest_comparison import Method
@@ -230,7 +230,7 @@ def _spoiled(array: Any, change: Callable[[Bits], None]) -> Any:
     import jax
 
     held = np.array(array)
-    change(held.view(bits_dtype(FROM_ARRAY_NAME[str(array.dtype)])))
+    change(held.view(bits_dtype((FROM_ARRAY_NAME | ON_DEVICES)[str(array.dtype)])))
     return jax.device_put(held, array.sharding)
 
 
@@ -256,7 +256,7 @@ def written(options: argparse.Namespace, directory: Path, spill: Path | None) ->
     with _spilling(directory, spill, options.spill_files) if spill else nullcontext():
         done = write_checkpoint(
             options.recipe, directory / "checkpoint", shapes=options.shapes, layers=options.layers,
-            files=options.files,
+            files=options.files, quantised=options.quantised,
         )  # fmt: skip
     return done.path, Phase("write", time.perf_counter() - started, done.nbytes, 0)
 
@@ -290,6 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="qwen3-vl-moe")
     parser.add_argument("--shapes", default="tiny")
+    parser.add_argument("--quantised", default="", help="format to write: mxfp4, ct-int4, …")
     parser.add_argument("--layers", type=int, help="decoder layers to write")
     parser.add_argument("--num-layers", type=int, help="decoder layers to load")
     parser.add_argument("--files", type=int, default=16)

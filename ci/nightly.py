@@ -3,9 +3,10 @@
 Standard library only.
 
 Exit: 0 all as expected; 1 a difference, or a known failure that did not happen; 2 bad input;
-3 the run, or all that failed in it, broke off before its verdict; 75 (EX_TEMPFAIL) the environment
-or the target could not be had, so nothing was compared. Only 75 is worth another try, and CI tries
-again on nothing else.
+3 the run, or all that failed in it, broke off before its verdict; 4 a pair of releases that cannot
+be installed or imported together, which is upstream's verdict and no difference; 75 (EX_TEMPFAIL)
+the environment or the target could not be had, so nothing was compared. Only 75 is worth another
+try, and CI tries again on nothing else.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from typing import TextIO
 import nightly_summary
 import setup
 from nightly_summary import Outcome, StackResult
+from pairs import PairFails, SetupError, UnknownStack
 
 INSTALLED = "installed"
 PROPERTIES = ("tests/repository/test_properties.py", "tests/checkpoint/test_safetensors_file.py")
 SECONDS_TO_END = 60.0
+MOST_NIGHTS = 60
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(list(sys.argv[1:] if arguments is None else arguments))
     try:
         stacks = named(options.stacks, options.target)
-    except setup.SetupError as error:
+    except SetupError as error:
         print(f"nightly: {error}", file=sys.stderr)
         return Outcome.BAD_INPUT
     signal.signal(signal.SIGTERM, interrupt)
@@ -54,8 +57,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if results[-1].interrupted:
             break
     outcome = nightly_summary.worst(results)
-    print(nightly_summary.write(options.out, results, outcome, options.target, options.command))
+    changes = kept(results, options) if options.nights else ""
+    written = nightly_summary.write(
+        options.out, results, outcome, options.target, options.command, changes
+    )
+    print(written)
     return outcome
+
+
+def kept(results: Sequence[StackResult], options: argparse.Namespace) -> str:
+    """Keep the sessions as a night; what changed since the last one, as Markdown.
+
+    A night is a folder, named by its time, with one for each stack: ``harness history`` reads them.
+    """
+    night = options.nights / time.strftime("%Y-%m-%dT%H%M%SZ", time.gmtime())
+    for result in results:
+        session = result.folder / "session.json"
+        if session.exists():
+            (night / result.stack).mkdir(parents=True)
+            shutil.copy(session, night / result.stack)
+    for old in sorted(options.nights.glob("*T*Z"))[:-MOST_NIGHTS]:
+        shutil.rmtree(old)
+    programs = [result.programs for result in results if result.programs]
+    if not (night.exists() and programs):
+        return ""
+    command = [programs[-1] / "harness", "history", "--changes", options.nights]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    return ran.stdout if ran.returncode == 0 else f"No history: {ran.stderr.strip()[-500:]}\n"
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -77,12 +105,24 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = made.add_argument
-    add("--stacks", action="append", metavar="LIST", help="0.21,0.26; or installed: this Python's "
-        "own environment; or path:VLLM[,TPU_INFERENCE]; repeatable")  # fmt: skip
+    add(
+        "--stacks",
+        action="append",
+        metavar="LIST",
+        help="0.21,0.29,0.33+0.32,latest,nightly; or "
+        "installed: this Python's own environment; or path:VLLM[,TPU_INFERENCE]; repeatable",
+    )
+    add("--streamer", default="", help="another Run:ai streamer than the one upstream pins")
     add("--target", default="emulated", help="emulated, torch-xla, gpu or tpu")
     add("--checkpoint", action="append", default=[], metavar="PLACE", help="instead of the "
         "synthetic ones: a directory, s3://, gs:// or a hub id; repeatable")  # fmt: skip
     add("--out", type=Path, default=setup.ROOT / "reports" / "nightly", help="where files are left")
+    add("--inside", default="", metavar="NAME", help="change one environment, .venv-NAME, from "
+        "pair to pair, where another would be made for each")  # fmt: skip
+    add("--families", choices=("chosen", "all"), default="all", help="chosen: one load of each "
+        "family, and the special ones")  # fmt: skip
+    add("--nights", type=Path, metavar="DIR", help="keep this night's sessions there, and begin "
+        "the summary with what changed since the last night")  # fmt: skip
     add("--audit", action="store_true", help="audit the stack's sources too, as SARIF")
     add("--properties", action="store_true", help="try what comes in from outside with 20 000 "
         "examples of each kind, too: an hour")  # fmt: skip
@@ -102,11 +142,12 @@ def named(stacks: Sequence[str], target: str) -> dict[str, str]:
     """The stacks by the names of their folders.
 
     Raises:
-        setup.SetupError: there is no such stack, or none such for ``target``.
+        SetupError: there is no such stack, or none such for ``target``.
     """
     names: dict[str, str] = {}
     for stack in stacks:
-        name = stack if stack == INSTALLED else setup.chosen(stack, target)
+        as_it_is = stack == INSTALLED or (setup.is_pair(stack) and target != "gpu")
+        name = stack if as_it_is else setup.chosen(stack, target)
         if stack.startswith("path:"):
             name = f"path-{name}"
         names[name if name not in names else f"{name}-{len(names) + 1}"] = stack
@@ -122,6 +163,16 @@ def run_stack(stack: str, result: StackResult, options: argparse.Namespace) -> S
         verify(stack, result, options)
     except Unprovisioned as error:
         result.end(Outcome.PROVISIONING, str(error))
+    except PairFails as error:
+        result.end(Outcome.PAIR_FAILS, str(error))
+        result.pair = {
+            "vllm": error.pair.vllm,
+            "tpu_inference": error.pair.tpu_inference,
+            "verdict": error.verdict,
+            "why": error.why,
+        }
+    except UnknownStack as error:
+        result.end(Outcome.BAD_INPUT, str(error))
     except (Interrupted, KeyboardInterrupt):
         result.end(Outcome.BROKEN, "interrupted")
         result.interrupted = True
@@ -141,7 +192,7 @@ def verify(stack: str, result: StackResult, options: argparse.Namespace) -> None
     Raises:
         Unprovisioned: the environment or the target cannot be had.
     """
-    programs = provision(stack, options)
+    programs = result.programs = provision(stack, options)
     doctor = result.folder / "doctor.txt"
     ended = logged([programs / "harness", "doctor", "--target", options.target], doctor)
     if ended == Outcome.BAD_INPUT:
@@ -171,8 +222,12 @@ def provision(stack: str, options: argparse.Namespace) -> Path:
         if attempt:
             time.sleep(options.retry_seconds)
         try:
-            return setup.made(setup.chosen(stack, options.target), options.target) / "bin"
-        except setup.SetupError as without_hope:
+            if options.inside and setup.is_pair(stack):
+                return setup.made_pair(stack, options.streamer, inside=options.inside) / "bin"
+            return setup.wanted(stack, options.target, options.streamer) / "bin"
+        except (PairFails, UnknownStack):
+            raise
+        except SetupError as without_hope:
             raise Unprovisioned(str(without_hope)) from without_hope
         except (subprocess.CalledProcessError, OSError) as again:
             error = again
@@ -194,7 +249,7 @@ def scenarios(
         "scenarios",
         f"--target={options.target}",
         "--expect=known",
-        "--families=all",
+        f"--families={options.families}",
         f"--reports={out}",
         *([f"--numprocesses={options.workers}"] if options.workers else []),
         *([f"--stack={stack}"] if stack.startswith("path:") else []),

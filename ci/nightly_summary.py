@@ -26,6 +26,7 @@ class Outcome(IntEnum):
     DIFFERENT = 1
     BAD_INPUT = 2
     BROKEN = 3
+    PAIR_FAILS = 4
     PROVISIONING = 75
 
     @property
@@ -35,7 +36,8 @@ class Outcome(IntEnum):
 
 #: A difference is never hidden behind something that would be tried again.
 _WORST_FIRST = (
-    Outcome.DIFFERENT, Outcome.BROKEN, Outcome.BAD_INPUT, Outcome.PROVISIONING, Outcome.AS_EXPECTED,
+    Outcome.DIFFERENT, Outcome.BROKEN, Outcome.BAD_INPUT, Outcome.PAIR_FAILS, Outcome.PROVISIONING,
+    Outcome.AS_EXPECTED,
 )  # fmt: skip
 
 #: pytest's exit codes (``pytest.ExitCode``).
@@ -60,6 +62,8 @@ class StackResult:
     seconds: float = 0.0
     findings: int | None = None
     interrupted: bool = False
+    programs: Path | None = None
+    pair: dict[str, str] | None = None  # of one that does not work
 
     def end(self, outcome: Outcome, what: str) -> None:
         self.outcome, self.what = outcome, what
@@ -93,12 +97,21 @@ def findings(sarif: Path) -> int:
 
 
 def write(
-    out: Path, results: Sequence[StackResult], outcome: Outcome, target: str, command: list[str]
+    out: Path,
+    results: Sequence[StackResult],
+    outcome: Outcome,
+    target: str,
+    command: list[str],
+    changes: str = "",
 ) -> str:
-    """Leave ``nightly.json`` and ``summary.md`` in ``out``; gives the text of the latter."""
+    """Leave ``nightly.json`` and ``summary.md`` in ``out``; gives the text of the latter.
+
+    ``changes`` since the last night, as Markdown, stand first.
+    """
     out.mkdir(parents=True, exist_ok=True)
     stacks = [figures(result) for result in results]
-    text = markdown(stacks, outcome, target, [own_summary(result.folder) for result in results])
+    summaries = [own_summary(result.folder) for result in results]
+    text = markdown(stacks, outcome, target, summaries, changes)
     content = {
         "schema": SCHEMA,
         "command": command,
@@ -118,6 +131,8 @@ def figures(result: StackResult) -> dict[str, Any]:
     rows = session["rows"]
     return {
         "stack": result.stack,
+        "versions": versions(rows),
+        "pair": result.pair,
         "outcome": result.outcome.text,
         "what": result.what,
         "seconds": result.seconds,
@@ -130,6 +145,12 @@ def figures(result: StackResult) -> dict[str, Any]:
         "audit_findings": result.findings,
         "failures": failures(session),
     }
+
+
+def versions(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The exact versions of a session, all that are installed; none where there is no report."""
+    environment: dict[str, Any] = rows[0]["report"].get("environment", {}) if rows else {}
+    return dict(environment.get("versions", {}))
 
 
 def is_equal(row: dict[str, Any]) -> bool:
@@ -150,6 +171,7 @@ def failures(session: dict[str, Any]) -> list[dict[str, str]]:
     happen is one. A test that broke off has no report.
     """
     rows = [row for row in session["rows"] if row["failed"]]
+    rows.sort(key=lambda row: row["report"]["status"] == "equal")  # new ones first
     failed = [failure(row["scenario"], row["why"], row["report"]) for row in rows]
     return failed + [failure(one["test"], one["message"], {}) for one in session["broken"]]
 
@@ -165,6 +187,12 @@ def failure(scenario: str, message: str, report: dict[str, Any]) -> dict[str, st
     }
 
 
+def releases(found: dict[str, str]) -> str:
+    """vLLM's and tpu-inference's, for a cell."""
+    named = ("vllm", "tpu-inference", "runai-model-streamer")
+    return ", ".join(f"{name} {found[name]}" for name in named if name in found)
+
+
 def own_summary(folder: Path) -> str:
     """What the harness wrote of one stack; empty where it did not come to that."""
     path = folder / "summary.md"
@@ -172,21 +200,28 @@ def own_summary(folder: Path) -> str:
 
 
 def markdown(
-    stacks: Sequence[dict[str, Any]], outcome: Outcome, target: str, summaries: Sequence[str]
+    stacks: Sequence[dict[str, Any]],
+    outcome: Outcome,
+    target: str,
+    summaries: Sequence[str],
+    changes: str = "",
 ) -> str:
-    """The summary: a table of stacks, then the summary of each."""
+    """The summary: what changed since the last night, a table of stacks, the summary of each."""
     columns = {
-        "stack": "stack", "outcome": "outcome", "scenarios": "scenarios", "equal": "equal",
+        "stack": "stack", "releases": "releases", "outcome": "outcome",
+        "scenarios": "scenarios", "equal": "equal",
         "known": "known", "skipped": "skipped", "experts": "experts_compared",
         "bytes": "bytes_compared", "audit findings": "audit_findings", "seconds": "seconds",
     }  # fmt: skip
     lines = [
         f"### MoE load verification on {target}: {outcome.text}",
         "",
+        *([changes.rstrip(), ""] if changes else []),
         f"| {' | '.join(columns)} |",
         f"|{'---|' * len(columns)}",
     ]
     for one in stacks:
+        one = one | {"releases": releases(one["versions"])}
         cells = ["" if one[name] is None else str(one[name]) for name in columns.values()]
         lines.append(f"| {' | '.join(cells)} |")
     for one, summary in zip(stacks, summaries, strict=True):

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.families.family import Recipe
 from harness.families.known_families import families, recipes
-from harness.load.target import Parallelism
+from harness.load.target import Implementation, Parallelism
 
 from .scenario import Scenario
 
@@ -27,6 +27,8 @@ MLA_DISABLED = {"VLLM_MLA_DISABLE": "1"}
 #: By recipe, what else its rows are made with: a recipe that upstream loads in no other way.
 OPTIONS: dict[str, dict[str, Any]] = {
     "lfm2-moe": {"tied": True},  # as published
+    "gemma4": {"tied": True},  # as published
+    "llama4": {"impl": Implementation.VLLM},
     "deepseek-v3": {"stream_options": MLA_DISABLED},
     "deepseek-v3-mtp": {"stream_options": MLA_DISABLED},
 }

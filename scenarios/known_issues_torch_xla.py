@@ -75,7 +75,7 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         reason="a model of an FP8 release cannot be built on a CPU, where torch-xla has it "
         "streamed to: there is no kernel for its linear layers",
         releases=("vllm>=0.26",),
-        when=lambda load: load.fp8 and not load.mesh,
+        when=lambda load: load.quantised == "fp8" and not load.mesh,
         raised=Raised(
             error="ValueError",
             message=r"Failed to find a kernel that can implement the ScaledMM linear layer\. "
@@ -92,7 +92,7 @@ ON_TORCH_XLA: tuple[KnownIssue, ...] = (
         reason="a model of an FP8 release cannot be built on torch-xla's host: the table of "
         "kernels for its linear layers has no row for a platform out of the tree",
         releases=("vllm<0.26",),
-        when=lambda load: load.fp8 and not load.mesh,
+        when=lambda load: load.quantised == "fp8" and not load.mesh,
         raised=Raised(
             error="KeyError",
             message=r"<PlatformEnum\.OOT: \d+>",

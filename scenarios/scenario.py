@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
+import pytest
+
 from harness.base.bits import Nan
+from harness.devices.expert_layout import Backend
 from harness.families.family import Family, Part, Storage
+from harness.families.formats.format import UNCHANGED
+from harness.families.formats.known_formats import format_named
 from harness.families.known_families import recipe_named
 from harness.families.sizes import ModelShape
 from harness.load.meshes import mesh_sizes
-from harness.load.target import Parallelism, Target
+from harness.load.target import Implementation, Parallelism, Target
 from harness.report.known_issue import Load
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order, write_checkpoint
@@ -51,11 +56,12 @@ class Scenario:
         parallelism: how experts are spread, alike.
         hosts: processes the mesh is over, alike.
         mesh: axes of the mesh, where it has several (:mod:`harness.load.meshes`).
+        impl: which implementation of the model is asked for, where the session's will not do.
         shapes: sizes of the checkpoint to write.
         tied: its head is the embedding.
         ties_contradict: config.json says another thing of that in ``text_config`` than at its top.
         dtype: of the model, as config.json states it, where it is not that of the tensors.
-        fp8: the layout of the family's FP8 releases.
+        quantised: the format of a quantised release (:mod:`harness.families.formats`).
         store: where the checkpoint is streamed from, if not from a directory.
         numbered: file names get plain numbers, which sort otherwise as text than as numbers.
         axes_swapped: fused experts are stored as transformers 5 saves them, not as published; the
@@ -77,11 +83,12 @@ class Scenario:
     parallelism: Parallelism | None = None
     hosts: int | None = None
     mesh: str = ""
+    impl: Implementation | None = None
     shapes: str = "tiny"
     tied: bool = False
     ties_contradict: bool = False
     dtype: str = ""
-    fp8: bool = False
+    quantised: str = ""
     store: Store = Store.NONE
     numbered: bool = False
     axes_swapped: bool = False
@@ -102,7 +109,7 @@ class Scenario:
             values=self.values,
             order=self.order,
             tied=self.tied,
-            fp8=self.fp8,
+            quantised=self.quantised,
             files=12 if self.numbered else 4,
         ).path
         if self.ties_contradict:
@@ -112,6 +119,17 @@ class Scenario:
         if self.numbered:
             number_files(path)
         return path, swap_axes(path) if self.axes_swapped else None
+
+    @property
+    def asked(self) -> Implementation | None:
+        """The implementation that is asked for; None for the session's.
+
+        Where nobody says, vLLM's for a draft model with its decoder: tpu-inference chooses one for
+        each, and refuses two (``mtp-auto``).
+        """
+        if self.impl is None and self.recipe and set(self.parts) == set(Part):
+            return Implementation.VLLM if recipe_named(self.recipe)[1].mtp else None
+        return self.impl
 
     def load(self, target: Target | None = None, layers: int | None = None) -> Load:
         """What is loaded, as known issues ask: sizes and storage as the recipe has them written.
@@ -130,7 +148,7 @@ class Scenario:
             family=family.name,
             layers={p: self._layers(p, family, shape, layers) for p in storage if p in self.parts},
             experts=shape.experts,
-            storage={p: Storage.PER_EXPERT if self.fp8 else s for p, s in storage.items()},
+            storage={p: self._stored_as(s) for p, s in storage.items()},
             hidden=shape.hidden,
             intermediate=shape.intermediate,
             heads=shape.heads,
@@ -142,13 +160,23 @@ class Scenario:
             tied=self.tied,
             ties_contradict=self.ties_contradict,
             dtype=self.dtype,
-            fp8=self.fp8,
+            quantised=self.quantised,
+            unchanged=UNCHANGED in self.stream_options,
             axes_swapped=self.axes_swapped,
             vision_first=self.order is Order.VISION_FIRST,
             store=str(self.store),
+            impl=target.impl if target else self.asked or Implementation.AUTO,
+            draft_chosen="DRAFT_MODEL_IMPL_TYPE" in self.stream_options,
             latent=shape.latent is not None and "VLLM_MLA_DISABLE" not in self.stream_options,
             nested=family.is_nested,
         )  # fmt: skip
+
+    def _stored_as(self, storage: Storage) -> Storage:
+        """How experts are stored, where a format has them otherwise than bf16."""
+        if not self.quantised:
+            return storage
+        fused = format_named(self.quantised).fused
+        return Storage.ALTERNATING if fused else Storage.PER_EXPERT
 
     def _layers(
         self, part: Part, family: Family, shape: ModelShape, layers: int | None
@@ -162,6 +190,15 @@ class Scenario:
     def nan(self, target: Target) -> Nan:
         """How NaNs count: as the target's way to the device leaves them, where some are planted."""
         return target.nan if self.values is Values.NAN_PAYLOADS else Nan.PAYLOAD
+
+
+def require_quantised(scenario: Scenario, target: Target) -> None:
+    """Skip a quantised release where the harness compares none."""
+    if scenario.quantised and target.hosts > 1:
+        pytest.skip("no comparison of quantised values over several hosts: a block's are whole")
+    on_host = target.backend in (Backend.XLA_TP, Backend.XLA_EP)
+    if scenario.quantised not in ("", "fp8") and on_host:
+        pytest.skip(f"no comparison of {scenario.quantised} as vLLM lays it out on a host")
 
 
 def given(checkpoint: str) -> Scenario:

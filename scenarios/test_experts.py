@@ -11,7 +11,7 @@ from harness.app.plugin import Expected, TargetOf, Verified
 from .catalogue import CHOSEN, SCENARIOS
 from .conftest import Stored
 from .known_issues import KNOWN_ISSUES
-from .scenario import Scenario, given
+from .scenario import Scenario, given, require_quantised
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -39,9 +39,10 @@ def test_experts(
     moe_expected: Expected,
     stored: Stored,
 ) -> None:
-    target = moe_target_of(scenario.devices, scenario.parallelism, scenario.hosts, scenario.mesh)
-    if scenario.fp8 and target.hosts > 1:
-        pytest.skip("no comparison of FP8 values over several hosts: a block's are compared whole")
+    target = moe_target_of(
+        scenario.devices, scenario.parallelism, scenario.hosts, scenario.mesh, scenario.asked
+    )
+    require_quantised(scenario, target)
     put = stored(scenario.store)
     checkpoint, reference = scenario.checkpoint(tmp_path)
     report = moe_verified(

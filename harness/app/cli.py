@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import click
 from rich.filesize import decimal
 
+from harness.app.bisect_command import bisect_command
 from harness.app.options import (
     CHECKSUMS,
     FAMILY,
@@ -130,7 +131,7 @@ def main() -> None:
     """Decides, expert by expert and bit for bit, whether a MoE checkpoint reached the device."""
 
 
-for _command in COMMANDS:
+for _command in (*COMMANDS, bisect_command):
     main.add_command(_command)
 
 
@@ -266,6 +267,9 @@ def digest_command(
 @click.argument("out", type=click.Path(path_type=Path))
 @for_click((FAMILY,))
 @click.option("--shapes", default="tiny", show_default=True, help="tiny or published:<model>.")
+@click.option(
+    "--quantised", default="", metavar="FORMAT", help="A quantised release: mxfp4, ct-int4, awq, …"
+)
 @click.option("--layers", type=int, help="Decoder layers, instead of the shape's own.")
 @click.option("--experts", type=int, help="Experts a layer, instead of the shape's own.")
 @click.option("--seed", default=0, show_default=True, help="All values follow from it.")

@@ -18,8 +18,8 @@ import click
 from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
 from harness.families.family import Storage
-from harness.load.target import Parallelism, Share, Target
-from harness.load.targets.known_targets import meshed, target_on
+from harness.load.target import Implementation, Parallelism, Share, Target
+from harness.load.targets.known_targets import meshed, served_by, target_on
 
 #: What the plugin's options, fixtures, markers and attributes of test reports begin with.
 PREFIX = "moe"
@@ -142,6 +142,12 @@ SHARED = (
         help="How experts are spread over the mesh.",
     ),
     Option(
+        name="impl", choices=tuple(i.value for i in Implementation),
+        default=Implementation.AUTO.value,
+        help="Which implementation of the model is loaded: vLLM's, or tpu-inference's own in JAX; "
+        "auto: the one that tpu-inference chooses.",
+    ),
+    Option(
         name="stack", default="", metavar="path:VLLM[,TPU_INFERENCE]",
         help="Import vllm (and tpu_inference) from these checkouts.",
     ),
@@ -211,18 +217,21 @@ def target_of(values: Mapping[str, Any], mesh: str | None = None, share: Share =
     """The target that the options ask for.
 
     Args:
-        values: of ``target``, ``devices``, ``parallelism`` and ``hosts``.
+        values: of ``target``, ``devices``, ``parallelism``, ``hosts`` and ``impl``.
         mesh: sizes of several axes, which ``devices`` says nothing about then; None for one axis.
         share: see :func:`harness.load.target.target_named`.
 
     Raises:
         BadInput: there is no such target, or not with such a mesh.
-        TargetUnavailable: this machine, or this environment, has none.
+        TargetUnavailable: this machine, or this environment, has none; or the target has no such
+            implementation.
     """
     name, hosts, parallelism = values["target"], values["hosts"], Parallelism(values["parallelism"])
     if mesh is None:
-        return target_on(name, values["devices"], parallelism, hosts, share)
-    return meshed(name, mesh, parallelism, hosts, share)
+        target = target_on(name, values["devices"], parallelism, hosts, share)
+    else:
+        target = meshed(name, mesh, parallelism, hosts, share)
+    return served_by(target, Implementation(values["impl"]))
 
 
 def keywords(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import os
 import shlex
 import signal
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -25,7 +25,7 @@ from harness.load.meshes import mesh_sizes
 from harness.load.overlay import Overlay, overlay_from
 from harness.load.process import LoadProcess, LoadProcesses
 from harness.load.stack import installed_versions
-from harness.load.target import Parallelism, Target
+from harness.load.target import Implementation, Parallelism, Target
 from harness.report.known_issue import KnownIssue, Load, Verdict, judge, note
 from harness.report.message import failure_text, known_text
 from harness.report.renderings import FILES, add_to_step_summary
@@ -138,11 +138,12 @@ def _target(
     parallelism: Parallelism | None = None,
     hosts: int | None = None,
     mesh: str = "",
+    impl: Implementation | None = None,
 ) -> Target:
-    """The session's target, with the mesh a scenario asks for; a worker's share of the chips."""
+    """The session's target, as a scenario asks for it; a worker's share of the chips."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
     number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    asked = {"devices": devices, "parallelism": parallelism, "hosts": hosts}
+    asked = {"devices": devices, "parallelism": parallelism, "hosts": hosts, "impl": impl}
     values = _given(config) | {name: value for name, value in asked.items() if value is not None}
     return target_of(values, mesh or None, (int(number), workers) if workers else None)
 
@@ -163,7 +164,9 @@ def moe_target(request: pytest.FixtureRequest) -> Target:
 
 @pytest.fixture
 def moe_target_of(request: pytest.FixtureRequest) -> TargetOf:
-    """The session's target with another mesh; skips where this machine or target has none such.
+    """The session's target with another mesh, or asked for another implementation of the model.
+
+    Skips where this machine or target has none such.
 
     A mesh that is malformed fails.
     """
@@ -173,13 +176,14 @@ def moe_target_of(request: pytest.FixtureRequest) -> TargetOf:
         parallelism: Parallelism | None = None,
         hosts: int | None = None,
         mesh: str = "",
+        impl: Implementation | None = None,
     ) -> Target:
         over = _given(request.config)["hosts"] if hosts is None else hosts
         count = math.prod(mesh_sizes(mesh)[0].values()) if mesh else devices
         if hosts is None and (count or over) % over:
             pytest.skip(f"a mesh of {count} cannot be divided among {over} hosts (--moe-hosts)")
         try:
-            return _target(request.config, devices, parallelism, hosts, mesh)
+            return _target(request.config, devices, parallelism, hosts, mesh, impl)
         except TargetUnavailable as error:
             pytest.skip(str(error))
 
@@ -216,7 +220,7 @@ def moe_verified(
         usual = keywords(given) | {"timeout": given["load_timeout"]}
         # What a scenario made is compared whole; what the user named may have been digested before.
         usual["cache"] = usual["cache"] and str(checkpoint) in given["checkpoint"]
-        options = usual | options
+        options = usual | {"terminal": _log_of(request.config)} | options
         report = verify(checkpoint, target, processes=moe_load_processes, **options)
         report.repeat = _repeat(request.node)
         request.node.stash.setdefault(REPORTS, []).append(report)
@@ -302,6 +306,14 @@ def _told(session: pytest.Session) -> Iterator[None]:
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
 
 
+def _log_of(config: pytest.Config) -> TextIO | None:
+    """Where a load of minutes says how far it is; None with -q, and in xdist's workers."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if config.get_verbosity() < 0 or hasattr(config, "workerinput") or reporter is None:
+        return None
+    return _Log(reporter)
+
+
 class _Output(io.StringIO):
     """What pytest reports to, as a file; pytest escapes characters that its terminal lacks."""
 
@@ -314,6 +326,20 @@ class _Output(io.StringIO):
 
     def write(self, text: str) -> int:
         self.reporter.write(text)
+        return len(text)
+
+
+class _Log(_Output):
+    """The same while a test runs: lines of their own, which no capturing takes for the test's."""
+
+    def isatty(self) -> bool:
+        return False  # a line that is written again and again would be in pytest's own
+
+    def write(self, text: str) -> int:
+        capture = self.reporter.config.pluginmanager.get_plugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else nullcontext():
+            self.reporter.ensure_newline()
+            self.reporter.write(text, flush=True)
         return len(text)
 
 

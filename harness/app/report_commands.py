@@ -17,7 +17,7 @@ from harness.base.bounds import require_seconds
 from harness.base.errors import BadInput
 from harness.base.foreign import one_line, several_lines
 from harness.base.writing import deliver, require_writable
-from harness.report.history import courses, print_courses
+from harness.report.history import changes_text, courses, print_courses
 from harness.report.merge import merged_session
 from harness.report.message import failure_text
 from harness.report.renderings import json_schema, rendered, session_from
@@ -103,7 +103,7 @@ def _there(files: Sequence[Path], seconds: float) -> list[Path]:
     if found := [file for file in files if file.exists()]:
         return found
     raise BadInput(
-        "no host has written a report",
+        "no host wrote a report",
         where=", ".join(map(str, files)),
         expected="the sessions pytest --reports writes on each host",
         hint="pytest scenarios --target=tpu --hosts=N --reports DIR on every host",
@@ -113,13 +113,16 @@ def _there(files: Sequence[Path], seconds: float) -> list[Path]:
 @click.command("history")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For other programs.")
-def history_command(directory: Path, as_json: bool) -> None:
+@click.option("--changes", is_flag=True, help="What changed in the last night, as Markdown.")
+def history_command(directory: Path, as_json: bool, changes: bool) -> None:
     """Show, per scenario, since when it fails and at which upstream versions it changed.
 
     DIRECTORY holds a folder for each night, as pytest scenarios --reports writes one.
     """
     found = courses(directory)
-    if as_json:
+    if changes:
+        click.echo(changes_text(found), nl=False)
+    elif as_json:
         nights = [msgspec.to_builtins(c) | _derived(c) for c in found]
         click.echo(json.dumps(nights, indent=2))
     else:

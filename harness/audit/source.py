@@ -118,6 +118,6 @@ def _installed(name: str) -> Path:
     raise BadInput(
         f"{name} is not installed here",
         where="this interpreter's packages",
-        expected=f"an installed {name}, or the path of a checkout",
+        expected=f"{name} installed, or the path of a checkout",
         hint="make setup, or name a checkout",
     )

@@ -35,6 +35,12 @@ ITEMSIZE: dict[str, int] = {
     "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 
+#: Names of the types that codes of quantised weights have on a device; ``F8_E4M3`` and ``I8`` are
+#: safetensors', the others have a byte for each code here, of which the lower four bits count.
+F8_E4M3, F4_E2M1 = "F8_E4M3", "F4_E2M1"
+I8, I4, U4 = "I8", "I4", "U4"
+ON_DEVICES: dict[str, str] = {"int4": I4, "uint4": U4, "float4_e2m1fn": F4_E2M1}
+
 #: The same types as numpy and JAX (ml_dtypes) name them.
 FROM_ARRAY_NAME: dict[str, str] = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "float8_e4m3fn": "F8_E4M3",
@@ -47,7 +53,12 @@ FROM_ARRAY_NAME: dict[str, str] = {
 
 def bits_dtype(dtype: str) -> np.dtype[np.unsignedinteger]:
     """The unsigned integer type as wide as an element of the safetensors type ``dtype``."""
-    return _BITS_OF_WIDTH[ITEMSIZE[dtype]]
+    return _BITS_OF_WIDTH[itemsize(dtype)]
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes an element takes, in a file or as it is read back from a device."""
+    return 1 if dtype in ON_DEVICES.values() else ITEMSIZE[dtype]
 
 
 def as_hex(value: int, itemsize: int) -> str:

@@ -110,7 +110,7 @@ def no_room(what: str, error: OSError, where: str = "this machine") -> TargetUna
         f"{what}: {error.strerror or error}",
         where=where,
         expected="room for a process, its open files and its temporary files",
-        hint="look at the disk, at ulimit -a and at TMPDIR, which names another directory",
+        hint="free some space on the disk, check ulimit -a, or set TMPDIR to another directory",
     )
 
 

@@ -101,7 +101,7 @@ def require_writable(path: Path | None) -> None:
         raise BadInput(
             f"the report cannot be written: {error.strerror}",
             where=str(path),
-            expected="a file that may be written, or made, in a directory that may be, too",
+            expected="a path where this user may write a file",
             hint="another path",
         ) from error
 
@@ -119,7 +119,7 @@ def require_writable_directory(path: Path) -> None:
         raise BadInput(
             f"the output directory cannot be written: {error.strerror}",
             where=str(path),
-            expected="a directory in which files may be made, or a path where one may be",
+            expected="a directory this user may write to, or a path where one can be made",
             hint="another directory",
         ) from error
 

@@ -137,7 +137,7 @@ def _read_json(location: Location, name: str) -> dict[str, Any]:
             f"no {name}",
             where=str(location),
             expected=f"a file {name}",
-            hint="the directory that holds it; a partial download lacks it",
+            hint="name the directory that holds it, or finish the download",
         )
     try:
         if file.size > MAX_JSON:
@@ -217,7 +217,7 @@ def _require_no_more(tensors: int, where: str) -> None:
             f"{tensors} tensors",
             where=where,
             expected=f"at most {_MOST_TENSORS} in a checkpoint",
-            hint="the published files; none has so many",
+            hint="use the published files; none of them has so many",
         )
 
 

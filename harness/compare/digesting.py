@@ -74,12 +74,11 @@ class Digesting(Listener):
     """
 
     def __init__(self, checkpoint: ModelCheckpoint) -> None:
-        if checkpoint.fp8:
+        if checkpoint.format:
             raise BadInput(
-                "no digests of an FP8 release",
+                "no digests of a quantised release",
                 where=checkpoint.path,
-                expected="a checkpoint whose bits reach the device: FP8 is quantised again on the "
-                "way",
+                expected="a checkpoint whose bits reach the device unchanged",
                 hint="harness verify without a digest file, which compares values",
             )
         self.checkpoint = checkpoint

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.base.bits import ITEMSIZE, Bits, Nan, bits_dtype, canonical_nans, converted
+from harness.base.bits import Bits, Nan, bits_dtype, canonical_nans, converted, itemsize
 from harness.base.errors import BadInput
 from harness.base.progress import Meter
 from harness.base.scanning import nonzero, unequal
@@ -54,7 +54,7 @@ from harness.devices.expert_layout import (
 from harness.devices.held import Held
 from harness.devices.sharding import misplaced
 from harness.devices.tensors import DevicePart, DeviceTensor
-from harness.families.experts import ExpertKey, ReferencePart
+from harness.families.experts import ExpertKey, ExpertShape, ReferencePart
 from harness.families.family import Projection
 
 
@@ -130,7 +130,7 @@ class PartComparison:
         self.reference = reference
         self.device = device
         self.layout: Layout = expert_layout(
-            backend, reference.shape, len(device.mesh),
+            backend, self.packed_shape(), len(device.mesh),
             alternating=reference.checkpoint.family.alternating,
         )  # fmt: skip
         self.held = Held(self.layout, device.mesh, device.local)
@@ -141,6 +141,10 @@ class PartComparison:
         self.chosen = chosen or Chosen(reference)
         self.tally = tally_of(reference, self.chosen)
         self.tally.divided = self.held.divides_experts
+
+    def packed_shape(self) -> ExpertShape:
+        """Sizes of an expert on the devices."""
+        return self.reference.shape
 
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: what is extra, then layer by layer."""
@@ -306,7 +310,7 @@ class PartComparison:
             suspects = layer.digests.dirty.get(parameter)
             for number, gap in enumerate(self._gaps[parameter]):
                 what = Gap(expert, gap)
-                nbytes = len(gap.rows) * len(gap.columns) * ITEMSIZE[tensor.dtype]
+                nbytes = len(gap.rows) * len(gap.columns) * itemsize(tensor.dtype)
                 if suspects is None:
                     bits = tensor.rectangle(expert, gap.rows, gap.columns)
                     yield Check(what, nbytes, [(bits, zeros(bits.shape, bits.dtype))])
@@ -320,7 +324,7 @@ class PartComparison:
         """
         blocks = self._blocks[key.projection]
         elements = sum(len(block.rows) * len(block.columns) for block in blocks)
-        nbytes = elements * ITEMSIZE[self.reference.shape.dtype]
+        nbytes = elements * itemsize(self.reference.shape.dtype)
         if (known := self._known(key)) is not None:
             held = self._held(key, tensor) if words is None else words[key.expert]
             return Check(key, nbytes, equal=np.array_equal(held, known))

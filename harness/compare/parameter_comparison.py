@@ -45,7 +45,7 @@ from harness.compare.digest_comparison import Method
 from harness.compare.digesting import digest_of_tensor
 from harness.compare.equality import on_all_cores
 from harness.compare.file_sums import digests_of_rows
-from harness.compare.fp8_experts import unequal_values
+from harness.compare.fp8_linear import unequal_values
 from harness.compare.parameter_view import Fault, ParameterView, ParameterViews, is_fp8, padding_of
 from harness.compare.pieces import (
     USUAL,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from harness.devices.parameter_layout import (
     sizes_of,
 )
 from harness.devices.tensors import DeviceShard, DeviceTensor
-from harness.families.blocks import TENSOR, Row
+from harness.families.blocks import TENSOR, Cut, Row
 from harness.families.experts import ReferencePart
 
 
@@ -219,6 +219,14 @@ class ParameterViews:
             self._checkpoint.location.where("config.json"),
         )
 
+    def _sizes_of(self, name: str) -> LayoutSizes:
+        """The sizes as the layer of a parameter has them."""
+        checkpoint = self._checkpoint
+        layer = checkpoint.family.layer_of(name)
+        if layer is None or (text := checkpoint.of_layer(layer)) is checkpoint.text:
+            return self.sizes
+        return sizes_of(text, checkpoint.config, checkpoint.location.where("config.json"))
+
     @cached_property
     def tied(self) -> bool:
         """Whether the head is the embedding."""
@@ -257,7 +265,7 @@ class ParameterViews:
     def _row(self, tensor: DeviceTensor) -> tuple[Row, tuple[str, ...]] | None:
         family = self._checkpoint.family
         name = family.in_checkpoint(self._reference.part, tensor.name)
-        found = family.rule_for(name)
+        found = family.rule_for(name, self._checkpoint.entries)
         if found and name == family.head and self.tied:
             return found[0], (family.embedding,)
         return found
@@ -267,21 +275,34 @@ class ParameterViews:
         if absent := [name for name in names if name not in entries]:
             raise _DoesNotFit(f"no tensor {', '.join(absent)} in the checkpoint")
         sources = [Source(n, tuple(entries[n].shape), entries[n].dtype) for n in names]
+        if row.biases:
+            outputs = sum(self._reference.sizes_of(projection)[0] for projection in row.biases)
+            if sources[0].shape != (self._reference.shape.experts, outputs):
+                raise _DoesNotFit(f"no layout: a tensor of {list(sources[0].shape)}")
+        sizes = self._sizes_of(tensor.name)
+        if row.of_heads and len(tensor.shape) > 2:
+            heads = 0 if row.cut is Cut.INPUTS else 1
+            sizes = replace(sizes, kv_heads=tensor.shape[heads])
+            tensor = tensor.merged(heads)
+        if row.exchanged:
+            tensor = tensor.exchanged()
         try:
             dtype = parameter_dtype(
                 row, sources, self._reference.model_dtype, fp8=self._checkpoint.fp8
             )
             layout = parameter_layout(
-                row, sources, self._mesh, self.sizes, self._packing, dtype,
+                row, sources, self._mesh, sizes, self._packing, dtype,
                 self._experts if row.biases else None,
             )  # fmt: skip
         except (UnknownParameterLayout, UnknownLayout) as error:
             raise _DoesNotFit(f"no layout: {error}") from error
         if row.biases:
             tensor = tensor.flattened()
-        return ParameterView(tensor.lifted() if row.squeezed else tensor, row, layout, names)
+        return ParameterView(
+            tensor.lifted() if row.squeezed else tensor, row, layout, (*dict.fromkeys(names),)
+        )
 
     @cached_property
     def _experts(self) -> Layout:
         """How experts lie; none of a release that has them on no device."""
-        return expert_layout(self._backend, self._reference.shape, self._mesh.count(TENSOR))
+        return expert_layout(self._backend, self._reference.packed_shape, self._mesh.count(TENSOR))

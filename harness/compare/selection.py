@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from harness.base.bits import ITEMSIZE
+from harness.base.bits import itemsize
 from harness.base.errors import BadInput
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Part, Projection
@@ -99,7 +99,7 @@ def choose(parts: Sequence[ReferencePart], selection: Selection) -> dict[Part, C
 def expert_bytes(part: ReferencePart) -> int:
     """Bytes of one expert's three matrices."""
     shape = part.shape
-    return len(Projection) * shape.hidden * shape.intermediate * ITEMSIZE[shape.dtype]
+    return len(Projection) * shape.hidden * shape.intermediate * itemsize(shape.dtype)
 
 
 def keys_of(part: Part, layer: int, experts: Sequence[int]) -> Iterator[ExpertKey]:

@@ -55,9 +55,23 @@ PARAMETER_OF = {
 }
 
 
+#: What tpu-inference's own JAX models call them once they are processed, as vLLM's are
+#: (``layers/jax/quantization/unquantized.py``, ``UnquantizedFusedMoEMethod``, 0.26 and 0.32).
+_OWN_NAMES = {
+    "kernel_gating_upproj_EDF": Parameter.W13,
+    "kernel_gating_upproj_E2DF": Parameter.W13,
+    "kernel_down_proj_EFD": Parameter.W2,
+}
+
+
+def parameter_called(name: str) -> Parameter | None:
+    """The array of experts that upstream calls so, whichever implementation it is of."""
+    return Parameter(name) if name in set(Parameter) else _OWN_NAMES.get(name)
+
+
 def is_expert_array(name: str) -> bool:
-    """Whether vLLM calls experts' arrays, or their scales, so."""
-    return name.rpartition(".")[2].startswith(tuple(Parameter))
+    """Whether upstream calls experts' arrays, or their scales, so."""
+    return name.rpartition(".")[2].startswith((*Parameter, *_OWN_NAMES))
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from harness.base.bits import FROM_ARRAY_NAME, Bits, bits_dtype
+from harness.base.bits import FROM_ARRAY_NAME, ITEMSIZE, ON_DEVICES, Bits, bits_dtype
 from harness.devices.digest_xla import XlaPrograms
 from harness.devices.expert_layout import Span
 from harness.devices.programs import Held
 from harness.devices.tensors import DeviceShard, DeviceTensor
 
 _PROGRAMS = XlaPrograms()
+#: Types that programs take as words: not those of half a byte or of eight, nor truth values.
+_DIGESTED = {name for name, nbytes in ITEMSIZE.items() if nbytes <= 4} - {"BOOL"}
 
 
 def from_jax(name: str, array: Any, *, in_host_memory: bool) -> DeviceTensor:
@@ -22,7 +24,8 @@ def from_jax(name: str, array: Any, *, in_host_memory: bool) -> DeviceTensor:
     Only the shards this process can address are seen. ``in_host_memory``: whether its devices
     share the host's memory, as CPU devices do.
     """
-    dtype = FROM_ARRAY_NAME.get(str(array.dtype), str(array.dtype))
+    held = str(array.dtype)
+    dtype = (FROM_ARRAY_NAME | ON_DEVICES).get(held, held)
     shards = sorted(array.addressable_shards, key=lambda shard: shard.device.id)
     return DeviceTensor(
         name=name,
@@ -65,7 +68,7 @@ def _shard_from_jax(
         device,
         spans(shard.index, shape),
         fetch,
-        held=Held(shard.data, _PROGRAMS),
+        held=Held(shard.data, _PROGRAMS) if dtype in _DIGESTED else None,
         in_host_memory=in_host_memory,
     )
 

@@ -243,15 +243,19 @@ def parameter_layout(
 def _biases(row: Row, source: Source, experts: Layout | None, dtype: str) -> ParameterLayout:
     """Biases of experts' matrices, [E, outputs] and so on the device, as the matrices' outputs lie.
 
-    They are cut with them, where the outputs or the experts are, and are f32 on the device.
+    They are cut with them, where the outputs or the experts are, and are f32 on the device. Where a
+    quantised release's matrices are padded to more outputs, so are they.
     """
     if experts is None:
         raise UnknownParameterLayout("how experts lie is not known")
     step = len(row.biases)
     blocks, (parameter,) = [], {PARAMETER_OF[projection] for projection in row.biases}
     for number, projection in enumerate(row.biases):
-        for outputs, at in experts.outputs_of(projection):
-            rows = Span(step * outputs.start + number, step * outputs.stop)
+        for outputs, place in experts.outputs_of(projection):
+            if not (own := outputs.overlap(Span(0, source.shape[-1] // step))):
+                continue
+            at = Span(place.start, place.start + len(own))
+            rows = Span(step * own.start + number, step * own.stop)
             blocks.append(RowBlock(source.name, rows, at, step=step))
     blocks.sort(key=lambda block: block.at.start)
     shape = (experts.shapes[parameter][0], experts.width_of(parameter))
@@ -300,7 +304,8 @@ def parameter_dtype(row: Row, sources: Sequence[Source], model: str, *, fp8: boo
 class _Piece:
     """Rows that are divided together: of one tensor, heads of ``head`` rows, each ``copies``.
 
-    ``even_first``: of each head the even rows come first, then the odd ones.
+    ``even_first``: of each head the even rows come first, then the odd ones. ``first_copy``: the
+    number of the first of the copies, where another piece holds the same rows.
     """
 
     source: str
@@ -308,6 +313,7 @@ class _Piece:
     copies: int = 1
     head: int = 1
     even_first: bool = False
+    first_copy: int = 0
 
 
 def _pieces(
@@ -319,7 +325,16 @@ def _pieces(
                 heads = shards if letter == "q" else sizes.kv_heads
                 rows = Span(0, source.shape[0])
                 sorted_ = row.pieces is Pieces.QKV_ROTARY and letter != "v"
-                yield _Piece(source.name, rows, _copies(shards, heads), sizes.head_dim, sorted_)
+                copies = _copies(shards, heads)
+                again = letter == "v" and source.name == sources[1].name  # keys that are values
+                yield _Piece(
+                    source.name, rows, copies, sizes.head_dim, sorted_, copies if again else 0
+                )
+        case Pieces.HEADS:
+            length = sources[0].shape[0]
+            each = length // (sizes.kv_heads if sizes.kv_heads % shards else 1)
+            for start in range(0, length, each):
+                yield _Piece(sources[0].name, Span(start, start + each))
         case Pieces.QKV_FUSED:
             third = sources[0].shape[0] // 3
             for number, letter in enumerate(_QKV):
@@ -363,8 +378,9 @@ def _blocks(pieces: Sequence[_Piece], shards: int) -> Iterator[RowBlock]:
             runs = _runs(piece, Span(shard * part, (shard + 1) * part))
             for block in _even_first(piece, runs) if piece.even_first else runs:
                 yield RowBlock(
-                    block.source, block.rows, Span(start, start + len(block.rows)), block.copy
-                )
+                    block.source, block.rows, Span(start, start + len(block.rows)),
+                    block.copy + piece.first_copy,
+                )  # fmt: skip
                 start += len(block.rows)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.base.bits import Bits, bits_dtype
-from harness.devices.expert_layout import Parameter, Span
+from harness.devices.expert_layout import Parameter, Span, parameter_called
 from harness.devices.programs import Held
 from harness.families.family import Family, Part
 
@@ -72,12 +72,15 @@ class DeviceShard:
         """The shard with its middle axes as one; it takes an index of the first axis alone."""
         middle = self.index[1:-1]
         rows = math.prod(map(len, middle))
+        start = next((span for span in middle if span.start), Span(0, 0)).start
 
         def fetch(index: Any) -> Bits:
             bits = self.fetch(index)
             return bits.reshape(*bits.shape[: -len(middle) - 1], rows, bits.shape[-1])
 
-        return replace(self, index=(self.index[0], Span(0, rows), self.index[-1]), fetch=fetch)
+        return replace(
+            self, index=(self.index[0], Span(start, start + rows), self.index[-1]), fetch=fetch
+        )
 
     def flattened(self) -> DeviceShard:
         """The shard as [E, numbers]: all axes but the first count as one."""
@@ -90,6 +93,39 @@ class DeviceShard:
             return flat
 
         return replace(self, index=(self.index[0], Span(first, first + count)), fetch=fetch)
+
+    def merged(self, axis: int, shape: tuple[int, ...]) -> DeviceShard | None:
+        """The shard with ``axis`` and the next as one; None where it cuts both.
+
+        Where it cuts the second, the one axis runs over parts of that first, part by part.
+        """
+        first, second = self.index[axis : axis + 2]
+        count, width = len(first), len(second)
+        if len(second) == shape[axis + 1]:
+            start = first.start * width
+        elif count == shape[axis]:
+            start = second.start * count
+        else:
+            return None
+
+        def fetch(index: Any) -> Bits:
+            bits = self.fetch(...)
+            one: Bits = bits.reshape(*bits.shape[:axis], -1, *bits.shape[axis + 2 :])[index]
+            return one
+
+        span = Span(start, start + count * width)
+        index = (*self.index[:axis], span, *self.index[axis + 2 :])
+        return replace(self, index=index, fetch=fetch)
+
+    def exchanged(self) -> DeviceShard:
+        """The shard with its first two axes the other way round."""
+        first, second, *others = self.index
+        shape = tuple(map(len, self.index))
+        return replace(
+            self, index=(second, first, *others),
+            held=replace(self.held, exchanged=shape) if self.held else None,
+            fetch=lambda index: self.fetch(...).swapaxes(0, 1)[index],
+        )  # fmt: skip
 
     def lifted(self) -> DeviceShard:
         """The shard with an axis of size 1 before all others."""
@@ -158,10 +194,13 @@ class DeviceTensor:
     def folded(self) -> DeviceTensor:
         """The tensor as [E, rows, columns]: axes between the first and the last count as one.
 
-        Itself where a shard cuts one of those axes: no packing does that, and the shape tells.
+        Itself where a shard cuts one of those axes, and it is not the only one that is longer than
+        one: no packing does that, and the shape tells.
         """
         middle = self.shape[1:-1]
-        whole = all(tuple(map(len, shard.index[1:-1])) == middle for shard in self.shards)
+        whole = sum(size > 1 for size in middle) < 2 or all(
+            tuple(map(len, shard.index[1:-1])) == middle for shard in self.shards
+        )
         if len(middle) < 2 or not whole:
             return self
         shape = (self.shape[0], math.prod(middle), self.shape[-1])
@@ -180,6 +219,29 @@ class DeviceTensor:
             return self
         shape = (self.shape[0], math.prod(self.shape[1:]))
         return replace(self, shape=shape, shards=tuple(s.flattened() for s in self.shards))
+
+    def merged(self, axis: int) -> DeviceTensor:
+        """The tensor with ``axis`` and the next, heads and their width, as one; see the shards'.
+
+        Itself where it has too few axes, or a shard cuts both: the shape tells.
+        """
+        if len(self.shape) < axis + 2:
+            return self
+        shards = [shard.merged(axis, self.shape) for shard in self.shards]
+        whole = tuple(shard for shard in shards if shard is not None)
+        if len(whole) < len(shards):
+            return self
+        length = self.shape[axis] * self.shape[axis + 1]
+        shape = (*self.shape[:axis], length, *self.shape[axis + 2 :])
+        return replace(self, shape=shape, shards=whole)
+
+    def exchanged(self) -> DeviceTensor:
+        """The tensor with its first two axes the other way round; itself where it has fewer."""
+        if len(self.shape) < 2:
+            return self
+        first, second, *others = self.shape
+        shards = tuple(shard.exchanged() for shard in self.shards)
+        return replace(self, shape=(second, first, *others), shards=shards)
 
     def lifted(self) -> DeviceTensor:
         """The tensor with an axis of size 1 before all others."""
@@ -212,11 +274,12 @@ class DevicePart:
 
     Attributes:
         layers: layer number to its arrays.
-        unknown: names of expert arrays that are neither ``w13_weight`` nor ``w2_weight``.
+        unknown: names of expert arrays that are neither of gate and up nor of down.
         mesh: device names in the order of the mesh axis that experts are sharded over.
         scales: layer number to the scales of its arrays; those count as unknown, too, where
             nothing is quantised.
         local: of ``mesh``, the devices this process addresses; None for all.
+        others: layer number to all further arrays, by the end of their names.
     """
 
     layers: Mapping[int, Mapping[Parameter, DeviceTensor]]
@@ -224,6 +287,7 @@ class DevicePart:
     mesh: tuple[str, ...]
     scales: Mapping[int, Mapping[Parameter, DeviceTensor]] = field(default_factory=dict)
     local: frozenset[str] | None = None
+    others: Mapping[int, Mapping[str, DeviceTensor]] = field(default_factory=dict)
 
 
 def device_part(
@@ -248,16 +312,18 @@ def device_part(
     """
     layers: dict[int, dict[Parameter, DeviceTensor]] = {}
     scales: dict[int, dict[Parameter, DeviceTensor]] = {}
+    others: dict[int, dict[str, DeviceTensor]] = {}
     unknown = []
     for tensor in tensors:
         if not (match := _expert_parameter(module).search(tensor.name)):
             continue
-        if match["parameter"] in set(Parameter):
-            parameters = layers.setdefault(int(match["layer"]), {})
-            parameters[Parameter(match["parameter"])] = tensor.folded()
+        if parameter := parameter_called(match["parameter"]):
+            layers.setdefault(int(match["layer"]), {})[parameter] = tensor.folded()
             continue
         unknown.append(tensor.name)
         weight = match["parameter"].removesuffix("_inv").removesuffix("_scale")
         if weight in set(Parameter):
             scales.setdefault(int(match["layer"]), {})[Parameter(weight)] = tensor
-    return DevicePart(layers, tuple(unknown), mesh, scales, local)
+        else:
+            others.setdefault(int(match["layer"]), {})[weight] = tensor
+    return DevicePart(layers, tuple(unknown), mesh, scales, local, others)

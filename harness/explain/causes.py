@@ -20,20 +20,32 @@ else:
     _Open = EnumType
 
 
+class Suspect(StrEnum):
+    """Whose fault a cause is, as far as the cause alone tells."""
+
+    UPSTREAM = "upstream"
+    CHECKPOINT = "checkpoint"
+    MACHINE = "machine"
+    HARNESS = "harness"
+    UNKNOWN = "unknown"
+
+
 class Cause(StrEnum, metaclass=_Open):
     """The classes of fault that can be told apart."""
 
     # Each is declared beside the rule that names it, in a file of this room, and is a member from
     # then on: bit-flip is Cause.BIT_FLIP. Whoever imports anything of the room has all of them.
     next_step: str
+    suspect: Suspect
 
     @classmethod
-    def declared(cls, value: str, next_step: str) -> Cause:
+    def declared(cls, value: str, next_step: str, suspect: Suspect = Suspect.UPSTREAM) -> Cause:
         """A new member.
 
         Args:
             value: what reports call it.
             next_step: what to do about it.
+            suspect: whose fault it is; the stack under test is what most rules are about.
 
         Raises:
             ValueError: there is one of that name.
@@ -42,7 +54,8 @@ class Cause(StrEnum, metaclass=_Open):
         if name in cls.__members__:
             raise ValueError(f"two causes are called {value}")
         cause = str.__new__(cls, value)
-        cause._name_, cause._value_, cause.next_step = name, value, next_step
+        cause._name_, cause._value_ = name, value
+        cause.next_step, cause.suspect = next_step, suspect
         # What a class statement would do. Python has no other way to add a member before 3.13.
         setattr(cls, name, cause)
         cls._member_names_.append(name)

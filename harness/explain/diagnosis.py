@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from harness.base.bits import Bits
-from harness.compare.difference import BitsDiffer, Difference, TensorUnread
+from harness.compare.difference import BitsDiffer, Difference, TensorUnread, ValuesDiffer
 from harness.compare.expert_comparison import PartComparison
+from harness.compare.quantised_experts import QuantisedPartComparison
+from harness.devices.expert_layout import Parameter
 from harness.explain.causes import Diagnosis, Finding, diagnoses_of
 from harness.explain.delivery_rules import NOT_DELIVERED
 from harness.explain.evidence import (
@@ -27,6 +29,7 @@ from harness.explain.evidence import (
 )
 from harness.explain.metadata import Known, explain_metadata
 from harness.explain.provenance import FileSearch, Occurrence, ReferenceIndex, depth
+from harness.explain.quantised import explain_quantised
 from harness.explain.rules import explain
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Projection
@@ -79,6 +82,9 @@ class Explainer:
         ):
             return told
         key = difference.key
+        if isinstance(difference, ValuesDiffer) and difference.parameter.endswith(tuple(Parameter)):
+            assert isinstance(self._comparison, QuantisedPartComparison)
+            return explain_quantised(difference, self._comparison)
         if not isinstance(difference, BitsDiffer) or key is None:
             return explain_metadata(difference, self._known)
         finding = explain(self.evidence(key))

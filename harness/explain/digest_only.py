@@ -14,7 +14,7 @@ from harness.base.bits import ITEMSIZE
 from harness.compare.authority import Authority
 from harness.compare.difference import DigestDiffers
 from harness.devices.digest import Words, digest_of_constant
-from harness.explain.causes import Cause, Finding
+from harness.explain.causes import Cause, Finding, Suspect
 from harness.explain.delivery_rules import PARAMETER_UNWRITTEN, UNWRITTEN
 from harness.explain.origin_rules import OTHER_SLICE
 from harness.explain.rules import UNEXPLAINED
@@ -26,6 +26,7 @@ FILE_DIFFERS = Cause.declared(
     "file-differs",
     "compare the file with its store's checksum (--checksums) and download it again; or take "
     "the digest file of this revision",
+    suspect=Suspect.CHECKPOINT,
 )
 
 

@@ -6,8 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.explain.causes import Cause, Diagnosis, experts_text, fix_of
-from harness.explain.delivery_rules import ARGUMENT_CONTRACT, DELIVERED_LATE
+from harness.explain.causes import Cause, Diagnosis, Suspect, experts_text, fix_of
+from harness.explain.delivery_rules import (
+    ARGUMENT_CONTRACT,
+    DELIVERED_LATE,
+    PARAMETER_UNWRITTEN,
+)
 from harness.explain.metadata import DELIVERED_TWICE
 from harness.explain.rules import UNEXPLAINED
 from harness.families.misread import Misread
@@ -28,6 +32,7 @@ CONFIG_LACKS_KEY = Cause.declared(
     "config-lacks-key",
     "give config.json the key, with the publisher's value: what saved the checkpoint does not "
     "write it, and this release builds no model, or another one, without it",
+    suspect=Suspect.CHECKPOINT,
 )
 HOOKED_AS_EXPERT = Cause.declared(
     "hooked-as-expert",
@@ -50,7 +55,7 @@ def diagnose_failure(
         misread: what the stack takes the part's storage for, where that is another one.
     """
     call = ledger.calls[-1] if ledger.failed else None
-    known = (
+    known = _unassigned(ledger) or (
         (_contract(call, ledger.undelivered(layers, experts)) if call else None)
         or (_no_expert(call, ledger, ledger.undelivered(layers, experts)) if call else None)
         or _streamed_twice(ledger)
@@ -102,6 +107,22 @@ def never_arrived(
     if diagnosis.cause is DELIVERED_LATE:
         return _early(ledger, layers, experts)
     return {}
+
+
+def _unassigned(ledger: Ledger) -> Diagnosis | None:
+    """Parameters that have no memory, since nothing was assigned to them: no program takes them.
+
+    Of tpu-inference's own models (``models/common/model_loader.py``, ``create_jit_model``).
+    """
+    if not ledger.unassigned:
+        return None
+    first, more = ledger.unassigned[0], len(ledger.unassigned) - 1
+    return _failed(
+        PARAMETER_UNWRITTEN,
+        f"nothing was ever assigned to {first}" + (f" and {more} more" if more else ""),
+        f"of {len(ledger.parameters)} parameters {more + 1} still are shapes without memory; "
+        f"{len(ledger.streamed)} tensors were streamed",
+    )
 
 
 def _contract(call: LoaderCall, undelivered: dict[int, tuple[int, ...]]) -> Diagnosis | None:

@@ -26,7 +26,7 @@ from harness.compare.difference import (
 )
 from harness.compare.words import device_words, reference_words, source_words
 from harness.devices.expert_layout import Parameter
-from harness.explain.causes import Cause, Finding
+from harness.explain.causes import Cause, Finding, Suspect
 from harness.explain.delivery_rules import (
     BIAS_LOST,
     BIASES_LOST,
@@ -77,13 +77,16 @@ UNACCOUNTED = Cause.declared(
     "unaccounted",
     "look at what the release renamed or added, and give it a rule, a derivation or a "
     "reason in harness/families/",
+    suspect=Suspect.HARNESS,
 )
 STRUCTURE = Cause.declared(
     "structure", "look at the parameter's creation: shape, dtype or name changed upstream"
 )
 #: A device that nobody looked at: said where the reports of hosts are merged.
 UNCHECKED = Cause.declared(
-    "unchecked", "every host of the mesh has to run the harness; see that each left a report"
+    "unchecked",
+    "every host of the mesh has to run the harness; see that each left a report",
+    suspect=Suspect.HARNESS,
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.base.bits import Bits
 from harness.base.scanning import equal, stretches
-from harness.explain.causes import Cause, Finding
+from harness.explain.causes import Cause, Finding, Suspect
 from harness.explain.evidence import Evidence, Granule, Lines, Need, Slice, Turn, rule
 from harness.explain.origin_rules import OTHER_BYTES
 from harness.explain.provenance import digest, needle
@@ -280,7 +280,9 @@ def _needles(e: Evidence) -> Iterator[bytes]:
 
 
 DAMAGED = Cause.declared(
-    "damaged", "compare the file with its checksum (--checksums), then read it and the device again"
+    "damaged",
+    "compare the file with its checksum (--checksums), then read it and the device again",
+    suspect=Suspect.MACHINE,
 )
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from harness.explain.causes import Cause, Finding
+from harness.explain.causes import Cause, Finding, Suspect
 from harness.explain.distance import farthest
 from harness.explain.evidence import Evidence, Rule
 
@@ -28,7 +28,9 @@ _NOT_SEARCHED = (
 
 
 UNEXPLAINED = Cause.declared(
-    "unexplained", "the differences are listed raw; rerun to see whether they are stable"
+    "unexplained",
+    "the differences are listed raw; rerun to see whether they are stable",
+    suspect=Suspect.UNKNOWN,
 )
 
 

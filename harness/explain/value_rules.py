@@ -6,7 +6,7 @@ import numpy as np
 
 from harness.base.bits import Bits, is_nan
 from harness.base.scanning import Mask
-from harness.explain.causes import Cause, Finding
+from harness.explain.causes import Cause, Finding, Suspect
 from harness.explain.evidence import NUMBERS, Evidence, Need, Turn, rule
 
 TURN = Turn.ELEMENTS
@@ -34,6 +34,7 @@ REPLICAS_DIFFER = Cause.declared(
     "replicas-differ",
     "look for a device that was written for itself: memory or link corruption, or a "
     "transfer that failed",
+    suspect=Suspect.MACHINE,
 )
 
 
@@ -99,7 +100,9 @@ def subnormals_flushed(e: Evidence) -> Finding | None:
 
 
 BIT_FLIP = Cause.declared(
-    "bit-flip", "read the file and the device again: storage, memory or link corruption"
+    "bit-flip",
+    "read the file and the device again: storage, memory or link corruption",
+    suspect=Suspect.MACHINE,
 )
 
 

@@ -13,6 +13,7 @@ transforms themselves are in :mod:`harness.devices.parameter_layout`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -53,7 +54,10 @@ UPSTREAM: dict[str, str] = {
     "process_moe_weights and _get_moe_weight_shardings",
     "vocabulary": "vllm/model_executor/layers/vocab_parallel_embedding.py, pad_vocab_size; "
     "tpu_inference/layers/vllm/quantization/unquantized.py, VllmUnquantizedEmbeddingMethod",
+    "own": "tpu_inference/models/jax/utils/weight_utils.py, JaxAutoWeightsLoader and "
+    "load_nnx_param_from_reshaped_torch; placement where the model makes the parameter",
     "rope": "vllm/model_executor/layers/rotary_embedding, _compute_cos_sin_cache",
+    "gemma4": "vllm/model_executor/models/gemma4.py, the buffers root_size and normalizer",
     "scale": "vllm/model_executor/layers/attention/attention.py, the scales' buffers",
 }
 
@@ -78,6 +82,7 @@ class Pieces(StrEnum):
     - ``qkvz``: tensors qkv and z of linear attention; the first holds q, k and v.
     - ``rows``: whole, and padded with rows of zeros to a multiple of 64 (the vocabulary).
     - ``alternating``: of the biases of experts' gate and up, [E, 2F], every second number is one's.
+    - ``heads``: one tensor of heads; each is cut for itself where the devices do not divide them.
     """
 
     WHOLE = "whole"
@@ -88,6 +93,7 @@ class Pieces(StrEnum):
     QKVZ = "qkvz"
     ROWS = "rows"
     ALTERNATING = "alternating"
+    HEADS = "heads"
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class Row:
             (:class:`harness.devices.parameter_layout.ParameterLayout`).
         fp8: whether FP8 releases store it as codes with block scales.
         stored_as: the safetensors dtype that publishers store it in, where the model's is BF16.
+        exchanged: whether the device holds the tensor's first two axes the other way round.
         squeezed: whether the device lacks the tensor's first axis, which is of size 1.
         left_alone_before: releases of vLLM before this one make the linear layer without a
             quantisation config, and tpu-inference leaves those as they are, on every device.
@@ -115,6 +122,11 @@ class Row:
         biases: the experts' matrices whose biases it holds, if any, [E, outputs] in the checkpoint,
             those of several in turn: they lie as the matrices' outputs do, zeros between them, and
             are f32.
+        of_heads: its outputs, or inputs where these are divided, are those of heads, which
+            tpu-inference's own models hold as an axis: [inputs, heads, width] or [heads, width,
+            outputs].
+        own: its rows in those models, where they do not follow from it
+            (:func:`harness.families.own_models.own_rows`).
     """
 
     kind: str
@@ -129,10 +141,13 @@ class Row:
     casts: bool = True
     fp8: bool = False
     stored_as: str = "BF16"
+    exchanged: bool = False
     squeezed: bool = False
     left_alone_before: tuple[int, ...] = ()
     copies: tuple[str, ...] = ()
     biases: tuple[Projection, ...] = ()
+    of_heads: bool = False
+    own: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -218,6 +233,9 @@ def attention(
     rotary: bool = False,
     output_biased: bool = False,
     sinks: bool = False,
+    width: Callable[[ModelShape], int] = lambda s: s.head_dim,
+    kv_heads: Callable[[ModelShape], int] = lambda s: s.kv_heads,
+    keys_are_values: bool = False,
 ) -> Block:
     """Attention of q, k, v and an output.
 
@@ -230,18 +248,24 @@ def attention(
         rotary: upstream sorts the rows of each head of q and k, even ones first (Llama-4).
         output_biased: the output has a bias.
         sinks: each head has a number that takes part in its softmax (gpt-oss).
+        width: of a head.
+        kv_heads: how many heads k and v have.
+        keys_are_values: there is no v: k is both (Gemma-4's full attention).
     """
     kind = "attention q, k, v" + (" (with the output gate in q)" if gated else "")
-    keys = lambda s: (s.kv_heads * s.head_dim, s.hidden)  # noqa: E731
+    keys = lambda s: (kv_heads(s) * width(s), s.hidden)  # noqa: E731
     shapes: tuple[ShapeOf, ...] = (
-        lambda s: ((2 if gated else 1) * s.heads * s.head_dim, s.hidden), keys, keys,
+        lambda s: ((2 if gated else 1) * s.heads * width(s), s.hidden), keys, keys,
     )  # fmt: skip
     return Block((
-        _qkv(kind, "weight", shapes, Pieces.QKV_ROTARY if rotary else Pieces.QKV),
+        _qkv(
+            kind, "weight", shapes, Pieces.QKV_ROTARY if rotary else Pieces.QKV,
+            "qkk" if keys_are_values else "qkv",
+        ),
         *([_qkv(f"{kind}: biases", "bias", tuple(map(_bias_of, shapes)))] if biased else []),
         by_inputs(
-            "attention output", f"{output}.weight", lambda s: (s.hidden, s.heads * s.head_dim),
-            fp8=True,
+            "attention output", f"{output}.weight", lambda s: (s.hidden, s.heads * width(s)),
+            fp8=True, of_heads=True,
         ),
         *([by_inputs("attention output: bias", f"{output}.bias", lambda s: (s.hidden,))]
           if output_biased else []),
@@ -253,11 +277,17 @@ def attention(
     ))  # fmt: skip
 
 
-def _qkv(kind: str, suffix: str, shapes: tuple[ShapeOf, ...], pieces: Pieces = Pieces.QKV) -> Row:
+def _qkv(
+    kind: str,
+    suffix: str,
+    shapes: tuple[ShapeOf, ...],
+    pieces: Pieces = Pieces.QKV,
+    letters: str = "qkv",
+) -> Row:
     return Row(
         kind, f"qkv_proj.{suffix}",
         tuple((f"{letter}_proj.{suffix}", shape)
-              for letter, shape in zip("qkv", shapes, strict=True)),
+              for letter, shape in zip(letters, shapes, strict=True)),
         _TILED, cut=Cut.OUTPUTS, transposed=True, pieces=pieces, fp8=suffix == "weight",
     )  # fmt: skip
 
@@ -543,7 +573,14 @@ class Derived:
     constant: float | None = None
 
 
+#: Parameters that vLLM makes with a default of their own, for scales that a quantised release may
+#: bring: below zero they count as absent (``layers/quantization/kv_cache.py``, and
+#: ``compressed_tensors.py``, ``CompressedTensorsKVCacheMethod``; 0.26 and 0.32).
+DEFAULTED = re.compile(r".+\.attn\.(?:q|k|v|prob)_(?:scale|zero_point)")
+
 DERIVED: tuple[Derived, ...] = (
     Derived("rope table", r".+\.(?:rotary_emb|rotary_pos_emb)\.cos_sin_cache", "rope"),
+    Derived("rope frequencies", r".+\.rotary_emb\.(?:original_)?inv_freq", "rope"),
+    Derived("scales of Gemma-4", r".+\.(?:router\.root_size|normalizer)", "gemma4"),
     Derived("attention scale", r".+\.attn\._(?:q|k|v|prob)_scale", "scale", constant=1.0),
 )

@@ -6,10 +6,11 @@ layer's weight: [output features, input features], so gate and up are [F, D] and
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,9 +18,10 @@ import msgspec
 from harness.base.bits import Bits, converted, model_dtype
 from harness.base.bounds import shown, size
 from harness.base.errors import BadInput
-from harness.checkpoint.fp8_blocks import CODES, SCALE_SUFFIX
+from harness.checkpoint.grids import Quantised
 from harness.checkpoint.safetensors_file import Index
 from harness.families.family import Family
+from harness.families.formats.format import Stored
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.families.storage import (
     ExpertNaming,
@@ -46,7 +48,7 @@ class ExpertKey(NamedTuple):
 class ExpertShape:
     """Sizes of a part's experts: E ``experts``, D ``hidden``, F ``intermediate``.
 
-    ``dtype`` is what the device is to hold: the model's, or F8_E4M3 in an FP8 release.
+    ``dtype`` is what the device is to hold: the model's, or that of a quantised release's codes.
     """
 
     experts: int
@@ -114,8 +116,8 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     Raises:
         BadInput: a tensor of a layer is absent, shapes contradict the layout that the family
-            publishes, an FP8 release has codes of another type, or config.json states a dtype
-            that no model is made in.
+            publishes, a quantised release has tensors of another type, or config.json states a
+            dtype that no model is made in.
     """
 
     def __init__(
@@ -132,7 +134,8 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         where = checkpoint.location.where("config.json")
         self.model_dtype = model_dtype(checkpoint.config, stored, where)
         sizes = checkpoint.expert_sizes
-        dtype = CODES if checkpoint.fp8 else self.model_dtype
+        self.format = checkpoint.format
+        dtype = self.format.form.dtype if self.format else self.model_dtype
         self.shape = ExpertShape(sizes.experts, sizes.hidden, sizes.intermediate, dtype)
         for layer in self.layers:
             self._require_layout(layer)
@@ -151,10 +154,62 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
                 yield ExpertKey(self.part, layer, expert, projection)
 
     def __getitem__(self, key: ExpertKey) -> Bits:
+        if self.format:
+            return self.quantised(key).codes
         return converted(*self.stored(key), self.shape.dtype)
 
+    def quantised(self, key: ExpertKey) -> Quantised:
+        """Codes and scales of ``key``, [output, input], of a quantised release."""
+        assert self.format
+        return self.format.decoded(self._tensors_of(key), *self.sizes_of(key.projection))
+
+    def _tensors_of(self, key: ExpertKey) -> dict[str, Stored]:
+        """By suffix, the tensors that a matrix follows from."""
+        assert self.format
+        name, index, _ = self.stored_matrix(key)
+        stored = {}
+        for kind in self.format.tensors:
+            if kind.weighs:
+                tensor = self.naming.beside(name, kind.suffix)
+                entry = self.checkpoint.entries[tensor]
+                bits = self._block(tensor, key.expert)[index[1:]] if index else entry.bits()
+                stored[kind.suffix] = Stored(bits, entry.dtype)
+        return stored
+
+    def misread(self, key: ExpertKey) -> Iterator[tuple[str, str, Quantised]]:
+        """What the format says ``key`` may be mistaken for: of what kind, in words, and that."""
+        assert self.format
+        yield from self.format.misread(self._tensors_of(key), *self.sizes_of(key.projection))
+
+    @property
+    def packed_shape(self) -> ExpertShape:
+        """Sizes of an expert on the devices, which a quantised release may be padded to.
+
+        ``quantize_moe_weights`` pads D to blocks of w13's inputs, and F to those of w2's, which are
+        no longer than F (tpu-inference ``moe_weights.py``, 0.26 and 0.32).
+        """
+        form = self.format.form if self.format else None
+        if form is None or not form.padded or form.block is None:
+            return self.shape
+        hidden, narrow = self.shape.hidden, min(form.block, self.shape.intermediate)
+        return replace(
+            self.shape,
+            hidden=-(-hidden // form.block) * form.block,
+            intermediate=-(-self.shape.intermediate // narrow) * narrow,
+        )
+
+    def sizes_of(self, projection: Projection) -> tuple[int, int]:
+        """Outputs and inputs of a matrix."""
+        wide, narrow = self.shape.hidden, self.shape.intermediate
+        return (wide, narrow) if projection is Projection.DOWN else (narrow, wide)
+
     def stored(self, key: ExpertKey) -> tuple[Bits, str]:
-        """The bits of ``key`` as the checkpoint has them, [output, input], and their dtype."""
+        """The bits of ``key`` as the checkpoint has them, [output, input], and their dtype.
+
+        Of a quantised release the codes as the device is to hold them.
+        """
+        if self.format:
+            return self.quantised(key).codes, self.shape.dtype
         name, index, transposed = self.stored_matrix(key)
         dtype = self.checkpoint.entries[name].dtype
         matrix = self._block(name, key.expert)[index[1:]] if index else self.checkpoint.bits(name)
@@ -166,13 +221,14 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
     def _block(self, name: str, expert: int) -> Bits:
         """One expert's part of a fused tensor; gate and up are asked for one after the other.
 
-        Each thread keeps its last one, so that it is read once.
+        Each thread keeps the last few, so that each is read once: as many as a matrix has tensors.
         """
-        last = getattr(self._last, "block", None)
-        if last is None or last[0] != (name, expert):
-            self._last.block = last = ((name, expert), self.checkpoint.bits(name, (expert,)))
-        bits: Bits = last[1]
-        return bits
+        kept: dict[tuple[str, int], Bits] = self._last.__dict__.setdefault("blocks", {})
+        if (name, expert) not in kept:
+            kept[name, expert] = self.checkpoint.bits(name, (expert,))
+            for old in list(kept)[: -(len(self.format.tensors) if self.format else 1)]:
+                del kept[old]
+        return kept[name, expert]
 
     def source(self, key: ExpertKey) -> TensorSlice:
         """File, tensor and slice of ``key``, as a reader would write them."""
@@ -191,12 +247,27 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         return [tensor.name for tensor in self.tensors_of(layer)]
 
     def tensors_of(self, layer: int, naming: ExpertNaming | None = None) -> Iterator[ExpertTensor]:
-        """The tensors a layer must have, by its own naming or by another."""
-        return (naming or self.naming).tensors(layer, self.checkpoint.expert_sizes)
+        """The tensors a layer must have, by its own naming or by another.
+
+        Of a quantised release also those that lie beside the codes and are there.
+        """
+        naming = naming or self.naming
+        for tensor in naming.tensors(layer, self.checkpoint.expert_sizes):
+            yield from self._stored_as(naming, tensor) if self.format else (tensor,)
+
+    def _stored_as(self, naming: ExpertNaming, tensor: ExpertTensor) -> Iterator[ExpertTensor]:
+        assert self.format
+        *experts, outputs, inputs = tensor.shape
+        for kind in self.format.tensors:
+            name = naming.beside(tensor.name, kind.suffix)
+            if not kind.optional or name in self.checkpoint.entries:
+                shape = (*experts, *kind.shape(outputs, inputs))
+                dtypes = () if kind.converted else (kind.dtype,)
+                yield ExpertTensor(name, shape, tensor.expert, dtypes)
 
     def _require_layout(self, layer: int) -> None:
         wanted = list(self.tensors_of(layer))
-        for name, sizes, _ in wanted:
+        for name, sizes, _, dtypes in wanted:
             entry = self.checkpoint.entries.get(name)
             if entry is None:
                 raise BadInput(
@@ -205,8 +276,9 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
                     expected=f"{len(wanted)} expert tensors in {self.part} layer {layer}",
                     hint="finish the download, or correct num_experts in config.json",
                 )
-            dtype = CODES if self.checkpoint.fp8 else entry.dtype
-            if (entry.shape, entry.dtype) != (sizes, dtype):
+            stored = entry.shape == sizes or math.prod(entry.shape) == 1 == math.prod(sizes)
+            if not stored or (dtypes and entry.dtype not in dtypes):
+                dtype = " or ".join(dtypes) or entry.dtype
                 raise BadInput(
                     f"expert tensor {name!r} is {entry.dtype} {list(entry.shape)}",
                     where=str(entry.file),
@@ -377,7 +449,6 @@ def _require_no_stray(
     family = checkpoint.family
     unasked = {p for p in Part if p not in asked and not _is_described(family, p)}
     covered = {name for part in parts for layer in part.layers for name in part.names_of(layer)}
-    covered |= {f"{name}{SCALE_SUFFIX}" for name in covered} if checkpoint.fp8 else set()
     stray = sorted(
         name
         for name in checkpoint.entries

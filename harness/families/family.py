@@ -8,7 +8,7 @@ that nothing is left over, the synthetic writer and the page of parameters deriv
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from harness.base.errors import BadInput
 from harness.families.blocks import DERIVED, Block, Derived, Row, Shape
 from harness.families.layers import ALL_LAYERS, MoeLayers
 from harness.families.misread import COMMON_ROAD, Misread
+from harness.families.own_models import own_block
 from harness.families.sizes import ModelShape, named_shapes, resized
 from harness.families.storage import ExpertNaming, ExpertSizes, Part, Projection, Storage
 
@@ -93,7 +94,8 @@ class TensorSpec(NamedTuple):
     """One tensor of a checkpoint.
 
     ``experts`` is E for a fused one, ``transposed`` how it lies; ``fp8``: FP8 releases store it as
-    codes with block scales.
+    codes with block scales; ``routed``: it holds experts; ``fill`` makes what it may hold of random
+    words, where that is not any.
     """
 
     name: str
@@ -102,6 +104,8 @@ class TensorSpec(NamedTuple):
     transposed: bool = False
     dtype: str = "BF16"
     fp8: bool = False
+    routed: bool = False
+    fill: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,10 @@ class Family:
             in the file as on the device, and so are the names on the device, ``device_names``.
         unannounced_drafts: layers of a draft model that is in the files and not in config.json.
         draft_class: what the class names of vLLM's draft models hold.
+        own_names: as :attr:`device_names`, of tpu-inference's own JAX model; None where there is
+            none, or where it is not described. Its parameters are called as the checkpoint's
+            tensors, but for those prefixes (:mod:`harness.families.own_models`).
+        of_layer: what ``config.json`` says of the language model as one of its layers has it.
     """
 
     name: str
@@ -215,6 +223,8 @@ class Family:
     draft_prefix: str = "mtp."
     unannounced_drafts: int = 0
     draft_class: str = "MTP"
+    own_names: Mapping[Part, tuple[tuple[str, str], ...]] | None = None
+    of_layer: Callable[[Mapping[str, Any], int], Mapping[str, Any]] = lambda text, layer: text
     drafts: tuple[int, ...] = ()  # their layers, once a checkpoint has said it (:meth:`bound`)
 
     def bound(self, decoder_layers: int, drafts: int) -> Family:
@@ -227,6 +237,31 @@ class Family:
     def drafts_follow(self) -> bool:
         """Whether a draft model's layers are numbered on after the decoder's."""
         return "{layer}" in self.draft_prefix
+
+    def served_by_jax(self) -> Family:
+        """The family as tpu-inference's own JAX model of it has it on the device.
+
+        Raises:
+            BadInput: nothing is known of that.
+        """
+        if self.own_names is None:
+            raise BadInput(
+                f"{self.name} was loaded by tpu-inference's own JAX model, whose parameters no "
+                "family describes: nothing can be compared",
+                where="the devices",
+                expected="a family that says what that model's names begin with (own_names)",
+                hint="--impl vllm",
+            )
+        sections = tuple(
+            replace(
+                section,
+                modules=tuple(
+                    replace(m, block=own_block(m.block), device="") for m in section.modules
+                ),
+            )
+            for section in self.sections
+        )
+        return replace(self, sections=sections, device_names=self.own_names)
 
     def _of_drafts(self, template: str) -> tuple[str, ...]:
         """A template of names for each of the draft's layers; itself where it has no number."""
@@ -287,16 +322,6 @@ class Family:
 
     # Which tensor of the checkpoint is which parameter.
 
-    @property
-    def fp8_namings(self) -> tuple[ExpertNaming, ...]:
-        """Those of its FP8 releases: every expert's matrices are tensors of their own."""
-        first = {naming.part: naming for naming in reversed(self.namings)}
-        single = {n.part: n for n in self.namings if n.storage is Storage.PER_EXPERT}
-        return tuple(
-            single.get(part, ExpertNaming(part, naming.prefix, Storage.PER_EXPERT))
-            for part, naming in reversed(first.items())
-        )
-
     def is_of_experts(self, tensor: str) -> bool:
         """Whether a tensor of the checkpoint looks like one of routed experts, known or not."""
         if any(naming.layer_of(tensor) is not None for naming in self.namings):
@@ -340,16 +365,22 @@ class Family:
             for row in module.block.rows
         )
 
-    def rule_for(self, name: str) -> tuple[Row, tuple[str, ...]] | None:
+    def rule_for(self, name: str, there: Container[str] = ()) -> tuple[Row, tuple[str, ...]] | None:
         """The row of a parameter and the names of its tensors; None where there is none.
 
         Args:
             name: the parameter's, as :meth:`in_checkpoint` gives it.
+            there: the tensors that are there. Of several rows the first is taken that has all of
+                its own among them, or else the first.
         """
+        found: tuple[Row, tuple[str, ...]] | None = None
         for rule in self.rules:
             if match := rule.pattern.fullmatch(name):
-                return rule.row, tuple(match.expand(source) for source in rule.sources)
-        return None
+                sources = tuple(match.expand(source) for source in rule.sources)
+                if not there or all(source in there for source in sources):
+                    return rule.row, sources
+                found = found or (rule.row, sources)
+        return found
 
     def derived_for(self, name: str) -> Derived | None:
         """The row of a derived buffer, or None."""
@@ -517,7 +548,7 @@ def _specs(
 ) -> Iterator[TensorSpec]:
     path = _joined(section.path, module.path).replace("{n}", str(number))
     for row in module.block.rows:
-        for name, shape_of in row.stored:
+        for name, shape_of in dict.fromkeys(row.stored):
             yield TensorSpec(_joined(path, name), shape_of(shape), dtype=row.stored_as, fp8=row.fp8)
     if module.block.experts and naming:
         yield from expert_specs(naming, number, shape)
@@ -529,5 +560,5 @@ def expert_specs(naming: ExpertNaming, layer: int, shape: ModelShape) -> Iterato
     for tensor in naming.tensors(layer, sizes):
         yield TensorSpec(
             tensor.name, tensor.shape, None if tensor.expert is not None else shape.experts,
-            naming.storage.is_transposed, fp8=True,
+            naming.storage.is_transposed, routed=True,
         )  # fmt: skip

@@ -1,11 +1,11 @@
 """gpt-oss in bf16: interleaved experts with biases, attention with biases and sinks.
 
-The published checkpoints hold experts as MXFP4, which is refused; these are the same weights as
-people convert them, and as transformers saves them. The columns of gate and up alternate, and so
-do their biases. vLLM calls the attention ``attn`` and the embedding ``embedding``, and copies
-experts, their biases and the sinks into its parameters itself, past every ``weight_loader``
-(``models/gpt_oss.py``, ``_load_weights_other``, 0.21 to 0.32). Sizes: the ``config.json`` files of
-openai/gpt-oss-20b and openai/gpt-oss-120b.
+The published checkpoints hold experts as MXFP4 (:mod:`harness.families.formats.mxfp4`); these are
+the same weights as people convert them, and as transformers saves them. The columns of gate and up
+alternate, and so do their biases. vLLM calls the attention ``attn`` and the embedding
+``embedding``, and copies experts, their biases and the sinks into its parameters itself, past
+every ``weight_loader`` (``models/gpt_oss.py``, ``_load_weights_other``, 0.21 to 0.32). Sizes: the
+``config.json`` files of openai/gpt-oss-20b and openai/gpt-oss-120b.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ from harness.checkpoint.fp8_blocks import BLOCK, CODES, SCALE_SUFFIX
 from harness.checkpoint.safetensors_file import Index, TensorEntry
 from harness.checkpoint.stores.location import Location
 from harness.families.family import TIE, ExpertNaming, Family, Part, Storage
+from harness.families.formats.block_fp8 import Fp8Blocks
+from harness.families.formats.format import WeightFormat, parts_of
+from harness.families.formats.known_formats import format_of, formats
 from harness.families.found import found_namings
 from harness.families.known_families import families, family_of_architecture
 from harness.families.storage import ExpertSizes
@@ -59,7 +63,10 @@ class ModelCheckpoint(Checkpoint):
         below = section(self.config, self.family.text_key, where) if self.family.text_key else None
         #: What config.json says of the language model.
         self.text: dict[str, Any] = self.config if below is None else below
-        self.fp8 = _is_fp8(self.location, self.config, self.text)
+        #: How its experts are quantised; None where they are not.
+        self.format = _format(self.location, self.config, self.text)
+        #: Whether linear layers are quantised, too, by blocks.
+        self.fp8 = isinstance(self.format, Fp8Blocks)
         if self.fp8:
             _require_scales(self.entries)
         layers = _require_sizes(self.config, self.text, self.family, self.entries, where)
@@ -73,6 +80,10 @@ class ModelCheckpoint(Checkpoint):
         if self.listener is not None:
             self.listener.tensor(name, index, bits)
         return bits
+
+    def of_layer(self, layer: int) -> Mapping[str, Any]:
+        """What config.json says of the language model as a layer has it; :attr:`text` as a rule."""
+        return self.family.of_layer(self.text, layer)
 
     @property
     def tied(self) -> bool:
@@ -101,8 +112,8 @@ class ModelCheckpoint(Checkpoint):
         Raises:
             BadInput: see :func:`harness.families.found.found_namings`.
         """
-        if self.fp8:
-            published = self.family.fp8_namings
+        if self.format:
+            published = map(self.format.naming, parts_of(self.family.namings).values())
             return tuple(n for n in published if self.family.layers_of(n, self.entries))
         return found_namings(self.entries, self.family, self.expert_sizes, self.storage, self.path)
 
@@ -129,19 +140,27 @@ def _family(checkpoint: ModelCheckpoint) -> Family:
     )
 
 
-def _is_fp8(location: Location, config: dict[str, Any], text: dict[str, Any]) -> bool:
-    """Whether it is an FP8 release with block scales; any other quantisation is refused."""
+def _format(
+    location: Location, config: dict[str, Any], text: dict[str, Any]
+) -> WeightFormat | None:
+    """The format of a quantised release; None where nothing is quantised.
+
+    Raises:
+        BadInput: it is quantised in a way that no format describes.
+    """
     quantization = config.get("quantization_config") or text.get("quantization_config")
     if not quantization:
-        return False
+        return None
+    if isinstance(quantization, dict) and (found := format_of(quantization)):
+        return found
     known = isinstance(quantization, dict) and quantization.get("quant_method")
-    if known == "fp8" and quantization.get("weight_block_size") == [BLOCK, BLOCK]:
-        return True
     raise BadInput(
         f"a quantised checkpoint ({shown(known) if known else 'unknown method'})",
         where=location.where("config.json"),
-        expected=f"no quantization_config, or fp8 with a weight_block_size of [{BLOCK}, {BLOCK}]",
-        hint="the bf16 or the FP8 release of the model; other quantised layouts are not covered",
+        expected="no quantization_config, or that of one of "
+        + "; ".join(f"{each.name} ({each.summary})" for each in formats().values()),
+        hint="the bf16 release of the model, or one in a format of these; other quantised layouts "
+        "are not covered",
     )
 
 

@@ -78,7 +78,8 @@ class ModelShape:
     dense MLP of ``dense_intermediate`` features instead of experts, and so have all but every
     ``sparse_step``-th layer. ``qk_norms``: whether q and k have norms, in a family where only
     some models have. ``attention_layers`` lists the full attention layers of a model whose
-    config.json does.
+    config.json does. ``full_head_dim`` and ``full_kv_heads`` are those layers' own, where they have
+    such.
     """
 
     hidden: int
@@ -101,6 +102,8 @@ class ModelShape:
     latent: LatentAttentionShape | None = None
     short_kernel: int = 0
     attention_layers: tuple[int, ...] = ()
+    full_head_dim: int = 0
+    full_kv_heads: int = 0
 
     def has_experts(self, layer: int) -> bool:
         """Whether decoder layer ``layer`` has experts rather than a dense MLP."""

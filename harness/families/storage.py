@@ -38,6 +38,7 @@ class Storage(StrEnum):
     - ``fused``: gate and up [E, 2F, D] (gate's rows first), down [E, D, F].
     - ``fused-transposed``: gate and up [E, D, 2F] (gate's columns first), down [E, F, D].
     - ``interleaved``: as fused-transposed, but gate's and up's columns alternate.
+    - ``alternating``: as fused, but gate's and up's rows alternate.
     - ``stacked``: gate [E, F, D], up [E, F, D], down [E, D, F].
     - ``per-expert``: for each expert gate [F, D], up [F, D], down [D, F].
     """
@@ -45,6 +46,7 @@ class Storage(StrEnum):
     FUSED = "fused"
     FUSED_TRANSPOSED = "fused-transposed"
     INTERLEAVED = "interleaved"
+    ALTERNATING = "alternating"
     STACKED = "stacked"
     PER_EXPERT = "per-expert"
 
@@ -56,7 +58,7 @@ class Storage(StrEnum):
     @property
     def is_fused(self) -> bool:
         """Whether gate and up are one tensor."""
-        return self in (Storage.FUSED, Storage.FUSED_TRANSPOSED, Storage.INTERLEAVED)
+        return self not in (Storage.STACKED, Storage.PER_EXPERT)
 
     @property
     def is_transposed(self) -> bool:
@@ -68,6 +70,7 @@ _LAYOUT = {
     Storage.FUSED: "[E, 2F, D], [E, D, F]",
     Storage.FUSED_TRANSPOSED: "[E, D, 2F], [E, F, D]",
     Storage.INTERLEAVED: "[E, D, 2F] with alternating columns, [E, F, D]",
+    Storage.ALTERNATING: "[E, 2F, D] with alternating rows, [E, D, F]",
     Storage.STACKED: "[E, F, D] twice, [E, D, F]",
     Storage.PER_EXPERT: "[F, D] twice, [D, F] for each expert",
 }
@@ -87,11 +90,15 @@ class ExpertSizes(NamedTuple):
 
 
 class ExpertTensor(NamedTuple):
-    """A tensor that holds experts: its name, its shape, and whose it is; None: all of them."""
+    """A tensor that holds experts: its name, its shape, and whose it is; None: all of them.
+
+    ``dtypes`` are what it may be stored as, in a quantised release; elsewhere nothing is said.
+    """
 
     name: str
     shape: tuple[int, ...]
     expert: int | None = None
+    dtypes: tuple[str, ...] = ()
 
 
 class StoredMatrix(NamedTuple):
@@ -117,12 +124,15 @@ class ExpertNaming:
             are called, ``GATE_UP_DOWN`` by default; per expert the expert's number comes before it
             and ``.weight`` after. For the fused storages what gate and up together, and down, are
             called, ``FUSED_NAMES`` by default. ``.weight`` is theirs to say.
+        suffix: of a quantised release, what the tensor of a matrix's codes is called, in the place
+            of ``weight``, or, where experts are fused, after an underscore.
     """
 
     part: Part
     prefix: str
     storage: Storage
     names: tuple[str, ...] = ()
+    suffix: str = ""
 
     def __post_init__(self) -> None:
         wanted = 2 if self.storage.is_fused else 3
@@ -139,11 +149,22 @@ class ExpertNaming:
         if self.storage is Storage.PER_EXPERT:
             for expert in range(experts):
                 for name, matrix in zip(self.names, self._matrices(hidden, width), strict=True):
-                    yield ExpertTensor(f"{before}.{expert}.{name}.weight", matrix, expert)
+                    yield ExpertTensor(f"{before}.{expert}.{name}{self._end}", matrix, expert)
             return
         for name, matrix in zip(self.names, self._matrices(hidden, width), strict=True):
             stored = matrix[::-1] if self.storage.is_transposed else matrix
-            yield ExpertTensor(f"{before}.{name}", (experts, *stored))
+            yield ExpertTensor(f"{before}.{name}{self._end}", (experts, *stored))
+
+    @property
+    def _end(self) -> str:
+        """What follows a matrix's own name."""
+        if self.storage is Storage.PER_EXPERT:
+            return f".{self.suffix or 'weight'}"
+        return f"_{self.suffix}" if self.suffix else ""
+
+    def beside(self, tensor: str, suffix: str) -> str:
+        """The name of another tensor of the same matrices, in a quantised release."""
+        return tensor.removesuffix(self.suffix) + suffix
 
     def _matrices(self, hidden: int, width: int) -> tuple[tuple[int, int], ...]:
         """The shapes, [outputs, inputs], of what :attr:`names` names."""
@@ -155,18 +176,19 @@ class ExpertNaming:
         """Where one matrix lies; ``width`` is F."""
         before, number = self.prefix.format(layer=layer), tuple(Projection).index(projection)
         if self.storage is Storage.PER_EXPERT:
-            return StoredMatrix(f"{before}.{expert}.{self.names[number]}.weight", (), False)
+            name = f"{before}.{expert}.{self.names[number]}{self._end}"
+            return StoredMatrix(name, (), False)
         if self.storage is Storage.STACKED:
-            return StoredMatrix(f"{before}.{self.names[number]}", (expert,), False)
+            return StoredMatrix(f"{before}.{self.names[number]}{self._end}", (expert,), False)
         transposed = self.storage.is_transposed
         if projection is Projection.DOWN:
-            return StoredMatrix(f"{before}.{self.names[1]}", (expert,), transposed)
-        if self.storage is Storage.INTERLEAVED:
+            return StoredMatrix(f"{before}.{self.names[1]}{self._end}", (expert,), transposed)
+        if self.storage in (Storage.INTERLEAVED, Storage.ALTERNATING):
             half = slice(number, None, 2)
         else:
             half = slice(number * width, (number + 1) * width)
         index: Index = (expert, slice(None), half) if transposed else (expert, half)
-        return StoredMatrix(f"{before}.{self.names[0]}", index, transposed)
+        return StoredMatrix(f"{before}.{self.names[0]}{self._end}", index, transposed)
 
     def layer_of(self, tensor: str) -> int | None:
         """The layer of an expert tensor, by its name; None where it has none of this naming's."""
@@ -177,6 +199,6 @@ class ExpertNaming:
     def _pattern(self) -> re.Pattern[str]:
         before, after = map(re.escape, self.prefix.split("{layer}"))
         names = "|".join(map(re.escape, self.names))
-        each = rf"[0-9]+\.(?:{names})\.weight"
-        tensor = each if self.storage is Storage.PER_EXPERT else f"(?:{names})"
+        number = r"[0-9]+\." if self.storage is Storage.PER_EXPERT else ""
+        tensor = rf"{number}(?:{names}){re.escape(self._end)}"
         return re.compile(rf"{before}(?P<layer>[0-9]{{1,9}}){after}\.{tensor}")

@@ -18,7 +18,8 @@ from typing import NamedTuple
 from harness.families.family import Projection
 
 _EXPERT_PARAMETER = re.compile(
-    r"(?:^|\.)layers\.(\d+)\.(?:\w+\.)*experts\.(?:routed_experts\.)?(w13_weight|w2_weight)$"
+    r"(?:^|\.)layers\.(\d+)\.(?:\w+\.)*experts\.(?:routed_experts\.)?"
+    r"(w13_weight|w2_weight|kernel_(?:gating|up_proj)_EDF|kernel_down_proj_EFD)$"
 )
 
 #: The shard ids of vLLM's experts (``fused_moe/layer.py``, ``FusedMoE.weight_loader``).
@@ -118,11 +119,11 @@ class LoaderCall(NamedTuple):
     @property
     def as_call(self) -> str:
         """The call as source code would show it."""
-        if self.operation:
-            return f"param.{self.operation}(loaded_weight)"
-        words = ["param", "loaded_weight", *map(repr, self.arguments)]
+        words = ["loaded_weight", *map(repr, self.arguments)]
         words += [f"{name}={value!r}" for name, value in self.keywords.items()]
-        return f"weight_loader({', '.join(words)})"
+        if self.operation:
+            return f"param.{self.operation}({', '.join(words)})"
+        return f"weight_loader({', '.join(['param', *words])})"
 
 
 @dataclass
@@ -134,6 +135,8 @@ class Ledger:
         streamed: names of the checkpoint's tensors, in the order the streamer gave them.
         parameters: names of the model's parameters before the load.
         unwritten: those that were never written: no element of theirs lost its poison.
+        unassigned: of a model whose parameters have no memory until something is assigned to them
+            (:mod:`harness.load.nnx_models`), those that have none; the load fails for them.
         bypassed: those that something wrote that nobody saw: no loader, and no copy.
         processed: when the load ended early, the parameters that had been processed: their layer
             no longer held them.
@@ -147,6 +150,7 @@ class Ledger:
     streamed: list[str] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)
     unwritten: list[str] = field(default_factory=list)
+    unassigned: list[str] = field(default_factory=list)
     bypassed: list[str] = field(default_factory=list)
     processed: list[str] = field(default_factory=list)
     failed: bool = False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.devices.mesh import Mesh
 from harness.devices.tensors import DeviceTensor
 from harness.families.family import Part
 from harness.load.ledger import Ledger
+from harness.load.target import Implementation
 
 Ledgers = dict[Part, Ledger]
 
@@ -25,6 +26,7 @@ class Loaded:
         setup_seconds: configuration, devices and mesh.
         load_seconds: streaming and processing.
         local: of ``mesh``, the devices this process addresses; None for all.
+        implementations: of each part's model; vLLM's where nothing is said.
     """
 
     tensors: Mapping[Part, Sequence[DeviceTensor]]
@@ -34,6 +36,11 @@ class Loaded:
     load_seconds: float
     axes: tuple[tuple[str, int], ...] = ()
     local: frozenset[str] | None = None
+    implementations: Mapping[Part, Implementation] = field(default_factory=dict)
+
+    def implementation(self, part: Part) -> Implementation:
+        """Whose model a part is."""
+        return self.implementations.get(part, Implementation.VLLM)
 
     @property
     def grid(self) -> Mesh:

@@ -1,8 +1,9 @@
 """Bring your own: a checkout's Python laid over the installed packages of a stack.
 
-``path:<vllm checkout>[,<tpu-inference checkout>]`` puts the checkouts' packages, and nothing else
-of the checkouts, before the installed ones on the load process's import path. The installed
-packages are never edited. Compiled parts are not needed to load weights onto XLA devices.
+``path:<vllm checkout>[,<tpu-inference checkout>]``, or ``path:,<tpu-inference checkout>``, puts the
+checkouts' packages, and nothing else of the checkouts, before the installed ones on the load
+process's import path. The installed packages are never edited. Compiled parts are not needed to
+load weights onto XLA devices.
 """
 
 from __future__ import annotations
@@ -38,11 +39,9 @@ class Overlay:
 
     @property
     def option(self) -> str:
-        """What ``--stack`` is given to get it; empty for none, and where vllm stays as it is."""
-        if _PACKAGES[0] not in self.packages:
-            return ""
-        named = [str(self.packages[name]) for name in _PACKAGES if name in self.packages]
-        return PREFIX + ",".join(named)
+        """What ``--stack`` is given to get it; empty for none."""
+        named = [str(self.packages.get(name, "")) for name in _PACKAGES]
+        return PREFIX + ",".join(named).rstrip(",") if self.packages else ""
 
     def link_into(self, directory: Path) -> Path:
         """Make ``directory`` an import path that holds the packages and nothing else."""
@@ -61,7 +60,7 @@ def overlay_from(stack: str) -> Overlay:
     """
     if not stack.startswith(PREFIX):
         return Overlay()
-    checkouts = [Path(path).expanduser() for path in stack.removeprefix(PREFIX).split(",")]
+    checkouts = [path and Path(path).expanduser() for path in stack.removeprefix(PREFIX).split(",")]
     if len(checkouts) > len(_PACKAGES):
         raise BadInput(
             f"{len(checkouts)} checkouts",
@@ -71,8 +70,10 @@ def overlay_from(stack: str) -> Overlay:
         )
     packages = {}
     for name, checkout in zip(_PACKAGES, checkouts, strict=False):
-        packages[name] = _package(name, checkout)
-        _require_pins(name, checkout)
+        if checkout == "" and len(checkouts) > 1:
+            continue  # that package stays as it is installed
+        packages[name] = _package(name, Path(checkout))
+        _require_pins(name, Path(checkout))
     return Overlay(packages)
 
 

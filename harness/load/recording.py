@@ -29,6 +29,7 @@ from typing import Any, cast
 
 from harness.base.errors import InternalError
 from harness.base.progress import Meter
+from harness.families.blocks import DEFAULTED
 from harness.families.family import Family, Part
 from harness.load.ledger import POISON, Ledger, LoaderCall
 from harness.load.loader_layers import LoaderLayer
@@ -56,7 +57,7 @@ def recording(family: Family | None, ledgers: dict[Part, Ledger], meter: Meter) 
         class RecordingLoader(base):  # type: ignore[misc]
             def load_weights(self, model: Any, model_config: Any) -> None:
                 part = family.part_of_class(type(model).__name__) if family else Part.DECODER
-                recorder = Recorder(model, ledgers.setdefault(part, Ledger()), meter)
+                recorder = _recorder(model, family, ledgers.setdefault(part, Ledger()), meter)
                 self._recorder = recorder
                 recorder.attach()
                 try:
@@ -68,10 +69,12 @@ def recording(family: Family | None, ledgers: dict[Part, Ledger], meter: Meter) 
                 recorder.finish()
 
             def _get_weights_iterator(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
-                for name, tensor in self._recorder.timed(
-                    super()._get_weights_iterator(*args, **kwargs)
-                ):
-                    self._recorder.streaming(name)
+                stream = super()._get_weights_iterator(*args, **kwargs)
+                if (recorder := getattr(self, "_recorder", None)) is None:
+                    # Some of tpu-inference's own models take the stream past ``load_weights``.
+                    recorder = Stream(ledgers.setdefault(Part.DECODER, Ledger()), meter)
+                for name, tensor in recorder.timed(stream):
+                    recorder.streaming(name)
                     yield name, tensor
 
         return RecordingLoader
@@ -79,7 +82,50 @@ def recording(family: Family | None, ledgers: dict[Part, Ledger], meter: Meter) 
     return layer
 
 
-class Recorder:
+def _recorder(model: Any, family: Family | None, ledger: Ledger, meter: Meter) -> Any:
+    """The recorder for a model: vLLM's, or one of tpu-inference's own."""
+    import torch
+
+    from harness.load.nnx_models import NnxRecorder  # which is a Stream
+
+    if isinstance(model, torch.nn.Module):
+        return Recorder(model, ledger, meter)
+    return NnxRecorder(model, family, ledger, meter)
+
+
+class Stream:
+    """Notes what the streamer gives, and counts it.
+
+    Args:
+        ledger: where to.
+        meter: counts the bytes that are streamed.
+
+    Attributes:
+        source: the tensor that was streamed last.
+    """
+
+    def __init__(self, ledger: Ledger, meter: Meter) -> None:
+        self._ledger = ledger
+        self._meter = meter
+        self.source = ""
+
+    def streaming(self, name: str) -> None:
+        """Note which tensor of the checkpoint comes next."""
+        self.source = name
+        self._ledger.streamed.append(name)
+
+    def timed(self, stream: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """Pass a stream on; count its bytes and the seconds waited for it."""
+        started = time.perf_counter()
+        for name, tensor in stream:
+            self._ledger.stream_seconds += time.perf_counter() - started
+            self._ledger.stream_bytes += tensor.nbytes
+            self._meter.advance(tensor.nbytes)
+            yield name, tensor
+            started = time.perf_counter()
+
+
+class Recorder(Stream):
     """Notes the loader calls of one model.
 
     Args:
@@ -89,10 +135,8 @@ class Recorder:
     """
 
     def __init__(self, model: Any, ledger: Ledger, meter: Meter) -> None:
+        super().__init__(ledger, meter)
         self._model = model
-        self._ledger = ledger
-        self._meter = meter
-        self._source = ""
         self._clean: set[int] = set()  # ids of parameters that hold no poison yet
         self._wrapped_in: dict[str, tuple[Any, str, weakref.ref[Any]]] = {}
         self._at: dict[int, str] = {}  # by the address of their memory, parameters on the host
@@ -113,13 +157,21 @@ class Recorder:
                 self._ledger.parameters.append(full_name)
                 if id(parameter) in self._clean:
                     continue  # tied: it belongs to several modules
-                self._clean.add(id(parameter))
-                _mark(parameter)
+                if not DEFAULTED.fullmatch(full_name):
+                    self._clean.add(id(parameter))
+                    _mark(parameter)
                 if (bits := _bits(parameter)) is not None and bits.numel():
                     self._at[bits.untyped_storage().data_ptr()] = full_name
                 self._wrapped_in[full_name] = (module, name, weakref.ref(parameter))
                 loader = getattr(parameter, "weight_loader", default_weight_loader)
                 parameter.weight_loader = self._wrapped(loader, module, name, full_name)
+            passing: set[str] = getattr(module, "_non_persistent_buffers_set", set())
+            for name, buffer in module.named_buffers(recurse=False):
+                # What a checkpoint may hold of them is loaded as parameters are: Gemma-4's scales.
+                if name not in passing and not hasattr(buffer, "weight_loader"):
+                    full_name = f"{module_name}.{name}".lstrip(".")
+                    loader = self._wrapped(default_weight_loader, module, name, full_name)
+                    buffer.weight_loader = loader
 
     def watching(self) -> AbstractContextManager[Any]:
         """While it is entered, copies into parameters that no loader makes are noted."""
@@ -158,18 +210,13 @@ class Recorder:
         whole = operation == "copy_" and into.numel() == parameter.numel()
         self._ledger.calls.append(
             LoaderCall(
-                full_name, type(module).__name__, self._source, (), {}, _site(frame),
+                full_name, type(module).__name__, self.source, (), {}, _site(frame),
                 module._parameters.get(name) is not parameter, operation,
                 parameter.shape[0] if whole and parameter.ndim else 0,
             )
         )  # fmt: skip
         self._ledger.failed = True
         return True
-
-    def streaming(self, name: str) -> None:
-        """Note which tensor of the checkpoint comes next."""
-        self._source = name
-        self._ledger.streamed.append(name)
 
     @InternalError.instead()
     def note_processed(self) -> None:
@@ -179,16 +226,6 @@ class Recorder:
             for full_name, (module, name, parameter) in self._wrapped_in.items()
             if module._parameters.get(name) is not parameter()
         ]
-
-    def timed(self, stream: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-        """Pass a stream on; count its bytes and the seconds waited for it."""
-        started = time.perf_counter()
-        for name, tensor in stream:
-            self._ledger.stream_seconds += time.perf_counter() - started
-            self._ledger.stream_bytes += tensor.nbytes
-            self._meter.advance(tensor.nbytes)
-            yield name, tensor
-            started = time.perf_counter()
 
     @InternalError.instead()
     def finish(self) -> None:
@@ -207,6 +244,7 @@ class Recorder:
         self, loader: Callable[..., Any], module: Any, name: str, full_name: str
     ) -> Callable[..., Any]:
         ledger, clean, layer_type = self._ledger, self._clean, type(module).__name__
+        held = module._buffers if name in module._buffers else module._parameters
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             frame = sys._getframe(1)
@@ -215,11 +253,11 @@ class Recorder:
                 LoaderCall(
                     full_name,
                     layer_type,
-                    self._source,
+                    self.source,
                     tuple(map(_plain, args[2:])),
                     {k: _plain(v) for k, v in kwargs.items() if k not in _NOT_IDS},
                     f"{frame.f_code.co_filename}:{frame.f_lineno}",
-                    module._parameters.get(name) is not parameter,
+                    held.get(name) is not parameter,
                 )
             )
             if id(parameter) in clean:

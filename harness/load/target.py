@@ -31,6 +31,20 @@ class Parallelism(StrEnum):
     EXPERT_KERNEL = "expert-kernel"
 
 
+class Implementation(StrEnum):
+    """Which of upstream's implementations of a model is asked for.
+
+    - ``auto``: tpu-inference chooses, by architecture and load format
+      (``models/common/model_loader.py``, ``resolve_model_architecture``, 0.21 to 0.32).
+    - ``vllm``: vLLM's.
+    - ``jax``: tpu-inference's own, of flax's nnx; vLLM's where it has none.
+    """
+
+    AUTO = "auto"
+    VLLM = "vllm"
+    JAX = "jax"
+
+
 @dataclass(frozen=True)
 class Target:
     """A mesh to load onto.
@@ -53,6 +67,8 @@ class Target:
         hosts: processes that the devices are divided among.
         host: the number of the one that a load is to be.
         coordinator: where the hosts of an emulated slice meet, ``address:port``.
+        impl: which implementation of the model is asked for. Users leave it at ``auto``, and so do
+            the options; vLLM's is what every family is described for.
     """
 
     name: str
@@ -70,9 +86,11 @@ class Target:
     hosts: int = 1
     host: int = 0
     coordinator: str = ""
+    impl: Implementation = Implementation.VLLM
 
     def __str__(self) -> str:
         text = f"{self.name}, {self.devices} device{'' if self.devices == 1 else 's'}"
         text += f" as {self.mesh}" if self.mesh else ""
         text += f" on {self.hosts} hosts" if self.hosts > 1 else ""
-        return text if self.parallelism is Parallelism.TENSOR else f"{text}, {self.parallelism}"
+        text += "" if self.parallelism is Parallelism.TENSOR else f", {self.parallelism}"
+        return text if self.impl is not Implementation.JAX else f"{text}, {self.impl}"

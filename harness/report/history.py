@@ -12,6 +12,7 @@ from rich.text import Text
 
 from harness.base.errors import BadInput
 from harness.base.foreign import one_line, presentable
+from harness.load.stack import PACKAGES
 from harness.report.report import SCHEMA, Report, Session, Status, believed, content_of
 
 
@@ -70,17 +71,21 @@ class Course(msgspec.Struct, frozen=True, kw_only=True):
 def courses(directory: Path) -> list[Course]:
     """The courses of all sessions under ``directory``: ``session.json``, one folder a night.
 
+    A night of several stacks has a folder for each, whose name is the stack's: what ``latest`` or
+    ``nightly`` stood for changes from night to night, and the course is theirs.
+
     Nights are ordered by the time their session began; sessions without one, of schema 1, by
     their path, before all others.
 
     Raises:
-        BadInput: there is no session, or a file is none.
+        BadInput: no session.json was found, or a file is none.
     """
     found: dict[tuple[str, str, str], list[Night]] = {}
-    for name, session in sorted(_sessions(directory), key=lambda pair: (pair[1].began, pair[0])):
+    for path, session in sorted(_sessions(directory), key=lambda pair: (pair[1].began, pair[0])):
+        name, stack = _night_and_stack(path)
         for row in session.rows:
             environment = row.report.environment
-            key = (row.scenario, environment.stack, environment.target)
+            key = (row.scenario, stack or environment.stack, environment.target)
             found.setdefault(key, []).append(_night(name, session.began, row.report))
     return [
         Course(scenario=scenario, stack=stack, target=target, nights=nights)
@@ -92,12 +97,18 @@ def _sessions(directory: Path) -> Iterable[tuple[str, Session]]:
     files = sorted(directory.rglob("session.json"))
     if not files:
         raise BadInput(
-            "there is no session",
+            "no session.json was found",
             where=str(directory),
             expected="session.json files, one folder for each night",
             hint="pytest scenarios --reports DIR/NIGHT",
         )
     return [(one_line(str(file.parent.relative_to(directory))), _read(file)) for file in files]
+
+
+def _night_and_stack(path: str) -> tuple[str, str]:
+    """The night, and the stack where the night has folders of stacks."""
+    parts = Path(path).parts
+    return (parts[0], parts[1]) if len(parts) == 2 else (path, "")
 
 
 def _read(file: Path) -> Session:
@@ -108,7 +119,7 @@ def _read(file: Path) -> Session:
             f"not a session: {error}",
             where=str(file),
             expected=f"the JSON that pytest scenarios --reports writes, of schema {SCHEMA}",
-            hint="take the file out of the directory",
+            hint="move this file out of the directory",
         ) from error
     for row in session.rows:
         believed(row.report, f"{file}, {row.scenario}")
@@ -127,6 +138,64 @@ def _moved(before: dict[str, str], after: dict[str, str]) -> dict[str, tuple[str
     names = sorted(before.keys() | after.keys())
     pairs = {name: (before.get(name, "none"), after.get(name, "none")) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def changes_text(found: Iterable[Course]) -> str:
+    """What changed in the last night, as Markdown: each outcome, and the releases that moved."""
+    all_courses = list(found)
+    newest = max((c.nights[-1] for c in all_courses), key=lambda night: (night.began, night.name))
+    ran = [c for c in all_courses if c.nights[-1].name == newest.name]
+    if not any(len(course.nights) > 1 for course in ran):
+        return "#### Since the last night\n\nThis is the first night.\n"
+    lines = [line for line in map(_since, ran) if line]
+    moved: dict[str, dict[str, tuple[str, str]]] = {}
+    for course in ran:
+        if len(course.nights) > 1:
+            before, after = course.nights[-2:]
+            moved.setdefault(course.stack, {}).update(_moved(before.versions, after.versions))
+    lines = sorted(lines, key=_place_of) or ["- no outcome changed"]
+    lines += [f"- `{stack}` moved: {_moves(each)}" for stack, each in moved.items() if each]
+    gone = sorted({c.stack for c in all_courses} - {c.stack for c in ran})
+    lines += [f"- `{stack}` did not come to its scenarios" for stack in gone]
+    return "\n".join(["#### Since the last night", "", *map(one_line, lines), ""])
+
+
+#: What a changed outcome is called, the worst first.
+_NEWS = ("new failure", "fails otherwise", "first seen failing", "fixed")
+
+
+def _place_of(line: str) -> int:
+    return next(n for n, word in enumerate(_NEWS) if f"**{word}**" in line)
+
+
+def _since(course: Course) -> str:
+    """A line where the outcome changed with the last night; empty where it did not."""
+    last = course.nights[-1]
+    before = course.nights[-2] if len(course.nights) > 1 else None
+    if before is None:
+        word = "" if last.status is Status.EQUAL else "first seen failing"
+    elif before.outcome == last.outcome:
+        word = ""
+    elif last.status is Status.EQUAL:
+        word = "fixed"
+    else:
+        word = "new failure" if before.status is Status.EQUAL else "fails otherwise"
+    was = f", was {_words(before)}" if before else ""
+    told = f"`{course.scenario}` on `{course.stack}`, {course.target}: {_words(last)}{was}"
+    return f"- **{word}** {told}" if word else ""
+
+
+#: Versions that moved, told by name; the rest is counted.
+_MOST_MOVED = 8
+
+
+def _moves(moved: dict[str, tuple[str, str]]) -> str:
+    """Versions that moved, those under test first."""
+    first = [name for name in PACKAGES if name in moved]
+    names = [*first, *(name for name in moved if name not in first)]
+    told = [f"{name} {moved[name][0]} → {moved[name][1]}" for name in names[:_MOST_MOVED]]
+    more = len(names) - len(told)
+    return ", ".join(told) + (f" and {more} more" if more else "")
 
 
 def print_courses(found: Iterable[Course], console: Console) -> None:
@@ -149,5 +218,5 @@ def _words(night: Night) -> str:
 
 
 def _change(change: Change) -> str:
-    moved = [f"{name} {a} → {b}" for name, (a, b) in change.versions.items()]
-    return f"{change.after.name}: {_words(change.after)}; {', '.join(moved) or 'same versions'}"
+    moved = _moves(change.versions) or "same versions"
+    return f"{change.after.name}: {_words(change.after)}; {moved}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 from harness.base.foreign import presentable, several_lines
+from harness.load.stack import under_test
 from harness.report.message import failure_text
 from harness.report.report import Report, Session, SessionRow, Status
 
@@ -119,7 +120,7 @@ def _properties(row: SessionRow) -> dict[str, str]:
         "known_issue": report.known_issue,
         "mended_issue": report.mended_issue,
         "repeat": report.repeat,
-    } | {f"version.{name}": version for name, version in environment.versions.items()}
+    } | {f"version.{name}": version for name, version in under_test(environment.versions).items()}
 
 
 def _time(report: Report) -> float:

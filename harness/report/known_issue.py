@@ -17,16 +17,19 @@ from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.version import InvalidVersion, Version
+from packaging.specifiers import Specifier
+from packaging.version import InvalidVersion
 
 from harness.base.number_runs import numbers_of
 from harness.compare.difference import Difference, Kind
 from harness.explain.causes import Cause
 from harness.families.family import Part, Projection, Storage
-from harness.load.target import Parallelism
+from harness.load.stack import chronological
+from harness.load.target import Implementation, Parallelism
 from harness.load.targets.known_targets import targets
 from harness.load.targets.tpu_inference import TpuInference
 from harness.report.maps import PartMap, State
+from harness.report.releases import last_seen
 from harness.report.report import Failure, Report, Status, contradictions
 
 
@@ -88,10 +91,14 @@ class Load:
         tied: the head is the embedding.
         ties_contradict: ``text_config`` alone says that it is.
         dtype: of the model, as config.json states it; empty where it is that of the tensors.
-        fp8: experts and linear layers are quantised by blocks.
+        quantised: the format of its experts (:mod:`harness.families.formats`); empty for none. Of
+            ``fp8`` linear layers are quantised, too.
+        unchanged: the stack was asked not to quantise anew.
         axes_swapped: fused tensors lie as transformers 5 saves them.
         vision_first: the vision tower is streamed before any expert.
         store: the scheme of the store's URL it is streamed from; empty for a directory.
+        impl: which implementation of the model is asked for.
+        draft_chosen: tpu-inference is left to choose that of the draft model, too.
         latent: attention is multi-head latent attention, and not disabled.
         nested: the language model is a module of another model, as beside a vision tower.
     """
@@ -111,10 +118,13 @@ class Load:
     tied: bool = False
     ties_contradict: bool = False
     dtype: str = ""
-    fp8: bool = False
+    quantised: str = ""
+    unchanged: bool = False
     axes_swapped: bool = False
     vision_first: bool = False
     store: str = ""
+    impl: Implementation = Implementation.AUTO
+    draft_chosen: bool = False
     latent: bool = False
     nested: bool = True
 
@@ -209,7 +219,7 @@ class KnownIssue:
         reason: what is wrong, in a sentence that stands alone.
         threads: public threads it is known from.
         releases: where it happens, as requirements, all of them: ``vllm>=0.26``,
-            ``tpu-inference<0.32``.
+            ``tpu-inference<0.32``, ``tpu-inference>=0.26.0.dev20260820``.
         when: whether a load is one that it makes fail.
         raised: the error it ends a load with; or
         differs: the differences it leaves, every one.
@@ -274,15 +284,25 @@ def _holds(requirement: str, versions: Mapping[str, str]) -> bool:
     """Whether what is installed meets a requirement.
 
     A build before a release counts as that release: PEP 440 puts ``0.22.0rc1`` neither below 0.22
-    nor from there on, and it has what 0.22 is to have. No version, or one that is none, meets
-    nothing.
+    nor from there on, and it has what 0.22 is to have. The build of a day follows the release that
+    it is named after (:func:`harness.load.stack.chronological`), in a requirement, too:
+    ``tpu-inference>=0.26.0.dev20260820``. No version, or one that is none, meets nothing.
     """
     wanted = Requirement(requirement)
     try:
-        release = Version(versions.get(wanted.name, "")).base_version
+        installed = chronological(versions.get(wanted.name, ""))
     except InvalidVersion:
         return False
-    return wanted.specifier.contains(release, prereleases=True)
+    release = str(installed) if installed.is_postrelease else installed.base_version
+    return all(
+        Specifier(f"{one.operator}{_bound(one)}").contains(release, prereleases=True)
+        for one in wanted.specifier
+    )
+
+
+def _bound(one: Specifier) -> str:
+    """The version of a specifier; ``==1.*`` has none."""
+    return one.version if one.version.endswith("*") else str(chronological(one.version))
 
 
 def table(rows: Sequence[KnownIssue]) -> tuple[KnownIssue, ...]:
@@ -360,13 +380,22 @@ def judge(report: Report, load: Load | None, issues: Sequence[KnownIssue]) -> Ju
     if report.status is Status.EQUAL:
         if own or not rows:
             return Judgement(Verdict.EQUAL)
-        return Judgement(Verdict.MENDED if environment.overlay else Verdict.OUT_OF_DATE, rows)
+        if environment.overlay:
+            return Judgement(Verdict.MENDED, rows)
+        return Judgement(Verdict.OUT_OF_DATE, rows, _since(rows, environment.versions))
     if report.failure:
         found = _failed(report, report.failure, load, rows)
     else:
         found = _different(report, load, rows, some=some)
     nobodys = found.verdict is Verdict.UNEXPECTED and (own or not rows)
     return Judgement(Verdict.UNEXPECTED) if nobodys else found
+
+
+def _since(rows: Sequence[KnownIssue], versions: Mapping[str, str]) -> str:
+    """Since when what ``rows`` describe does not happen any more, as far as runs have shown."""
+    pair = ", ".join(f"{name} {versions.get(name, '?')}" for name in _PACKAGES)
+    told = "; ".join(f"{row.id}: {last_seen(row.id, versions)}" for row in rows)
+    return f"with {pair} ({told})"
 
 
 def _failed(
@@ -492,3 +521,14 @@ def note(report: Report, judgement: Judgement) -> None:
     report.known_issue = names if judgement.verdict is Verdict.KNOWN else ""
     report.mended_issue = names if judgement.verdict is Verdict.MENDED else ""
     report.issue_owner = ", ".join(dict.fromkeys(str(row.owner) for row in rows))
+
+
+def shows(report: Report, load: Load, row: KnownIssue) -> bool:
+    """Whether a report shows what a row describes, on whatever releases, beside anything else."""
+    load = replace(load, hosts=_hosts(report))
+    if row.raised:
+        return report.failure is not None and not any(
+            _unlike(report, report.failure, load, row.raised)
+        )
+    signs = _compared(report, row.signs(load))
+    return report.failure is None and bool(signs) and not signs - signs_of(report)

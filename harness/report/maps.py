@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import groupby, pairwise
+from typing import NamedTuple
 
 import msgspec
 
@@ -175,17 +176,37 @@ def merged_map(maps: Sequence[PartMap], *, every_host: bool) -> PartMap:
     return PartMap(part=first.part, layers=first.layers, experts=first.experts, states=states)
 
 
-def regions(part_map: PartMap, state: State) -> list[str]:
+class Region(NamedTuple):
+    """Layers of a projection with the same experts in one state; the first layer and expert."""
+
+    projection: Projection
+    layers: str
+    experts: str
+    layer: int
+    expert: int
+
+    def __str__(self) -> str:
+        return f"{self.projection}: {self.layers}, {self.experts}"
+
+
+def regions(part_map: PartMap, state: State) -> list[Region]:
     """Where a map has ``state``, in words: what a reader who does not see the map is told.
 
     Layers with the same experts are told together: ``gate_proj: layers 30-93, experts 48-127``.
     """
-    found: dict[tuple[str, str], list[int]] = {}
+    found: dict[tuple[Projection, str], list[tuple[int, int]]] = {}
     for projection, layer, row in part_map.rows():
         if experts := [e for e, s in enumerate(row) if s is state]:
-            found.setdefault((projection, pattern(experts, len(row))), []).append(layer)
-    layers = {key: f"layers {runs_text(where)}" for key, where in found.items()}
-    return [f"{projection}: {layers[projection, who]}, {who}" for projection, who in found]
+            key = projection, pattern(experts, len(row))
+            found.setdefault(key, []).append((layer, experts[0]))
+    return [
+        Region(projection, _layers_text([layer for layer, _ in where]), who, *where[0])
+        for (projection, who), where in found.items()
+    ]
+
+
+def _layers_text(layers: Sequence[int]) -> str:
+    return f"layer{'' if len(layers) == 1 else 's'} {runs_text(layers)}"
 
 
 def pattern(experts: Sequence[int], total: int) -> str:

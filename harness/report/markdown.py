@@ -37,6 +37,12 @@ def markdown(session: Session) -> str:
 def _head(session: Session) -> Iterator[str]:
     yield f"### MoE load verification: {verdict_line(session)}"
     yield ""
+    for row in session.rows:
+        if is_new(row):
+            yield f"- ❌ **new** {cell(row.scenario)}: {cell(summary_line(row))}"
+    for row in session.rows:
+        if row.failed and _equal(row):
+            yield f"- ❌ **fixed upstream** {cell(row.scenario)}: {cell(summary_line(row))}"
     for broken in session.broken:
         yield f"- ❌ {cell(broken.test)}, {cell(broken.phase)}: {cell(broken.message)}"
     for name in session.unfinished:
@@ -46,6 +52,11 @@ def _head(session: Session) -> Iterator[str]:
     options = f" with {' '.join(session.options)}" if session.options else ""
     yield f"Stack {cell('; '.join(stacks) + options)}"
     yield ""
+
+
+def is_new(row: SessionRow) -> bool:
+    """Whether a scenario failed in a way that no known issue describes."""
+    return row.failed and not _equal(row) and not row.report.known_issue
 
 
 def _table(session: Session) -> Iterator[str]:
@@ -72,7 +83,9 @@ def _below(session: Session) -> Iterator[str]:
 
 
 def _out_of_date(row: SessionRow) -> str:
-    return ", ❌ its known issue did not happen" if row.failed and _equal(row) else ""
+    return (
+        ", ❌ fixed upstream: its known issue did not happen" if row.failed and _equal(row) else ""
+    )
 
 
 def _equal(row: SessionRow) -> bool:
@@ -81,6 +94,7 @@ def _equal(row: SessionRow) -> bool:
 
 def _failures(session: Session) -> Iterator[str]:
     failed = [row for row in session.rows if row.failed or not _equal(row)]
+    failed.sort(key=lambda row: (not is_new(row), not row.failed))
     for row in failed[:_SHOWN_FAILURES]:
         yield from _failure(row, row.report)
     if len(failed) > _SHOWN_FAILURES:

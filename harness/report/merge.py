@@ -154,7 +154,7 @@ def _require_one_verification(reports: Sequence[Report]) -> None:
         raise BadInput(
             f"reports of hosts {', '.join(str(n) for h in hosts for n in h) or 'none'}",
             where="the reports to merge",
-            expected="reports of different hosts of one slice, one each",
+            expected="one report from each host of one slice",
             hint="the reports harness verify --hosts wrote, one on each host",
         )
     facts = {

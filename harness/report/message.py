@@ -33,7 +33,7 @@ _SHOWN_TENSORS = 5
 _PART, _TEXT = 8000, 60_000
 
 #: What a report of experts only says of all else.
-EXPERTS_ALONE = "experts only: no other tensor or parameter was looked at"
+EXPERTS_ALONE = "experts only: no other tensor or parameter was compared"
 
 #: Where all of a report is that a text cut short.
 WHOLE_REPORT = "the JSON report (pytest --reports DIR, or harness verify --json FILE)"
@@ -93,8 +93,9 @@ def known_text(judgement: Judgement) -> str:
         return "\n".join(f"known issue {issue.summary}" for issue in issues) + "\n\n"
     if verdict is Verdict.OUT_OF_DATE:
         return (
-            f"known issue {names} did not happen: the scenario is equal. End its row's releases "
-            "in scenarios/known_issues.py, or narrow what it is of\n\n"
+            f"fixed upstream: known issue {names} did not happen: the scenario is equal, "
+            f"{remainder}. End its row's releases in scenarios/known_issues.py, or narrow the "
+            "loads it applies to\n\n"
         )
     if verdict is Verdict.UNEXPECTED and names:
         return f"not as known issue {names} says: {remainder}\n\n"
@@ -106,7 +107,13 @@ def _stack(report: Report) -> str:
     named = ("vllm", "tpu-inference", "runai-model-streamer", "jax")
     text = ", ".join(f"{name} {versions.get(name, '?')}" for name in named)
     overlay = f"; {report.environment.overlay}" if report.environment.overlay else ""
-    return f"{text}{overlay}; {report.environment.target}"
+    return f"{text}{overlay}; {report.environment.target}{_own_models(report)}"
+
+
+def _own_models(report: Report) -> str:
+    """That a part is served by tpu-inference's own model, where one is."""
+    parts = [part for part, impl in report.environment.implementations.items() if impl == "jax"]
+    return f"; {' and '.join(parts)} by tpu-inference's own JAX model" if parts else ""
 
 
 def _field(label: str, text: str) -> list[str]:

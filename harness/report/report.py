@@ -11,6 +11,7 @@ the owner of a known issue and the issue that a checkout mends.
 7 added reports of experts only, with a status of their own where these are equal.
 8 added the parts that config.json announces and no file holds.
 9 added digest files as references, and differences from them.
+10 added which of upstream's implementations of a model served each part.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from harness.families.family import Part, Projection
 from harness.load.call_rows import Calls
 from harness.report.maps import PartMap, State, map_of
 
-SCHEMA = 9
+SCHEMA = 10
 
 
 class Status(StrEnum):
@@ -83,6 +84,8 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """Where it ran: stack, interpreter, versions, target, mesh and entry point.
 
     ``overlay`` names the checkouts that stood in for installed packages, and their commits.
+    ``implementations`` has for each part that was loaded whose model it is: ``vllm``, or ``jax``,
+    tpu-inference's own.
     """
 
     stack: str
@@ -92,6 +95,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     mesh: tuple[str, ...] = ()
     entry: str = ""
     overlay: str = ""
+    implementations: dict[Part, str] = {}
 
 
 class Timings(msgspec.Struct, kw_only=True):
@@ -350,7 +354,7 @@ def content_of(path: Path) -> bytes:
             f"more than {MOST_BYTES} bytes",
             where=str(path),
             expected="the JSON that harness verify --json or pytest --reports writes",
-            hint="look at what stands there: with all experts of a model unequal it has 50 MB",
+            hint="check what this file is; a report in which every expert differs has about 50 MB",
         )
     return content
 
@@ -369,8 +373,8 @@ def believed(report: Report, where: str) -> Report:
         raise BadInput(
             f"a report that contradicts itself: {fault}",
             where=where,
-            expected="a status that the differences, the failure and the counts bear out",
-            hint="verify the checkpoint again: this file was changed, or written by a fault",
+            expected="a status that matches the differences, the failure and the counts in it",
+            hint="verify the checkpoint again; this file was edited or damaged",
         )
     return report
 

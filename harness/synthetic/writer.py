@@ -20,9 +20,10 @@ from harness.base.bits import ITEMSIZE
 from harness.base.errors import BadInput, NotWritten
 from harness.base.writing import require_writable_directory
 from harness.families.family import TensorSpec
+from harness.families.formats.known_formats import format_named
 from harness.families.known_families import recipe_named
 from harness.families.sections import VISION
-from harness.synthetic.fp8_release import fp8_config, fp8_specs, stored
+from harness.synthetic.quantised_release import quantised_config, quantised_specs, stored
 from harness.synthetic.values import SliceValues, Values
 
 
@@ -55,7 +56,7 @@ def write_checkpoint(
     values: Values = Values.CORNERS,
     order: Order = Order.PUBLISHED,
     tied: bool = False,
-    fp8: bool = False,
+    quantised: str = "",
 ) -> Written:
     """Write a synthetic checkpoint of ``family`` in its published layout to ``out``.
 
@@ -70,7 +71,8 @@ def write_checkpoint(
         values: which special values each slice holds.
         order: the order of the tensors over the files.
         tied: the head is the embedding: config.json says so, and no ``lm_head`` is written.
-        fp8: the layout of the family's FP8 releases; matrices have whole blocks of even size.
+        quantised: the format of a quantised release (:mod:`harness.families.formats`), whose blocks
+            divide the matrices.
 
     Raises:
         BadInput: an unknown family or shape, unusable counts, or ``out`` exists or cannot be made.
@@ -82,7 +84,8 @@ def write_checkpoint(
     first = VISION if order is Order.VISION_FIRST else ""
     specs = list(described.tensors(shape, recipe.mtp, first, recipe.decoder))
     specs = [spec for spec in specs if not (tied and spec.name == described.head)]
-    specs = list(fp8_specs(specs)) if fp8 else specs
+    form = format_named(quantised) if quantised else None
+    specs = list(quantised_specs(specs, form)) if form else specs
     groups = _split(specs, files)
     target = _require_absent(Path(out))
     require_writable_directory(target)
@@ -91,7 +94,7 @@ def write_checkpoint(
     try:
         _write_files(partial, groups, maker)
         config = described.write_config(shape, 0 if recipe.mtp is None else 1, tied)
-        config |= {"quantization_config": fp8_config(specs)} if fp8 else {}
+        config |= {"quantization_config": quantised_config(specs, form)} if form else {}
         _write_json(partial / "config.json", config)
         partial.chmod(0o755)
         partial.rename(target)
@@ -107,18 +110,18 @@ def _no_room(target: Path, error: OSError) -> NotWritten:
     return NotWritten(
         f"the checkpoint could not be written: {error.strerror or error}",
         where=str(target),
-        expected="room for all of it",
-        hint="a directory with more room, or a smaller shape",
+        expected="enough room for the whole checkpoint",
+        hint="choose a directory with more room, or a smaller shape",
     )
 
 
 def _require_absent(out: Path) -> Path:
     if os.path.lexists(out):
         raise BadInput(
-            "the output path exists already",
+            "the output path already exists",
             where=str(out),
             expected="a path that does not exist yet",
-            hint="another path, or remove this one",
+            hint="choose another path, or remove this one",
         )
     return out
 

@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 from harness.base.errors import InternalError
-from harness.checkpoint.fp8_blocks import SCALE_SUFFIX
 from harness.compare.accounting import beside_experts, left_alone, model_parts
 from harness.compare.difference import (
     Account,
@@ -95,7 +94,7 @@ def _require_none(part: Part, missing: Sequence[str]) -> None:
             f"the load of {part} went past the recorder, which did not see {', '.join(missing)}",
             where=f"the ledger of {part}",
             expected="a load through the loader registered for runai_streamer",
-            hint="report this, with the versions of the stack: it may load in another way now",
+            hint="report this with the versions of the stack, which may load in a new way",
         )
 
 
@@ -230,10 +229,8 @@ def expert_sources(part: ReferencePart, chosen: Chosen) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for layer in part.layers:
         experts = set(chosen.of(layer))
-        for name, _, expert in part.tensors_of(layer):
+        for name, _, expert, *_ in part.tensors_of(layer):
             found[name] = bool(experts) if expert is None else expert in experts
-            if part.checkpoint.fp8:
-                found[f"{name}{SCALE_SUFFIX}"] = found[name]
     return found
 
 

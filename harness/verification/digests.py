@@ -44,7 +44,7 @@ def write_digests(
         families: Python files that describe families; they are run.
         cache: keep them for verifications to come (:mod:`harness.verification.digest_cache`).
         hashed: keep them by the files' hashes, which reads those of a directory once more.
-        terminal: where to show progress, if that is a terminal.
+        terminal: where to show progress: one line on a terminal, and lines now and then in a log.
 
     Raises:
         BadInput: the checkpoint cannot be used, changed meanwhile, or is an FP8 release; or

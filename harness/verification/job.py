@@ -38,7 +38,7 @@ from harness.load.call_rows import calls_of
 from harness.load.ledger import Ledger
 from harness.load.loaded import Ledgers, Loaded
 from harness.load.loader_layers import LoaderLayer
-from harness.load.target import Target
+from harness.load.target import Implementation, Target
 from harness.load.targets.driver import Capability
 from harness.load.targets.known_targets import driver_of
 from harness.report.maps import with_missing
@@ -223,14 +223,16 @@ class Verification:
             raise BadInput(
                 "the digest file changed while it was used",
                 where=self._request.digests,
-                expected="a file that stays as it is until all is compared",
-                hint="again, when whatever writes there has ended",
+                expected="a file that does not change until everything is compared",
+                hint="run it again when nothing writes to this file any more",
             )
         return found
 
     def run(self) -> Report:
         """Load; compare what arrived, or explain why nothing did."""
-        self._meter.begin(STREAM, len(self._parts) * self._checkpoint.nbytes)
+        times = len(self._parts)  # each part is streamed all of it
+        entries = self._checkpoint.entries
+        self._meter.begin(STREAM, times * self._checkpoint.nbytes, times * len(entries))
         try:
             loaded = self.load()
         except HarnessError:
@@ -290,6 +292,16 @@ class Verification:
         except OSError:  # no room for it: the reference is read after the load
             return None
 
+    def _serve(self, loaded: Loaded) -> None:
+        """Look at the devices as the implementation has them that served.
+
+        Raises:
+            BadInput: it is tpu-inference's own of a family for which that is not described.
+        """
+        if Implementation.JAX in map(loaded.implementation, loaded.tensors):
+            for checkpoint in {self._reference, self._checkpoint}:
+                checkpoint.family = checkpoint.family.served_by_jax()
+
     def _of_failed_load(self, error: Exception) -> Report:
         """The report of a load that raised, and why: from the ledger of the part it ended in."""
         for ledger in self._ledgers.values():
@@ -330,10 +342,12 @@ class Verification:
         return next(filter(None, found), None)
 
     def _ended_in(self, part: ReferencePart) -> bool:
-        return part.part in self._ledgers and not self._ledgers[part.part].finished
+        ledger = self._ledgers.get(part.part)
+        return ledger is not None and (not ledger.finished or bool(ledger.unassigned))
 
     def compared(self, loaded: Loaded) -> Report:
         """The report of all parts of a load, here put together from what each step found."""
+        self._serve(loaded)
         target = self._request.target
         if along := self._along:
             self._along = None
@@ -353,7 +367,10 @@ class Verification:
             self._unfinished,
             status=status,
             environment=msgspec.structs.replace(
-                self._unfinished.environment, mesh=loaded.mesh, entry=loaded.entry
+                self._unfinished.environment,
+                mesh=loaded.mesh,
+                entry=loaded.entry,
+                implementations={p: loaded.implementation(p).value for p in loaded.tensors},
             ),
             digests=self._digests_used(),
             hosts=[] if loaded.local is None else [_host_part(target, loaded.local)],

@@ -119,15 +119,15 @@ def _broke_off(error: LoadProcessError, reference: str) -> InternalError:
         return InternalError(
             f"the load ended well, the comparison did not: {error.what}",
             where=reference,
-            expected="files that can be read, and stay as they are, until all is compared",
-            hint="look at the disk the files are on; if they are whole, report this\n"
+            expected="files that stay readable and unchanged until everything is compared",
+            hint="check the disk that holds the files; if they are intact, report this\n"
             + error.details,
         )
     return InternalError(
         f"the harness failed, not the load under test: {error.what}",
         where="the loading process",
         expected="a process that ends with its load",
-        hint="if nobody ended it, and the machine has memory left, report this\n" + error.details,
+        hint="report this, unless somebody killed it or memory ran out\n" + error.details,
     )
 
 

@@ -12,8 +12,8 @@ from harness.compare.authority import WEIGHTS, Authority
 from harness.compare.difference import ParameterTally
 from harness.compare.digest_comparison import Method
 from harness.compare.expert_comparison import PartComparison
-from harness.compare.fp8_experts import part_comparison
 from harness.compare.parameter_comparison import ParameterComparison
+from harness.compare.quantised_experts import part_comparison
 from harness.compare.selection import Chosen, Selection
 from harness.devices.expert_layout import Backend
 from harness.devices.parameter_layout import Packing

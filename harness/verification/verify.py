@@ -31,17 +31,19 @@ from harness.compare.digest_file import DigestFile, is_digest_file, read_digest_
 from harness.compare.expert_comparison import tally_of
 from harness.compare.selection import Selection, choose
 from harness.devices.digest import DEFINITION
+from harness.devices.expert_layout import Backend
 from harness.devices.parameter_layout import sizes_of
 from harness.families.experts import ReferencePart, absent_parts, reference_parts
 from harness.families.family import Part, Storage
+from harness.families.formats.format import OWN_GRID, UNCHANGED, unchanged
 from harness.families.known_families import bring
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
-from harness.load.stack import require_stack, stack_name
-from harness.load.target import Parallelism, Target
+from harness.load.stack import every_version, require_stack, stack_name
+from harness.load.target import Implementation, Parallelism, Target
 from harness.load.targets.driver import Capability
-from harness.load.targets.known_targets import driver_of, target_named
+from harness.load.targets.known_targets import driver_of, served_by, target_named
 from harness.report.maps import map_of
 from harness.report.merge import merged
 from harness.report.report import DigestsUsed, Environment, Report, Status, redacted_report
@@ -101,7 +103,7 @@ def verify(
             with itself, by its bits; the report says which.
         timeout: seconds until the load is ended and reported as failed.
         processes: running load processes to use.
-        terminal: where to show progress, if that is a terminal.
+        terminal: where to show progress: one line on a terminal, and lines now and then in a log.
 
     Returns:
         The report; its status says whether all is equal. On a TPU slice it is this host's part,
@@ -115,7 +117,7 @@ def verify(
         InternalError: not the load under test failed, but what judges it.
     """
     timeout = require_seconds(timeout, "--timeout")
-    target = target or target_named("emulated")
+    target = target or served_by(target_named("emulated"), Implementation.AUTO)
     brought = bring(families)
     opened = ModelCheckpoint(checkpoint, storage, experts_only=experts_only)
     against, digests = opened, None
@@ -126,7 +128,8 @@ def verify(
         against = ModelCheckpoint(reference, storage, experts_only=experts_only)
     for location in (opened.model, against.model):
         _require_text(location)
-    _require_one_host_for_fp8(against, target)
+    _require_one_host(against, target)
+    _require_known_grids(against, {**os.environ, **target.environment, **(stream_options or {})})
     there = reference_parts(against, num_layers, parts)
     if not experts_only:  # before the load
         sizes_of(against.text, against.config, against.location.where("config.json"))
@@ -238,7 +241,7 @@ def _chosen(
         f"nothing to compare: {', '.join(parts) or 'no part'} was asked for",
         where=checkpoint.path,
         expected=f"a part that the checkpoint has: {', '.join(part.part for part in there)}",
-        hint="without --only all parts are compared",
+        hint="leave out --only to compare every part",
     )
 
 
@@ -259,7 +262,7 @@ def _loaded(checkpoint: ModelCheckpoint, chosen: Sequence[ReferencePart]) -> tup
         "the reference has one",
         where=checkpoint.path,
         expected="a checkpoint that has what --only asks for",
-        hint="without --only the decoder is compared, and the draft model is a difference",
+        hint="leave out --only: the decoder is compared, and the draft model is a difference",
     )
 
 
@@ -296,7 +299,7 @@ def _unfinished(
         environment=Environment(
             stack=stack_name(versions),
             python=platform.python_version(),
-            versions=versions,
+            versions=every_version(versions),
             target=str(request.target),
             overlay=str(overlay),
         ),
@@ -315,8 +318,8 @@ def _require_digests_do(
         BadInput: they are not, or values are compared and not bits.
     """
     _require_text(digests.path)
-    if checkpoint.fp8:
-        raise no_digests("an FP8 release, whose values are compared, not its bits", *_WEIGHTS)
+    if checkpoint.format:
+        raise no_digests("a quantised release, whose values are compared, not its bits", *_WEIGHTS)
     if nan is not Nan.PAYLOAD:
         raise no_digests("NaNs that count as others", *_WEIGHTS)
     digests.require_of(checkpoint, reference_parts(checkpoint, asked=()), parts)
@@ -350,18 +353,46 @@ def _require_text(location: str) -> None:
         raise BadInput(
             "a path that is not UTF-8",
             where=location,
-            expected="a path of characters: it goes into requests and reports",
-            hint="another name for the directory, or a link to it",
+            expected="a path in valid UTF-8, because it goes into requests and reports",
+            hint="rename the directory, or make a link to it",
         ) from error
 
 
-def _require_one_host_for_fp8(checkpoint: ModelCheckpoint, target: Target) -> None:
-    if checkpoint.fp8 and target.hosts > 1:
+def _require_one_host(checkpoint: ModelCheckpoint, target: Target) -> None:
+    if checkpoint.format and target.hosts > 1:
         raise BadInput(
-            "an FP8 release on several hosts",
+            "a quantised release on several hosts",
             where=checkpoint.path,
             expected="a BF16 checkpoint: the values of a block are compared whole, on one host",
             hint="--hosts 1",
+        )
+    on_host = target.backend in (Backend.XLA_TP, Backend.XLA_EP)
+    if checkpoint.format and not checkpoint.fp8 and on_host:
+        raise BadInput(
+            f"a release in {checkpoint.format.name} on {target.name}",
+            where=checkpoint.path,
+            expected="a target that loads through tpu-inference: what vLLM's own methods make of "
+            "these formats on a host is not covered",
+            hint="--target emulated",
+        )
+
+
+def _require_known_grids(checkpoint: ModelCheckpoint, environment: Mapping[str, str]) -> None:
+    """What quantised weights become is described, with the variables of the load."""
+    if checkpoint.format and (asked := [n for n in OWN_GRID if environment.get(n)]):
+        raise BadInput(
+            f"{asked[0]}={environment[asked[0]]} for a release in {checkpoint.format.name}",
+            where=asked[0],
+            expected="the type and the blocks that upstream chooses itself, or "
+            f"{UNCHANGED}=1: what they are to be is known of those",
+            hint=f"unset {asked[0]}",
+        )
+    if checkpoint.fp8 and not checkpoint.experts_only and unchanged(environment):
+        raise BadInput(
+            f"{UNCHANGED} for an FP8 release with a scale for each block",
+            where=checkpoint.path,
+            expected="linear layers that are quantised anew, per channel",
+            hint="--experts-only, which compares experts bit for bit then",
         )
 
 
@@ -391,4 +422,5 @@ def _target_options(target: Target) -> list[str]:
     words += ["--hosts", str(target.hosts)] if target.hosts > 1 else []
     if target.parallelism is not Parallelism.TENSOR:
         words += ["--parallelism", target.parallelism]
-    return words
+    chosen = target.impl is Implementation.AUTO or not driver_of(target).can(Capability.OWN_MODELS)
+    return words if chosen else [*words, "--impl", target.impl]

@@ -90,6 +90,10 @@ COMMANDS = {
     "audit-run": (["audit-run"], "harness.app.cli.run_audit"),
     "families": (["families"], "harness.app.cli.overview"),
     "doctor": (["doctor"], "harness.app.cli.installed_versions"),
+    "bisect": (
+        ["bisect", "--good", "1", "--bad", "2", "--scenario", "vl-fused"],
+        "harness.app.bisect_command.versions_of",
+    ),
     "report": (["report", "FILE"], "harness.app.report_commands.session_from"),
     "merge": (
         ["merge", "/dev/null", "--output", "OUT"],

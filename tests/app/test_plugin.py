@@ -50,6 +50,30 @@ def test_a_difference_fails_with_its_text(session: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*the device differs from the reference*", "*DIFFERENT*"])
 
 
+TALKING = """
+import harness.app.plugin as plugin
+verify = plugin.verify
+def talking(*args, terminal, **options):
+    if terminal:
+        terminal.write("60 s: stream, 1.0 GB of 2.0 GB\\n")
+    return verify(*args, terminal=terminal, **options)
+plugin.verify = talking
+"""
+
+
+@pytest.mark.parametrize(("options", "lines"), [([], 2), (["-q"], 0), (["-n", "2"], 0)])
+def test_a_load_of_minutes_says_how_far_it_is(
+    session: pytest.Pytester, options: list[str], lines: int
+) -> None:
+    """In lines of pytest's own, whatever it captures; not where it is to be quiet."""
+    report(Status.EQUAL).write(session.path / "given.json")
+    given = (session.path / "conftest.py").read_text()
+    (session.path / "conftest.py").write_text(given + TALKING)
+    result = session.runpytest_subprocess(*options)
+    result.assert_outcomes(passed=2)
+    assert result.outlines.count("60 s: stream, 1.0 GB of 2.0 GB") == lines
+
+
 OF_ONES_OWN = """
 def test_ours(moe_equal):
     assert moe_equal("anywhere").experts_compared == 8

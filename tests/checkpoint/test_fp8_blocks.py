@@ -83,7 +83,9 @@ def test_bf16_scales_are_widened() -> None:
 def test_scales_that_do_not_fit_their_codes(
     scales: Tensor | None, told: str, tmp_path: Path
 ) -> None:
-    path = write_checkpoint("qwen3-vl-moe", tmp_path / "c", shapes="tiny:blocks", fp8=True).path
+    path = write_checkpoint(
+        "qwen3-vl-moe", tmp_path / "c", shapes="tiny:blocks", quantised="fp8"
+    ).path
     name = "model.language_model.layers.0.self_attn.q_proj.weight_scale_inv"
 
     def change(tensors: Tensors) -> None:

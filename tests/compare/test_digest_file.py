@@ -181,8 +181,8 @@ def test_tensors_of_another_type_are_digested_as_they_are_held_too(
 
 
 def test_an_fp8_release_has_none(tmp_path: Path) -> None:
-    path = write_checkpoint("qwen3-moe", tmp_path / "c", shapes="tiny:blocks", fp8=True).path
-    with pytest.raises(BadInput, match="no digests of an FP8 release"):
+    path = write_checkpoint("qwen3-moe", tmp_path / "c", shapes="tiny:blocks", quantised="fp8").path
+    with pytest.raises(BadInput, match="no digests of a quantised release"):
         digests_of(ModelCheckpoint(path))
 
 

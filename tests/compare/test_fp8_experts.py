@@ -13,7 +13,8 @@ from harness.base.errors import BadInput
 from harness.checkpoint.fp8_blocks import EXPERTS, Values, block_values
 from harness.compare.difference import Difference, Kind
 from harness.compare.digest_comparison import Method
-from harness.compare.fp8_experts import Fp8PartComparison, departs, part_comparison
+from harness.compare.fp8_linear import departs
+from harness.compare.quantised_experts import QuantisedPartComparison, part_comparison
 from harness.compare.words import device_words, reference_words
 from harness.devices.expert_layout import Backend, Parameter
 from harness.devices.tensors import DevicePart, DeviceShard, DeviceTensor
@@ -24,7 +25,7 @@ from harness.families.family import Part, Projection
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.ledger import POISON
 from harness.synthetic.writer import write_checkpoint
-from tests.support.differences import elements, pattern
+from tests.support.differences import elements
 from tests.support.packing import replicated, sharded
 from tests.support.quantising import MESH, checkpoint_grid, fp8_experts, matrix, quantised_anew
 from tests.support.retyping import cast, relabelled
@@ -33,7 +34,7 @@ from tests.support.retyping import cast, relabelled
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fp8") / "vl"
-    return write_checkpoint("qwen3-vl-moe", out, shapes="tiny:blocks", fp8=True).path
+    return write_checkpoint("qwen3-vl-moe", out, shapes="tiny:blocks", quantised="fp8").path
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_an_fp8_release_is_read(reference: ReferencePart) -> None:
 
 
 def test_digests_of_values_are_refused(reference: ReferencePart) -> None:
-    with pytest.raises(BadInput, match="no digests of an FP8 release"):
+    with pytest.raises(BadInput, match="no digests of a quantised release"):
         part_comparison(reference, fp8_experts(reference), method=Method.DIGESTS)
 
 
@@ -62,7 +63,7 @@ def test_other_quantisation_is_refused(path: Path, tmp_path: Path) -> None:
 
 def compared(reference: ReferencePart, part: DevicePart) -> list[Difference]:
     comparison = part_comparison(reference, part, backend=Backend.GMM_EP)
-    assert isinstance(comparison, Fp8PartComparison)
+    assert isinstance(comparison, QuantisedPartComparison)
     differences = list(comparison.differences())
     diagnoses = Explainer(comparison).diagnose(differences)
     assert {d.cause for d in diagnoses} <= {Cause.SCALE, Cause.STRUCTURE, Cause.MISPLACED}
@@ -73,40 +74,47 @@ def test_a_faithful_load_is_equal(reference: ReferencePart) -> None:
     assert compared(reference, fp8_experts(reference)) == []
 
 
-@pytest.mark.parametrize(
-    ("change", "note"),
-    [
-        (np.ones_like, "the scales are lost"),
-        (lambda grid: np.where(np.arange(grid.size).reshape(grid.shape) == 1, grid * 2, grid),
-         "1 of 8 blocks, [0, 1]; by a factor of 2"),
-        (lambda grid: grid[::-1].copy(), "8 of 8 blocks"),
-    ],
-    ids=["lost", "one wrong", "slots exchanged"],
-)  # fmt: skip
-def test_a_wrong_scale_is_named(
-    reference: ReferencePart, change: Callable[[Values], Values], note: str
-) -> None:
-    wrong = ExpertKey(Part.DECODER, 1, 5, Projection.UP)
+WRONG_SCALES: dict[str, tuple[Callable[[Values], Values], Cause]] = {
+    "lost": (np.ones_like, Cause.SCALE_LOST),
+    "one wrong": (
+        lambda grid: np.where(np.arange(grid.size).reshape(grid.shape) == 1, grid * 2, grid),
+        Cause.SCALE,
+    ),
+    "slots exchanged": (lambda grid: grid[::-1].copy(), Cause.SCALE),
+    "rows by one": (lambda grid: np.roll(grid, 1, axis=0), Cause.SCALE_OF_ANOTHER),
+    "columns exchanged": (lambda grid: grid[:, ::-1].copy(), Cause.GROUP_ORDER),
+    "zero": (lambda grid: grid * 0, Cause.SCALE_LOST),
+    "twice": (lambda grid: grid * grid, Cause.DEQUANTISED_TWICE),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SCALES)
+def test_a_wrong_scale_is_named(reference: ReferencePart, wrong: str) -> None:
+    at, (change, cause) = ExpertKey(Part.DECODER, 1, 5, Projection.UP), WRONG_SCALES[wrong]
 
     def grid(part: ReferencePart, key: ExpertKey) -> Values:
         right = checkpoint_grid(part, key)
-        return change(right) if key == wrong else right
+        return change(right) if key == at else right
 
-    differences = compared(reference, fp8_experts(reference, grid))
-    (difference,) = differences
-    assert (difference.kind, difference.key) == (Kind.VALUES, wrong)
-    assert note in pattern(difference)
+    comparison = part_comparison(reference, fp8_experts(reference, grid), backend=Backend.GMM_EP)
+    (difference,) = differences = list(comparison.differences())
+    assert (difference.kind, difference.key) == (Kind.VALUES, at)
+    (diagnosis,) = Explainer(comparison).diagnose(differences)
+    assert diagnosis.cause is cause
 
 
 def test_scales_of_another_expert_are_seen(reference: ReferencePart) -> None:
     wrong = ExpertKey(Part.DECODER, 1, 5, Projection.DOWN)
 
     def grid(part: ReferencePart, key: ExpertKey) -> Values:
-        return checkpoint_grid(part, key._replace(expert=2) if key == wrong else key)
+        return checkpoint_grid(part, key._replace(expert=4) if key == wrong else key)
 
-    (difference,) = compared(reference, fp8_experts(reference, grid))
+    comparison = part_comparison(reference, fp8_experts(reference, grid), backend=Backend.GMM_EP)
+    (difference,) = differences = list(comparison.differences())
     assert (difference.kind, difference.key) == (Kind.VALUES, wrong)
-    assert pattern(difference).startswith("4 of 8 blocks, [1, 0]")  # the others are alike in both
+    (diagnosis,) = Explainer(comparison).diagnose(differences)
+    assert diagnosis.cause is Cause.SCALE_OF_ANOTHER
+    assert "those of expert 4" in diagnosis.evidence
 
 
 @pytest.mark.parametrize(

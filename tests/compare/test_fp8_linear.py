@@ -35,7 +35,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelChec
     base = tmp_path_factory.mktemp("fp8")
     return {
         name: ModelCheckpoint(
-            write_checkpoint(name, base / name, shapes="tiny:blocks", fp8=True).path
+            write_checkpoint(name, base / name, shapes="tiny:blocks", quantised="fp8").path
         )
         for name in ("qwen3-vl-moe", "qwen3.5-mtp")
     }

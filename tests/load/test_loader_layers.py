@@ -57,7 +57,7 @@ def test_what_is_streamed_is_counted_by_ledger_and_meter() -> None:
     recorder = Recorder(None, ledger, meter)
     stream = [(name, SimpleNamespace(nbytes=8)) for name in NAMES]
     assert [name for name, _ in recorder.timed(stream)] == NAMES
-    assert meter.figures == Figures(STREAM, 32, 100)
+    assert meter.figures == Figures(STREAM, 32, 100, len(NAMES))
     assert ledger.stream_bytes == 32
 
 

@@ -40,7 +40,9 @@ def test_the_option_asks_for_the_same(tmp_path: Path) -> None:
         overlay = overlay_from(option)
         assert overlay_from(overlay.option) == overlay
     assert overlay_from("0.26").option == ""
-    assert Overlay({"tpu_inference": tpu}).option == ""
+    alone = overlay_from(f"path:,{tpu}")
+    assert alone == Overlay({"tpu_inference": tpu / "tpu_inference"})
+    assert overlay_from(alone.option) == alone
 
 
 def test_the_commit_is_told(tmp_path: Path) -> None:

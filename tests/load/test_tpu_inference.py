@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,9 +15,9 @@ import pytest
 from harness.base.bits import Nan
 from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
-from harness.load.target import Parallelism, Target
+from harness.load.target import Implementation, Parallelism, Target
 from harness.load.targets import tpu_inference
-from harness.load.targets.known_targets import driver_named, target_named
+from harness.load.targets.known_targets import driver_named, served_by, target_named
 
 TPU = Target(
     name="tpu", devices=4, platform="tpu", parallelism=Parallelism.TENSOR, backend=Backend.GMM_TP,
@@ -94,3 +96,41 @@ def test_releases_whose_worker_drafts(
 ) -> None:
     monkeypatch.setattr(tpu_inference, "version", lambda package: release)
     assert tpu_inference.worker_drafts_mtp() is drafts
+
+
+@pytest.mark.parametrize(
+    ("impl", "given", "decoder", "draft"),
+    [
+        (Implementation.VLLM, None, "vllm", "vllm"),
+        (Implementation.VLLM, "auto", "vllm", "vllm"),
+        (Implementation.JAX, None, "flax_nnx", "flax_nnx"),
+        (Implementation.AUTO, None, "auto", "chosen"),
+        (Implementation.AUTO, "auto", "auto", "auto"),
+    ],
+)
+def test_a_draft_is_served_as_its_decoder_unless_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+    impl: Implementation,
+    given: str | None,
+    decoder: str,
+    draft: str,
+) -> None:
+    for name, value in (("MODEL_IMPL_TYPE", None), ("DRAFT_MODEL_IMPL_TYPE", given)):
+        monkeypatch.setenv(name, value or "")
+        if value is None:
+            monkeypatch.delenv(name)
+    upstream = SimpleNamespace(resolve_model_architecture=lambda config, is_draft: "chosen")
+    monkeypatch.setitem(sys.modules, "tpu_inference.models.common.model_loader", upstream)
+    tpu_inference.choose(impl)
+    tpu_inference.choose_alike(object())
+    assert os.environ["MODEL_IMPL_TYPE"] == decoder
+    assert os.environ["DRAFT_MODEL_IMPL_TYPE"] == draft
+
+
+def test_a_target_without_own_models_serves_vllms() -> None:
+    xla = replace(TPU, name="torch-xla")
+    assert served_by(xla, Implementation.AUTO).impl is Implementation.VLLM
+    with pytest.raises(TargetUnavailable, match="tpu-inference's own models on torch-xla"):
+        served_by(xla, Implementation.JAX)
+    for impl in Implementation:
+        assert served_by(replace(TPU, name="emulated"), impl).impl is impl

@@ -86,7 +86,7 @@ def test_a_known_family_on_the_command_line(
     assert ended.exit_code == 1, ended.output
     assert str(key) in ended.stdout
     assert "24/24" in ended.stdout
-    assert "experts only: no other tensor or parameter was looked at" in ended.stdout
+    assert "experts only: no other tensor or parameter was compared" in ended.stdout
 
 
 def test_a_configuration_of_other_experts_is_bad_input(written: Path, tmp_path: Path) -> None:

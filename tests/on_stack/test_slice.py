@@ -79,6 +79,8 @@ def test_a_host_that_fails_is_named_and_ends_the_others(with_fault: Report, what
 
 
 def test_an_fp8_release_on_several_hosts_is_refused(tmp_path: Path) -> None:
-    path = write_checkpoint("qwen3-vl-moe", tmp_path / "c", shapes="tiny:blocks", fp8=True).path
-    with pytest.raises(BadInput, match="an FP8 release on several hosts"):
+    path = write_checkpoint(
+        "qwen3-vl-moe", tmp_path / "c", shapes="tiny:blocks", quantised="fp8"
+    ).path
+    with pytest.raises(BadInput, match="a quantised release on several hosts"):
         verify(path, target_on("emulated", 8, hosts=2))

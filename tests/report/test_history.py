@@ -13,7 +13,7 @@ from rich.console import Console
 from harness.app.cli import main
 from harness.base.errors import BadInput
 from harness.explain.causes import Cause, Diagnosis
-from harness.report.history import Course, courses, print_courses
+from harness.report.history import Course, changes_text, courses, print_courses
 from harness.report.report import Report, Session, SessionRow, Status
 from tests.support.differences import unread
 from tests.support.pages import CANARY
@@ -104,6 +104,45 @@ def test_a_session_of_an_earlier_schema_is_read(tmp_path: Path) -> None:
     assert first.failing_since is not None
 
 
+def test_what_changed_in_the_last_night(tmp_path: Path) -> None:
+    """Worst first; of several stacks each by its folder, whatever it stood for."""
+    moved = "0.33.0"
+    first, second = "2026-05-01T03", "2026-05-02T03"
+    night(tmp_path, f"{first}/nightly", first, a=report(), b=report(Cause.ZEROS), c=report())
+    night(tmp_path, f"{first}/latest", first, a=report())
+    night(
+        tmp_path, f"{second}/nightly", second, a=report(Cause.ZEROS, vllm=moved),
+        b=report(vllm=moved), c=report(vllm=moved), d=report(Cause.ROLLED, vllm=moved),
+    )  # fmt: skip
+    text = changes_text(courses(tmp_path))
+    assert text.splitlines()[2:] == [
+        "- **new failure** `a` on `nightly`, emulated, 4 devices: different zeros, was equal",
+        "- **first seen failing** `d` on `nightly`, emulated, 4 devices: different rolled",
+        "- **fixed** `b` on `nightly`, emulated, 4 devices: equal, was different zeros",
+        "- `nightly` moved: vllm 0.26.0 → 0.33.0",
+        "- `latest` did not come to its scenarios",
+    ]
+    shown = CliRunner().invoke(main, ["history", str(tmp_path), "--changes"])
+    assert shown.output == text
+
+
+def test_a_night_in_which_nothing_changed(tmp_path: Path) -> None:
+    night(tmp_path, "1/latest", "2026-05-01", a=report(Cause.ZEROS))
+    assert "This is the first night." in changes_text(courses(tmp_path))
+    night(tmp_path, "2/latest", "2026-05-02", a=report(Cause.ZEROS))
+    assert "- no outcome changed" in changes_text(courses(tmp_path))
+
+
+def test_many_versions_that_moved_are_counted(tmp_path: Path) -> None:
+    for number in "12":
+        given = report()
+        given.environment.versions.update({f"p{n:02}": number for n in range(30)}, jax=number)
+        night(tmp_path, f"{number}/latest", f"2026-05-0{number}", a=given)
+    line = changes_text(courses(tmp_path)).splitlines()[-1]
+    assert line.startswith("- `latest` moved: jax 1 → 2, p00 1 → 2, ")
+    assert line.endswith(" and 23 more")
+
+
 def test_the_command(nights: Path) -> None:
     shown = CliRunner().invoke(main, ["history", str(nights)])
     assert shown.exit_code == 0
@@ -114,7 +153,7 @@ def test_the_command(nights: Path) -> None:
 
 
 def test_no_session(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="there is no session"):
+    with pytest.raises(BadInput, match=r"no session\.json was found"):
         courses(tmp_path)
     assert CliRunner().invoke(main, ["history", str(tmp_path)]).exit_code == 2
 

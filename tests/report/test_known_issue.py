@@ -454,6 +454,18 @@ def test_one_row_ends_a_load(stack: str, target: str) -> None:
         assert len(found) <= 1, scenario.id
 
 
+@pytest.mark.parametrize(
+    ("build", "of_it"),
+    [("0.26.0", False), ("0.26.0.dev20260819", False), ("0.26.0.dev20260820", True),
+     ("0.26.0.dev20260821", True), ("0.27.0rc1", True), ("0.27.0", True), ("0.25.0", False)],
+)  # fmt: skip
+def test_a_row_may_begin_with_the_build_of_a_day(build: str, of_it: bool) -> None:
+    row = replace(ISSUE, releases=("tpu-inference>=0.26.0.dev20260820",))
+    assert row.is_of({"vllm": "0.26.0", "tpu-inference": build}, "emulated") is of_it
+    before = replace(ISSUE, releases=("tpu-inference<0.26.0.dev20260820",))
+    assert before.is_of({"vllm": "0.26.0", "tpu-inference": build}, "emulated") is not of_it
+
+
 def test_a_row_is_of_its_targets_only() -> None:
     elsewhere = failed()
     elsewhere.environment = replaced(elsewhere.environment, target="torch-xla, 4 devices")
@@ -473,8 +485,10 @@ def equal_report(overlay: str = "") -> Report:
 
 def test_a_failure_that_does_not_happen_is_out_of_date() -> None:
     judgement = judge(equal_report(), LOAD, [ISSUE])
-    assert judgement == Judgement(Verdict.OUT_OF_DATE, (ISSUE,))
-    assert "did not happen" in known_text(judgement)
+    assert judgement[:2] == (Verdict.OUT_OF_DATE, (ISSUE,))
+    told = known_text(judgement)
+    assert told.startswith("fixed upstream: known issue an-issue did not happen")
+    assert "with vllm 0.21.0, tpu-inference 0.21.0 (an-issue: seen on no other pair)" in told
 
 
 def test_a_checkout_may_mend_it() -> None:

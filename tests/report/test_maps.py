@@ -142,7 +142,9 @@ def test_places_in_words() -> None:
         for layer in (0, 1)
         for e in (2, 3)
     ]
-    assert regions(mapped(*lost), State.DIFFERS) == ["gate_proj: layers 0-1, experts 2-3"]
+    assert list(map(str, regions(mapped(*lost), State.DIFFERS))) == [
+        "gate_proj: layers 0-1, experts 2-3"
+    ]
     assert regions(mapped(*lost), State.MISSING) == []
 
 

@@ -34,7 +34,7 @@ def test_what_a_run_leaves(fake: FakeStack) -> None:
         "outcome": "as expected", "scenarios": 2, "equal": 1, "known": 1, "skipped": 0,
         "experts_compared": 48, "bytes_compared": 2000, "audit_findings": 3, "failures": [],
     }  # fmt: skip
-    assert f"| {DEFAULT} | as expected | 2 | 1 | 1 | 0 | 48 | 2000 | 3 | " in ran.stdout
+    assert f"| {DEFAULT} |  | as expected | 2 | 1 | 1 | 0 | 48 | 2000 | 3 | " in ran.stdout
     assert "the scenarios of" in (fake.out / DEFAULT / "log.txt").read_text()
 
 
@@ -107,7 +107,7 @@ def test_an_interpreter_that_is_nowhere(fake: FakeStack) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--stacks=0.99"], "unknown stack '0.99'"),
+        (["--stacks=newest"], "unknown stack 'newest'"),
         (["--stacks=path:/nowhere"], "the version of /nowhere cannot be told"),
         (["--stacks=0.26", "--target=gpu"], "stack 0.26 has no requirements for a GPU"),
         (["--target"], "expected one argument"),
@@ -128,6 +128,47 @@ def test_what_pytest_is_told(fake: FakeStack) -> None:
     assert "scenarios --target=tpu --expect=known --families=all" in call
     assert "--numprocesses=2" in call
     assert call.endswith("--checkpoint=gs://a/b --checkpoint=/c -k vl or mtp --load-timeout=9")
+
+
+RESOLVED = "0.29.0+0.29.0"
+
+
+def resolved(fake: FakeStack, verdict: str) -> None:
+    """A pair that was resolved before, so that no index is asked, and what its import comes to."""
+    (fake.root / ".stacks").mkdir()
+    (fake.root / ".stacks" / f"{RESOLVED}.txt").write_text("vllm==0.29.0\n")
+    program(fake.root / "bin" / "python3.12", "#!/bin/sh\necho 3.12\n")
+    line = f'{{"verdict": "{verdict}", "why": "no ACT."}}'
+    program(fake.plan / "python-fake", f"#!/bin/sh\necho '{line}'\n")
+
+
+def test_a_pair_that_nobody_pinned(fake: FakeStack) -> None:
+    resolved(fake, "works")
+    ran = fake.run("--stacks", RESOLVED, "--families=chosen", "--nights", str(fake.root / "nights"))
+    assert ran.returncode == 0, ran.stderr
+    assert "--families=chosen" in fake.calls("pytest")[0]
+    assert fake.calls("pytest")[0].split()[1] == f".venv-{RESOLVED}"
+    (night,) = (fake.root / "nights").iterdir()
+    assert (night / RESOLVED / "session.json").exists()
+    summary = (fake.out / "summary.md").read_text()
+    assert summary.splitlines()[2] == f"what changed in {fake.root / 'nights'}"
+
+
+@pytest.mark.parametrize("verdict", ["unimportable", "no-worker"])
+def test_a_pair_that_does_not_work_is_no_difference(fake: FakeStack, verdict: str) -> None:
+    """Nothing is compared, and nothing is tried again; a difference of another stack counts."""
+    resolved(fake, verdict)
+    fake.tell(pytest=1)
+    assert fake.run("--stacks", RESOLVED).returncode == 4
+    (figures,) = fake.written()["stacks"]
+    assert figures["outcome"] == "pair fails"
+    assert figures["pair"] == {
+        "vllm": "0.29.0", "tpu_inference": "0.29.0", "verdict": verdict, "why": "no ACT.",
+    }  # fmt: skip
+    assert "vLLM 0.29.0 with tpu-inference 0.29.0" in (fake.out / "summary.md").read_text()
+    assert not fake.calls("pytest")
+    assert sum("pip sync" in call for call in fake.calls("uv")) == 1
+    assert fake.run("--stacks", f"{RESOLVED},{DEFAULT}").returncode == 1
 
 
 def test_a_gpu_has_an_environment_of_its_own(fake: FakeStack) -> None:

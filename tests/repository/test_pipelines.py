@@ -20,6 +20,7 @@ Outcome = script("nightly_summary").Outcome
 
 BUILDKITE = sorted((ROOT / "ci" / "buildkite").glob("*.yml"))
 FEATURE = ROOT / "ci" / "buildkite" / "moe_load_verification.yml"
+NIGHTLY = ROOT / "ci" / "gke" / "nightly.yaml"
 SHELL = sorted([*ROOT.glob("ci/**/*.sh"), *ROOT.glob("docker/*.sh"), ROOT / ".ci" / "run"])
 
 #: Lost agents (-1, 255) and a missing environment or target. A verdict is none of them.
@@ -93,7 +94,7 @@ def test_every_call_is_valid() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [" --stack 0.26", " --target cuda", " --stacks 0.19", " --stacks 0.26 --target gpu"],
+    [" --stack 0.26", " --target cuda", " --stacks newest", " --stacks 0.26 --target gpu"],
 )
 def test_an_invalid_call_is_seen(options: str) -> None:
     with pytest.raises((SystemExit, AssertionError, script("setup").SetupError)):
@@ -106,6 +107,27 @@ def test_every_stack_runs_every_night() -> None:
     jobs = load(ROOT / ".github/workflows/nightly.yml")["jobs"]
     assert set(jobs["emulated"]["strategy"]["matrix"]["stack"]) == stacks
     assert set(jobs["code-scanning"]["strategy"]["matrix"]["stack"]) == stacks
+
+
+def test_tonights_releases_run_in_all_three_systems() -> None:
+    """The newest ones, and the newest build; each compares with the nights before."""
+    steps = load(ROOT / "ci/buildkite/nightly.yml")["steps"]
+    (step,) = (step for step in steps if "--nights" in step["command"])
+    assert step["matrix"] == ["latest", "nightly"]
+    assert step["soft_fail"] == [{"exit_status": Outcome.PAIR_FAILS}]
+    workflow = load(ROOT / ".github/workflows/nightly.yml")["jobs"]["tonight"]
+    assert workflow["strategy"]["matrix"]["stack"] == ["latest", "nightly"]
+    (run,) = (step["run"] for step in workflow["steps"] if step.get("name") == "run")
+    assert "--nights .nights" in run
+    spec = load(NIGHTLY)["spec"]["jobTemplate"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    taken = parsed(shlex.join(container["args"]))
+    assert taken.stacks == ["installed", "latest", "nightly"]
+    assert taken.nights
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert set(rule["onExitCodes"]["values"]) == set(Outcome) - {0, Outcome.PROVISIONING}
+    for job_of_tonight in (step["timeout_in_minutes"], workflow["timeout-minutes"]):
+        assert job_of_tonight <= 30
 
 
 def test_every_stack_that_can_runs_on_gpus() -> None:
@@ -230,8 +252,8 @@ def test_the_manifest_keeps_its_promises() -> None:
         ("4x4", "2x4", "chips"),
         ("completions: 4", "completions: 2", "hosts"),
         ('value: "4"', 'value: "2"', "hosts"),
-        ("[1, 2, 3]", "[2, 3]", "exit codes"),
-        ("[1, 2, 3]", "[1, 2, 3, 75]", "exit codes"),
+        ("[1, 2, 3, 4]", "[2, 3, 4]", "exit codes"),
+        ("[1, 2, 3, 4]", "[1, 2, 3, 4, 75]", "exit codes"),
         ("action: FailJobSet", "action: RestartJobSet", "verdict"),
     ],
 )
@@ -245,3 +267,4 @@ def test_the_jobs_of_the_manifest_have_kubernetes_shape() -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     content = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}}
     kubernetes_validate.validate(content | job(load(JOBSET)), "1.33", strict=True)
+    kubernetes_validate.validate(load(NIGHTLY), "1.33", strict=True)

@@ -35,5 +35,5 @@ def test_a_skip_for_want_of_anything_else_fails(tmp_path: Path, line: str, statu
 
 def test_ci_reads_its_own_output() -> None:
     text = (ROOT / ".ci" / "run").read_text()
-    assert 'make lint types docs test 2>&1 | tee "$log"' in text
+    assert 'make lint types docs wheel test 2>&1 | tee "$log"' in text
     assert 'python3 ci/skips.py "$log"' in text

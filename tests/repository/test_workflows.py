@@ -144,10 +144,11 @@ def test_the_presubmit_calls_what_ci_runs() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("check docs P", "check P", {"docs"}),
-        ("check docs P", "docs P", {"lint", "types"}),
+        ("check docs wheel P", "check wheel P", {"docs"}),
+        ("check docs wheel P", "docs wheel P", {"lint", "types"}),
         ("[canary, fixed, full]", "[canary, full]", {"fixed"}),
-        ("check docs P", "check docs bench P", {"bench"}),
+        ("check docs wheel P", "check docs wheel bench P", {"bench"}),
+        ("check docs wheel P", "check docs P", {"wheel"}),
     ],
 )
 def test_a_verb_less_or_more_is_seen(tmp_path: Path, old: str, new: str, fault: set[str]) -> None:
@@ -158,14 +159,21 @@ def test_a_verb_less_or_more_is_seen(tmp_path: Path, old: str, new: str, fault: 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_caches(path: Path) -> None:
-    """uv's by the locked requirements; XLA's programs by stack, or verb, and CPU model as well."""
+    """uv's by the locked requirements; XLA's programs by stack, or verb, and CPU model as well.
+
+    The nights that a summary compares with are by stack, and each night adds its own.
+    """
     for job in load(path)["jobs"].values():
         for step in job["steps"]:
             options = step.get("with", {})
             if "setup-uv@" in step.get("uses", ""):
                 assert options["enable-cache"] is True
                 assert "ci/stacks/*.txt" in path.read_text()
-            if "actions/cache@" in step.get("uses", ""):
+            if options.get("path") == ".nights":
+                assert "matrix.stack" in options["key"]
+                assert options["key"].startswith(options["restore-keys"])
+                assert "github.run_id" in options["key"].removeprefix(options["restore-keys"])
+            elif "actions/cache@" in step.get("uses", ""):
                 for part in ("cpu.outputs.model", "hashFiles('ci/stacks/*.txt')"):
                     assert part in options["key"]
                 assert re.search(r"matrix\.(stack|verb)", options["key"])

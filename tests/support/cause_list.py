@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.explain import digest_only, load_failure, metadata
+from harness.explain import digest_only, load_failure, metadata, quantised
 from harness.explain.causes import Cause
 from harness.explain.evidence import Need
 from harness.explain.rules import RULES, UNEXPLAINED, unexplained
@@ -14,30 +14,40 @@ from tests.support.damages import DAMAGES, Damage
 _OTHERS = {
     metadata: "No bits are looked at: presence, shape, place, padding, delivery or scale is wrong.",
     digest_only: "It differs from a digest file, and there are no right bits to look at.",
+    quantised: "A quantised matrix: codes and scales taken so make what the device holds.",
     load_failure: "A load failed: its ledger says where, or upstream's error.",
 }
 
+QUANTISED = "tests/compare/test_quantised_experts.py"
 #: Causes that no damage of bits has: the test that plants what they are of.
 ELSEWHERE: dict[Cause, str] = {
     Cause.ARGUMENT_CONTRACT: "tests/explain/test_deliveries.py",
     Cause.BIAS_LOST: "tests/explain/test_lost_bias.py",
+    Cause.CODE: QUANTISED,
     Cause.CONFIG_LACKS_KEY: "tests/explain/test_load_failure.py",
     Cause.DELIVERED_LATE: "tests/explain/test_deliveries.py",
     Cause.DELIVERED_TWICE: "tests/explain/test_load_failure.py",
+    Cause.DEQUANTISED_TWICE: QUANTISED,
     Cause.DENSE_LAYER: "tests/explain/test_dense_layer.py",
     Cause.DRAFT_LAYER_OFF_BY_ONE: "tests/explain/test_draft_layer.py",
     Cause.FILE_DIFFERS: "tests/compare/test_by_digest_file.py",
     Cause.FUSED_WITHOUT_SHARD: "tests/explain/test_load_failure.py",
+    Cause.GROUP_ORDER: QUANTISED,
     Cause.HEADS_REPEATED_WRONGLY: "tests/support/parameter_faults.py",
     Cause.HOOKED_AS_EXPERT: "tests/explain/test_load_failure.py",
+    Cause.NIBBLES_EXCHANGED: QUANTISED,
     Cause.NOT_DELIVERED: "tests/explain/test_deliveries.py",
     Cause.NOT_STREAMED: "tests/explain/test_deliveries.py",
     Cause.PARAMETER_UNWRITTEN: "tests/explain/test_deliveries.py",
+    Cause.SCALE_LOST: QUANTISED,
+    Cause.SCALE_OF_ANOTHER: QUANTISED,
     Cause.STORAGE_MISREAD: "tests/explain/test_load_failure.py",
     Cause.STRUCTURE: "tests/compare/test_parameter_comparison.py",
     Cause.TENSOR_UNREAD: "tests/explain/test_lost_bias.py",
     Cause.UNACCOUNTED: "tests/compare/test_parameter_comparison.py",
     Cause.UNCHECKED: "tests/report/test_merge.py",
+    Cause.WRONG_GRID: QUANTISED,
+    Cause.ZERO_POINT: QUANTISED,
 }
 
 

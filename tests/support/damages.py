@@ -19,8 +19,8 @@ from harness.base.bits import Bits, canonical_nans, converted
 from harness.compare.authority import WEIGHTS, Authority
 from harness.compare.difference import BitsDiffer
 from harness.compare.expert_comparison import PartComparison
-from harness.compare.fp8_experts import part_comparison
 from harness.compare.parameter_comparison import ParameterComparison
+from harness.compare.quantised_experts import part_comparison
 from harness.devices.expert_layout import Backend, Parameter
 from harness.devices.parameter_layout import Packing
 from harness.devices.tensors import DevicePart, DeviceTensor
@@ -107,7 +107,7 @@ REFERENCES = {"bf16": "tiny", "padded": "tiny:vocabulary"}
 
 def write_references(path: Path) -> dict[str, ModelCheckpoint]:
     """The checkpoints of all kinds."""
-    fp8 = write_checkpoint("qwen3-vl-moe", path / "FP8", shapes="tiny:blocks", fp8=True).path
+    fp8 = write_checkpoint("qwen3-vl-moe", path / "FP8", shapes="tiny:blocks", quantised="fp8").path
     made = {of: write_reference(path / of, shapes) for of, shapes in REFERENCES.items()}
     return made | {"FP8": ModelCheckpoint(fp8)}
 

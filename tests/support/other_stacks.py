@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from harness.load.process import LoadProcesses
+from harness.load.targets.known_targets import target_named
 from harness.report.report import Report
 from harness.verification.verify import verify
 
@@ -45,8 +46,9 @@ def verified_on(stack: str, checkpoints: Sequence[Path]) -> list[Report]:
 
 
 def _reports(checkpoints: Sequence[str]) -> list[Report]:
+    target = target_named("emulated")  # vLLM's implementation, of every family
     with LoadProcesses() as processes:
-        return [verify(checkpoint, processes=processes) for checkpoint in checkpoints]
+        return [verify(checkpoint, target, processes=processes) for checkpoint in checkpoints]
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def _calls(layers: int, experts: int) -> list[Calls]:
     ]  # fmt: skip
 
 
-def _report(layers: int, experts: int, shifted: tuple[int, ...] = ()) -> Report:
+def a_report(layers: int, experts: int, shifted: tuple[int, ...] = ()) -> Report:
     """A report in which the experts ``shifted`` of every layer hold those of the next rank."""
     differences: list[Difference] = [
         BitsDiffer(
@@ -69,8 +69,8 @@ def _report(layers: int, experts: int, shifted: tuple[int, ...] = ()) -> Report:
 
 def all_equal() -> Session:
     """Two scenarios, nothing to see."""
-    rows = [SessionRow(scenario="vl-fused", report=_report(2, 8)),
-            SessionRow(scenario="vl-experts-whole", report=_report(48, 128))]  # fmt: skip
+    rows = [SessionRow(scenario="vl-fused", report=a_report(2, 8)),
+            SessionRow(scenario="vl-experts-whole", report=a_report(48, 128))]  # fmt: skip
     return Session(complete=True, began="2026-05-01T03:00:00+00:00", rows=rows)
 
 
@@ -82,6 +82,6 @@ def canary() -> Session:
 def rank_shift() -> Session:
     """Every eighth expert of 94 x 128, half of those of 60 x 512."""
     eighths, half = tuple(range(0, 128, 8)), tuple(range(256, 512))
-    reports = {"vl-235b": _report(94, 128, eighths), "qwen3.5-397b": _report(60, 512, half)}
+    reports = {"vl-235b": a_report(94, 128, eighths), "qwen3.5-397b": a_report(60, 512, half)}
     rows = [SessionRow(scenario=name, report=r, failed=True) for name, r in reports.items()]
     return Session(complete=True, began="2026-05-01T03:00:00+00:00", rows=rows)

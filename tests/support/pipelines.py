@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = ("setup.py", "nightly.py", "nightly_summary.py", "run_nightly.sh")
+SCRIPTS = ("setup.py", "pairs.py", "nightly.py", "nightly_summary.py", "run_nightly.sh")
 
 #: Each fake writes down how it was called and ends as $PLAN says. What is planned for one
 #: environment alone has its name in the file's: ``pytest.venv-0.21``.
@@ -44,6 +44,7 @@ exit "$(planned pytest 0)"
 """
 FAKE_HARNESS = """
 if [ "$1" = doctor ]; then echo "what doctor says"; exit "$(planned doctor 0)"; fi
+if [ "$1" = history ]; then echo "what changed in $3"; exit 0; fi
 for option; do case $option in --output=*) out=${option#--output=};; esac; done
 ended=$(planned audit 0)
 [ "$ended" -gt 1 ] || echo '{"runs": [{"results": [{}, {}, {}]}]}' > "$out"
@@ -57,7 +58,8 @@ case "$1 $2" in
     echo >> "$PLAN/syncs"
     [ "$(wc -l < "$PLAN/syncs")" -gt "$(cat "$PLAN/sync-fails" 2>/dev/null || echo 0)" ] || exit 1;;
   venv*) for last; do :; done; mkdir -p "$last/bin"; cp "$PLAN/pytest-fake" "$last/bin/pytest"
-    cp "$PLAN/harness-fake" "$last/bin/harness";;
+    cp "$PLAN/harness-fake" "$last/bin/harness"
+    [ ! -e "$PLAN/python-fake" ] || cp "$PLAN/python-fake" "$last/bin/python";;
 esac
 """
 

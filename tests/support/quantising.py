@@ -17,6 +17,7 @@ from harness.checkpoint.fp8_blocks import (
     block_values,
     scales_as_f32,
 )
+from harness.checkpoint.grids import Quantised as QuantisedMatrix
 from harness.devices.tensors import DevicePart, DeviceTensor, device_part
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Part, Projection
@@ -47,6 +48,8 @@ def matrix(rows: int = 300, columns: int = 260) -> tuple[np.ndarray, Values]:
 
 
 Grid = Callable[[ReferencePart, ExpertKey], Values]
+#: What the device is given instead of the checkpoint's codes and scales.
+Altered = Callable[[ExpertKey, QuantisedMatrix], QuantisedMatrix]
 
 
 def checkpoint_grid(reference: ReferencePart, key: ExpertKey) -> Values:
@@ -56,33 +59,64 @@ def checkpoint_grid(reference: ReferencePart, key: ExpertKey) -> Values:
 
 def fp8_experts(reference: ReferencePart, grid: Grid = checkpoint_grid) -> DevicePart:
     """All experts whole (GMM_EP): values by ``grid``, quantised anew, gate beside up."""
+    return experts_on_device(reference, lambda key, q: q.with_scales(grid(reference, key)))
+
+
+_TYPES = {
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F4_E2M1": ml_dtypes.float4_e2m1fn, "I4": ml_dtypes.int4,
+}  # fmt: skip
+_MOST = {"F8_E4M3": 448, "F4_E2M1": 6, "I4": 7}
+
+
+def on_device(values: Values, dtype: str, block: int) -> tuple[Codes, Values]:
+    """Codes [outputs, inputs] and scales [outputs, blocks], as upstream quantises f32 anew."""
+    rows, columns = values.shape
+    pieces = values.reshape(rows, columns // block, block)
+    most = np.float32(_MOST[dtype])
+    scales = np.abs(pieces).max(axis=2) / most
+    with np.errstate(divide="ignore"):
+        inverse = np.nan_to_num(np.float32(1) / scales)
+    found = np.clip(pieces * inverse[..., None], -8 if dtype == "I4" else -most, most)
+    found = (np.trunc(found) if dtype == "I4" else found).astype(_TYPES[dtype])
+    codes = found.reshape(rows, columns).view(np.uint8)
+    return (codes & 0xF if dtype != "F8_E4M3" else codes), scales
+
+
+def experts_on_device(
+    reference: ReferencePart, altered: Altered = lambda key, matrix: matrix
+) -> DevicePart:
+    """All experts whole (GMM_EP), codes and scales kept or quantised anew; gate beside up."""
+    assert reference.format
+    form, shape = reference.format.form, reference.packed_shape
     tensors: list[DeviceTensor] = []
+
+    def made(key: ExpertKey) -> tuple[Codes, Values]:
+        matrix = altered(key, reference.quantised(key))
+        if form.kept:
+            return matrix.codes, matrix.by_outputs
+        sizes = (shape.intermediate, shape.hidden)
+        outputs, inputs = sizes[::-1] if key.projection is Projection.DOWN else sizes
+        values = matrix.values
+        more = [(0, outputs - values.shape[0]), (0, inputs - values.shape[1])]
+        return on_device(np.pad(values, more), form.dtype, min(form.block or inputs, inputs))
+
     for layer in reference.layers:
-        made: dict[Projection, list[tuple[np.ndarray, Values]]] = {p: [] for p in Projection}
-        for key in reference.keys_of(layer):
-            values = block_values(reference[key], grid(reference, key))
-            made[key.projection].append(quantised_anew(values))
+        each = {key: made(key) for key in reference.keys_of(layer)}
+        of = {p: [m for key, m in each.items() if key.projection is p] for p in Projection}
+        both = zip(of[Projection.GATE], of[Projection.UP], strict=True)
         w13 = [
-            np.concatenate([gate.T, up.T], axis=1)
-            for (gate, _), (up, _) in zip(made[Projection.GATE], made[Projection.UP], strict=True)
+            tuple(np.concatenate([g.T, u.T], axis=1) for g, u in zip(*pair, strict=True))
+            for pair in both
         ]
-        s13 = [
-            np.concatenate([gate, up])[None]
-            for (_, gate), (_, up) in zip(made[Projection.GATE], made[Projection.UP], strict=True)
-        ]
-        arrays = {
-            "w13_weight": np.stack(w13),
-            "w2_weight": np.stack([codes.T for codes, _ in made[Projection.DOWN]]),
-            "w13_weight_scale_inv": np.stack(s13).view("<u4"),
-            "w2_weight_scale_inv": np.stack([s[None] for _, s in made[Projection.DOWN]]).view(
-                "<u4"
-            ),
-        }
-        for name, array in arrays.items():
-            full = f"vllm_model.model.layers.{layer}.mlp.experts.routed_experts.{name}"
-            dtype = "F32" if "scale" in name else "F8_E4M3"
-            tensor = sharded(full, array, 0, MESH)
-            tensors.append(DeviceTensor(full, dtype, tensor.shape, tensor.shards))
+        w2 = [(codes.T, scales.T) for codes, scales in of[Projection.DOWN]]
+        for name, pairs in (("w13_weight", w13), ("w2_weight", w2)):
+            for number, end in enumerate(("", "_scale_inv")):
+                full = f"vllm_model.model.layers.{layer}.mlp.experts.routed_experts.{name}{end}"
+                array = np.stack([np.ascontiguousarray(pair[number]) for pair in pairs])
+                array = array.view("<u4") if end else array
+                tensor = sharded(full, array, 0, MESH)
+                dtype = "F32" if end else form.dtype
+                tensors.append(DeviceTensor(full, dtype, tensor.shape, tensor.shards))
     return device_part(tensors, MESH, module="mlp.experts")
 
 

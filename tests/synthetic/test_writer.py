@@ -99,7 +99,7 @@ def test_unusable_requests(
 
 def test_an_existing_path_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(BadInput, match="exists already"):
+    with pytest.raises(BadInput, match="already exists"):
         write_checkpoint("qwen3.5-moe", tmp_path / "out")
 
 

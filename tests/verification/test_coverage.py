@@ -111,7 +111,9 @@ def test_a_tied_head_is_counted_as_unused(
 
 def test_scales_count_beside_codes_alone(tmp_path: Path) -> None:
     """Of an FP8 release every tensor is some array's source, but for a scale of a BF16 norm."""
-    path = write_checkpoint("qwen3.5-mtp", tmp_path / "c", shapes="tiny:blocks", fp8=True).path
+    path = write_checkpoint(
+        "qwen3.5-mtp", tmp_path / "c", shapes="tiny:blocks", quantised="fp8"
+    ).path
     stray = "mtp.layers.0.input_layernorm.weight_scale_inv"
     change_tensors(path, lambda tensors: tensors.update({stray: some()}))
     checkpoint = ModelCheckpoint(path)

@@ -32,6 +32,8 @@ class Capability(StrEnum):
       it, upstream orders them.
     - ``memory statistics``: its devices tell how much of their memory is in use.
     - ``memory of its own``: its devices do not share the host's memory.
+    - ``own models``: some models are served by tpu-inference's own JAX models; without it, all are
+      by vLLM's.
     """
 
     SEVERAL_HOSTS = "several hosts"
@@ -39,6 +41,7 @@ class Capability(StrEnum):
     FIXED_ORDER = "fixed device order"
     MEMORY_STATISTICS = "memory statistics"
     OWN_MEMORY = "memory of its own"
+    OWN_MODELS = "own models"
 
 
 class Limit(NamedTuple):

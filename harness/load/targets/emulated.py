@@ -37,7 +37,14 @@ class Emulated(TpuInference):
 
     name = "emulated"
     platform = "cpu"
-    capabilities = frozenset({Capability.SEVERAL_HOSTS, Capability.MESHES, Capability.FIXED_ORDER})
+    capabilities = frozenset(
+        {
+            Capability.SEVERAL_HOSTS,
+            Capability.MESHES,
+            Capability.FIXED_ORDER,
+            Capability.OWN_MODELS,
+        }
+    )
 
     def environment(self, devices: int, parallelism: Parallelism) -> dict[str, str]:
         """CPU devices alone, more of them than the machine has, under a TPU's name."""

@@ -49,6 +49,7 @@ class Gpu(TpuInference):
             Capability.FIXED_ORDER,
             Capability.MEMORY_STATISTICS,
             Capability.OWN_MEMORY,
+            Capability.OWN_MODELS,
         }
     )
 

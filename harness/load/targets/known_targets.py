@@ -10,13 +10,14 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
 
 import harness.load.targets
 from harness.base.errors import BadInput, TargetUnavailable
 from harness.load.meshes import mesh_sizes
-from harness.load.target import Parallelism, Share, Target
+from harness.load.target import Implementation, Parallelism, Share, Target
 from harness.load.targets.driver import Capability, Driver
 
 _GROUP = "harness.targets"
@@ -162,6 +163,19 @@ def meshed(
     devices = math.prod(sizes.values())
     driver.require_devices(devices, where="--mesh")
     return driver.meshed(target_on(name, devices, parallelism, hosts, share), mesh)
+
+
+def served_by(target: Target, impl: Implementation) -> Target:
+    """The target, asked for an implementation of the model.
+
+    Raises:
+        TargetUnavailable: it has vLLM's alone, and was asked for tpu-inference's own.
+    """
+    if driver_of(target).can(Capability.OWN_MODELS):
+        return replace(target, impl=impl)
+    if impl is Implementation.JAX:
+        raise _goes_elsewhere(f"tpu-inference's own models on {target.name}", "--impl")
+    return replace(target, impl=Implementation.VLLM)
 
 
 def _goes_elsewhere(what: str, where: str) -> TargetUnavailable:

@@ -59,6 +59,7 @@ class Tpu(TpuInference):
             Capability.MESHES,
             Capability.MEMORY_STATISTICS,
             Capability.OWN_MEMORY,
+            Capability.OWN_MODELS,
         }
     )
     hosts = Limit(MOST_TPU_HOSTS, "no slice has more")

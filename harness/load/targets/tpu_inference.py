@@ -30,7 +30,8 @@ from harness.load.environment import stack_environment
 from harness.load.loaded import Loaded
 from harness.load.loader_layers import LoaderLayer, layered
 from harness.load.meshes import as_asked
-from harness.load.target import Parallelism, Target
+from harness.load.nnx_models import arrays_of, is_own_model
+from harness.load.target import Implementation, Parallelism, Target
 from harness.load.targets.driver import Capability, Driver
 from harness.load.vllm_platform import PLATFORM
 
@@ -72,9 +73,6 @@ class TpuInference(Driver):
     def environment(self, devices: int, parallelism: Parallelism) -> dict[str, str]:
         """What every load through tpu-inference needs."""
         return stack_environment() | {
-            # The vLLM model classes, for target and draft alike: tpu-inference refuses a mix.
-            "MODEL_IMPL_TYPE": "vllm",
-            "DRAFT_MODEL_IMPL_TYPE": "vllm",
             "USE_MOE_EP_KERNEL": "1" if parallelism is Parallelism.EXPERT_KERNEL else "0",
         }
 
@@ -115,12 +113,16 @@ class TpuInference(Driver):
             Exception: whatever the stack under test raises, unchanged.
         """
         devices = self.ready(target)
+        choose(target.impl)
         started = time.perf_counter()
         _register_loader(layers)
         by_worker = set(parts) == set(Part) and worker_drafts_mtp()
         indexes = target.device_indexes if devices is None else [d.id for d in devices]
         config = partial(_config, checkpoint, target, indexes, overrides)
-        worker = self._ready_worker(config(draft=by_worker), target, devices, indexes)
+        whole = config(draft=by_worker)
+        if by_worker:
+            choose_alike(whole)
+        worker = self._ready_worker(whole, target, devices, indexes)
         ready = time.perf_counter()
         entry, states = self._states(worker, parts, by_worker, config)
         ended = time.perf_counter()
@@ -179,8 +181,12 @@ class TpuInference(Driver):
             tensors={
                 part: [
                     from_jax(name, array, in_host_memory=not self.can(Capability.OWN_MEMORY))
-                    for name, array in state.items()
+                    for name, array in (arrays_of(state) if is_own_model(state) else state.items())
                 ]
+                for part, state in states.items()
+            },
+            implementations={
+                part: Implementation.JAX if is_own_model(state) else Implementation.VLLM
                 for part, state in states.items()
             },
             mesh=tuple(map(_name, devices)),
@@ -230,6 +236,37 @@ def under_a_tpus_name(name: str, devices: int) -> dict[str, str]:
         "TPU_NAME": name,
         "TPU_WORKER_ID": "0",
     }
+
+
+_DRAFT = "DRAFT_MODEL_IMPL_TYPE"
+#: What tpu-inference calls each implementation (``envs.py``, 0.21 to 0.32).
+_IMPLEMENTATIONS = {
+    Implementation.AUTO: "auto",
+    Implementation.VLLM: "vllm",
+    Implementation.JAX: "flax_nnx",
+}
+
+
+def choose(impl: Implementation) -> None:
+    """Ask for an implementation, for target and draft alike: tpu-inference refuses a mix.
+
+    It reads its variables when it needs them, so one process serves loads of each.
+    """
+    os.environ["MODEL_IMPL_TYPE"] = _IMPLEMENTATIONS[impl]
+    if impl is not Implementation.AUTO:
+        os.environ[_DRAFT] = _IMPLEMENTATIONS[impl]
+
+
+def choose_alike(config: Any) -> None:
+    """Have a draft model served as tpu-inference chooses for its decoder.
+
+    Left to choose for each it may take two, and refuses them (``spec_decode/jax/eagle3.py``); so
+    it is where the environment says something of the draft.
+    """
+    if _DRAFT not in os.environ:
+        from tpu_inference.models.common.model_loader import resolve_model_architecture
+
+        os.environ[_DRAFT] = resolve_model_architecture(config, False)
 
 
 def _register_loader(layers: Sequence[LoaderLayer]) -> None:

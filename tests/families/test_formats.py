@@ -1,0 +1,173 @@
+"""Formats: how config.json announces them, and what an independent writer means by its tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from harness.base.errors import BadInput
+from harness.checkpoint.grids import grid_of
+from harness.families.experts import reference_parts
+from harness.families.formats.format import UNCHANGED, Stored
+from harness.families.formats.known_formats import format_named, format_of, formats
+from harness.families.model_checkpoint import ModelCheckpoint
+from harness.synthetic.writer import write_checkpoint
+from harness.verification.verify import verify
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+
+@pytest.mark.parametrize("name", formats())
+def test_what_is_written_is_recognised_and_read(name: str, tmp_path: Path) -> None:
+    recipe = "gpt-oss" if formats()[name].fused else "qwen3-moe"
+    path = write_checkpoint(
+        recipe, tmp_path / "c", shapes="tiny:blocks", layers=1, experts=2, quantised=name
+    ).path
+    checkpoint = ModelCheckpoint(path)
+    assert checkpoint.format == format_named(name)
+    (part,) = reference_parts(checkpoint)
+    for key in part:
+        matrix = part.quantised(key)
+        assert matrix.codes.shape == part.sizes_of(key.projection)
+        assert np.isfinite(matrix.values).all()
+        assert np.unique(matrix.codes).size > 8
+
+
+_WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+
+
+def compressed(**changed: Any) -> dict[str, Any]:
+    group = {"weights": _WEIGHTS | changed, "targets": ["Linear"]}
+    return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+
+
+UNKNOWN: dict[str, dict[str, Any]] = {
+    "FP8 in other blocks": {"quant_method": "fp8", "weight_block_size": [64, 128]},
+    "FP8 without blocks": {"quant_method": "fp8"},
+    "another order of groups": compressed(actorder="group"),
+    "no group": compressed(group_size=None),
+    "groups of half a word": compressed(group_size=4),
+    "two groups of layers": {**compressed(), "config_groups": {"a": {}, "b": {}}},
+    "no groups of layers": {**compressed(), "config_groups": {}},
+    "groups that are a list": {**compressed(), "config_groups": []},
+    "AWQ of eight bits": {"quant_method": "awq", "bits": 8, "group_size": 128},
+    "AWQ for another kernel": {
+        "quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv",
+    },
+    "GPTQ in another order": {
+        "quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True,
+    },
+    "another ModelOpt": {"quant_method": "modelopt", "quant_algo": "FP8"},
+    "something else": {"quant_method": "bitsandbytes"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", UNKNOWN)
+def test_what_no_format_describes_is_none(config: str) -> None:
+    assert format_of(UNKNOWN[config]) is None
+
+
+def test_a_format_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="one of awq, ct-fp8-channel"):
+        write_checkpoint("qwen3-moe", tmp_path / "c", quantised="int3")
+
+
+@pytest.mark.parametrize("name", ["MOE_REQUANTIZE_WEIGHT_DTYPE", "MOE_REQUANTIZE_BLOCK_SIZE"])
+def test_a_grid_of_the_users_own_is_refused(tmp_path: Path, name: str) -> None:
+    path = write_checkpoint("qwen3-moe", tmp_path / "c", shapes="tiny:blocks", quantised="nvfp4")
+    with pytest.raises(BadInput, match=f"{name}=int8 for a release in nvfp4"):
+        verify(path.path, stream_options={name: "int8"})
+
+
+def test_fp8_linear_layers_that_are_kept_are_refused(tmp_path: Path) -> None:
+    path = write_checkpoint("qwen3-moe", tmp_path / "c", shapes="tiny:blocks", quantised="fp8")
+    with pytest.raises(BadInput, match="--experts-only"):
+        verify(path.path, stream_options={UNCHANGED: "1"})
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "F4_E2M1", "I4", "I8"])
+def test_grids_are_those_of_ml_dtypes(dtype: str) -> None:
+    """Values of all codes, and into which of them numbers are converted."""
+    theirs = {
+        "F8_E4M3": ml_dtypes.float8_e4m3fn, "F4_E2M1": ml_dtypes.float4_e2m1fn,
+        "I4": ml_dtypes.int4, "I8": np.int8,
+    }[dtype]  # fmt: skip
+    grid = grid_of(dtype)
+    codes = np.arange(len(grid.values), dtype=np.uint8)
+    np.testing.assert_array_equal(grid.values, codes.view(theirs).astype(np.float32))
+    numbers = np.linspace(-grid.largest, grid.largest, 20011, dtype=np.float32)
+    cut = np.trunc(numbers) if dtype.startswith("I") else numbers
+    found = cut.astype(theirs).view(np.uint8) & np.uint8(len(grid.values) - 1)
+    assert ((grid.lower[found] <= numbers) & (numbers <= grid.upper[found])).all()
+    right = found ^ 1  # its neighbour, which is none of it
+    value = grid.values[right]
+    inside = (grid.lower[right] < numbers) & (numbers < grid.upper[right])
+    assert not (inside & (value != grid.values[found]) & ~np.isnan(value)).any()
+
+
+def test_int4_is_what_compressed_tensors_packs() -> None:
+    """The package that writes these releases; vLLM brings it."""
+    torch = pytest.importorskip("torch")
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    codes = torch.randint(-8, 8, (64, 96), dtype=torch.int8)
+    packed = helpers.pack_to_int32(codes, 4)
+    scales = torch.rand(64, 3).to(torch.bfloat16)
+    stored = {
+        "weight_packed": Stored(packed.numpy().view("<u4"), "I32"),
+        "weight_scale": Stored(scales.view(torch.int16).numpy().view("<u2"), "BF16"),
+    }
+    matrix = format_named("ct-int4").decoded(stored, 64, 96)
+    wide = scales.float().repeat_interleave(32, dim=1)
+    np.testing.assert_array_equal(matrix.values, (codes.float() * wide).numpy())
+
+
+def test_zero_points_are_what_compressed_tensors_packs() -> None:
+    torch = pytest.importorskip("torch")
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    codes = torch.randint(-8, 8, (64, 96), dtype=torch.int8)
+    zeros = torch.randint(-8, 8, (64, 3), dtype=torch.int8)
+    packed = helpers.pack_to_int32(codes, 4).numpy().view("<u4")
+    stored = {
+        "weight_packed": Stored(packed, "I32"),
+        "weight_zero_point": Stored(
+            helpers.pack_to_int32(zeros, 4, packed_dim=0).numpy().view("<u4"), "I32"
+        ),
+        "weight_scale": Stored(np.full((64, 3), 0x3F80, "<u2"), "BF16"),
+    }
+    matrix = format_named("ct-int4-zeros").decoded(stored, 64, 96)
+    wide = zeros.repeat_interleave(32, dim=1)
+    np.testing.assert_array_equal(matrix.values, (codes - wide).float().numpy())
+
+
+def test_nvfp4_codes_are_what_compressed_tensors_packs() -> None:
+    torch = pytest.importorskip("torch")
+    helpers = pytest.importorskip("compressed_tensors.compressors.nvfp4.helpers")
+    known = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    values = known[torch.randint(0, 8, (64, 96))] * (torch.randint(0, 2, (64, 96)) * 2 - 1)
+    scales = torch.rand(64, 6).add(0.5).to(torch.float8_e4m3fn)
+    stored = {
+        "weight": Stored(helpers.pack_fp4_to_uint8(values).numpy(), "U8"),
+        "weight_scale": Stored(scales.view(torch.uint8).numpy(), "F8_E4M3"),
+        "weight_scale_2": Stored(np.array([0x3F000000], "<u4"), "F32"),  # 0.5
+    }
+    matrix = format_named("nvfp4").decoded(stored, 64, 96)
+    wide = scales.float().repeat_interleave(16, dim=1) * 0.5
+    np.testing.assert_array_equal(matrix.values, (values * wide).numpy())
+
+
+def test_mxfp4_is_what_transformers_reads() -> None:
+    """transformers' own decoder of gpt-oss' blocks and scales."""
+    torch = pytest.importorskip("torch")
+    mxfp4 = pytest.importorskip("transformers.integrations.mxfp4")
+    blocks = torch.randint(0, 256, (64, 3, 16), dtype=torch.uint8)
+    scales = torch.randint(110, 135, (64, 3), dtype=torch.uint8)
+    stored = {
+        "blocks": Stored(blocks.numpy(), "U8"), "scales": Stored(scales.numpy(), "U8"),
+    }  # fmt: skip
+    matrix = format_named("mxfp4").decoded(stored, 64, 96)
+    # of all experts, and transposed: [E, inputs, outputs]
+    theirs = mxfp4.convert_moe_packed_tensors(blocks[None], scales[None], dtype=torch.float32)
+    np.testing.assert_array_equal(matrix.values, theirs[0].T.numpy())
