@@ -30,14 +30,12 @@ class Capability(StrEnum):
     - ``meshes``: its mesh can have several axes.
     - ``fixed device order``: its mesh has the devices asked for in the order asked for; without
       it, upstream orders them.
-    - ``memory statistics``: its devices tell how much of their memory is in use.
     - ``memory of its own``: its devices do not share the host's memory.
     """
 
     SEVERAL_HOSTS = "several hosts"
     MESHES = "meshes"
     FIXED_ORDER = "fixed device order"
-    MEMORY_STATISTICS = "memory statistics"
     OWN_MEMORY = "memory of its own"
 
 

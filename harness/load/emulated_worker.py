@@ -1,0 +1,31 @@
+"""The worker of the emulated target, by its name in vLLM's ``worker_cls``; only vLLM imports this.
+
+It is tpu-inference's, and does what that does. CPU devices lack two things that a TPU's have, and
+this gets it past both: statistics of their memory, which it logs, and coordinates.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from tpu_inference.worker.tpu_worker import TPUWorker
+
+from harness.load import inside
+from harness.load.targets.emulated import with_memory_logged
+
+
+class EmulatedWorker(TPUWorker):  # type: ignore[misc]
+    """A ``TPUWorker`` on emulated devices."""
+
+    def init_device(self, *args: Any, **kwargs: Any) -> None:
+        """With the devices of all hosts, where there are several."""
+        session = inside.session()
+        if session is not None and session.devices is not None:
+            self.devices = list(session.devices)
+        with inside.alone():
+            with_memory_logged(partial(super().init_device, *args, **kwargs))
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """As upstream does."""
+        with_memory_logged(partial(super().load_model, *args, **kwargs))

@@ -1,0 +1,128 @@
+"""What the harness adds to the engine's worker, by vLLM's own option for that.
+
+``worker_extension_cls`` names a class that vLLM makes a base of the worker's (``v1/worker/
+worker_base.py``, ``init_worker``); ``collective_rpc`` then calls its methods on every worker, next
+to the weights. Their names begin with ``harness_``: vLLM refuses one that a worker has already.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from importlib import import_module
+from typing import Any
+
+from harness.base.errors import InternalError
+from harness.devices.jax_arrays import from_jax
+from harness.families.family import Part
+from harness.load import inside
+from harness.load.loaded import Loaded
+from harness.load.targets.driver import Capability, Driver
+from harness.load.targets.known_targets import driver_of
+
+
+class Extension:
+    """Methods of the worker, for :mod:`harness.load.targets.tpu_inference` and the job on Ray."""
+
+    model_runner: Any
+    _harness_draft: Mapping[str, Any] | None = None
+
+    def harness_load_draft(self, config: Any) -> None:
+        """Load the draft model onto the worker's mesh, as ``Eagle3Proposer.load_model`` does.
+
+        Args:
+            config: vLLM's, with that draft model.
+        """
+        from tpu_inference.models.common.model_loader import get_model
+        from vllm.config import set_current_vllm_config
+
+        runner = self.model_runner
+        with set_current_vllm_config(config):
+            model = get_model(config, runner.rng_key, runner.mesh, is_draft_model=True)
+        self._harness_draft = model.state
+
+    def harness_mesh(self) -> list[tuple[str, int]]:
+        """The mesh that upstream made: platform and number of each device."""
+        return [(d.platform, d.id) for d in self.model_runner.mesh.devices.flat]
+
+    def harness_loaded(self, parts: Collection[Part], entry: str) -> Loaded:
+        """What a load of the harness left here; it stays in this process.
+
+        Args:
+            parts: that were loaded.
+            entry: where the load entered the stack.
+
+        """
+        ended, session = time.perf_counter(), inside.session()
+        if session is None:
+            raise InternalError(
+                "a worker without a load of the harness", where="harness_loaded",
+                expected="a worker that the harness started", hint="report this",
+            )  # fmt: skip
+        driver = driver_of(session.target)
+        began = session.load_began or ended
+        with InternalError.instead():  # the stack has done its part
+            return held(
+                self, driver, parts, entry=entry, draft=self._harness_draft,
+                seconds=(began - session.began, ended - began),
+            )  # fmt: skip
+
+    def harness_run(self, function: str, argument: bytes) -> bytes:
+        """Run a function of the harness on this worker.
+
+        Args:
+            function: ``module:function``; it takes the worker and the argument.
+            argument: its argument.
+        """
+        module, name = function.split(":")
+        result: bytes = getattr(import_module(module), name)(self, argument)
+        return result
+
+
+def held(
+    worker: Any,
+    driver: Driver,
+    parts: Collection[Part],
+    *,
+    entry: str,
+    draft: Mapping[str, Any] | None = None,
+    seconds: tuple[float, float] = (0.0, 0.0),
+) -> Loaded:
+    """What a worker of tpu-inference holds.
+
+    Args:
+        worker: a ``TPUWorker`` that has loaded.
+        driver: of its devices.
+        parts: of the model.
+        entry: where the load entered the stack.
+        draft: the draft model's arrays, where the worker's drafter has none.
+        seconds: that it took until the load, and that the load took.
+    """
+    import jax
+
+    runner, states = worker.model_runner, dict[Part, Mapping[str, Any]]()
+    if Part.DECODER in parts:
+        states[Part.DECODER] = runner.state
+    if Part.MTP in parts:
+        states[Part.MTP] = runner.drafter.state if draft is None else draft
+    devices = list(runner.mesh.devices.flat)
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    return Loaded(
+        tensors={
+            part: [
+                from_jax(name, array, in_host_memory=not driver.can(Capability.OWN_MEMORY))
+                for name, array in state.items()
+            ]
+            for part, state in states.items()
+        },
+        mesh=tuple(map(_name, devices)),
+        local=frozenset(map(_name, own)) if jax.process_count() > 1 else None,
+        entry=entry,
+        setup_seconds=seconds[0],
+        load_seconds=seconds[1],
+        axes=tuple((str(n), int(s)) for n, s in runner.mesh.shape.items()),
+    )
+
+
+def _name(device: Any) -> str:
+    return f"{device.platform}:{device.id}"
