@@ -20,6 +20,13 @@ from harness.load.loaded import Loaded
 from harness.load.targets.driver import Capability, Driver
 from harness.load.targets.known_targets import driver_of
 
+#: What a worker can be asked to do, as ``JOBS`` of :mod:`harness.load.child` has it for processes:
+#: each function takes the worker and a text, and returns one.
+FUNCTIONS = {
+    "describe": "harness.verification.engine_side:describe",
+    "compare": "harness.verification.engine_side:compare",
+}
+
 
 class Extension:
     """Methods of the worker, for :mod:`harness.load.targets.tpu_inference` and the job on Ray."""
@@ -67,16 +74,29 @@ class Extension:
                 seconds=(began - session.began, ended - began),
             )  # fmt: skip
 
-    def harness_run(self, function: str, argument: bytes) -> bytes:
-        """Run a function of the harness on this worker.
+    def harness_run(self, function: str, argument: str) -> str:
+        """Run a function of the harness on this worker; text travels, which any transport takes.
 
         Args:
-            function: ``module:function``; it takes the worker and the argument.
+            function: a name in :data:`FUNCTIONS`.
             argument: its argument.
+
+        Raises:
+            InternalError: there is none of that name: nothing that is sent can name a module.
         """
-        module, name = function.split(":")
-        result: bytes = getattr(import_module(module), name)(self, argument)
-        return result
+        return run_on(self, function, argument)
+
+
+def run_on(worker: Any, function: str, argument: str) -> str:
+    """Run a function of :data:`FUNCTIONS` on a worker; see :meth:`Extension.harness_run`."""
+    if function not in FUNCTIONS:
+        raise InternalError(
+            f"no function {function!r}", where="harness_run",
+            expected=", ".join(FUNCTIONS), hint="the same release of the harness on both sides",
+        )  # fmt: skip
+    module, name = FUNCTIONS[function].split(":")
+    result: str = getattr(import_module(module), name)(worker, argument)
+    return result
 
 
 def held(

@@ -69,7 +69,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     ``parts`` are those that were asked for and that both sides have, ``asked`` all that were, there
     or not; ``parts`` where it says none. ``families`` are files that describe families, by their
     absolute paths. ``digests`` is a digest file to compare with; the reference, which is the
-    checkpoint itself then, is asked for its headers, and for weights only to explain.
+    checkpoint itself then, is asked for its headers, and for weights only to explain. ``recorded``
+    says that the load is the harness's own, so that its ledgers tell what came and what did not.
     """
 
     checkpoint: str
@@ -86,6 +87,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     families: tuple[str, ...] = ()
     experts_only: bool = False
     storage: Storage | None = None
+    recorded: bool = True
 
 
 def prepare() -> None:
@@ -194,12 +196,17 @@ class Verification:
             raise
         except Exception as error:  # the stack's, whatever it is
             return self._of_failed_load(error)
-        started = time.perf_counter()
-        report = self.compared(loaded)
+        report = self.timed(loaded)
         if (gone := self._left()) is not None:
             report = msgspec.structs.replace(
                 report, status=Status.LOAD_FAILED, failure=failure_of(gone)
             )
+        return report
+
+    def timed(self, loaded: Loaded) -> Report:
+        """The report of what is on the devices, with the seconds that it took."""
+        started = time.perf_counter()
+        report = self.compared(loaded)
         timings = self._timings(loaded, time.perf_counter() - started)
         return msgspec.structs.replace(report, timings=timings)
 
@@ -308,7 +315,8 @@ class Verification:
         found = []
         for part in self._parts:
             ledger = self._ledgers.get(part.part, Ledger())
-            require_recorded(part.part, ledger)
+            if request.recorded:
+                require_recorded(part.part, ledger)
             name_sites(ledger)
             verification = PartVerification(
                 part=part, parts=self._parts, loaded=loaded, ledger=ledger,
@@ -317,7 +325,8 @@ class Verification:
                 meter=self._meter,
             )  # fmt: skip
             found.append(verification.findings())
-            require_streamed(part.part, ledger, found[-1].found.differences)
+            if request.recorded:
+                require_streamed(part.part, ledger, found[-1].found.differences)
         return found
 
     def _scope(self, parts: Sequence[PartFindings]) -> ComparedTensors:

@@ -12,6 +12,7 @@ import platform
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TextIO
 
 from harness.base import progress
@@ -102,7 +103,80 @@ def verify(
         InternalError: not the load under test failed, but what judges it.
     """
     timeout = require_seconds(timeout, "--timeout")
-    target = target or target_named("emulated")
+    prepared = prepared_for(
+        checkpoint, target or target_named("emulated"), reference=reference, nan=nan,
+        method=method, parts=parts, stream_options=stream_options, selection=selection,
+        storage=storage, num_layers=num_layers, checksums=checksums, families=families,
+        experts_only=experts_only, overlay=processes.overlay if processes else None,
+    )  # fmt: skip
+    prepared.report.repeat = _repeat(prepared, timeout)
+    with (
+        nullcontext(processes) if processes else LoadProcesses() as running,
+        undisturbed(prepared),
+    ):
+        return _completed(prepared.request, prepared.report, running, timeout, terminal)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A verification before anything is loaded.
+
+    Attributes:
+        request: for whoever compares.
+        report: unfinished; names the checkpoint, the target and what there is to compare.
+        checkpoints: both sides, which are not to change meanwhile.
+        some: whether not all parts of the checkpoint are compared.
+        overlay: packages that stand in for the installed ones.
+    """
+
+    request: VerifyRequest
+    report: Report
+    checkpoints: tuple[ModelCheckpoint, ModelCheckpoint]
+    some: bool
+    overlay: Overlay
+
+
+def prepared_for(
+    checkpoint: str | os.PathLike[str],
+    target: Target,
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    nan: Nan = Nan.PAYLOAD,
+    method: Method = Method.AUTO,
+    parts: Collection[Part] = tuple(Part),
+    stream_options: Mapping[str, str] | None = None,
+    selection: Selection = _EVERYTHING,
+    storage: Storage | None = None,
+    num_layers: int | None = None,
+    checksums: bool = False,
+    families: Iterable[str | os.PathLike[str]] = (),
+    experts_only: bool = False,
+    recorded: bool = True,
+    overlay: Overlay | None = None,
+) -> Prepared:
+    """Read the headers of both sides, and see that they can be compared: as :func:`verify`.
+
+    Args:
+        checkpoint: what is loaded.
+        target: where to.
+        reference: see :func:`verify`, like all that follow but these two.
+        nan: alike.
+        method: alike.
+        parts: alike.
+        stream_options: alike.
+        selection: alike.
+        storage: alike.
+        num_layers: alike.
+        checksums: alike.
+        families: alike.
+        experts_only: alike.
+        recorded: whether the load is the harness's own.
+        overlay: packages that stand in for the installed ones.
+
+    Raises:
+        BadInput: as :func:`verify`.
+        TargetUnavailable: the stack is not installed.
+    """
     brought = bring(families)
     opened = ModelCheckpoint(checkpoint, storage, experts_only=experts_only)
     against, digests = opened, None
@@ -126,21 +200,18 @@ def verify(
         digests=os.path.abspath(digests.path) if digests else "",
         parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
-        storage=storage, families=brought, experts_only=experts_only,
+        storage=storage, families=brought, experts_only=experts_only, recorded=recorded,
     )  # fmt: skip
-    with nullcontext(processes) if processes else LoadProcesses() as running:
-        report = _unfinished(opened, against, chosen, request, running.overlay)
-        if digests:
-            report.reference, report.digests = digests.path, _used(digests)
-        report.files_checked = files_checked
-        some = len(chosen) < len(there)
-        report.repeat = _repeat(request, running.overlay, some=some, timeout=timeout)
-        with _undisturbed(opened, against):
-            return _completed(request, report, running, timeout, terminal)
+    overlay = overlay or Overlay()
+    report = _unfinished(opened, against, chosen, request, overlay)
+    if digests:
+        report.reference, report.digests = digests.path, _used(digests)
+    report.files_checked = files_checked
+    return Prepared(request, report, (opened, against), len(chosen) < len(there), overlay)
 
 
 @contextmanager
-def _undisturbed(*checkpoints: ModelCheckpoint) -> Iterator[None]:
+def undisturbed(prepared: Prepared) -> Iterator[None]:
     """Have a checkpoint that changes while the body runs refused, however the body ends.
 
     No verdict holds then: whichever side read the file sooner read another one.
@@ -148,9 +219,9 @@ def _undisturbed(*checkpoints: ModelCheckpoint) -> Iterator[None]:
     try:
         yield
     except Exception:
-        _require_unchanged(checkpoints)
+        _require_unchanged(prepared.checkpoints)
         raise
-    _require_unchanged(checkpoints)
+    _require_unchanged(prepared.checkpoints)
 
 
 def _require_unchanged(checkpoints: Sequence[ModelCheckpoint]) -> None:
@@ -299,8 +370,9 @@ def _require_one_host_for_fp8(checkpoint: ModelCheckpoint, target: Target) -> No
         )
 
 
-def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: float) -> str:
-    """The command line that repeats ``request``; ``some``: not all of its checkpoint's parts."""
+def _repeat(prepared: Prepared, timeout: float) -> str:
+    """The command line that repeats a verification."""
+    request, overlay = prepared.request, prepared.overlay
     words = [f"{name}={value}" for name, value in request.stream_options.items()]
     words += ["harness", "verify", request.checkpoint]
     words += [word for file in request.families for word in ("--family", file)]
@@ -311,7 +383,7 @@ def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: fl
     words += ["--experts-only"] if request.experts_only else []
     words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
     words += ["--compare", request.method] if request.method is not Method.AUTO else []
-    words += [word for part in request.parts for word in ("--only", part)] if some else []
+    words += [word for part in request.parts for word in ("--only", part)] if prepared.some else []
     words += request.selection.options()
     words += ["--storage", request.storage] if request.storage else []
     words += ["--num-layers", str(request.num_layers)] if request.num_layers else []
