@@ -20,7 +20,7 @@ class EmulatedWorker(TPUWorker):  # type: ignore[misc]
 
     def init_device(self, *args: Any, **kwargs: Any) -> None:
         """With the devices of all hosts, where there are several."""
-        session = inside.session()
+        session = inside.current
         if session is not None and session.devices is not None:
             self.devices = list(session.devices)
         with inside.alone():

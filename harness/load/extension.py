@@ -13,11 +13,10 @@ from importlib import import_module
 from typing import Any
 
 from harness.base.errors import InternalError
-from harness.devices.jax_arrays import from_jax
 from harness.families.family import Part
 from harness.load import inside
+from harness.load.engines import held
 from harness.load.loaded import Loaded
-from harness.load.targets.driver import Capability, Driver
 from harness.load.targets.known_targets import driver_of
 
 #: What a worker can be asked to do, as ``JOBS`` of :mod:`harness.load.child` has it for processes:
@@ -60,7 +59,7 @@ class Extension:
             entry: where the load entered the stack.
 
         """
-        ended, session = time.perf_counter(), inside.session()
+        ended, session = time.perf_counter(), inside.current
         if session is None:
             raise InternalError(
                 "a worker without a load of the harness", where="harness_loaded",
@@ -97,52 +96,3 @@ def run_on(worker: Any, function: str, argument: str) -> str:
     module, name = FUNCTIONS[function].split(":")
     result: str = getattr(import_module(module), name)(worker, argument)
     return result
-
-
-def held(
-    worker: Any,
-    driver: Driver,
-    parts: Collection[Part],
-    *,
-    entry: str,
-    draft: Mapping[str, Any] | None = None,
-    seconds: tuple[float, float] = (0.0, 0.0),
-) -> Loaded:
-    """What a worker of tpu-inference holds.
-
-    Args:
-        worker: a ``TPUWorker`` that has loaded.
-        driver: of its devices.
-        parts: of the model.
-        entry: where the load entered the stack.
-        draft: the draft model's arrays, where the worker's drafter has none.
-        seconds: that it took until the load, and that the load took.
-    """
-    import jax
-
-    runner, states = worker.model_runner, dict[Part, Mapping[str, Any]]()
-    if Part.DECODER in parts:
-        states[Part.DECODER] = runner.state
-    if Part.MTP in parts:
-        states[Part.MTP] = runner.drafter.state if draft is None else draft
-    devices = list(runner.mesh.devices.flat)
-    own = [device for device in devices if device.process_index == jax.process_index()]
-    return Loaded(
-        tensors={
-            part: [
-                from_jax(name, array, in_host_memory=not driver.can(Capability.OWN_MEMORY))
-                for name, array in state.items()
-            ]
-            for part, state in states.items()
-        },
-        mesh=tuple(map(_name, devices)),
-        local=frozenset(map(_name, own)) if jax.process_count() > 1 else None,
-        entry=entry,
-        setup_seconds=seconds[0],
-        load_seconds=seconds[1],
-        axes=tuple((str(n), int(s)) for n, s in runner.mesh.shape.items()),
-    )
-
-
-def _name(device: Any) -> str:
-    return f"{device.platform}:{device.id}"

@@ -2,9 +2,9 @@
 
 vLLM calls the plugins of the group ``vllm.general_plugins`` in every process of an engine, once,
 before it makes a worker (vLLM ``plugins/__init__.py``, ``load_general_plugins``). :func:`plugin` is
-one. It does something in a process that has a :class:`Session` alone: a load of the harness began
-there, or the worker's environment names the function that begins one. In any other engine of an
-environment that the harness is installed in, nothing is registered and nothing recorded.
+one. It does something in a process that has a :class:`LoadSession` alone: a load of the harness
+began there, or the worker's environment names the function that begins one. In any other engine of
+an environment that the harness is installed in, nothing is registered and nothing recorded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BEGIN = "HARNESS_BEGIN"
 
 
 @dataclass
-class Session:
+class LoadSession:
     """One load of the harness, in the process that holds the weights.
 
     Attributes:
@@ -46,24 +46,20 @@ class Session:
     registered: bool = False
 
 
-_current: Session | None = None
-
-
-def session() -> Session | None:
-    """The load that is under way in this process; None for an engine of somebody else."""
-    return _current
+#: The load that is under way in this process; None for an engine of somebody else.
+current: LoadSession | None = None
 
 
 @contextmanager
-def entered(begun: Session) -> Iterator[None]:
+def entered(begun: LoadSession) -> Iterator[None]:
     """Have the engine's workers in this process be of ``begun`` while the body runs."""
-    global _current
-    _current = begun
+    global current
+    current = begun
     try:
         _register_here(begun)
         yield
     finally:
-        _current = None
+        current = None
 
 
 def plugin() -> None:
@@ -72,15 +68,15 @@ def plugin() -> None:
     Raises:
         Exception: whatever the named function does: then the worker does not start.
     """
-    global _current
-    if _current is None and (begin := os.environ.pop(BEGIN, "")):
+    global current
+    if current is None and (begin := os.environ.pop(BEGIN, "")):
         module, function = begin.split(":")
-        _current = getattr(import_module(module), function)()
-    if _current is not None and not _current.registered:
-        _register(_current)
+        current = getattr(import_module(module), function)()
+    if current is not None and not current.registered:
+        _register(current)
 
 
-def _register_here(begun: Session) -> None:
+def _register_here(begun: LoadSession) -> None:
     """Have vLLM call its plugins; it does so once in a process, of which this may be a later load.
 
     An environment that was made before this plugin was named, or a ``VLLM_PLUGINS`` without it,
@@ -93,7 +89,7 @@ def _register_here(begun: Session) -> None:
         plugin()
 
 
-def _register(begun: Session) -> None:
+def _register(begun: LoadSession) -> None:
     from tpu_inference.models.vllm.vllm_model_loader import RunaiIncrementalModelLoader
     from vllm.model_executor.model_loader import register_model_loader
 
@@ -102,7 +98,7 @@ def _register(begun: Session) -> None:
     begun.registered = True
 
 
-def _timing(begun: Session) -> LoaderLayer:
+def _timing(begun: LoadSession) -> LoaderLayer:
     """A layer that notes when the first loader is made: upstream's load begins."""
 
     def layer(base: type[Any]) -> type[Any]:

@@ -22,10 +22,11 @@ from harness.base.errors import BadInput, HarnessError, InternalError, TargetUna
 from harness.compare.digest_comparison import Method
 from harness.compare.selection import Selection
 from harness.families.family import Part
+from harness.load.engines import EngineWorker
 from harness.load.extension import run_on
 from harness.report.merge import merged
 from harness.report.report import Report, redacted_report
-from harness.verification.engine_side import Answer, Described
+from harness.verification.engine_side import WorkerAnswer
 from harness.verification.outcomes import host_part
 from harness.verification.verify import prepared_for, undisturbed
 
@@ -81,7 +82,7 @@ def verify_engine(
         InternalError: what compares failed.
     """
     ask = _asking(engine, timeout)
-    workers = [msgspec.json.decode(text, type=Described) for text in ask("describe", "")]
+    workers = [msgspec.json.decode(text, type=EngineWorker) for text in ask("describe", "")]
     first = workers[0]
     _require_one_mesh(workers)
     prepared = prepared_for(
@@ -92,7 +93,9 @@ def verify_engine(
     argument = msgspec.json.encode((prepared.request, prepared.report)).decode()
     started = time.perf_counter()
     with undisturbed(prepared):
-        answers = [msgspec.json.decode(text, type=Answer) for text in ask("compare", argument)]
+        answers = [
+            msgspec.json.decode(text, type=WorkerAnswer) for text in ask("compare", argument)
+        ]
     seconds = time.perf_counter() - started
     reports = [_report(answer) for answer in answers]
     if first.target.hosts > 1:
@@ -101,7 +104,7 @@ def verify_engine(
     return redacted_report(merged(reports) if len(reports) > 1 else reports[0])
 
 
-def _report(answer: Answer) -> Report:
+def _report(answer: WorkerAnswer) -> Report:
     if answer.error:
         raise answer.error.error()
     if answer.report is None:
@@ -112,7 +115,7 @@ def _report(answer: Answer) -> Report:
     return answer.report
 
 
-def _require_one_mesh(workers: Sequence[Described]) -> None:
+def _require_one_mesh(workers: Sequence[EngineWorker]) -> None:
     """The workers are the processes of one mesh, one each, with the same versions.
 
     Raises:

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from harness.load import inside
-from harness.load.inside import BEGIN, MULTIHOST, Session
+from harness.load.inside import BEGIN, MULTIHOST, LoadSession
 from harness.load.targets.known_targets import target_named
 
 
@@ -25,13 +25,13 @@ def registrations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     )
     monkeypatch.setitem(sys.modules, "tpu_inference.models.vllm.vllm_model_loader", loader)
     monkeypatch.setitem(sys.modules, "vllm.model_executor.model_loader", register)
-    monkeypatch.setattr(inside, "_current", None)
+    monkeypatch.setattr(inside, "current", None)
     return made
 
 
-def begin() -> Session:
+def begin() -> LoadSession:
     """A session, as a worker that the harness started begins one."""
-    return Session(target_named("emulated"), [])
+    return LoadSession(target_named("emulated"), [])
 
 
 def test_an_engine_of_somebody_else_is_left_alone(
@@ -39,7 +39,7 @@ def test_an_engine_of_somebody_else_is_left_alone(
 ) -> None:
     monkeypatch.delenv(BEGIN, raising=False)
     inside.plugin()
-    assert (registrations, inside.session()) == ([], None)
+    assert (registrations, inside.current) == ([], None)
 
 
 def test_a_worker_that_the_harness_started_registers_the_recorder_once(

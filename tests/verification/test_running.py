@@ -10,21 +10,24 @@ import pytest
 
 from harness.base.errors import HarnessError, InternalError, TargetUnavailable
 from harness.families.family import Part
+from harness.load.engines import EngineWorker
 from harness.load.extension import run_on
 from harness.load.targets.known_targets import target_on
-from harness.verification.engine_side import Described, describe
+from harness.verification.engine_side import describe
 from harness.verification.running import verify_engine
 
 VERSIONS = {"vllm": "0.26.0", "moe-load-harness": "1"}
 
 
-def worker(host: int, hosts: int, **versions: str) -> Described:
+def worker(host: int, hosts: int, **versions: str) -> EngineWorker:
     target = replace(target_on("emulated", 4 * hosts, hosts=hosts), host=host)
-    return Described(model="/m", parts=(Part.DECODER,), target=target, versions=VERSIONS | versions)
+    return EngineWorker(
+        model="/m", parts=(Part.DECODER,), target=target, versions=VERSIONS | versions
+    )
 
 
 class Engine:
-    def __init__(self, *workers: Described) -> None:
+    def __init__(self, *workers: EngineWorker) -> None:
         self._workers = workers
 
     def collective_rpc(self, method: Any, args: tuple[str, str] = ("", "")) -> list[str]:
@@ -44,7 +47,7 @@ class Engine:
     ],
     ids=["two meshes", "a worker too few", "one of them twice", "other versions"],
 )
-def test_workers_of_more_than_one_mesh_are_refused(workers: list[Described], told: str) -> None:
+def test_workers_of_more_than_one_mesh_are_refused(workers: list[EngineWorker], told: str) -> None:
     with pytest.raises(TargetUnavailable) as raised:
         verify_engine(Engine(*workers))
     assert told in str(raised.value)
@@ -86,6 +89,5 @@ def test_what_is_sent_can_name_no_module() -> None:
 
 
 def test_a_worker_of_another_platform_is_refused() -> None:
-    pytest.importorskip("jax")
     with pytest.raises(HarnessError, match="without a model on JAX's devices"):
         describe(object(), "")

@@ -25,7 +25,7 @@ from harness.devices.expert_layout import Backend
 from harness.devices.parameter_layout import Packing
 from harness.families.family import Part
 from harness.load.environment import stack_environment
-from harness.load.inside import Session, alone, as_one_of_several, entered
+from harness.load.inside import LoadSession, alone, as_one_of_several, entered
 from harness.load.loaded import Loaded
 from harness.load.loader_layers import LoaderLayer
 from harness.load.meshes import as_asked
@@ -120,7 +120,7 @@ class TpuInference(Driver):
                 upstream made another mesh than the target's.
             Exception: whatever the stack under test raises, unchanged.
         """
-        session = Session(target, layers, self.ready(target))
+        session = LoadSession(target, layers, self.ready(target))
         by_worker = set(parts) == set(Part) and worker_drafts_mtp()
         config = partial(self.config, checkpoint, target, session.devices, overrides)
         with entered(session):
@@ -261,8 +261,6 @@ def _executor(config: Any) -> _Engine:
 
 def _worker_alone(config: Any) -> _Engine:
     """The worker as vLLM's ``UniProcExecutor`` makes it, which loads no decoder here."""
-    from multiprocessing import Lock
-
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
     wrapper = WorkerWrapperBase(rpc_rank=0)
@@ -270,7 +268,7 @@ def _worker_alone(config: Any) -> _Engine:
         all_kwargs=[
             {
                 "vllm_config": config, "local_rank": 0, "rank": 0, "distributed_init_method": "",
-                "is_driver_worker": True, "shared_worker_lock": Lock(),
+                "is_driver_worker": True,
             }
         ]
     )  # fmt: skip
