@@ -125,6 +125,10 @@ SHARED = (
         help="Hosts the mesh is over; on a TPU slice all of them, this is one.",
     ),
     Option(
+        name="on", default="", metavar="ray[:ADDRESS]",
+        help="Have a Ray cluster's nodes be the hosts, through tpu-inference's Ray executor.",
+    ),
+    Option(
         name="parallelism", choices=tuple(p.value for p in Parallelism),
         default=Parallelism.TENSOR.value,
         help="How experts are spread over the mesh.",
@@ -198,7 +202,7 @@ def target_of(values: Mapping[str, Any], mesh: str | None = None, share: Share =
     """The target that the options ask for.
 
     Args:
-        values: of ``target``, ``devices``, ``parallelism`` and ``hosts``.
+        values: of ``target``, ``devices``, ``parallelism``, ``hosts`` and ``on``.
         mesh: sizes of several axes, which ``devices`` says nothing about then; None for one axis.
         share: see :func:`harness.load.target.target_named`.
 
@@ -208,8 +212,8 @@ def target_of(values: Mapping[str, Any], mesh: str | None = None, share: Share =
     """
     name, hosts, parallelism = values["target"], values["hosts"], Parallelism(values["parallelism"])
     if mesh is None:
-        return target_on(name, values["devices"], parallelism, hosts, share)
-    return meshed(name, mesh, parallelism, hosts, share)
+        return target_on(name, values["devices"], parallelism, hosts, share, values["on"])
+    return meshed(name, mesh, parallelism, hosts, share, values["on"])
 
 
 def keywords(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,9 @@ class EmulatedWorker(TPUWorker):  # type: ignore[misc]
         session = inside.current
         if session is not None and session.devices is not None:
             self.devices = list(session.devices)
+            # In this order; else the mesh is made by coordinates (``runner/tpu_runner.py``).
+            indexes = [device.id for device in session.devices]
+            self.vllm_config.sharding_config.device_indexes = indexes
         with inside.alone():
             with_memory_logged(partial(super().init_device, *args, **kwargs))
 

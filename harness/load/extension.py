@@ -24,6 +24,8 @@ from harness.load.targets.known_targets import driver_of
 FUNCTIONS = {
     "describe": "harness.verification.engine_side:describe",
     "compare": "harness.verification.engine_side:compare",
+    "node": "harness.verification.over_ray:node",
+    "compare loaded": "harness.verification.over_ray:compare_loaded",
 }
 
 

@@ -53,6 +53,7 @@ class Target:
         hosts: processes that the devices are divided among.
         host: the number of the one that a load is to be.
         coordinator: where the hosts of an emulated slice meet, ``address:port``.
+        on: what starts the hosts, where the harness does not: ``ray``, or ``ray:ADDRESS``.
     """
 
     name: str
@@ -70,9 +71,11 @@ class Target:
     hosts: int = 1
     host: int = 0
     coordinator: str = ""
+    on: str = ""
 
     def __str__(self) -> str:
         text = f"{self.name}, {self.devices} device{'' if self.devices == 1 else 's'}"
         text += f" as {self.mesh}" if self.mesh else ""
         text += f" on {self.hosts} hosts" if self.hosts > 1 else ""
+        text += " of a Ray cluster" if self.on else ""
         return text if self.parallelism is Parallelism.TENSOR else f"{text}, {self.parallelism}"

@@ -107,6 +107,10 @@ def verify_job(argument: bytes, meter: Meter) -> bytes:
     os.environ.update(request.stream_options)
     try:
         bring(request.families)
+        if request.target.on:
+            from harness.verification import over_ray  # which compares as this does
+
+            return msgspec.json.encode(over_ray.run(request, report, meter))
         return msgspec.json.encode(run(request, report, meter))
     except HarnessError:
         raise
@@ -139,6 +143,7 @@ class Verification:
         unfinished: names the checkpoint, the target and what there is to compare.
         meter: counts what is streamed and what is compared.
         planted: layers around the loader under test.
+        ledgers: of a load that was recorded before.
     """
 
     def __init__(
@@ -147,12 +152,14 @@ class Verification:
         unfinished: Report,
         meter: Meter,
         planted: Sequence[LoaderLayer] = (),
+        *,
+        ledgers: Ledgers | None = None,
     ) -> None:
         self._request = request
         self._unfinished = unfinished
         self._meter = meter
         self._planted = planted
-        self._ledgers: Ledgers = {}
+        self._ledgers: Ledgers = {} if ledgers is None else ledgers
         self._reference = self._opened(request.reference)
         same = request.checkpoint == request.reference
         self._checkpoint = self._reference if same else self._opened(request.checkpoint)

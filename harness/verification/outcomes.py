@@ -107,7 +107,7 @@ def outcome(
         failure = Failure(error=error.what, message="", log_tail=error.details)
         report = msgspec.structs.replace(unfinished, failure=failure)
     target = request.target
-    if target.hosts > 1:
+    if target.hosts > 1 and not target.on:  # Ray's driver has merged its hosts' reports
         report.hosts = [host_part(report, target, time.perf_counter() - started)]
         if report.failure:
             report.failure = msgspec.structs.replace(report.failure, host=target.host)

@@ -395,6 +395,7 @@ def _target_options(target: Target) -> list[str]:
     words = ["--target", target.name]
     words += ["--mesh", target.mesh] if target.mesh else ["--devices", str(target.devices)]
     words += ["--hosts", str(target.hosts)] if target.hosts > 1 else []
+    words += ["--on", target.on] if target.on else []
     if target.parallelism is not Parallelism.TENSOR:
         words += ["--parallelism", target.parallelism]
     return words

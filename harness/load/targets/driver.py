@@ -172,6 +172,10 @@ class Driver(ABC):
         """
         return replace(one, devices=one.devices * hosts, hosts=hosts, device_indexes=())
 
+    def over_ray(self, one: Target, hosts: int, on: str) -> Target:
+        """What is asked for on one host, on several that Ray starts: each finds its own number."""
+        return replace(one, devices=one.devices * hosts, hosts=hosts, device_indexes=(), on=on)
+
     def played_here(self, target: Target) -> list[Target]:
         """The target as each host that this machine plays sees it."""
         return [target]

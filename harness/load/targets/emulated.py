@@ -61,11 +61,9 @@ class Emulated(TpuInference):
 
     def played_here(self, target: Target) -> list[Target]:
         """All hosts, and where they meet."""
-        if target.hosts == 1:
+        if target.hosts == 1 or target.on:
             return [target]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+        coordinator = free_address()
         return [replace(target, host=n, coordinator=coordinator) for n in range(target.hosts)]
 
     def ready(self, target: Target) -> Sequence[Any] | None:
@@ -105,6 +103,13 @@ class Emulated(TpuInference):
 
 
 TARGET = Emulated()
+
+
+def free_address(host: str = "127.0.0.1") -> str:
+    """An address of this machine that nobody listens at, ``host:port``."""
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return f"{host}:{free.getsockname()[1]}"
 
 
 def _join(target: Target) -> None:

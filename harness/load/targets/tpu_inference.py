@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from typing import Any, ClassVar, NamedTuple
@@ -170,7 +171,7 @@ class TpuInference(Driver):
             draft: whether a draft model is loaded, too.
         """
         indexes = target.device_indexes if devices is None else [d.id for d in devices]
-        with alone():
+        with nullcontext() if target.on else alone():
             return _config(checkpoint, target, indexes, overrides, draft=draft)
 
     def alive(self) -> bool:
@@ -245,18 +246,23 @@ class _Engine(NamedTuple):
     call: Callable[..., Any]
 
 
-def _executor(config: Any) -> _Engine:
-    """The executor that the engine would make; it loads as it is made."""
+def executor_of(config: Any) -> tuple[str, Any]:
+    """The executor that the engine would make, which loads as it is made, and its class's name."""
     from vllm.v1.executor.abstract import Executor
 
     kind = Executor.get_class(config)
-    executor = kind(config)
+    return f"{kind.__module__}.{kind.__qualname__}", kind(config)
+
+
+def _executor(config: Any) -> _Engine:
+    """One whose worker is in this process."""
+    entry, executor = executor_of(config)
 
     def call(method: str, *args: Any) -> Any:
         (result,) = executor.collective_rpc(method, args=args)
         return result
 
-    return _Engine(f"{kind.__module__}.{kind.__qualname__}", call)
+    return _Engine(entry, call)
 
 
 def _worker_alone(config: Any) -> _Engine:
