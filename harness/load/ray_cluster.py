@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import select
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -120,20 +123,23 @@ class Attendant:
 
     def __init__(self, host: int, coordinator: str) -> None:
         self._place = (host, coordinator)
-        self._worker = 0
+        self._ended = 0.0
 
     def meet(self, pid: int) -> tuple[int, str]:
         """Take a process for this node's worker; the node's number, and where hosts meet."""
-        self._worker = pid
+        threading.Thread(target=self._watch, args=(os.pidfd_open(pid),), daemon=True).start()
         return self._place
 
-    def is_well(self) -> bool:
-        """Whether the worker lives, or has not come yet."""
-        try:
-            with open(f"/proc/{self._worker}/stat", "rb") as file:
-                return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-        except OSError:
-            return not self._worker
+    def _watch(self, worker: int) -> None:
+        select.select([worker], [], [])
+        self._ended = time.time()
+
+    def ended(self) -> float:
+        """When the worker ended, in seconds of this node's clock; 0 while it lives or has not come.
+
+        A worker that dies has the executor end all others, so the first to end is the one.
+        """
+        return self._ended
 
     def tell(self, function: str, argument: str) -> str:
         """Run a function of :data:`harness.load.extension.FUNCTIONS` here, without a worker."""
@@ -187,21 +193,22 @@ class Attendants:
         return told
 
     def lost(self, seconds: float) -> tuple[Node, str] | None:
-        """The first node that is gone, or whose worker is, and which of both.
+        """The first node that is gone, else the one whose worker ended first; and which of both.
 
         Args:
             seconds: to wait for an answer, until Ray has found out.
         """
         import ray
 
-        asked = [actor.is_well.remote() for actor in self._actors]
+        asked, ended = [actor.ended.remote() for actor in self._actors], dict[float, Node]()
         for node, one in zip(self._nodes, asked, strict=True):
             try:
-                if not ray.get(one, timeout=seconds):
-                    return node, "the worker's process died"
-            except Exception:
+                when = float(ray.get(one, timeout=seconds))
+            except Exception:  # whatever Ray calls it
                 return node, "the node died"
-        return None
+            if when:
+                ended[when] = node
+        return (ended[min(ended)], "the worker's process died") if ended else None
 
 
 def met() -> tuple[int, str]:

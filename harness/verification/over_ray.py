@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -75,12 +76,15 @@ def run(
         HarnessError: as of one host.
     """
     started = time.perf_counter()
-    with connected(request.target, _environment(request, begin)) as nodes:
+    with (
+        connected(request.target, _environment(request, begin)) as nodes,
+        ExitStack() as closing,  # the executor before Ray: its monitor asks Ray until then
+    ):
         attendants = Attendants(nodes, free_address(nodes[0].address))
         require_alike(nodes, attendants.tell("node", msgspec.json.encode(request).decode()))
         meter.begin(STREAM, 0)
         try:
-            texts = _driven(request, unfinished, meter)
+            texts = _driven(request, unfinished, meter, closing)
         except HarnessError:
             raise
         except Exception as error:  # the stack's, or Ray's
@@ -111,7 +115,9 @@ def _environment(request: VerifyRequest, begin: str) -> dict[str, str]:
     )
 
 
-def _driven(request: VerifyRequest, unfinished: Report, meter: Meter) -> list[str]:
+def _driven(
+    request: VerifyRequest, unfinished: Report, meter: Meter, closing: ExitStack
+) -> list[str]:
     """Load, and have every worker compare."""
     driver = driver_of(request.target)
     if not isinstance(driver, TpuInference):
@@ -130,6 +136,7 @@ def _driven(request: VerifyRequest, unfinished: Report, meter: Meter) -> list[st
     drafts = Part.MTP in request.parts
     by_worker = drafts and worker_drafts_mtp()
     kind, executor = executor_of(driver.configured(config(draft=by_worker), request.target))
+    closing.callback(executor.shutdown)
     if drafts and not by_worker:
         executor.collective_rpc("harness_load_draft", args=(config(draft=True),))
     meter.begin(COMPARE, 0)
