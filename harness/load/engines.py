@@ -41,7 +41,7 @@ def described(worker: Any) -> EngineWorker:
     Raises:
         TargetUnavailable: it is no worker of tpu-inference that has loaded.
     """
-    runner = getattr(worker, "model_runner", None)
+    runner: Any = getattr(worker, "model_runner", None)
     if not hasattr(runner, "state") or not hasattr(runner, "mesh"):
         raise TargetUnavailable(
             f"a worker {type(worker).__name__} without a model on JAX's devices",
