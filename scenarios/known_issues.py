@@ -399,7 +399,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
             error="RuntimeError",
             message=lambda load: rf"the worker's mesh is \[\('(cpu|tpu)', \d+\)\], not {load.mesh}",
             at="",
-            stage=Stage.PROCESSING,  # looked at when the executor is there, which has loaded then
+            stage=Stage.DEVICES,
         ),
     ),
     KnownIssue(

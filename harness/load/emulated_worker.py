@@ -28,6 +28,8 @@ class EmulatedWorker(TPUWorker):  # type: ignore[misc]
             self.vllm_config.sharding_config.device_indexes = indexes
         with inside.alone():
             with_memory_logged(partial(super().init_device, *args, **kwargs))
+        if session is not None:
+            session.mesh = [(d.platform, d.id) for d in self.model_runner.mesh.devices.flat]
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """As upstream does."""

@@ -34,6 +34,7 @@ class LoadSession:
         layers: around the loader under test, the innermost first.
         devices: of the mesh, where upstream is not to look for them.
         began: when it began, in seconds of :func:`time.perf_counter`.
+        mesh: that upstream made, platform and number of each device, where the worker told.
         load_began: when upstream made the loader; None before.
         registered: whether the loader is registered inside :attr:`layers`.
     """
@@ -42,6 +43,7 @@ class LoadSession:
     layers: Sequence[LoaderLayer]
     devices: Sequence[Any] | None = None
     began: float = field(default_factory=time.perf_counter)
+    mesh: Sequence[tuple[str, int]] | None = None
     load_began: float | None = None
     registered: bool = False
 

@@ -125,20 +125,25 @@ class TpuInference(Driver):
         by_worker = set(parts) == set(Part) and worker_drafts_mtp()
         config = partial(self.config, checkpoint, target, session.devices, overrides)
         with entered(session):
-            engine = (_executor if Part.DECODER in parts else _worker_alone)(
-                self.configured(config(draft=by_worker), target)
-            )
+            made = self.configured(config(draft=by_worker), target)
+            try:
+                engine = (_executor if Part.DECODER in parts else _worker_alone)(made)
+            except Exception:
+                if session.mesh is not None:  # another one than the target's says more
+                    self._require_mesh(session.mesh, session)
+                raise
             entry = [engine.entry]
             if Part.MTP in parts and not by_worker:
                 engine.call("harness_load_draft", config(draft=True))
                 entry.append("models.common.model_loader.get_model(is_draft_model=True)")
-            indexes = target.device_indexes if session.devices is None else [
-                device.id for device in session.devices
-            ]  # fmt: skip
-            fixed = self.can(Capability.FIXED_ORDER)
-            require_mesh(engine.call("harness_mesh"), target, indexes if fixed else ())
+            self._require_mesh(engine.call("harness_mesh"), session)
             loaded: Loaded = engine.call("harness_loaded", tuple(parts), ", ".join(entry))
         return loaded
+
+    def _require_mesh(self, found: Sequence[tuple[str, int]], session: LoadSession) -> None:
+        target, devices = session.target, session.devices
+        indexes = target.device_indexes if devices is None else [d.id for d in devices]
+        require_mesh(found, target, indexes if self.can(Capability.FIXED_ORDER) else ())
 
     def configured(self, config: Any, target: Target) -> Any:
         """``config`` with the worker of these devices; this process is one of several from now on.
