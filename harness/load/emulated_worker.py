@@ -12,7 +12,7 @@ from typing import Any
 from tpu_inference.worker.tpu_worker import TPUWorker
 
 from harness.load import inside
-from harness.load.targets.emulated import with_memory_logged
+from harness.load.targets.emulated import TARGET, with_memory_logged
 
 
 class EmulatedWorker(TPUWorker):  # type: ignore[misc]
@@ -30,6 +30,7 @@ class EmulatedWorker(TPUWorker):  # type: ignore[misc]
             with_memory_logged(partial(super().init_device, *args, **kwargs))
         if session is not None:
             session.mesh = [(d.platform, d.id) for d in self.model_runner.mesh.devices.flat]
+            TARGET.require_mesh(session)  # before anything is loaded onto another
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """As upstream does."""

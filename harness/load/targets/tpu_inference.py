@@ -129,21 +129,29 @@ class TpuInference(Driver):
             try:
                 engine = (_executor if Part.DECODER in parts else _worker_alone)(made)
             except Exception:
-                if session.mesh is not None:  # another one than the target's says more
-                    self._require_mesh(session.mesh, session)
+                self.require_mesh(session)  # raised in the worker, it would seem to be upstream's
                 raise
             entry = [engine.entry]
             if Part.MTP in parts and not by_worker:
                 engine.call("harness_load_draft", config(draft=True))
                 entry.append("models.common.model_loader.get_model(is_draft_model=True)")
-            self._require_mesh(engine.call("harness_mesh"), session)
+            session.mesh = engine.call("harness_mesh")
+            self.require_mesh(session)
             loaded: Loaded = engine.call("harness_loaded", tuple(parts), ", ".join(entry))
         return loaded
 
-    def _require_mesh(self, found: Sequence[tuple[str, int]], session: LoadSession) -> None:
+    def require_mesh(self, session: LoadSession) -> None:
+        """Upstream's mesh, where it is known, is the target's: see :func:`require_mesh`.
+
+        Raises:
+            TargetUnavailable: it is not.
+            RuntimeError: it is not one of several axes that upstream was asked for.
+        """
+        if session.mesh is None:
+            return
         target, devices = session.target, session.devices
         indexes = target.device_indexes if devices is None else [d.id for d in devices]
-        require_mesh(found, target, indexes if self.can(Capability.FIXED_ORDER) else ())
+        require_mesh(session.mesh, target, indexes if self.can(Capability.FIXED_ORDER) else ())
 
     def configured(self, config: Any, target: Target) -> Any:
         """``config`` with the worker of these devices; this process is one of several from now on.
