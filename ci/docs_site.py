@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 #: The pages that are in the navigation, whoever links to them.
-PAGES = (ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md")
+PAGES = (ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "ci" / "tpu-vm.md")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:)[^)#\s]+")
 
 

@@ -1,5 +1,5 @@
 """Writes what ``make verify FAMILIES=all`` found on every stack: docs/runs.md, docs/families.md,
-the table of the README, and ``harness/families/loads.json``, which ``harness families`` shows.
+the README's small tables, and ``harness/families/loads.json``, which ``harness families`` shows.
 
 ``.venv/bin/python -m ci.runs_page DIR`` reads ``DIR/<column>/session.json``, a folder for each of
 :data:`COLUMNS`, as ``pytest --reports=DIR/<column>`` leaves it. Nothing is written unless every
@@ -16,6 +16,7 @@ from pathlib import Path
 from harness.base.errors import BadInput, HarnessError
 from harness.base.writing import indented, write
 from harness.families import overview
+from harness.families.known_families import recipes
 from harness.families.overview import Ending, Loads, LoadsOn, Releases, Result, families_table
 from harness.load.target import Parallelism
 from harness.report.known_issue import Nature, judge, note
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS, README, FAMILIES = Path("docs/runs.md"), Path("README.md"), Path("docs/families.md")
 LOADS = overview.LOADS.relative_to(ROOT)
 BEGIN, END = "<!-- runs: written by ci/runs_page.py -->", "<!-- end of runs -->"
+SUMS, END_OF_SUMS = "<!-- sums: written by ci/runs_page.py -->", "<!-- end of sums -->"
 
 #: By folder and column: the options of ``make verify``, the stack and the target.
 COLUMNS: dict[str, tuple[str, str, str]] = {
@@ -53,8 +55,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         return error.exit_code
     loads = loads_of(runs)
     write(root / LOADS, indented(loads))
+    put(root / RUNS, summary(runs), f"{SUMS}\n", f"\n{END_OF_SUMS}")
     put(root / RUNS, detail(runs))
-    put(root / README, summary(runs))
+    put(root / README, at_a_glance(loads))
     put(root / FAMILIES, families_table(loads), overview.BEGIN, overview.END)
     return 0
 
@@ -169,6 +172,35 @@ def summary(runs: Mapping[str, Mapping[str, Report]]) -> str:
     for column, reports in runs.items():
         lines.append(line(f"`{COLUMNS[column][0]}`", *figures(list(reports.values()))))
     return "\n".join(lines)
+
+
+def at_a_glance(loads: Loads) -> str:
+    """Two small tables: how the plain loads ended on each stack, and where each family is equal."""
+    stacks = [name for name, releases in loads.runs.items() if releases.target == "emulated"]
+    lines = ["|stack|vLLM|tpu-inference|loads equal|", "|---|---|---|---|"]
+    for stack in stacks:
+        ends = [row.results[stack].outcome for row in loads.loads if stack in row.results]
+        on = loads.runs[stack]
+        equal = f"{ends.count(Ending.EQUAL)} of {len(ends)}"
+        lines.append(f"|`{stack}`|{on.vllm}|{on.tpu_inference}|{equal}|")
+    lines += ["", "|family|equal on|", "|---|---|"]
+    for name, rows in loads_by_family(loads).items():
+        equal = " ".join(s for s in stacks if any(is_equal(row, s) for row in rows))
+        lines.append(f"|{name}|{equal or 'none yet'}|")
+    return "\n".join(lines)
+
+
+def loads_by_family(loads: Loads) -> dict[str, list[LoadsOn]]:
+    """The recorded loads of each family that has any."""
+    found: dict[str, list[LoadsOn]] = {}
+    for row in loads.loads:
+        found.setdefault(recipes()[row.recipe][0].name, []).append(row)
+    return found
+
+
+def is_equal(row: LoadsOn, stack: str) -> bool:
+    """Whether a load was equal on ``stack``."""
+    return stack in row.results and row.results[stack].outcome is Ending.EQUAL
 
 
 def figures(reports: Sequence[Report]) -> list[str]:

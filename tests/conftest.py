@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.process import LoadProcess, LoadProcesses
 from harness.load.target import Target
 from harness.synthetic.writer import write_checkpoint
+from harness.verification import digest_cache
 from scenarios.urls import gcs_url, s3_url
 from tests.support import registered as registered  # its jobs, for every loading process
 from tests.support.reports import a_report
@@ -34,6 +36,7 @@ for _profile, _examples in (("same-everywhere", 300), ("nightly", 20_000)):
     )
 hypothesis.settings.load_profile("same-everywhere")
 
+_NUMBERS = itertools.count()
 WriteTiny = Callable[..., Path]
 
 
@@ -49,6 +52,15 @@ def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:randomly")
     return pytester
+
+
+@pytest.fixture(autouse=True)
+def kept_elsewhere(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test compares with digests that another, or the user, has kept."""
+    place = tmp_path_factory.getbasetemp() / f"kept-{os.getpid()}-{next(_NUMBERS)}"
+    monkeypatch.setattr(digest_cache, "place", lambda: place)
 
 
 @pytest.fixture(scope="session")

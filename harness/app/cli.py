@@ -18,7 +18,17 @@ from typing import Any, TextIO
 import click
 from rich.filesize import decimal
 
-from harness.app.options import FAMILY, SHARED, STORAGE, TIMEOUT, for_click, keywords, target_of
+from harness.app.options import (
+    CHECKSUMS,
+    FAMILY,
+    NO_CACHE,
+    SHARED,
+    STORAGE,
+    TIMEOUT,
+    for_click,
+    keywords,
+    target_of,
+)
 from harness.app.report_commands import COMMANDS
 from harness.audit.contract import Format, audit, rendered
 from harness.audit.run import run_audit
@@ -40,6 +50,7 @@ from harness.report.message import digests_words, failure_text
 from harness.report.report import Report
 from harness.report.terminal import closing_table
 from harness.synthetic.writer import write_checkpoint
+from harness.verification.digest_cache import kept_lines
 from harness.verification.digests import write_digests
 from harness.verification.verify import verify
 
@@ -181,7 +192,7 @@ def _verified(
     **options: Any,
 ) -> Report:
     with LoadProcesses(overlay_from(stack)) as processes:
-        return verify(
+        report = verify(
             checkpoint,
             where,
             reference=reference,
@@ -193,6 +204,8 @@ def _verified(
             terminal=sys.stderr,
             **keywords(options),
         )
+    report.repeat += " --no-cache" if options["no_cache"] else ""
+    return report
 
 
 def _print(report: Report) -> None:
@@ -201,6 +214,8 @@ def _print(report: Report) -> None:
             click.echo(text + "\n")
         elif report.digests:
             click.echo(f"compared with {report.digests.file}: {digests_words(report.digests)}\n")
+        if report.cache and not text:
+            click.echo(f"cache: {report.cache}\n")
         closing_table([(Path(report.checkpoint).name, report)])
         sys.stdout.flush()
     except OSError as error:
@@ -209,28 +224,41 @@ def _print(report: Report) -> None:
 
 @main.command("digest")
 @click.argument("checkpoint")
-@for_click((FAMILY, STORAGE))
+@for_click((FAMILY, STORAGE, CHECKSUMS, NO_CACHE))
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="The digest file."
-)
+    "-o", "--output", type=click.Path(path_type=Path),
+    help="The digest file; without, they are kept in the cache alone.",
+)  # fmt: skip
 def digest_command(
-    checkpoint: str, output: Path, family: tuple[str, ...], storage: str | None
+    checkpoint: str,
+    output: Path | None,
+    family: tuple[str, ...],
+    storage: str | None,
+    checksums: bool,
+    no_cache: bool,
 ) -> None:
     """Read CHECKPOINT once and write 128 bits of each of its matrices to a file.
 
     harness verify CHECKPOINT --reference FILE compares with those, and reads no weights for it.
+    They are kept in the cache, too, where harness verify CHECKPOINT finds them.
     """
+    if output is None and no_cache:
+        raise click.UsageError("nowhere to write to: --no-cache, and no --output.")
     started = time.perf_counter()
-    made, size = write_digests(
+    made, size, said = write_digests(
         checkpoint, output, families=family, terminal=sys.stderr,
-        storage=Storage(storage) if storage else None,
+        storage=Storage(storage) if storage else None, cache=not no_cache, hashed=checksums,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     read = sum(file.size for file in made.contents.files)
     click.echo(
         f"{made.matrices} experts' matrices and {len(made.contents.tensors)} other tensors, "
-        f"{decimal(read)} read in {seconds:.1f} s: {output}, {decimal(size)}"
+        f"{decimal(read)} read in {seconds:.1f} s: "
+        + (f"{output}, " if output else "")
+        + decimal(size)
     )
+    if said:
+        click.echo(f"cache: {said}")
 
 
 @main.command("checkpoint")
@@ -330,6 +358,8 @@ def doctor_command(wanted: str | None) -> None:
     for package in PACKAGES:
         click.echo(f"          {package} {versions.get(package, 'not installed')}")
     click.echo(f"caches    {cache_directory()}")
+    for line in kept_lines():
+        click.echo(f"digests   {line}")
     click.echo(f"found     credentials: {', '.join(credentials_found()) or 'none'}")
     for name in targets():
         click.echo(f"target    {name}: {_availability(name)}")

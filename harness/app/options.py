@@ -115,6 +115,18 @@ STORAGE = Option(
     help="How experts are stored, where their names and shapes allow several readings.",
 )  # fmt: skip
 
+CHECKSUMS = Option(
+    name="checksums", flag=True,
+    help="First compare whole files with their store's; a directory's files go by their hashes in "
+    "the cache of digests.",
+)  # fmt: skip
+
+NO_CACHE = Option(
+    name="no-cache",
+    flag=True,
+    help="Neither use nor keep digests of the checkpoint (harness doctor shows those kept).",
+)
+
 #: The options that ``harness verify`` and the plugin share.
 SHARED = (
     FAMILY,
@@ -149,7 +161,8 @@ SHARED = (
         help="By bits read back or by digests made on the device; auto: by digests, where that "
         "does not share the host's memory.",
     ),
-    Option(name="checksums", flag=True, help="First compare whole files with their store's."),
+    CHECKSUMS,
+    NO_CACHE,
 )  # fmt: skip
 
 #: The options of the plugin, by the names they have without its prefix.
@@ -225,5 +238,6 @@ def keywords(values: Mapping[str, Any]) -> dict[str, Any]:
         "storage": Storage(values["storage"]) if values["storage"] else None,
         "num_layers": values["num_layers"],
         "checksums": values["checksums"],
+        "cache": not values["no_cache"],
         "method": Method(values["compare"]),
     }

@@ -211,12 +211,33 @@ def moe_verified(
     itself; :func:`moe_expected` does.
     """
 
-    def run(checkpoint: Path, target: Target = moe_target, **options: Any) -> Report:
+    def run(checkpoint: str | Path, target: Target = moe_target, **options: Any) -> Report:
         given = _given(request.config)
-        options = keywords(given) | {"timeout": given["load_timeout"]} | options
+        usual = keywords(given) | {"timeout": given["load_timeout"]}
+        # What a scenario made is compared whole; what the user named may have been digested before.
+        usual["cache"] = usual["cache"] and str(checkpoint) in given["checkpoint"]
+        options = usual | options
         report = verify(checkpoint, target, processes=moe_load_processes, **options)
         report.repeat = _repeat(request.node)
         request.node.stash.setdefault(REPORTS, []).append(report)
+        return report
+
+    return run
+
+
+@pytest.fixture
+def moe_equal(request: pytest.FixtureRequest, moe_verified: Verified) -> Verified:
+    """Verify a checkpoint on the session's target, and fail the test unless all of it is equal.
+
+    Call it like :func:`harness.verification.verify.verify`. A failure's message is the report's:
+    what differs, where, the likely cause, and the command that repeats it. Returns the report.
+    """
+
+    def run(checkpoint: str | Path, *args: Any, **options: Any) -> Report:
+        report = moe_verified(checkpoint, *args, **options)
+        if text := failure_text(report, purpose_of(request.node)):
+            request.node.stash[JUDGED] = True
+            pytest.fail(text, pytrace=False)
         return report
 
     return run

@@ -1,11 +1,12 @@
 """Digest files: 128 bits of every matrix and tensor of a checkpoint, as an authority on them.
 
 One file in the safetensors container, so that any reader of those opens it: arrays of uint32, and
-beside them, in ``__metadata__``, four texts:
+beside them, in ``__metadata__``, texts:
 
 - ``format``: :data:`FORMAT`.
 - ``definition``: the number of the digest's definition (:data:`harness.devices.digest.DEFINITION`).
 - ``contents``: JSON of :class:`Contents`; names, dtypes, shapes, where it was made from.
+- ``identity``: in the harness's own cache, the name of the entry that this is.
 - ``checksum``: SHA-256, in hexadecimal, of the file with zeros in the checksum's place.
 
 ``experts.<part>.<type>`` is [layers, experts, 3, 4]: gate, up and down of each expert, as a
@@ -49,7 +50,7 @@ from harness.families.model_checkpoint import ModelCheckpoint
 
 FORMAT = "moe-load-harness digests"
 #: Of a file that is read; the largest published checkpoint needs 3 MB.
-_MOST_BYTES = 64 * 2**20
+MOST_BYTES = 64 * 2**20
 _TENSORS = "tensors"
 _AGAIN = "harness digest CHECKPOINT -o FILE makes one"
 
@@ -117,6 +118,7 @@ class DigestFile(Authority):
         rows: of all other tensors, uint32 [rows, 4], in the order of the contents.
         path: where it was read from; empty where it was made here.
         checksum: its own.
+        identity: which entry of a cache it is; empty for any other file.
         read: the tensors of the checkpoint that had to be read, though there are digests.
     """
 
@@ -125,6 +127,7 @@ class DigestFile(Authority):
     rows: Words
     path: str = ""
     checksum: str = ""
+    identity: str = ""
     read: set[str] = field(default_factory=set)
     finds = True
 
@@ -183,10 +186,10 @@ class DigestFile(Authority):
                     found[digests[n, expert, matrix].tobytes(), dtype] = key
         return found
 
-    def encoded(self) -> bytes:
-        """The file."""
+    def encoded(self, identity: str = "") -> bytes:
+        """The file; as the entry of a cache, where it has the name of one."""
         arrays = {array_name(*key): words for key, words in self.experts.items()}
-        return _encoded(arrays | {_TENSORS: self.rows}, self.contents)
+        return _encoded(arrays | {_TENSORS: self.rows}, self.contents, identity)
 
     def require_of(
         self,
@@ -288,24 +291,35 @@ def read_digest_file(path: str | os.PathLike[str]) -> DigestFile:
         BadInput: it cannot be read, is none, is of another definition, or was damaged.
     """
     local = LocalFile(Path(path))
-    if local.size > _MOST_BYTES:
-        raise _none(str(path), f"a file of {local.size} bytes", f"at most {_MOST_BYTES}")
-    file = _InMemory(str(path), local.read(0, _MOST_BYTES))
+    if local.size > MOST_BYTES:
+        raise _none(str(path), f"a file of {local.size} bytes", f"at most {MOST_BYTES}")
+    return decoded(local.read(0, MOST_BYTES), str(path))
+
+
+def decoded(content: bytes, path: str) -> DigestFile:
+    """The digests of a file that was read, all of it checked; ``path`` is where.
+
+    Raises:
+        BadInput: see :func:`read_digest_file`.
+    """
+    file = _InMemory(path, content)
     metadata = read_metadata(file)
     if metadata.get("format") != FORMAT:
-        raise _none(str(path), "no digest file", f"the format {FORMAT!r} in its metadata")
+        raise _none(path, "no digest file", f"the format {FORMAT!r} in its metadata")
     if (definition := metadata.get("definition", "")) != str(DEFINITION):
         raise _none(
-            str(path), f"digests by definition {shown(definition)}",
+            path, f"digests by definition {shown(definition)}",
             f"definition {DEFINITION}, which this release calculates by",
         )  # fmt: skip
     checksum = metadata.get("checksum", "")
     if _checksum(file.content, checksum) != checksum:
-        raise _none(str(path), "its checksum is not that of its content", "the file as written")
-    contents = _contents(str(path), metadata.get("contents", ""))
+        raise _none(path, "its checksum is not that of its content", "the file as written")
+    contents = _contents(path, metadata.get("contents", ""))
     arrays = _arrays(file, contents)
     experts = {(p.part, t): arrays[array_name(p.part, t)] for p in contents.parts for t in p.types}
-    return DigestFile(contents, experts, arrays[_TENSORS], str(path), checksum)
+    return DigestFile(
+        contents, experts, arrays[_TENSORS], path, checksum, metadata.get("identity", "")
+    )
 
 
 class _InMemory(File):
@@ -368,11 +382,12 @@ def _arrays(file: _InMemory, contents: Contents) -> dict[str, Words]:
     return {name: entry.bits() for name, entry in entries.items()}
 
 
-def _encoded(arrays: Mapping[str, Words], contents: Contents) -> bytes:
+def _encoded(arrays: Mapping[str, Words], contents: Contents, identity: str) -> bytes:
     metadata = {
         "format": FORMAT,
         "definition": str(DEFINITION),
         "contents": msgspec.json.encode(contents).decode(),
+        **({"identity": identity} if identity else {}),
         "checksum": _BLANK,
     }
     header: dict[str, object] = {"__metadata__": metadata}

@@ -8,15 +8,14 @@ for each type that a parameter of it is made in.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from harness.base.bits import Bits, converted, model_dtype
+from harness.base.bits import ITEMSIZE, Bits, converted, model_dtype
 from harness.base.errors import BadInput
 from harness.base.progress import Meter
-from harness.checkpoint.safetensors_file import TensorEntry
+from harness.checkpoint.safetensors_file import Index, TensorEntry
 from harness.checkpoint.stores.location import File
 from harness.compare.digest_file import (
     Contents,
@@ -29,7 +28,7 @@ from harness.compare.digest_file import (
 from harness.compare.equality import on_all_cores
 from harness.devices.digest import LANES, Words, digest, digest_of_rows
 from harness.devices.expert_layout import Span
-from harness.families.experts import ExpertKey, ReferencePart, reference_parts
+from harness.families.experts import ExpertKey, Listener, ReferencePart, reference_parts
 from harness.families.family import Projection
 from harness.families.model_checkpoint import ModelCheckpoint
 
@@ -51,43 +50,181 @@ def digests_of(checkpoint: ModelCheckpoint, meter: Meter | None = None) -> Diges
         BadInput: it cannot be read, changed meanwhile, or is quantised: its values are compared
             then, for which there are no digests.
     """
-    if checkpoint.fp8:
-        raise BadInput(
-            "no digests of an FP8 release",
-            where=checkpoint.path,
-            expected="a checkpoint whose bits reach the device: FP8 is quantised again on the way",
-            hint="harness verify without a digest file, which compares values",
-        )
-    meter = meter or Meter()
-    meter.begin(DIGEST, checkpoint.nbytes)
-    parts = reference_parts(checkpoint, asked=())
-    told = [_part(part) for part in parts]
-    experts = {
-        (own.part, dtype): np.zeros((len(own.layers), own.experts, len(Projection), LANES), "<u4")
-        for own in told
-        for dtype in own.types
-    }
-    for part, own in zip(parts, told, strict=True):
-        items = [(n, e) for n in range(len(own.layers)) for e in range(own.experts)]
-        judged = on_all_cores(partial(_expert, part, own.types), items)
-        for (n, expert), (nbytes, found) in zip(items, judged, strict=True):
-            for dtype, words in found.items():
-                experts[own.part, dtype][n, expert] = words
+    return Digesting(checkpoint).completed(meter)
+
+
+class Digesting(Listener):
+    """Digests of a checkpoint that come about while others read it; the rest is read in the end.
+
+    Args:
+        checkpoint: it listens to, once it is made its listener.
+
+    Raises:
+        BadInput: it is quantised, or its experts are not to be found.
+    """
+
+    def __init__(self, checkpoint: ModelCheckpoint) -> None:
+        if checkpoint.fp8:
+            raise BadInput(
+                "no digests of an FP8 release",
+                where=checkpoint.path,
+                expected="a checkpoint whose bits reach the device: FP8 is quantised again on the "
+                "way",
+                hint="harness verify without a digest file, which compares values",
+            )
+        self.checkpoint = checkpoint
+        parts = reference_parts(checkpoint, asked=())
+        self._experts = {part.part: _Experts(part) for part in parts}
+        self._tensors = _tensors(checkpoint, other_tensors(checkpoint, parts))
+
+    def matrix(self, key: ExpertKey, bits: Bits, dtype: str) -> None:
+        """See :meth:`Listener.matrix`."""
+        self._experts[key.part].add(key, bits, dtype)
+
+    def tensor(self, name: str, index: Index, bits: Bits) -> None:
+        """See :meth:`Listener.tensor`; experts come as matrices."""
+        if (found := self._tensors.get(name)) is not None:
+            found.add(index, bits)
+
+    @property
+    def missing(self) -> int:
+        """Bytes of the checkpoint that nobody has read yet, or not in a way that adds up."""
+        others = sum(t.entry.nbytes for t in self._tensors.values() if not t.complete)
+        return others + sum(experts.missing for experts in self._experts.values())
+
+    def completed(self, meter: Meter | None = None) -> DigestFile:
+        """The digests of all of it; what is missing is read.
+
+        Raises:
+            BadInput: it cannot be read, or changed meanwhile.
+        """
+        meter = meter or Meter()
+        self.checkpoint.listener = None  # it would hear of what is read here
+        meter.begin(DIGEST, self.missing)
+        for experts in self._experts.values():
+            for nbytes in on_all_cores(experts.read, experts.unread()):
+                meter.advance(nbytes)
+        for tensor, nbytes, words in on_all_cores(_digested, self._pieces()):
+            tensor.sums += words
             meter.advance(nbytes)
-    tensors, rows = _others(checkpoint, other_tensors(checkpoint, parts), meter)
-    contents = Contents(
-        family=checkpoint.family.name,
-        revision=checkpoint.location.revision,
-        tied=checkpoint.tied,
-        files=tuple(
-            DigestedFile(name=name, size=file.size, known=dict(sorted(file.known().items())))
-            for name, file in sorted(_weight_files(checkpoint).items())
-        ),
-        parts=tuple(told),
-        tensors=tensors,
-    )
-    checkpoint.location.require_unchanged()
-    return DigestFile(contents, experts, rows)
+        location, tensors = self.checkpoint.location, self._tensors.values()
+        contents = Contents(
+            family=self.checkpoint.family.name,
+            revision=location.revision,
+            tied=self.checkpoint.tied,
+            files=tuple(
+                DigestedFile(name=name, size=file.size, known=dict(sorted(file.known().items())))
+                for name, file in sorted(_weight_files(self.checkpoint).items())
+            ),
+            parts=tuple(experts.told for experts in self._experts.values()),
+            tensors=tuple(tensor.told for tensor in tensors),
+        )
+        location.require_unchanged()
+        rows = np.concatenate([np.zeros((0, LANES), "<u4"), *(tensor.sums for tensor in tensors)])
+        return DigestFile(
+            contents,
+            {
+                (part, dtype): words
+                for part, experts in self._experts.items()
+                for dtype, words in experts.words.items()
+            },
+            rows,
+        )
+
+    def _pieces(self) -> Iterator[_Piece]:
+        """What is to be read of other tensors; those that add up are what was heard of them."""
+        for tensor in self._tensors.values():
+            if tensor.settle():
+                continue
+            for rows in spans_of(tensor.entry):
+                yield _Piece(tensor, rows)
+
+
+class _Experts:
+    """The digests of a part's experts, and which of them there are."""
+
+    def __init__(self, part: ReferencePart) -> None:
+        self.told = _part(part)
+        self._part = part
+        self._at = {layer: n for n, layer in enumerate(part.layers)}
+        count = len(part.layers), part.shape.experts, len(Projection)
+        self.words = {dtype: np.zeros((*count, LANES), "<u4") for dtype in self.told.types}
+        self._there = np.zeros(count, bool)
+
+    def add(self, key: ExpertKey, bits: Bits, stored: str) -> None:
+        """Digest a matrix [output, input] that was read."""
+        at = self._at[key.layer], key.expert, _MATRICES.index(key.projection)
+        for dtype, words in self.words.items():
+            words[at] = digest_of_matrix(converted(bits, stored, dtype), key.projection)
+        self._there[at] = True
+
+    def unread(self) -> list[tuple[int, int]]:
+        """The layers, by their place, and experts of which a matrix is missing."""
+        return [(int(n), int(e)) for n, e in np.argwhere(~self._there.all(axis=2))]
+
+    def read(self, which: tuple[int, int]) -> int:
+        """Read an expert and digest it; how many bytes that were."""
+        layer, expert, nbytes = self._part.layers[which[0]], which[1], 0
+        for projection in Projection:
+            key = ExpertKey(self._part.part, layer, expert, projection)
+            bits, stored = self._part.stored(key)
+            self.add(key, bits, stored)
+            nbytes += bits.nbytes
+        return nbytes
+
+    @property
+    def missing(self) -> int:
+        """Bytes of the experts of which a matrix is missing."""
+        size = self._part.shape.hidden * self._part.shape.intermediate * len(Projection)
+        name = next(iter(self._part.names_of(self._part.layers[0])))
+        return len(self.unread()) * size * ITEMSIZE[self._part.checkpoint.entries[name].dtype]
+
+
+class _Tensor:
+    """Another tensor, and what rows of it add to its digests."""
+
+    def __init__(self, entry: TensorEntry, types: tuple[str, ...]) -> None:
+        self.entry = entry
+        self.told = DigestedTensor(entry.name, entry.dtype, entry.shape, types)
+        self.sums = np.zeros((len(types), LANES), "<u4")
+        self._count = entry.shape[0] if entry.shape else 1
+        self._heard: dict[Span, Words] = {}
+
+    def add(self, index: Index, bits: Bits) -> None:
+        """Digest rows that were read; what is no run of whole rows is let go."""
+        rows = Span(0, self._count)
+        if index and self.entry.shape:
+            if len(index) > 1 or not isinstance(index[0], slice) or index[0].step is not None:
+                return
+            rows = Span(*index[0].indices(self._count)[:2])
+        if rows not in self._heard:
+            self._heard[rows] = self.words(bits, rows)
+
+    def words(self, bits: Bits, rows: Span) -> Words:
+        """What rows add to each digest, uint32 [types, 4]."""
+        stored = self.entry.dtype
+        found = [
+            digest_of_rows(converted(bits, stored, dtype), rows.start, self._count)
+            for dtype in self.told.types
+        ]
+        return np.array(found, "<u4")
+
+    @property
+    def complete(self) -> bool:
+        """Whether the rows that were heard of are all of it, each once."""
+        at = 0
+        for rows in sorted(self._heard, key=lambda rows: rows.start):
+            if rows.start != at:
+                return False
+            at = rows.stop
+        return at == self._count and bool(self._heard)
+
+    def settle(self) -> bool:
+        """Make what was heard its digests, where that is all of it."""
+        if self.complete:
+            self.sums += np.sum(list(self._heard.values()), axis=0, dtype=np.uint32)
+            return True
+        return False
 
 
 def digest_of_tensor(entry: TensorEntry, dtype: str = "") -> Words:
@@ -98,7 +235,8 @@ def digest_of_tensor(entry: TensorEntry, dtype: str = "") -> Words:
         dtype: of the parameter it goes into; its own by default.
     """
     total = np.zeros(LANES, np.uint32)
-    pieces = (_Piece(entry, rows, (dtype or entry.dtype,)) for rows in spans_of(entry))
+    tensor = _Tensor(entry, (dtype or entry.dtype,))
+    pieces = (_Piece(tensor, rows) for rows in spans_of(entry))
     for _, _, words in on_all_cores(_digested, pieces):
         total += words[0]
     return total
@@ -123,68 +261,35 @@ def _part(part: ReferencePart) -> DigestedPart:
     )  # fmt: skip
 
 
-def _expert(
-    part: ReferencePart, types: Sequence[str], which: tuple[int, int]
-) -> tuple[int, dict[str, Words]]:
-    """An expert's bytes, and the digests of its matrices, uint32 [3, 4], by type."""
-    layer, expert = part.layers[which[0]], which[1]
-    found = {dtype: np.zeros((len(Projection), LANES), np.uint32) for dtype in types}
-    nbytes = 0
-    for number, projection in enumerate(Projection):
-        bits, stored = part.stored(ExpertKey(part.part, layer, expert, projection))
-        nbytes += bits.nbytes
-        for dtype in types:
-            found[dtype][number] = digest_of_matrix(converted(bits, stored, dtype), projection)
-    return nbytes, found
-
-
 def digest_of_matrix(bits: Bits, projection: Projection) -> Words:
     """The digest of an expert's whole matrix [output, input], uint32 [4]."""
     return digest(bits, 0 if projection is Projection.DOWN else 1)
 
 
+_MATRICES = tuple(Projection)
+
+
 class _Piece(NamedTuple):
-    """Rows of a tensor, and the types they are digested in."""
+    """Rows of a tensor that are to be read."""
 
-    entry: TensorEntry
+    tensor: _Tensor
     rows: Span
-    types: tuple[str, ...]
 
 
-def _digested(piece: _Piece) -> tuple[str, int, list[Words]]:
-    """The tensor's name, how many bytes were read, and what they add to its digests."""
-    entry, rows, types = piece
-    bits = entry.bits((rows.as_slice(),) if entry.shape else ())
-    count = entry.shape[0] if entry.shape else 1
-    return entry.name, bits.nbytes, [
-        digest_of_rows(converted(bits, entry.dtype, dtype), rows.start, count) for dtype in types
-    ]  # fmt: skip
+def _digested(piece: _Piece) -> tuple[_Tensor, int, Words]:
+    """The tensor, how many bytes were read, and what they add to its digests."""
+    entry = piece.tensor.entry
+    bits = entry.bits((piece.rows.as_slice(),) if entry.shape else ())
+    return piece.tensor, bits.nbytes, piece.tensor.words(bits, piece.rows)
 
 
-def _others(
-    checkpoint: ModelCheckpoint, names: Sequence[str], meter: Meter
-) -> tuple[tuple[DigestedTensor, ...], Words]:
+def _tensors(checkpoint: ModelCheckpoint, names: Sequence[str]) -> dict[str, _Tensor]:
+    """Other tensors than experts', by name, with the types they are digested in."""
     entries = checkpoint.entries
     stored = {entry.dtype for entry in entries.values()}
     model = model_dtype(checkpoint.config, stored, checkpoint.location.where("config.json"))
     widened = _widened(checkpoint)
-    tensors = [
-        DigestedTensor(
-            n, entries[n].dtype, entries[n].shape, _types(entries[n], model, n in widened)
-        )
-        for n in names
-    ]
-    found = {t.name: np.zeros((len(t.types), LANES), "<u4") for t in tensors}
-    pieces = (
-        _Piece(entries[t.name], rows, t.types)
-        for t in tensors
-        for rows in spans_of(entries[t.name])
-    )
-    for name, nbytes, words in on_all_cores(_digested, pieces):
-        found[name] += np.array(words, "<u4")
-        meter.advance(nbytes)
-    rows = np.concatenate([np.zeros((0, LANES), "<u4"), *(found[t.name] for t in tensors)])
-    return tuple(tensors), rows
+    return {n: _Tensor(entries[n], _types(entries[n], model, n in widened)) for n in names}
 
 
 def _widened(checkpoint: ModelCheckpoint) -> set[str]:

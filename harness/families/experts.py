@@ -7,6 +7,7 @@ layer's weight: [output features, input features], so gate and up are [F, D] and
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from harness.base.bits import Bits, converted, model_dtype
 from harness.base.bounds import shown, size
 from harness.base.errors import BadInput
 from harness.checkpoint.fp8_blocks import CODES, SCALE_SUFFIX
+from harness.checkpoint.safetensors_file import Index
 from harness.families.family import Family
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.families.storage import (
@@ -71,6 +73,18 @@ class TensorSlice(msgspec.Struct, frozen=True, omit_defaults=True):
     def __str__(self) -> str:
         copy = f" (copy {self.copy})" if self.copy else ""
         return f"{self.file} {self.tensor}{self.slice}{copy}"
+
+
+class Listener(ABC):
+    """Hears of what is read of a checkpoint's tensors, in the thread that reads it."""
+
+    @abstractmethod
+    def matrix(self, key: ExpertKey, bits: Bits, dtype: str) -> None:
+        """An expert's matrix was read: [output, input], as it is stored."""
+
+    @abstractmethod
+    def tensor(self, name: str, index: Index, bits: Bits) -> None:
+        """A tensor was read, or what stands at an index of it, as it is stored."""
 
 
 class ReferencePart(Mapping[ExpertKey, Bits]):
@@ -131,10 +145,11 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         """The bits of ``key`` as the checkpoint has them, [output, input], and their dtype."""
         name, index, transposed = self._stored_matrix(key)
         dtype = self.checkpoint.entries[name].dtype
-        if not index:
-            return self.checkpoint.bits(name), dtype
-        matrix = self._block(name, key.expert)[index[1:]]
-        return (matrix.T if transposed else matrix), dtype
+        matrix = self._block(name, key.expert)[index[1:]] if index else self.checkpoint.bits(name)
+        matrix = matrix.T if index and transposed else matrix
+        if self.checkpoint.listener is not None:
+            self.checkpoint.listener.matrix(key, matrix, dtype)
+        return matrix, dtype
 
     def _block(self, name: str, expert: int) -> Bits:
         """One expert's part of a fused tensor; gate and up are asked for one after the other.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from functools import cached_property, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from harness.base.bits import Bits
 from harness.base.bounds import (
     MOST_EXPERTS,
     MOST_EXPERTS_OF_ALL_LAYERS,
@@ -17,13 +18,16 @@ from harness.base.bounds import (
 from harness.base.errors import BadInput
 from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.fp8_blocks import BLOCK, CODES, SCALE_SUFFIX
-from harness.checkpoint.safetensors_file import TensorEntry
+from harness.checkpoint.safetensors_file import Index, TensorEntry
 from harness.checkpoint.stores.location import Location
 from harness.families.family import TIE, ExpertNaming, Family, Part, Storage
 from harness.families.found import found_namings
 from harness.families.known_families import families, family_of_architecture
 from harness.families.storage import ExpertSizes
 from harness.families.unknown import account_of, family_of_experts, language_model
+
+if TYPE_CHECKING:
+    from harness.families.experts import Listener
 
 
 class ModelCheckpoint(Checkpoint):
@@ -60,6 +64,15 @@ class ModelCheckpoint(Checkpoint):
             _require_scales(self.entries)
         layers = _require_sizes(self.config, self.text, self.family, self.entries, where)
         self.family = self.family.bound(layers[Part.DECODER], layers.get(Part.MTP, 0))
+        #: Hears of all that is read of its tensors, if anything does.
+        self.listener: Listener | None = None
+
+    def bits(self, name: str, index: Index = ()) -> Bits:
+        """See :meth:`Checkpoint.bits`; the listener hears of it."""
+        bits = super().bits(name, index)
+        if self.listener is not None:
+            self.listener.tensor(name, index, bits)
+        return bits
 
     @property
     def tied(self) -> bool:

@@ -45,7 +45,10 @@ def issue(report: Report) -> str:
 
 def notes(reports: Sequence[Report], skipped: Iterable[Skipped]) -> list[str]:
     """The lines below a table: known issues, what was not there to compare, what did not run."""
-    return [*_issue_lines(reports), *_absent_lines(reports), *_skipped_lines(skipped)]
+    return [
+        *_issue_lines(reports), *_absent_lines(reports), *_kept_lines(reports),
+        *_skipped_lines(skipped),
+    ]  # fmt: skip
 
 
 def _issue_lines(reports: Iterable[Report]) -> Iterator[str]:
@@ -69,6 +72,12 @@ def _absent_lines(reports: Iterable[Report]) -> Iterator[str]:
             f"left out: the draft model ({part}), which config.json announces and no file holds: "
             f"{counted(number, 'scenario')}"
         )
+
+
+def _kept_lines(reports: Iterable[Report]) -> Iterator[str]:
+    """A line where digests of a run before were compared with."""
+    if number := sum(report.digests is not None and report.digests.kept for report in reports):
+        yield f"compared with digests kept by a run before: {counted(number, 'scenario')}"
 
 
 def _skipped_lines(skipped: Iterable[Skipped]) -> Iterator[str]:

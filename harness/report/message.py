@@ -59,7 +59,8 @@ def failure_text(report: Report, purpose: str = "") -> str:
     if report.reference != report.checkpoint:
         lines += _field("reference", report.reference)
     if report.digests:
-        lines += _field("", digests_words(report.digests))
+        lines += _field("reference" if report.digests.kept else "", digests_words(report.digests))
+    lines += _field("cache", report.cache) if report.cache else []
     lines += _field("stack", _stack(report))
     lines += _field("repeat", report.repeat)
     return several_lines("\n".join(one_line(line, _PART) for line in lines), _TEXT)
@@ -71,7 +72,8 @@ def digests_words(digests: DigestsUsed) -> str:
     read = f"{counted(len(digests.read), 'tensor')} of the checkpoint read besides"
     read += f": {', '.join(digests.read[:_SHOWN_TENSORS])}" if digests.read else ""
     read += ", …" if len(digests.read) > _SHOWN_TENSORS else ""
-    return f"digests{of}, definition {digests.definition}; {read}"
+    kept = " kept by a run before (--no-cache: the weights themselves)" if digests.kept else ""
+    return f"digests{of}{kept}, definition {digests.definition}; {read}"
 
 
 def _experts_alone(report: Report) -> str:

@@ -162,6 +162,7 @@ class DigestsUsed(msgspec.Struct, frozen=True, kw_only=True):
         checksum: the file's own.
         read: tensors of the checkpoint that were read all the same, to compare what the devices'
             digests do not tell, or to explain a difference.
+        kept: it is an entry of the harness's cache, kept of these very files by a run before.
     """
 
     file: str
@@ -169,6 +170,7 @@ class DigestsUsed(msgspec.Struct, frozen=True, kw_only=True):
     revision: str
     checksum: str
     read: list[str] = []
+    kept: bool = False
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -178,7 +180,8 @@ class Report(msgspec.Struct, kw_only=True):
     ``mended_issue`` that of the row whose failure does not happen with the overlay;
     ``issue_owner`` is who has to mend it.
     ``digests`` says which digest file was the reference, where one was, and ``reference`` then has
-    its path.
+    its path, unless it was kept of the checkpoint itself by a run before.
+    ``cache`` says what became of the digests that are kept between runs, where anything did.
     ``experts_only`` says that nothing but experts was looked at.
     ``absent`` are parts that the reference's ``config.json`` announces and none of its files holds:
     they were neither loaded nor compared.
@@ -214,6 +217,7 @@ class Report(msgspec.Struct, kw_only=True):
     experts_only: bool = False
     absent: list[Part] = []
     digests: DigestsUsed | None = None
+    cache: str = ""
     schema: int = SCHEMA
 
     @property
@@ -510,7 +514,10 @@ def _more_than_experts(report: Report) -> Iterator[str]:
 
 def _not_equal(report: Report) -> Iterator[str]:
     """What keeps a report without differences and failure from being equal."""
-    if report.digests and report.digests.file != report.reference:
+    if (
+        report.digests
+        and (report.checkpoint if report.digests.kept else report.digests.file) != report.reference
+    ):
         yield "it is equal, and its digest file is not what it was compared with"
     if report.diagnoses:
         yield f"it is equal, and has a cause: {report.diagnoses[0].cause}"

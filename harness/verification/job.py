@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,11 +16,13 @@ import msgspec
 from harness.base.bits import Nan
 from harness.base.errors import BadInput, HarnessError, InternalError
 from harness.base.progress import COMPARE, STREAM, Meter
+from harness.base.writing import write
 from harness.compare import equality
 from harness.compare.authority import WEIGHTS, Authority
 from harness.compare.difference import Account
 from harness.compare.digest_comparison import Method
 from harness.compare.digest_file import DigestFile, read_digest_file
+from harness.compare.digesting import Digesting
 from harness.compare.selection import Selection, choose, expert_bytes
 from harness.devices import digest
 from harness.explain.causes import Diagnosis
@@ -58,9 +61,13 @@ from harness.verification.coverage import (
     require_recorded,
     require_streamed,
 )
+from harness.verification.digest_cache import entry_name
 from harness.verification.findings import Findings, PartFindings
 from harness.verification.part_verification import How, PartVerification
 from harness.verification.upstream_frames import failure_of, name_sites
+
+#: Of a checkpoint, the share that is read once more, at most, so that its digests are kept.
+_REST = 16
 
 
 class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,13 +76,17 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     ``parts`` are those that were asked for and that both sides have, ``asked`` all that were, there
     or not; ``parts`` where it says none. ``families`` are files that describe families, by their
     absolute paths. ``digests`` is a digest file to compare with; the reference, which is the
-    checkpoint itself then, is asked for its headers, and for weights only to explain. ``recorded``
-    says that the load is the harness's own, so that its ledgers tell what came and what did not.
+    checkpoint itself then, is asked for its headers, and for weights only to explain. ``identity``
+    is what the checkpoint's entry in the cache of digests is called, where one is used or to be
+    made; digests that came about go to the file ``keep``. ``recorded`` says that the
+    load is the harness's own, so that its ledgers tell what came and what did not.
     """
 
     checkpoint: str
     reference: str
     digests: str = ""
+    identity: str = ""
+    keep: str = ""
     target: Target
     parts: tuple[Part, ...]
     asked: tuple[Part, ...] = ()
@@ -163,6 +174,7 @@ class Verification:
         self._reference = self._opened(request.reference)
         same = request.checkpoint == request.reference
         self._checkpoint = self._reference if same else self._opened(request.checkpoint)
+        self._require_identity()
         self._digests = self._opened_digests()
         self._authority: Authority = self._digests or WEIGHTS
         self._parts = tuple(
@@ -170,6 +182,33 @@ class Verification:
             for part in reference_parts(self._reference, request.num_layers, request.parts)
             if part.part in request.parts
         )
+        self._digesting = Digesting(self._reference) if request.keep else None
+        self._reference.listener = self._digesting
+
+    def _require_identity(self) -> None:
+        """See that these are the files which the cache of digests was asked for.
+
+        Raises:
+            BadInput: they were replaced since.
+        """
+        request = self._request
+        if request.identity and request.identity != entry_name(self._reference, request.families):
+            raise BadInput(
+                "the checkpoint changed while it was verified",
+                where=self._reference.path,
+                expected="files that stay as they are until all is compared",
+                hint="again, when whatever writes there has ended",
+            )
+
+    def _keep(self) -> None:
+        """Hand over the digests that came about, if nearly all did: the rest of them is read."""
+        made = self._digesting
+        if made is None or made.missing * _REST > self._reference.nbytes:
+            return
+        try:
+            write(Path(self._request.keep), made.completed().encoded(), durable=False)
+        except (BadInput, OSError):  # what is not kept is no fault of the load's
+            return
 
     def _opened(self, path: str) -> ModelCheckpoint:
         request = self._request
@@ -203,12 +242,16 @@ class Verification:
             raise
         except Exception as error:  # the stack's, whatever it is
             return self._of_failed_load(error)
-        report = self.timed(loaded)
+        started = time.perf_counter()
+        report = self.compared(loaded)
+        if report.status is Status.EQUAL:
+            self._keep()
         if (gone := self._left()) is not None:
             report = msgspec.structs.replace(
                 report, status=Status.LOAD_FAILED, failure=failure_of(gone)
             )
-        return report
+        timings = self._timings(loaded, time.perf_counter() - started)
+        return msgspec.structs.replace(report, timings=timings)
 
     def timed(self, loaded: Loaded) -> Report:
         """The report of what is on the devices, with the seconds that it took."""

@@ -11,14 +11,21 @@ import os
 import platform
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TextIO
+
+import msgspec
 
 from harness.base import progress
 from harness.base.bits import Nan
 from harness.base.bounds import require_seconds
 from harness.base.errors import BadInput
+from harness.base.writing import write
+from harness.checkpoint.stores.opening import is_store
 from harness.compare.accounting import model_parts
 from harness.compare.digest_comparison import Method, no_digests
 from harness.compare.digest_file import DigestFile, is_digest_file, read_digest_file
@@ -34,10 +41,12 @@ from harness.load.overlay import Overlay
 from harness.load.process import LoadProcesses
 from harness.load.stack import require_stack, stack_name
 from harness.load.target import Parallelism, Target
+from harness.load.targets.driver import Capability
 from harness.load.targets.known_targets import driver_of, target_named
 from harness.report.maps import map_of
 from harness.report.merge import merged
 from harness.report.report import DigestsUsed, Environment, Report, Status, redacted_report
+from harness.verification.digest_cache import Keeping
 from harness.verification.job import VerifyRequest
 from harness.verification.outcomes import outcomes
 
@@ -61,6 +70,7 @@ def verify(
     checksums: bool = False,
     families: Iterable[str | os.PathLike[str]] = (),
     experts_only: bool = False,
+    cache: bool = False,
     timeout: float = TIMEOUT,
     processes: LoadProcesses | None = None,
     terminal: TextIO | None = None,
@@ -87,6 +97,9 @@ def verify(
             processes; they are run.
         experts_only: compare experts and look at nothing else; of an architecture that no family
             describes, those that the naming rules of known families find. The report says so.
+        cache: compare with digests that a run before kept of these very files, and keep those that
+            come about (:mod:`harness.verification.digest_cache`), where the checkpoint is compared
+            with itself, by its bits; the report says which.
         timeout: seconds until the load is ended and reported as failed.
         processes: running load processes to use.
         terminal: where to show progress, if that is a terminal.
@@ -107,14 +120,24 @@ def verify(
         checkpoint, target or target_named("emulated"), reference=reference, nan=nan,
         method=method, parts=parts, stream_options=stream_options, selection=selection,
         storage=storage, num_layers=num_layers, checksums=checksums, families=families,
-        experts_only=experts_only, overlay=processes.overlay if processes else None,
+        experts_only=experts_only, cache=cache,
+        overlay=processes.overlay if processes else None,
     )  # fmt: skip
+    request, keeping = prepared.request, prepared.keeping
     prepared.report.repeat = _repeat(prepared, timeout)
-    with (
-        nullcontext(processes) if processes else LoadProcesses() as running,
-        undisturbed(prepared),
-    ):
-        return _completed(prepared.request, prepared.report, running, timeout, terminal)
+    with ExitStack() as stack:
+        running = processes or stack.enter_context(LoadProcesses())
+        if keeping is not None:
+            beside = Path(stack.enter_context(TemporaryDirectory(prefix="harness-digests-")))
+            whole = not prepared.some and selection.everything and num_layers is None
+            request = _with_kept(request, beside, prepared.digests, keeping, whole=whole)
+        with undisturbed(prepared):
+            report = _completed(request, prepared.report, running, timeout, terminal)
+        if keeping is not None:
+            if request.keep and is_digest_file(request.keep):
+                keeping.keep(read_digest_file(request.keep))
+            report.cache = keeping.said
+        return report
 
 
 @dataclass(frozen=True)
@@ -127,6 +150,8 @@ class Prepared:
         checkpoints: both sides, which are not to change meanwhile.
         some: whether not all parts of the checkpoint are compared.
         overlay: packages that stand in for the installed ones.
+        digests: to compare with, where there are any.
+        keeping: the cache they are of, or are to go to.
     """
 
     request: VerifyRequest
@@ -134,6 +159,8 @@ class Prepared:
     checkpoints: tuple[ModelCheckpoint, ModelCheckpoint]
     some: bool
     overlay: Overlay
+    digests: DigestFile | None
+    keeping: Keeping | None
 
 
 def prepared_for(
@@ -151,6 +178,7 @@ def prepared_for(
     checksums: bool = False,
     families: Iterable[str | os.PathLike[str]] = (),
     experts_only: bool = False,
+    cache: bool = False,
     recorded: bool = True,
     overlay: Overlay | None = None,
 ) -> Prepared:
@@ -159,7 +187,7 @@ def prepared_for(
     Args:
         checkpoint: what is loaded.
         target: where to.
-        reference: see :func:`verify`, like all that follow but these two.
+        reference: see :func:`verify`, like all that follow but the last two.
         nan: alike.
         method: alike.
         parts: alike.
@@ -170,6 +198,7 @@ def prepared_for(
         checksums: alike.
         families: alike.
         experts_only: alike.
+        cache: alike.
         recorded: whether the load is the harness's own.
         overlay: packages that stand in for the installed ones.
 
@@ -182,7 +211,7 @@ def prepared_for(
     against, digests = opened, None
     if reference is not None and is_digest_file(reference):
         digests = read_digest_file(reference)
-        _require_digests_do(digests, opened, nan, parts)
+        _require_digests_do(opened, nan, parts, digests)
     elif reference is not None:
         against = ModelCheckpoint(reference, storage, experts_only=experts_only)
     for location in (opened.model, against.model):
@@ -195,19 +224,63 @@ def prepared_for(
         each.require_copies_equal()
     chosen = _chosen(against, there, parts)
     files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
+    keeping = None
+    if cache and reference is None and _may_be_kept(opened, target, nan, method):
+        keeping = Keeping(opened, brought, hashed=checksums)
+        digests = keeping.found(partial(_require_digests_do, opened, nan, parts))
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
-        digests=os.path.abspath(digests.path) if digests else "",
+        digests=os.path.abspath(digests.path) if digests and not keeping else "",
         parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
         storage=storage, families=brought, experts_only=experts_only, recorded=recorded,
     )  # fmt: skip
     overlay = overlay or Overlay()
     report = _unfinished(opened, against, chosen, request, overlay)
-    if digests:
-        report.reference, report.digests = digests.path, _used(digests)
     report.files_checked = files_checked
-    return Prepared(request, report, (opened, against), len(chosen) < len(there), overlay)
+    if digests:
+        report.digests = _used(digests, kept=keeping is not None)
+    if digests and keeping is None:
+        report.reference = digests.path
+    some = len(chosen) < len(there)
+    return Prepared(request, report, (opened, against), some, overlay, digests, keeping)
+
+
+def _may_be_kept(checkpoint: ModelCheckpoint, target: Target, nan: Nan, method: Method) -> bool:
+    """Whether digests of a checkpoint do for what is to be compared, on all hosts alike.
+
+    Hosts of a slice have a cache each; reports of some that used one, and others that did not, are
+    of no one verification.
+    """
+    by_bits = nan is Nan.PAYLOAD and not checkpoint.fp8 and not checkpoint.experts_only
+    all_here = len(driver_of(target).played_here(target)) == target.hosts
+    return by_bits and method is not Method.READBACK and all_here
+
+
+def _with_kept(
+    request: VerifyRequest,
+    beside: Path,
+    digests: DigestFile | None,
+    keeping: Keeping,
+    *,
+    whole: bool,
+) -> VerifyRequest:
+    """The request, with kept digests to compare with, or a file for those that come about.
+
+    A copy is compared with: another run may put a new entry in its place, or remove it. Digests
+    come about where they cost nothing that shows: devices with memory of their own make them
+    anyway, and a store gives bytes more slowly than a core digests them. Elsewhere comparing bits
+    takes about as long as reading them, and ``harness digest`` makes them.
+    """
+    if digests is not None:
+        write(beside / "reference", digests.encoded(digests.identity), durable=False)
+        return msgspec.structs.replace(
+            request, digests=str(beside / "reference"), identity=keeping.plain
+        )
+    own_memory = driver_of(request.target).can(Capability.OWN_MEMORY)
+    if whole and request.target.hosts == 1 and (own_memory or is_store(request.checkpoint)):
+        return msgspec.structs.replace(request, keep=str(beside / "kept"), identity=keeping.plain)
+    return request
 
 
 @contextmanager
@@ -312,7 +385,7 @@ def _unfinished(
 
 
 def _require_digests_do(
-    digests: DigestFile, checkpoint: ModelCheckpoint, nan: Nan, parts: Collection[Part]
+    checkpoint: ModelCheckpoint, nan: Nan, parts: Collection[Part], digests: DigestFile
 ) -> None:
     """Digests can be compared with what will be on the devices, and are of this checkpoint.
 
@@ -340,10 +413,10 @@ def digests_used(file: str | os.PathLike[str]) -> DigestsUsed:
     return _used(read_digest_file(file))
 
 
-def _used(digests: DigestFile) -> DigestsUsed:
+def _used(digests: DigestFile, *, kept: bool = False) -> DigestsUsed:
     return DigestsUsed(
         file=digests.path, definition=DEFINITION, revision=digests.revision,
-        checksum=digests.checksum,
+        checksum=digests.checksum, kept=kept,
     )  # fmt: skip
 
 

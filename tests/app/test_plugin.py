@@ -50,6 +50,25 @@ def test_a_difference_fails_with_its_text(session: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*the device differs from the reference*", "*DIFFERENT*"])
 
 
+OF_ONES_OWN = """
+def test_ours(moe_equal):
+    assert moe_equal("anywhere").experts_compared == 8
+"""
+
+
+@pytest.mark.parametrize("status", [Status.EQUAL, Status.DIFFERENT])
+def test_a_test_of_ones_own_fails_with_the_reports_text(
+    session: pytest.Pytester, status: Status
+) -> None:
+    report(status).write(session.path / "given.json")
+    session.makepyfile(OF_ONES_OWN)
+    result = session.runpytest_subprocess()
+    equal = status is Status.EQUAL
+    result.assert_outcomes(passed=int(equal), failed=int(not equal))
+    if not equal:
+        result.stdout.fnmatch_lines(["*the device differs from the reference*", "*DIFFERENT*"])
+
+
 def test_the_header_states_target_and_stack(session: pytest.Pytester) -> None:
     report(Status.EQUAL).write(session.path / "given.json")
     result = session.runpytest_subprocess("--moe-devices", "8")
@@ -73,6 +92,33 @@ def test_a_report_names_its_test_to_repeat_it(session: pytest.Pytester) -> None:
         f"pytest '{file.name}::test_row[first]' "
         "--moe-target=emulated --moe-devices=2 --moe-checksums"
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [([], [False, False]), (["--moe-checkpoint=/c"], [True, False]),
+     (["--moe-checkpoint=/c", "--moe-no-cache"], [False, False])],
+    ids=["made here", "named", "not wanted"],
+)  # fmt: skip
+def test_digests_between_runs_are_for_checkpoints_that_the_user_named(
+    pytester: pytest.Pytester, asked: list[str], used: list[bool]
+) -> None:
+    pytester.makepyfile(f"""
+        import pytest
+        from harness.app import plugin
+
+        def test_row(moe_verified, monkeypatch):
+            seen = []
+            def verify(checkpoint, target, *, cache, **options):
+                seen.append(cache)
+                raise LookupError
+            monkeypatch.setattr(plugin, "verify", verify)
+            for place in ("/c", "/made"):
+                with pytest.raises(LookupError):
+                    moe_verified(place)
+            assert seen == {used}
+    """)
+    pytester.runpytest_subprocess(*asked).assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,33 @@ def test_an_object_of_s3_is_overwritten(s3: Any, stored: str) -> None:
         checkpoint.bits(TENSOR, (3,))
 
 
+def facts(url: str) -> tuple[str, ...]:
+    found = ModelCheckpoint(url).location.identity()
+    assert found
+    return found.facts
+
+
+def test_an_object_of_s3_that_was_overwritten_is_another(s3: Any, s3_url: str, stored: str) -> None:
+    before = facts(stored)
+    assert (before, before[:2]) == (facts(stored), (s3_url, stored))
+    content = s3.get_object(Bucket=BUCKET, Key=key_of(stored, FILE))["Body"].read()
+    s3.put_object(Bucket=BUCKET, Key=key_of(stored, FILE), Body=content[:-1] + b"\x01")
+    assert facts(stored) != before
+
+
+def test_an_object_of_gcs_that_was_overwritten_is_another(
+    gcs_url: str, tiny_checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another generation, though the bytes are the same."""
+    for name, value in gcs_environment(gcs_url).items():
+        monkeypatch.setenv(name, value)
+    url = gcs_upload(gcs_url, tiny_checkpoints[FAMILY], "overwritten")
+    before = facts(url)
+    assert (before, before[:2]) == (facts(url), (gcs_url, url))
+    gcs_upload(gcs_url, tiny_checkpoints[FAMILY], "overwritten")
+    assert facts(url) != before
+
+
 def test_another_version_on_s3(behind: Callable[..., Proxy], stored: str) -> None:
     checkpoint = ModelCheckpoint(stored)
     behind(changes)

@@ -204,10 +204,14 @@ def test_a_function_that_is_lost_is_seen(name: str) -> None:
     assert lost_functions(row.replace(name, "Target.__str__")) == []
 
 
-def test_the_readme_is_read_in_five_minutes() -> None:
-    text = README.read_text()
-    assert len(text.encode()) < 20_000
-    assert len(text.splitlines()) < 250
+def words(text: str) -> list[str]:
+    """The words of a page; rules and bars of tables are none."""
+    return [word for word in text.replace("|", " ").split() if re.search(r"\w", word)]
+
+
+def test_the_readme_is_read_in_two_minutes() -> None:
+    assert words("|a|`b-c`|\n|---|---|\n# d ·") == ["a", "`b-c`", "d"]
+    assert len(words(README.read_text())) <= 500
 
 
 def test_the_schemas_number_is_the_codes() -> None:
@@ -216,7 +220,8 @@ def test_the_schemas_number_is_the_codes() -> None:
     assert re.findall(r"^\| (\d+) \|", text, re.M)[-1] == str(SCHEMA)
 
 
-def test_the_readmes_faults_are_the_tables() -> None:
+def test_the_faults_that_are_told_of_are_the_tables() -> None:
     (figures,) = re.findall(r"(\d+) faults planted: (\d+) detected",
                             (ROOT / "docs" / "faults.md").read_text())  # fmt: skip
-    assert "{} faults planted, {} detected".format(*figures) in README.read_text()
+    told = (ROOT / "docs" / "coverage.md").read_text()
+    assert "{} faults planted, {} detected".format(*figures) in told

@@ -1,4 +1,4 @@
-"""docs/runs.md and the README's table are what runs left, and agree with the tables of data."""
+"""docs/runs.md and the README's tables are what runs left, and agree with the tables of data."""
 
 from __future__ import annotations
 
@@ -30,11 +30,16 @@ OFF_TORCH_XLA = {
 }
 
 
-def table(page: Path) -> list[list[str]]:
+def table(page: Path, begin: str = runs_page.BEGIN, end: str = runs_page.END) -> list[list[str]]:
     """The rows between a page's marks, without the rule below the head."""
-    text = page.read_text().split(runs_page.BEGIN)[1].split(runs_page.END)[0]
+    text = page.read_text().split(begin)[1].split(end)[0]
     rows = [[c.strip() for c in row.strip("|").split(" | ")] for row in text.strip().splitlines()]
     return [rows[0], *rows[2:]]
+
+
+def sums(page: Path) -> list[list[str]]:
+    """The rows of the first table of docs/runs.md."""
+    return table(page, runs_page.SUMS, runs_page.END_OF_SUMS)
 
 
 def known(column: str, scenario: str) -> str:
@@ -79,12 +84,18 @@ def test_what_torch_xla_cannot_run_is_not_run() -> None:
     assert {name for name, row in written().items() if NOT_RUN in row} == OFF_TORCH_XLA
 
 
-def test_the_readme_sums_the_page_up() -> None:
+def test_the_sums_are_those_of_the_scenarios() -> None:
     columns = list(zip(*(row[2:] for row in table(RUNS)[1:]), strict=True))
-    for row, cells in zip(table(README)[1:], columns, strict=True):
+    for row, cells in zip(sums(RUNS)[1:], columns, strict=True):
         ran = [text for text in cells if text != NOT_RUN]
         equal, known = ran.count("="), sum("[" in text for text in ran)
         assert row[2:6] == [str(len(ran)), str(equal), str(known), str(len(ran) - equal - known)]
+
+
+def test_the_readme_has_what_the_record_says() -> None:
+    text = README.read_text().split(f"{runs_page.BEGIN}\n")[1].split(f"\n{runs_page.END}")[0]
+    assert text == runs_page.at_a_glance(overview.recorded())
+    assert "|`0.26`|0.26.0|0.26.0|" in text
 
 
 def report(column: str = "0.26", **given: object) -> Report:
@@ -115,6 +126,8 @@ def pages(tmp_path: Path) -> list[Path]:
     for page, (begin, end) in zip(made, marks, strict=True):
         page.parent.mkdir(exist_ok=True)
         page.write_text(f"above\n{begin}old\n{end}below\n")
+    with made[0].open("a") as runs:
+        runs.write(f"{runs_page.SUMS}\nold\n{runs_page.END_OF_SUMS}\n")
     return made
 
 
@@ -124,14 +137,15 @@ def test_sessions_become_pages(tmp_path: Path, pages: list[Path]) -> None:
     for page in pages:
         text = page.read_text()
         assert text.startswith("above\n")
-        assert text.endswith("below\n")
+        assert "\nbelow\n" in text
         assert "\nold\n" not in text
     assert table(pages[0])[1][2:] == ["="] * 5
     every = str(len(SCENARIOS))
     releases = "vLLM 0.26.0, tpu-inference 0.26.0"
     experts = str(8 * len(SCENARIOS))
     row = ["`STACK=0.26 FAMILIES=all`", releases, every, every, "0", "0", experts, "0"]
-    assert table(pages[1])[3] == row
+    assert sums(pages[0])[3] == row
+    assert "|qwen3-moe|0.21 0.22 0.26 0.32|" in pages[1].read_text()
     loads = msgspec.json.decode((tmp_path / runs_page.LOADS).read_bytes(), type=Loads)
     assert overview.families_table(loads) in pages[2].read_text()
     assert list(loads.runs) == list(COLUMNS)

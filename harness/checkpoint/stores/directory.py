@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +19,7 @@ import numpy as np
 
 from harness.base.bits import Bits, bits_dtype
 from harness.base.errors import BadInput
-from harness.checkpoint.stores.location import File, Location
+from harness.checkpoint.stores.location import File, Identity, Location
 
 _WEIGHTS = ".safetensors"
 #: What vLLM and the streamer open by its name's end, whatever stands there: weights, and the JSON
@@ -31,7 +34,13 @@ _MOST_ENTRIES = 50_000
 #: How the hub's cache names a large file and a snapshot (huggingface_hub 2.4,
 #: ``file_download.py``).
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # git's of a small file, SHA-256 of a large one
 _SNAPSHOT = re.compile(r".*/models--([^/]+)/snapshots/([0-9a-f]{40})", re.S)
+
+#: Nanoseconds within which two writes may leave a file the same times: FAT counts two seconds, the
+#: kernel's clock of a file system ticks every few milliseconds.
+TICK = 2 * 10**9
+_CHUNK = 8 << 20
 
 _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
@@ -116,6 +125,7 @@ class Directory(Location):
         except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the path
             raise _unreadable(path, error) from error
         self.files = {name: LocalFile(path / name) for name in names if _is_file(path / name)}
+        self._looked = time.time_ns()
         with _readable(path):
             self._found = {name: _identity(path / name) for name in self.files if _counts(name)}
 
@@ -127,6 +137,31 @@ class Directory(Location):
         """See :attr:`Location.revision`; by the path, in the hub's cache."""
         found = _SNAPSHOT.fullmatch(self.model)
         return f"{found[1].replace('--', '/', 1)}@{found[2]}" if found else ""
+
+    def identity(self, *, hashed: bool = False) -> Identity | None:
+        """See :meth:`Location.identity`.
+
+        A snapshot of the hub's goes by its commit and by the names of its blobs, which are hashes.
+        Any other file goes by its path, inode, size, and times, of which nobody can set the one
+        when it was last changed (``ctime``).
+        """
+        rows, newest, commit = [], 0, self.revision
+        for name, found in self._found.items():
+            blob = _blob(self.path / name) if commit else ""
+            if blob:
+                rows.append((name, f"{found.size} {blob}"))
+                continue
+            newest = max(newest, found.modified, found.changed)
+            told = found.inode, found.size, found.modified, found.changed
+            rows.append((name, f"{self.model} {told}"))
+        by = "its commit on the hub" if commit and not newest else "its files' sizes and times"
+        settled = newest + TICK < self._looked
+        if hashed:
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                sums = threads.map(_sha256, (self.path / name for name in self._found))
+                rows = [*zip(self._found, sums, strict=True)]
+            by, commit = "SHA-256 of its files", ""
+        return Identity(by, (commit, *(f"{name} {told}" for name, told in rows)), settled)
 
     def where(self, name: str) -> str:
         """The file's path."""
@@ -164,6 +199,23 @@ def _identity(path: Path) -> _Identity:
         stat.S_IFMT(found.st_mode), found.st_dev, found.st_ino, found.st_size,
         found.st_mtime_ns, found.st_ctime_ns,
     )  # fmt: skip
+
+
+def _blob(path: Path) -> str:
+    """The hash by which the hub's cache calls what a link of a snapshot leads to; else nothing."""
+    with _readable(path):
+        to = path.resolve() if path.is_symlink() else None
+    inside = to is not None and to.parent == path.parent.parent.parent.resolve() / "blobs"
+    return to.name if to is not None and inside and _HASH.fullmatch(to.name) else ""
+
+
+def _sha256(path: Path) -> str:
+    found, start = hashlib.sha256(), 0
+    with _opened(path) as descriptor:
+        while content := os.pread(descriptor, _CHUNK, start):
+            found.update(content)
+            start += len(content)
+    return found.hexdigest()
 
 
 def _counts(name: str) -> bool:

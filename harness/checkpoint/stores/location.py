@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from harness.base.bits import Bits
 
@@ -68,6 +69,21 @@ class File(ABC):
         """
 
 
+class Identity(NamedTuple):
+    """What a place's content is known by, without a look at it: the same facts, the same bytes.
+
+    Attributes:
+        by: what kind of facts they are, in words.
+        facts: which may hold names of buckets and paths.
+        settled: whether content that changes from now on gets other facts. A file that was written
+            to a moment ago may be written to again within one tick of its file system's clock.
+    """
+
+    by: str
+    facts: tuple[str, ...]
+    settled: bool = True
+
+
 class Location(ABC):
     """Where a checkpoint's files lie.
 
@@ -88,6 +104,17 @@ class Location(ABC):
     def revision(self) -> str:
         """``org/name@commit`` where it is a snapshot of the hub's, else empty."""
         return ""
+
+    def identity(self, *, hashed: bool = False) -> Identity | None:
+        """What the content of its files is known by; None where nothing tells.
+
+        Args:
+            hashed: read all of it, and go by hashes, where the place keeps no versions.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        return None
 
     def where(self, name: str) -> str:
         """The full path or URL that a file ``name`` has, or would have."""

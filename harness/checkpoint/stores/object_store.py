@@ -15,12 +15,13 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from harness.base.bits import ITEMSIZE, Bits, bits_dtype
 from harness.base.errors import BadInput
-from harness.checkpoint.stores.location import File, Location
+from harness.checkpoint.stores.location import File, Identity, Location
 from harness.checkpoint.stores.range_cache import RangeCache
 from harness.checkpoint.stores.trouble import LIMITS
 
@@ -39,7 +40,13 @@ class StoredObject:
 
 
 class Bucket(ABC):
-    """A bucket's client. Every call ends within a bounded time."""
+    """A bucket's client. Every call ends within a bounded time.
+
+    Attributes:
+        endpoint: the URL that it asks, for telling stores apart.
+    """
+
+    endpoint: str = ""
 
     @abstractmethod
     def list(self, prefix: str) -> dict[str, StoredObject]:
@@ -146,6 +153,11 @@ class StoreFile(File):
         ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    @property
+    def version(self) -> str:
+        """The tag of its version."""
+        return self._version
+
     def known(self) -> Mapping[str, str]:
         """The object's version, as the store tags it, and the checksums the store keeps."""
         return {"version": self._version, **self._store.bucket.checksums(self._key)}
@@ -209,7 +221,9 @@ class Store(Location):
         self.block_bytes = block_bytes
         self.cache = RangeCache()
         objects = bucket.list(prefix)
-        self.files = {name: StoreFile(self, name, objects[name]) for name in sorted(objects)}
+        self.files: dict[str, StoreFile] = {
+            name: StoreFile(self, name, objects[name]) for name in sorted(objects)
+        }
         if not self.files:
             raise BadInput(
                 "no objects under this prefix",
@@ -220,6 +234,19 @@ class Store(Location):
 
     def __str__(self) -> str:
         return self.model
+
+    def identity(self, *, hashed: bool = False) -> Identity | None:
+        """See :meth:`Location.identity`: versions, of this bucket of this store."""
+        objects = (f"{name} {file.size} {file.version}" for name, file in self.files.items())
+        return Identity(
+            "its objects' versions", (_host(self.bucket.endpoint), self.model, *objects)
+        )
+
+
+def _host(url: str) -> str:
+    """Which store answers at a URL, without what may be a credential in it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 class _Crc32:

@@ -18,6 +18,7 @@ from harness.checkpoint.stores.object_store import Bucket, StoredObject, listed
 from harness.checkpoint.stores.trouble import (
     CHANGED,
     CLOCK,
+    CONNECTIONS,
     FAILING,
     LIMITS,
     NOT_THERE,
@@ -54,6 +55,7 @@ class S3Bucket(Bucket):
 
         self._name, self._limits = name, limits
         self._client: Any = self._asked("", lambda: _client(boto3.session.Session, limits))
+        self.endpoint = self._client.meta.endpoint_url
 
     def list(self, prefix: str) -> dict[str, StoredObject]:
         """See :meth:`Bucket.list`."""
@@ -125,6 +127,7 @@ def _config(limits: StoreLimits) -> Any:
     path = os.environ.get("RUNAI_STREAMER_S3_USE_VIRTUAL_ADDRESSING", "1") == "0"
     unsigned = os.environ.get("RUNAI_STREAMER_S3_UNSIGNED", "0") == "1"
     return Config(
+        max_pool_connections=CONNECTIONS,
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
         retries={"total_max_attempts": limits.attempts, "mode": "standard"},

@@ -19,6 +19,9 @@ from harness.base.secrets import redact
 
 T = TypeVar("T")
 
+#: Connections that a client keeps, one for each core that reads; by themselves clients keep ten
+#: and end those beyond after each range.
+CONNECTIONS = 64
 #: Bytes a second that are slow, but not too slow.
 SLOWEST = 2**18
 _LONGEST_WORDS = 300

@@ -1,0 +1,96 @@
+"""What pages tell a reader to type does what they say, on the real stack."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.pipelines import ROOT
+
+#: Pages with commands that are not run as a whole here: what they need, or where they are run.
+ELSEWHERE = {
+    "README.md": "make verify by .ci/run; the rest is the tutorial's",
+    "CONTRIBUTING.md": "make check, make docs and make test by .ci/run; tables of runs by hand",
+    "ci/README.md": "tests/repository/test_nightly.py, over a fake stack",
+    "ci/tpu-vm.md": "needs a TPU VM",
+    "docker/README.md": "needs a Docker engine; tests/repository/test_images.py",
+    "docs/branch.md": "tests/load/test_overlay.py and tests/audit",
+    "docs/digests.md": "tests/on_stack/test_digest_files.py",
+    "docs/extending.md": "tests/on_stack/test_outside_family.py",
+    "docs/gpu.md": "needs a GPU",
+    "docs/own-ci.md": "tests/repository/test_nightly.py and test_pipelines.py",
+    "docs/real-weights.md": "needs a TPU, a bucket or the hub; stores by the scenarios",
+    "docs/several-hosts.md": "the scenarios on two hosts; needs a TPU slice",
+}
+HERE = ("docs/tutorial.md", "docs/own-tests.md")
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.M | re.S)
+#: What sets the environment up: these tests run in one.
+SET_UP = re.compile(r"^(make setup|\. \.venv/bin/activate|uv build .*)$", re.M)
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Kind and content of each block of code, in order."""
+    return BLOCK.findall((ROOT / page).read_text())
+
+
+def typed(command: str, folder: Path) -> str:
+    """What a block prints; it has to exit as its comment says."""
+    code = int(found[1]) if (found := re.search(r"# exits with (\d)", command)) else 0
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    ran = subprocess.run(
+        ["bash", "-e", "-c", SET_UP.sub("", command)], cwd=folder, text=True, timeout=600,
+        env={**os.environ, "PATH": path, "COLUMNS": "200"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == code, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines with their blanks made one, without seconds, rules and what a page cuts off."""
+    bare = re.sub(r"\d+\.\d s\b|…", "", text)
+    return [" ".join(line.split()) for line in bare.splitlines() if line.strip()]
+
+
+def lost_lines(shown: str, printed: str) -> list[str]:
+    """Lines of a page's output that were not printed."""
+    there = lines_of(printed)
+    return [
+        line for line in lines_of(shown)
+        if not any(all(part in one for part in line.split("│")) for one in there)
+    ]  # fmt: skip
+
+
+def test_every_page_with_commands_is_run_or_says_where() -> None:
+    pages = {
+        str(path.relative_to(ROOT))
+        for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"),
+                     *(ROOT / "ci").glob("*.md"), *(ROOT / "docker").glob("*.md"))
+    }  # fmt: skip
+    with_commands = {p for p in pages if any(kind in ("sh", "console") for kind, _ in blocks(p))}
+    assert with_commands == ELSEWHERE.keys() | set(HERE)
+
+
+def test_the_tutorial_finds_the_flipped_bit(tmp_path: Path) -> None:
+    printed = ""
+    for kind, content in blocks("docs/tutorial.md"):
+        if kind == "sh":
+            printed = typed(content, tmp_path)
+        else:
+            assert lost_lines(content, printed) == []
+    assert (tmp_path / "report.html").stat().st_size > 1000
+
+
+def test_a_test_of_ones_own_runs(tmp_path: Path) -> None:
+    typed("harness checkpoint qwen3.5-mtp model", tmp_path)
+    (python,) = [content for kind, content in blocks("docs/own-tests.md") if kind == "python"]
+    (tmp_path / "test_our_model.py").write_text(python)
+    (command,) = [c for k, c in blocks("docs/own-tests.md") if k == "sh" and "pytest" in c]
+    assert "2 passed" in typed(f"{command.strip()} -p no:cacheprovider", tmp_path)
+
+
+def test_a_line_that_was_not_printed_is_seen() -> None:
+    assert lost_lines("one 1.5 s\n│ a │ b │\n", "x one 9.9 s\n│ a │ c │ b │\n") == []
+    assert lost_lines("two\n", "one\n") == ["two"]
