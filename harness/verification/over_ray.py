@@ -33,7 +33,6 @@ from harness.load.stack import installed_versions
 from harness.load.target import Target
 from harness.load.targets.emulated import free_address
 from harness.load.targets.known_targets import driver_of
-from harness.load.targets.tpu_inference import choose
 from harness.load.targets.tpu_inference import (
     TpuInference,
     choose,
