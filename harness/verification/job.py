@@ -18,7 +18,7 @@ from harness.base.errors import BadInput, HarnessError, InternalError
 from harness.base.progress import COMPARE, STREAM, Meter
 from harness.base.writing import write
 from harness.compare import equality
-from harness.compare.authority import WEIGHTS, Authority
+from harness.compare.authority import WEIGHTS, Authority, DigestedWeights
 from harness.compare.difference import Account
 from harness.compare.digest_comparison import Method
 from harness.compare.digest_file import DigestFile, read_digest_file
@@ -39,6 +39,7 @@ from harness.load.ledger import Ledger
 from harness.load.loaded import Ledgers, Loaded
 from harness.load.loader_layers import LoaderLayer
 from harness.load.target import Implementation, Target
+from harness.load.targets.driver import Capability
 from harness.load.targets.known_targets import driver_of
 from harness.report.maps import with_missing
 from harness.report.report import (
@@ -51,6 +52,7 @@ from harness.report.report import (
     equal,
     require_covered,
 )
+from harness.verification import reading_along
 from harness.verification.coverage import (
     ComparedTensors,
     account_of_checkpoint,
@@ -64,6 +66,7 @@ from harness.verification.coverage import (
 from harness.verification.digest_cache import entry_name
 from harness.verification.findings import Findings, PartFindings
 from harness.verification.part_verification import How, PartVerification
+from harness.verification.reading_along import Along, ReadingAlong, threads_along
 from harness.verification.upstream_frames import failure_of, name_sites
 
 #: Of a checkpoint, the share that is read once more, at most, so that its digests are kept.
@@ -177,6 +180,7 @@ class Verification:
         self._require_identity()
         self._digests = self._opened_digests()
         self._authority: Authority = self._digests or WEIGHTS
+        self._along: ReadingAlong | None = None
         self._parts = tuple(
             part
             for part in reference_parts(self._reference, request.num_layers, request.parts)
@@ -263,17 +267,46 @@ class Verification:
         return msgspec.structs.replace(report, timings=timings)
 
     def load(self) -> Loaded:
-        """Stream the checkpoint onto the target.
+        """Stream the checkpoint onto the target; the reference may be read meanwhile.
 
         Raises:
             Exception: whatever the stack under test raises, unchanged.
         """
         request = self._request
-        return engine.load(
-            request.checkpoint, self._reference.family, request.target, request.parts,
-            num_layers=request.num_layers, ledgers=self._ledgers, meter=self._meter,
-            planted=self._planted,
+        self._along = self._reading_along()
+        try:
+            return engine.load(
+                request.checkpoint, self._reference.family, request.target, request.parts,
+                num_layers=request.num_layers, ledgers=self._ledgers, meter=self._meter,
+                planted=self._planted,
+            )  # fmt: skip
+        except BaseException:
+            if self._along:
+                self._along.close()
+            raise
+
+    def _reading_along(self) -> ReadingAlong | None:
+        """What reads the reference while the load runs; None where nothing does."""
+        request = self._request
+        own_memory = driver_of(request.target).can(Capability.OWN_MEMORY)
+        auto = request.method is Method.AUTO and own_memory
+        everything = request.selection.everything and request.num_layers is None
+        threads = threads_along(
+            self._checkpoint,
+            by_digests=auto or request.method is Method.DIGESTS,
+            whole=everything and request.nan is Nan.PAYLOAD and request.target.hosts == 1,
+            read=self._authority is WEIGHTS and self._checkpoint is self._reference,
+        )
+        if not threads:
+            return None
+        asked = Along(
+            checkpoint=request.checkpoint, storage=request.storage, families=request.families,
+            threads=threads, parent=os.getpid(), idle=reading_along.IDLE,
         )  # fmt: skip
+        try:
+            return ReadingAlong(asked)
+        except OSError:  # no room for it: the reference is read after the load
+            return None
 
     def _serve(self, loaded: Loaded) -> None:
         """Look at the devices as the implementation has them that served.
@@ -332,6 +365,12 @@ class Verification:
         """The report of all parts of a load, here put together from what each step found."""
         self._serve(loaded)
         target = self._request.target
+        if along := self._along:
+            self._along = None
+            self._authority = known = along.authority()
+            if self._digesting and isinstance(known, DigestedWeights):
+                for what, digests in known.by_type().items():
+                    self._digesting.digests(what, digests)
         parts = self._of_parts(loaded)
         found = reduce(add, (part.found for part in parts), Findings())
         accounts, unaccounted = self._accounts(parts, found)

@@ -34,8 +34,10 @@ from harness.load.target import Target
 from harness.load.targets.emulated import free_address
 from harness.load.targets.known_targets import driver_of
 from harness.load.targets.tpu_inference import (
+    CHOICES,
     TpuInference,
     choose,
+    choose_alike,
     executor_of,
     worker_drafts_mtp,
 )
@@ -118,6 +120,10 @@ def _environment(request: VerifyRequest, begin: str) -> dict[str, str]:
     )
 
 
+#: Names the variables that vLLM's Ray executors copy to their workers (vLLM ``ray/ray_env.py``).
+_COPIED = "VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"
+
+
 def _driven(
     request: VerifyRequest, unfinished: Report, meter: Meter, closing: ExitStack
 ) -> list[str]:
@@ -132,13 +138,18 @@ def _driven(
         request.reference, request.storage, experts_only=request.experts_only
     ).family
     os.environ[MULTIHOST] = "ray"
+    os.environ[_COPIED] = ",".join(CHOICES)  # so that each worker chooses as this process does
+    choose(request.target.impl)
     config = partial(
         driver.config, request.checkpoint, request.target, None,
         family.config_overrides(request.num_layers),
     )  # fmt: skip
     drafts = Part.MTP in request.parts
     by_worker = drafts and worker_drafts_mtp()
-    kind, executor = executor_of(driver.configured(config(draft=by_worker), request.target))
+    whole = config(draft=by_worker)
+    if by_worker:
+        choose_alike(whole)
+    kind, executor = executor_of(driver.configured(whole, request.target))
     closing.callback(executor.shutdown)
     if drafts and not by_worker:
         executor.collective_rpc("harness_load_draft", args=(config(draft=True),))
@@ -224,7 +235,6 @@ def begin() -> LoadSession:
     ledgers: Ledgers = {}
     _begun = (request, ledgers)
     layers = engine.layers_of(family, request.num_layers, ledgers, Meter())
-    choose(target.impl)
     return LoadSession(target, layers, driver_of(target).ready(target))
 
 

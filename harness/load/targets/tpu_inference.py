@@ -223,6 +223,8 @@ def under_a_tpus_name(name: str, devices: int) -> dict[str, str]:
 
 
 _DRAFT = "DRAFT_MODEL_IMPL_TYPE"
+#: The variables that say which implementation serves the model, and its draft.
+CHOICES = ("MODEL_IMPL_TYPE", _DRAFT)
 #: What tpu-inference calls each implementation (``envs.py``, 0.21 to 0.32).
 _IMPLEMENTATIONS = {
     Implementation.AUTO: "auto",
@@ -236,7 +238,7 @@ def choose(impl: Implementation) -> None:
 
     It reads its variables when it needs them, so one process serves loads of each.
     """
-    os.environ["MODEL_IMPL_TYPE"] = _IMPLEMENTATIONS[impl]
+    os.environ[CHOICES[0]] = _IMPLEMENTATIONS[impl]
     if impl is not Implementation.AUTO:
         os.environ[_DRAFT] = _IMPLEMENTATIONS[impl]
 
