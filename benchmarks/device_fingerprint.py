@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from harness.devices.digest import digest
-from harness.devices.digest_xla import Rectangle, shares
+from harness.devices.digest_xla import XlaPrograms, program, tables_of
 from harness.devices.expert_layout import Span
+from harness.devices.programs import Rectangle, Shares
 
 
 def filled(experts: int, rows: int, columns: int) -> Any:
@@ -45,6 +46,13 @@ def seconds(step: Callable[[], Any], repeats: int) -> float:
     return median(found)
 
 
+def started(array: Any, question: Shares) -> Any:
+    """The digests' words on the device; not waited for."""
+    return program((question,), array.device.platform)(
+        [array], [tables_of(question, array.itemsize, array.device)]
+    )
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -62,14 +70,15 @@ def main() -> None:
     for name, axis in (("hidden in rows (w13)", 0), ("hidden in columns (w2)", 1)):
         shape = (hidden, width) if axis == 0 else (width, hidden)
         array = jax.jit(filled, static_argnums=(0, 1, 2))(experts, *shape)
-        whole = (Rectangle(Span(0, shape[0]), Span(0, shape[1]), axis, 0, width),)
-        found = np.asarray(shares(array, whole))[0]
+        whole = Rectangle(Span(0, shape[0]), Span(0, shape[1]), axis, 0, width)
+        asked = Shares(experts, (whole,))
+        found = XlaPrograms().start([(array, asked)])().reshape(asked.shape)[0]
         for expert in (0, experts // 2, experts - 1):
             matrix = np.asarray(array[expert]).view(np.uint16)
             by_feature = matrix.T if axis == 0 else matrix
             assert (digest(by_feature, 1) == found[expert]).all(), (name, expert)
         copied = 2 * array.nbytes / seconds(partial(copy, array), options.repeats)
-        read = array.nbytes / seconds(partial(shares, array, whole), options.repeats)
+        read = array.nbytes / seconds(partial(started, array, asked), options.repeats)
         print(
             f"{name:<24} {array.nbytes / 2**30:5.1f} GiB  equal to the host's  "
             f"digest {read / 1e9:7.1f} GB/s  copy {copied / 1e9:7.1f} GB/s  {read / copied:5.1%}"

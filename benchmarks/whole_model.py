@@ -5,8 +5,10 @@
 
 One synthetic checkpoint and one load. Each phase's seconds, bytes and memory are printed: of the
 host the private part, RssAnon, when the phase began and at its peak, sampled every 20 ms; of a
-device what JAX counts, where it does. The second comparison finds its programs compiled.
-With ``--faults`` the arrays on the device are then spoiled, one fault after the other, and compared
+device what JAX counts, where it does. The second comparison finds its programs compiled, and what
+was read of the reference while the load ran; the third reads all of it. With ``--digest-file`` a
+digest file is written first, and one more comparison is with that. With
+``--faults`` the arrays on the device are then spoiled, one fault after the other, and compared
 again: what it is called, and the seconds beyond those of the faultless comparison, which is what
 explaining costs. Bits are compared, so the values do not matter; files are in the page cache.
 """
@@ -32,6 +34,8 @@ from loads import peak, private
 
 from harness.base.bits import FROM_ARRAY_NAME, ON_DEVICES, Bits, bits_dtype
 from harness.base.progress import Meter
+from harness.compare.authority import WEIGHTS
+from harness.compare.digest_comparison import Method
 from harness.devices.jax_arrays import from_jax
 from harness.devices.tensors import DeviceTensor
 from harness.families.experts import reference_parts
@@ -47,7 +51,9 @@ from harness.load.targets import tpu_inference
 from harness.load.targets.known_targets import target_named, targets
 from harness.report.report import Environment, Report, Status
 from harness.synthetic.writer import write_checkpoint
+from harness.verification.digests import write_digests
 from harness.verification.job import Verification, VerifyRequest
+from harness.verification.verify import digests_used
 
 _GIB = 1 << 30
 _MALLOC_TRIM = ctypes.CDLL(None).malloc_trim  # glibc keeps what is freed, and would count it
@@ -76,6 +82,8 @@ class Task(msgspec.Struct):
     parts: tuple[Part, ...]
     num_layers: int | None
     faults: bool
+    digests: str = ""
+    method: Method = Method.AUTO
 
 
 class Figures(msgspec.Struct):
@@ -90,7 +98,7 @@ def measure(argument: bytes, meter: Meter) -> bytes:
     task = msgspec.json.decode(argument, type=Task)
     request = VerifyRequest(
         checkpoint=task.path, reference=task.path, target=task.target, parts=task.parts,
-        num_layers=task.num_layers,
+        num_layers=task.num_layers, method=task.method,
     )  # fmt: skip
     versions = require_stack()
     environment = Environment(
@@ -113,6 +121,17 @@ def measure(argument: bytes, meter: Meter) -> bytes:
         phase.nbytes, phase.found = report.all_bytes_compared, _called(report)
     with _phase(phases, "compare again") as phase:
         phase.nbytes = verification.compared(loaded).all_bytes_compared
+    verification._authority = WEIGHTS
+    with _phase(phases, "compare, the reference read after the load") as phase:
+        phase.nbytes = verification.compared(loaded).all_bytes_compared
+    if task.digests:
+        request = msgspec.structs.replace(request, digests=task.digests)
+        unfinished = msgspec.structs.replace(unfinished, digests=digests_used(task.digests))
+        by_file = Verification(request, unfinished, meter)
+        by_file._ledgers.update(verification._ledgers)
+        with _phase(phases, "compare with a digest file") as phase:
+            again = by_file.compared(loaded)
+            phase.nbytes, phase.found = again.all_bytes_compared, _called(again)
     faults = _faults(loaded, arrays) if task.faults else {}
     for name, spoil in faults.items():
         spoiled = spoil()
@@ -281,6 +300,8 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="where to write; a temporary one")
     parser.add_argument("--spill", type=Path, help="where the first files go, if one disk is small")
     parser.add_argument("--spill-files", type=int, default=4)
+    parser.add_argument("--compare", choices=list(Method), default=Method.AUTO)
+    parser.add_argument("--digest-file", action="store_true", help="compare with one, too")
     parser.add_argument("--faults", action="store_true", help="spoil the arrays and compare again")
     parser.add_argument("--json", type=Path, help="keep the phases")
     parser.add_argument("--report", type=Path, help="keep the report")
@@ -292,14 +313,23 @@ def main() -> None:
         path, writing = written(options, scratch, spill)
         parts = tuple(part.part for part in reference_parts(ModelCheckpoint(path)))
         child.JOBS["whole_model"] = "whole_model:measure"
-        task = Task(str(path), target, parts, options.num_layers, options.faults)
+        digests, digesting = str(path) + ".digests" if options.digest_file else "", []
+        if digests:
+            started = time.perf_counter()
+            write_digests(path, Path(digests))
+            nbytes = ModelCheckpoint(path).nbytes
+            digesting = [Phase("digest", time.perf_counter() - started, nbytes, 0)]
+        task = Task(
+            str(path), target, parts, options.num_layers, options.faults, digests,
+            Method(options.compare),
+        )  # fmt: skip
         with LoadProcess(target) as process:
             answer = process.run("whole_model", msgspec.json.encode(task), target, timeout=7200)
     finally:
         for directory in filter(None, (scratch, spill)):
             shutil.rmtree(directory, ignore_errors=True)
     figures = msgspec.json.decode(answer, type=Figures)
-    phases = [writing, *figures.phases]
+    phases = [writing, *digesting, *figures.phases]
     print(f"{options.recipe} {options.shapes}, {target}\n")
     print("| phase | seconds | GB | GB/s | host before, GiB | host, GiB | device, GiB | found |")
     print("|---|---|---|---|---|---|---|---|")

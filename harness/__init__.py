@@ -9,16 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.load.extension import Extension
     from harness.load.target import Target
     from harness.load.targets.known_targets import target_named
     from harness.report.report import Report
+    from harness.verification.running import verify_engine
     from harness.verification.verify import verify
 
-__all__ = ["Report", "Target", "target_named", "verify"]
+__all__ = ["Extension", "Report", "Target", "target_named", "verify", "verify_engine"]
 
 _MODULES = {
     "Report": "report.report", "Target": "load.target",
     "target_named": "load.targets.known_targets", "verify": "verification.verify",
+    "Extension": "load.extension", "verify_engine": "verification.running",
 }  # fmt: skip
 
 

@@ -281,7 +281,6 @@ _WRITTEN: tuple[Scenario, ...] = (
         "deepseek-v3-mtp",
         impl=Implementation.AUTO,
         stream_options=MLA_DISABLED | DRAFT_CHOSEN,
-        every_run=False,
     ),
     Scenario(
         "qwen3-next-mtp-auto",

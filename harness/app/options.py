@@ -137,6 +137,10 @@ SHARED = (
         help="Hosts the mesh is over; on a TPU slice all of them, this is one.",
     ),
     Option(
+        name="on", default="", metavar="ray[:ADDRESS]",
+        help="Have a Ray cluster's nodes be the hosts, through tpu-inference's Ray executor.",
+    ),
+    Option(
         name="parallelism", choices=tuple(p.value for p in Parallelism),
         default=Parallelism.TENSOR.value,
         help="How experts are spread over the mesh.",
@@ -217,7 +221,7 @@ def target_of(values: Mapping[str, Any], mesh: str | None = None, share: Share =
     """The target that the options ask for.
 
     Args:
-        values: of ``target``, ``devices``, ``parallelism``, ``hosts`` and ``impl``.
+        values: of ``target``, ``devices``, ``parallelism``, ``hosts``, ``on`` and ``impl``.
         mesh: sizes of several axes, which ``devices`` says nothing about then; None for one axis.
         share: see :func:`harness.load.target.target_named`.
 
@@ -228,9 +232,9 @@ def target_of(values: Mapping[str, Any], mesh: str | None = None, share: Share =
     """
     name, hosts, parallelism = values["target"], values["hosts"], Parallelism(values["parallelism"])
     if mesh is None:
-        target = target_on(name, values["devices"], parallelism, hosts, share)
+        target = target_on(name, values["devices"], parallelism, hosts, share, values["on"])
     else:
-        target = meshed(name, mesh, parallelism, hosts, share)
+        target = meshed(name, mesh, parallelism, hosts, share, values["on"])
     return served_by(target, Implementation(values["impl"]))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,11 @@ class TensorEntry:
         return np.asarray(
             self.file.bits(offset, self.dtype, shape, within)[rest]
         )  # of a scalar, too
+
+    def stream(self, start: int, nbytes: int, buffer: Bits) -> Iterator[Bits]:
+        """Bytes of the tensor from ``start`` on, in order; see :meth:`File.stream`."""
+        within = (self.offset, self.offset + self.nbytes)
+        return self.file.stream(self.offset + start, nbytes, buffer, within)
 
 
 def read_entries(file: File) -> dict[str, TensorEntry]:

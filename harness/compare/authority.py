@@ -8,7 +8,7 @@ has none to give, the bits are read, and it is asked whether they are the right 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from harness.devices.digest import Words
 from harness.families.experts import ExpertKey
@@ -73,6 +73,28 @@ class Weights(Authority):
 
 
 WEIGHTS = Weights()
+
+
+class DigestedWeights(Weights):
+    """The checkpoint's own weights, some or all of which were read and digested already.
+
+    Args:
+        known: digests by matrix or tensor, and by the type of the parameter.
+    """
+
+    def __init__(self, known: Mapping[tuple[What, str], Words]) -> None:
+        self._known = known
+
+    def digest(self, what: What, dtype: str) -> Words | None:
+        """See :meth:`Authority.digest`; None of what was not read yet."""
+        return self._known.get((what, dtype))
+
+    def by_type(self) -> dict[What, dict[str, Words]]:
+        """All digests, by matrix or tensor, then by type."""
+        found: dict[What, dict[str, Words]] = {}
+        for (what, dtype), words in self._known.items():
+            found.setdefault(what, {})[dtype] = words
+        return found
 
 
 def as_text(words: Words) -> str:

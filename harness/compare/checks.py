@@ -6,21 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness.base.bits import Bits
-from harness.devices.digest import Words
-from harness.devices.expert_layout import Padding, Parameter
+from harness.devices.expert_layout import Padding
 from harness.families.experts import ExpertKey
-from harness.families.family import Projection
-
-
-class Digests(NamedTuple):
-    """What devices say of arrays that are not read back.
-
-    ``words`` has the experts' digests by projection, ``dirty`` which padding is not zero, by
-    expert and its number.
-    """
-
-    words: dict[Projection, Words]
-    dirty: dict[Parameter, set[tuple[int, int]]]
 
 
 class Gap(NamedTuple):

@@ -1,31 +1,34 @@
-"""Compares experts by their digests: the device sums up its shards where they lie.
+"""Compares by digests: devices sum up their shards where they lie.
 
-Four words for each expert, matrix and shard come back instead of the weights. A digest that
-differs is explained by the bits, which are then read back; padding is asked for exactly, whether
-any of it is not zero. Arrays whose shards are not the layout's are read back instead.
+Four words for each expert, matrix and shard come back instead of the weights, and four for each
+feature of other parameters. A digest that differs is explained by the bits, which are then read
+back; experts' padding is asked for exactly, whether any of it is not zero. Arrays of experts whose
+shards are not the layout's are read back instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.base.bits import Bits
 from harness.base.errors import BadInput
 from harness.devices.digest import LANES, Words, feature_sums, finished
-from harness.devices.digest_xla import Rectangle
-from harness.devices.expert_layout import LayoutBlock, Padding, Span
+from harness.devices.expert_layout import LayoutBlock, Padding, Parameter, Span
+from harness.devices.programs import Answer, AnySet, Held, Question, Rectangle, Shares, ask
 from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.families.family import Projection
 
 
 class Method(StrEnum):
-    """How the bits of experts are compared.
+    """How bits are compared.
 
     - ``readback``: every bit is read back.
-    - ``digests``: 128 bits of every matrix are (:mod:`harness.devices.digest`).
+    - ``digests``: 128 bits of every matrix and tensor are (:mod:`harness.devices.digest`).
     - ``auto``: digests, but for devices that share the host's memory.
     """
 
@@ -40,11 +43,11 @@ class Method(StrEnum):
             BadInput: digests were asked for, and the devices cannot make them.
         """
         shards = [shard for tensor in tensors for shard in tensor.shards]
-        able = bool(shards) and all(shard.shares is not None for shard in shards)
+        able = bool(shards) and all(shard.held is not None for shard in shards)
         if self is Method.AUTO:
             return able and not any(shard.in_host_memory for shard in shards)
         if self is Method.DIGESTS and shards and not able:
-            raise no_digests(next(shard.device for shard in shards if shard.shares is None))
+            raise no_digests(next(shard.device for shard in shards if shard.held is None))
         return able and self is Method.DIGESTS
 
 
@@ -62,29 +65,84 @@ def no_digests(
     )
 
 
-def device_digests(
-    tensor: DeviceTensor, blocks: Sequence[LayoutBlock], width: int
-) -> dict[Projection, Words]:
-    """The digests of every expert, uint32 [E, 4], by projection; of others than held ones zero.
+class ExpertAnswers:
+    """What devices say of arrays of experts; they are asked at once, and waited for at last.
 
     Args:
-        tensor: [E, rows, columns].
-        blocks: those of the tensor that the devices of this process hold.
+        tensors: [E, rows, columns], each with its blocks and its padding, as far as the devices of
+            this process hold them.
         width: F, all intermediate features.
     """
-    found = {b.projection: np.zeros((tensor.shape[0], LANES), np.uint32) for b in blocks}
-    started = []
-    for shard in tensor.distinct_shards:
-        inside = [block for block in blocks if _inside(block.rows, block.columns, shard)]
-        if inside and shard.shares:
-            started.append(
-                (shard, inside, shard.shares([_rectangle(b, shard, width) for b in inside]))
-            )
-    for shard, inside, shares in started:  # all devices are at work before the first is waited for
-        experts = shard.index[0].as_slice()
-        for block, share in zip(inside, np.asarray(shares), strict=True):
-            found[block.projection][experts] += share
-    return found
+
+    def __init__(
+        self,
+        tensors: Mapping[Parameter, DeviceTensor],
+        blocks: Mapping[Parameter, Sequence[LayoutBlock]],
+        gaps: Mapping[Parameter, Sequence[Padding]],
+        width: int,
+    ) -> None:
+        self._experts = {
+            block.projection: tensors[p].shape[0] for p in tensors for block in blocks[p]
+        }
+        self._asked = [
+            _Asked(parameter, shard, own, dry, shard.held)
+            for parameter, tensor in tensors.items()
+            for shard in tensor.distinct_shards
+            if shard.held
+            for own in [[b for b in blocks[parameter] if _inside(b.rows, b.columns, shard)]]
+            for dry in [
+                [n for n, g in enumerate(gaps[parameter]) if _inside(g.rows, g.columns, shard)]
+            ]
+        ]
+        self._answers = ask(
+            (each.shard.device, each.held, question)
+            for each in self._asked
+            for question in each.questions(gaps[each.parameter], width)
+        )
+
+    @cached_property
+    def words(self) -> dict[Projection, Words]:
+        """The digests of every expert, uint32 [E, 4]; of others than held ones zero."""
+        found = {p: np.zeros((count, LANES), np.uint32) for p, count in self._experts.items()}
+        for (_, shard, blocks, *_), (shares, _) in self._answered():
+            for block, share in zip(blocks, shares.words, strict=True):
+                found[block.projection][shard.index[0].as_slice()] += share
+        return found
+
+    @cached_property
+    def dirty(self) -> dict[Parameter, set[tuple[int, int]]]:
+        """Which padding of an array is not zero: expert and number of the gap."""
+        found: dict[Parameter, set[tuple[int, int]]] = {
+            asked.parameter: set() for asked in self._asked
+        }
+        for asked, (_, any_set) in self._answered():
+            first = asked.shard.index[0].start
+            for number, experts in zip(asked.gaps, any_set.words, strict=True):
+                there = ((first + int(expert), number) for expert in np.nonzero(experts)[0])
+                found[asked.parameter].update(there)
+        return found
+
+    def _answered(self) -> Iterator[tuple[_Asked, tuple[Answer, Answer]]]:
+        answers = iter(self._answers)
+        for asked in self._asked:
+            yield asked, (next(answers), next(answers))
+
+
+class _Asked(NamedTuple):
+    """A shard that is asked: of which array, for which blocks' digests, about which gaps."""
+
+    parameter: Parameter
+    shard: DeviceShard
+    blocks: Sequence[LayoutBlock]
+    gaps: Sequence[int]
+    held: Held
+
+    def questions(self, gaps: Sequence[Padding], width: int) -> tuple[Question, Question]:
+        """What blocks add to digests, then whether gaps are zero."""
+        experts = len(self.shard.index[0])
+        places = tuple(_rectangle(block, self.shard, width) for block in self.blocks)
+        dry = tuple(_relative(gaps[n].rows, gaps[n].columns, self.shard) for n in self.gaps)
+        return Shares(experts, places), AnySet(experts, dry)
 
 
 def reference_digest(matrix: Bits, blocks: Sequence[LayoutBlock]) -> Words:
@@ -114,19 +172,6 @@ def held_digest(
         by_feature = held.T if block.transposed != (block.projection is Projection.DOWN) else held
         total += finished(feature_sums(by_feature), _features(block).start, width)
     return total
-
-
-def dirty(tensor: DeviceTensor, gaps: Sequence[Padding]) -> set[tuple[int, int]]:
-    """Which padding is not zero: expert and number of the gap."""
-    found = set()
-    for shard in tensor.distinct_shards:
-        inside = [(n, g) for n, g in enumerate(gaps) if _inside(g.rows, g.columns, shard)]
-        if inside and shard.any_set:
-            rectangles = [_relative(gap.rows, gap.columns, shard) for _, gap in inside]
-            for (number, _), experts in zip(inside, shard.any_set(rectangles), strict=True):
-                first = shard.index[0].start
-                found |= {(first + int(e), number) for e in np.nonzero(experts)[0]}
-    return found
 
 
 def _inside(rows: Span, columns: Span, shard: DeviceShard) -> bool:

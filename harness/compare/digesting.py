@@ -7,7 +7,9 @@ for each type that a parameter of it is made in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +19,7 @@ from harness.base.errors import BadInput
 from harness.base.progress import Meter
 from harness.checkpoint.safetensors_file import Index, TensorEntry
 from harness.checkpoint.stores.location import File
+from harness.compare.authority import What
 from harness.compare.digest_file import (
     Contents,
     DigestedFile,
@@ -26,7 +29,14 @@ from harness.compare.digest_file import (
     other_tensors,
 )
 from harness.compare.equality import on_all_cores
-from harness.devices.digest import LANES, Words, digest, digest_of_rows
+from harness.compare.file_sums import (
+    digest_of_matrix,
+    digests_of_expert,
+    digests_of_rows,
+    extents_of_expert,
+    form_of,
+)
+from harness.devices.digest import LANES, Words, digest_of_rows
 from harness.devices.expert_layout import Span
 from harness.families.experts import ExpertKey, Listener, ReferencePart, reference_parts
 from harness.families.family import Projection
@@ -84,6 +94,15 @@ class Digesting(Listener):
         """See :meth:`Listener.tensor`; experts come as matrices."""
         if (found := self._tensors.get(name)) is not None:
             found.add(index, bits)
+
+    def digests(
+        self, what: ExpertKey | str, digests: Mapping[str, Words], rows: Span | None = None
+    ) -> None:
+        """See :meth:`Listener.digests`."""
+        if isinstance(what, ExpertKey):
+            self._experts[what.part].take(what, digests)
+        elif (found := self._tensors.get(what)) is not None:
+            found.take(rows, digests)
 
     @property
     def missing(self) -> int:
@@ -163,13 +182,21 @@ class _Experts:
 
     def read(self, which: tuple[int, int]) -> int:
         """Read an expert and digest it; how many bytes that were."""
-        layer, expert, nbytes = self._part.layers[which[0]], which[1], 0
-        for projection in Projection:
-            key = ExpertKey(self._part.part, layer, expert, projection)
-            bits, stored = self._part.stored(key)
-            self.add(key, bits, stored)
-            nbytes += bits.nbytes
-        return nbytes
+        layer, expert = self._part.layers[which[0]], which[1]
+        forms = [form_of(dtype) for dtype in self.words]
+        found = digests_of_expert(self._part, layer, expert, forms)
+        for words, of_expert in zip(self.words.values(), found, strict=True):
+            words[which] = of_expert
+        self._there[which] = True
+        return sum(nbytes for *_, nbytes in extents_of_expert(self._part, layer, expert))
+
+    def take(self, key: ExpertKey, digests: Mapping[str, Words]) -> None:
+        """Take digests of a matrix, by type, if they are of all its types."""
+        if digests.keys() >= self.words.keys():
+            at = self._at[key.layer], key.expert, _MATRICES.index(key.projection)
+            for dtype, words in self.words.items():
+                words[at] = digests[dtype]
+            self._there[at] = True
 
     @property
     def missing(self) -> int:
@@ -199,6 +226,13 @@ class _Tensor:
         if rows not in self._heard:
             self._heard[rows] = self.words(bits, rows)
 
+    def take(self, rows: Span | None, digests: Mapping[str, Words]) -> None:
+        """Take what rows add to digests, by type; of all rows where none are named."""
+        types = self.told.types
+        if digests.keys() >= set(types):
+            found = np.array([digests[dtype] for dtype in types], "<u4")
+            self._heard.setdefault(rows or Span(0, self._count), found)
+
     def words(self, bits: Bits, rows: Span) -> Words:
         """What rows add to each digest, uint32 [types, 4]."""
         stored = self.entry.dtype
@@ -224,6 +258,54 @@ class _Tensor:
             self.sums += np.sum(list(self._heard.values()), axis=0, dtype=np.uint32)
             return True
         return False
+
+
+class Work(NamedTuple):
+    """Something of a checkpoint to be read and digested at once.
+
+    Attributes:
+        extents: bytes of which entries: first and number.
+        pieces: in how many such pieces it comes; their digests are added up.
+        run: gives what it adds to digests: of which matrix or tensor, held in which type.
+    """
+
+    extents: tuple[tuple[TensorEntry, int, int], ...]
+    pieces: int
+    run: Callable[[], list[tuple[What, str, Words]]]
+
+
+def work_of(checkpoint: ModelCheckpoint) -> Iterator[Work]:
+    """All of a checkpoint, in the order of its layers; see :func:`digests_of`."""
+    parts = reference_parts(checkpoint, asked=())
+    for part in parts:
+        types = _part(part).types
+        for layer, expert in product(part.layers, range(part.shape.experts)):
+            extents = tuple(extents_of_expert(part, layer, expert))
+            yield Work(extents, 1, partial(_matrices, part, types, layer, expert))
+    for tensor in _tensors(checkpoint, other_tensors(checkpoint, parts)).values():
+        entry = tensor.entry
+        spans = list(spans_of(entry))
+        nbytes = entry.nbytes // (entry.shape[0] if entry.shape and entry.shape[0] else 1)
+        for rows in spans:
+            extents = ((entry, rows.start * nbytes, len(rows) * nbytes),)
+            yield Work(extents, len(spans), partial(_rows, _Piece(tensor, rows)))
+
+
+def _matrices(
+    part: ReferencePart, types: Sequence[str], layer: int, expert: int
+) -> list[tuple[What, str, Words]]:
+    found = digests_of_expert(part, layer, expert, [form_of(dtype) for dtype in types])
+    return [
+        (ExpertKey(part.part, layer, expert, projection), dtype, words[number])
+        for dtype, words in zip(types, found, strict=True)
+        for number, projection in enumerate(Projection)
+    ]
+
+
+def _rows(piece: _Piece) -> list[tuple[What, str, Words]]:
+    tensor, _, words = _digested(piece)
+    types = tensor.told.types
+    return [(tensor.entry.name, dtype, each) for dtype, each in zip(types, words, strict=True)]
 
 
 def digest_of_tensor(entry: TensorEntry, dtype: str = "") -> Words:
@@ -260,11 +342,6 @@ def _part(part: ReferencePart) -> DigestedPart:
     )  # fmt: skip
 
 
-def digest_of_matrix(bits: Bits, projection: Projection) -> Words:
-    """The digest of an expert's whole matrix [output, input], uint32 [4]."""
-    return digest(bits, 0 if projection is Projection.DOWN else 1)
-
-
 _MATRICES = tuple(Projection)
 
 
@@ -277,9 +354,10 @@ class _Piece(NamedTuple):
 
 def _digested(piece: _Piece) -> tuple[_Tensor, int, Words]:
     """The tensor, how many bytes were read, and what they add to its digests."""
-    entry = piece.tensor.entry
-    bits = entry.bits((piece.rows.as_slice(),) if entry.shape else ())
-    return piece.tensor, bits.nbytes, piece.tensor.words(bits, piece.rows)
+    entry, rows, types = piece.tensor.entry, piece.rows, piece.tensor.told.types
+    count = entry.shape[0] if entry.shape else 1
+    words = digests_of_rows(entry, rows, [form_of(dtype) for dtype in types])
+    return piece.tensor, entry.nbytes * len(rows) // max(count, 1), np.array(words, "<u4")
 
 
 def _tensors(checkpoint: ModelCheckpoint, names: Sequence[str]) -> dict[str, _Tensor]:

@@ -6,18 +6,20 @@ Every difference is collected. Memory stays at a few expert slices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from functools import partial
-from itertools import chain
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, groupby
+from typing import NamedTuple
 
 import numpy as np
 
-from harness.base.bits import Bits, Nan, bits_dtype, canonical_nans, itemsize
+from harness.base.bits import Bits, Nan, bits_dtype, canonical_nans, converted, itemsize
 from harness.base.errors import BadInput
 from harness.base.progress import Meter
 from harness.base.scanning import nonzero, unequal
 from harness.compare.authority import WEIGHTS, Authority, as_text
-from harness.compare.checks import Check, Checked, Digests, Gap
+from harness.compare.checks import Check, Checked, Gap
 from harness.compare.difference import (
     ArrayExtra,
     ArrayMissing,
@@ -31,14 +33,13 @@ from harness.compare.difference import (
     Tally,
 )
 from harness.compare.digest_comparison import (
+    ExpertAnswers,
     Method,
-    device_digests,
-    dirty,
     held_digest,
     reference_digest,
 )
-from harness.compare.digesting import digest_of_matrix
 from harness.compare.equality import all_equal, on_all_cores, zeros
+from harness.compare.file_sums import digest_of_matrix, digests_of_expert
 from harness.compare.selection import Chosen, keys_of
 from harness.devices.digest import Words
 from harness.devices.expert_layout import (
@@ -70,6 +71,32 @@ def tally_of(reference: ReferencePart, chosen: Chosen | None = None) -> Tally:
 _Tensors = dict[Parameter, DeviceTensor]
 
 
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """A layer, before its experts are compared.
+
+    Attributes:
+        number: which.
+        differences: how its arrays depart as a whole.
+        tensors: those that can be compared.
+        experts: to be compared.
+        digests: what the devices say of them.
+    """
+
+    number: int
+    differences: list[Difference]
+    tensors: _Tensors
+    experts: list[int]
+    digests: ExpertAnswers
+
+
+class _Step(NamedTuple):
+    """A layer, and what came of one of its experts; of none before the first."""
+
+    layer: _Layer
+    verdicts: list[Checked]
+
+
 class PartComparison:
     """The comparison of one part: yields differences, keeps the tally.
 
@@ -97,6 +124,7 @@ class PartComparison:
         meter: Meter | None = None,
     ) -> None:
         self._method = method
+        self._last = threading.local()
         self.authority = authority
         self._meter = meter or Meter()
         self.reference = reference
@@ -126,8 +154,12 @@ class PartComparison:
             yield ArrayExtra(part=part, layer=layer, parameter=name)
         for name in self.device.unknown:
             yield ArrayExtra(part=part, parameter=name)
-        for layer in self.reference.layers:
-            yield from self._layer(layer)
+        for layer, steps in groupby(self._steps(), key=lambda step: step.layer):
+            yield from layer.differences
+            for verdict in chain.from_iterable(step.verdicts for step in steps):
+                yield from self._noted(verdict, layer)
+            if len(layer.tensors) == len(Parameter):
+                self.tally.experts_compared += len(layer.experts)
 
     def reference_bits(self, key: ExpertKey) -> Bits:
         """What the devices of this process are to hold for ``key``, [output, input]."""
@@ -168,25 +200,48 @@ class PartComparison:
             block.of(out)[:] = tensor.rectangle(key.expert, block.rows, block.columns)
         return self.held.of(key.projection, out)
 
-    def _layer(self, layer: int) -> Iterator[Difference]:
-        tensors = self.device.layers.get(layer, {})
+    def _steps(self) -> Iterator[_Step]:
+        """What comparing showed, expert by expert; layers follow each other without a pause."""
+        return on_all_cores(self._step, self._tasks())
+
+    def _tasks(self) -> Iterator[tuple[_Layer, int | None]]:
+        """Every layer, none of its experts yet; then them.
+
+        Devices are asked about all layers before the first is judged.
+        """
+        for layer in [self._layer(layer) for layer in self.reference.layers]:
+            yield layer, None
+            for expert in layer.experts:
+                yield layer, expert
+
+    def _step(self, task: tuple[_Layer, int | None]) -> _Step:
+        layer, expert = task
+        return _Step(layer, [] if expert is None else self._judge(layer, expert))
+
+    def _layer(self, number: int) -> _Layer:
+        """A layer's arrays: how they depart as a whole, which can be read; devices are asked."""
+        tensors = self.device.layers.get(number, {})
+        differences: list[Difference] = []
         readable: _Tensors = {}
-        summed: set[Parameter] = set()  # compared by digests
+        summed: _Tensors = {}  # compared by digests
         for parameter in Parameter:
-            found = list(self._metadata(layer, parameter, tensors.get(parameter)))
-            yield from found
+            found = list(self._metadata(number, parameter, tensors.get(parameter)))
+            differences += found
             if not any(isinstance(d, ArrayMissing | ShapeDiffers | DtypeDiffers) for d in found):
                 readable[parameter] = tensor = tensors[parameter]
                 # digests are of whole blocks: only right shards are known to hold those
                 placed = not any(isinstance(d, ShardMisplaced) for d in found)
                 if placed and self._method.by_digests([tensor]):
-                    summed.add(parameter)
-        experts = self.held.experts(self.chosen.of(layer)) if readable else []
-        judge = partial(self._judge, layer, readable, self._digests(readable, summed))
-        for verdict in chain.from_iterable(on_all_cores(judge, experts)):
-            yield from self._noted(verdict, layer, readable)
-        if len(readable) == len(Parameter):
-            self.tally.experts_compared += len(experts)
+                    summed[parameter] = tensor
+        experts = self.held.experts(self.chosen.of(number)) if readable else []
+        return _Layer(number, differences, readable, experts, self._asked(summed))
+
+    def _asked(self, summed: _Tensors) -> ExpertAnswers:
+        """Have devices digest arrays, and look at their padding."""
+        blocks = {
+            p: [b for of in self._blocks.values() for b in of if b.parameter is p] for p in summed
+        }
+        return ExpertAnswers(summed, blocks, self._gaps, self.reference.shape.intermediate)
 
     def _metadata(
         self, layer: int, parameter: Parameter, tensor: DeviceTensor | None
@@ -237,32 +292,22 @@ class PartComparison:
             shard=shard, device_name=device_name,
         )  # fmt: skip
 
-    def _digests(self, tensors: _Tensors, summed: Collection[Parameter]) -> Digests:
-        """What the devices say of the arrays that are compared by digests."""
-        found = Digests({}, {})
-        for parameter in summed:
-            blocks = [b for of in self._blocks.values() for b in of if b.parameter is parameter]
-            width = self.reference.shape.intermediate
-            found.words.update(device_digests(tensors[parameter], blocks, width))
-            found.dirty[parameter] = dirty(tensors[parameter], self._gaps[parameter])
-        return found
-
-    def _judge(self, layer: int, tensors: _Tensors, digests: Digests, expert: int) -> list[Checked]:
+    def _judge(self, layer: _Layer, expert: int) -> list[Checked]:
         """Compare an expert's padding and matrices: all at once, one by one if that is unequal."""
-        checks = [*self._padding(tensors, digests, expert)]
-        for key in keys_of(self.reference.part, layer, [expert]):
-            if (tensor := tensors.get(PARAMETER_OF[key.projection])) is not None:
-                checks.append(self._matrix(key, tensor, digests.words.get(key.projection)))
+        checks = [*self._padding(layer, expert)]
+        for key in keys_of(self.reference.part, layer.number, [expert]):
+            if (tensor := layer.tensors.get(PARAMETER_OF[key.projection])) is not None:
+                checks.append(self._matrix(key, tensor, layer.digests.words.get(key.projection)))
         equal = all_equal(chain.from_iterable(check.pairs for check in checks))
         return [
             Checked(c.what, c.nbytes, equal=c.equal and (equal or all_equal(c.pairs)))
             for c in checks
         ]
 
-    def _padding(self, tensors: _Tensors, digests: Digests, expert: int) -> Iterator[Check]:
+    def _padding(self, layer: _Layer, expert: int) -> Iterator[Check]:
         """What is to be zero; the device was asked for it, or it is read."""
-        for parameter, tensor in tensors.items():
-            suspects = digests.dirty.get(parameter)
+        for parameter, tensor in layer.tensors.items():
+            suspects = layer.digests.dirty.get(parameter)
             for number, gap in enumerate(self._gaps[parameter]):
                 what = Gap(expert, gap)
                 nbytes = len(gap.rows) * len(gap.columns) * itemsize(tensor.dtype)
@@ -288,10 +333,9 @@ class PartComparison:
                 return Check(key, nbytes, equal=False)
         except BadInput:  # told of by the difference
             return Check(key, nbytes, equal=False)
-        expected = self.expected(self.reference[key])
         if words is not None:
-            digest = reference_digest(expected, blocks)
-            return Check(key, nbytes, equal=np.array_equal(words[key.expert], digest))
+            return Check(key, nbytes, equal=np.array_equal(words[key.expert], self._wanted(key)))
+        expected = self.expected(self.reference[key])
         pairs = [(tensor.rectangle(key.expert, b.rows, b.columns), b.of(expected)) for b in blocks]
         return Check(key, nbytes, pairs)
 
@@ -305,6 +349,36 @@ class PartComparison:
         if not self._has_whole_matrices:
             return None
         return self.authority.digest(key, self.reference.shape.dtype)
+
+    def _wanted(self, key: ExpertKey) -> Words:
+        """What these devices' part of a matrix is to digest to, made of the checkpoint's bits.
+
+        All of an expert's matrices are read at once; each thread keeps those of its last.
+        """
+        if not self._has_whole_matrices:
+            expected = self.expected(self.reference[key])
+            return reference_digest(expected, self._blocks[key.projection])
+        which = (key.layer, key.expert)
+        last = getattr(self._last, "words", None)
+        if last is None or last[0] != which:
+            (words,) = digests_of_expert(self.reference, *which, [self._as_held])
+            self._last.words = last = (which, words)
+            self._tell(key, words)
+        found: Words = last[1][tuple(Projection).index(key.projection)]
+        return found
+
+    def _tell(self, key: ExpertKey, words: Words) -> None:
+        """Have whoever listens to the checkpoint know an expert's digests, uint32 [3, 4]."""
+        listener = self.reference.checkpoint.listener
+        if listener is None or self._nan is not Nan.PAYLOAD:
+            return
+        for projection, each in zip(Projection, words, strict=True):
+            listener.digests(
+                key._replace(projection=projection), {self.reference.shape.dtype: each}
+            )
+
+    def _as_held(self, bits: Bits, dtype: str) -> Bits:
+        return self.expected(converted(bits, dtype, self.reference.shape.dtype))
 
     def _held(self, key: ExpertKey, tensor: DeviceTensor) -> Words:
         """What the devices hold of a matrix digests to, read back."""
@@ -324,18 +398,19 @@ class PartComparison:
             lambda: digest_of_matrix(self.reference[key], key.projection),
         )
 
-    def _noted(self, verdict: Checked, layer: int, tensors: _Tensors) -> Iterator[Difference]:
+    def _noted(self, verdict: Checked, layer: _Layer) -> Iterator[Difference]:
         """Count what was compared, and walk it if it is unequal."""
         what, nbytes, equal = verdict
         if isinstance(what, Gap):
             self.tally.padding_bytes += nbytes
             if not equal:
-                yield self._gap(layer, tensors[what.padding.parameter], *what)
+                tensor = layer.tensors[what.padding.parameter]
+                yield self._gap(layer.number, tensor, *what)
             return
         self.tally.bytes_compared += nbytes
         self._meter.advance(nbytes)
         if not equal:
-            yield self._unequal(what, tensors[PARAMETER_OF[what.projection]])
+            yield self._unequal(what, layer.tensors[PARAMETER_OF[what.projection]])
 
     def _unequal(self, key: ExpertKey, tensor: DeviceTensor) -> Difference:
         return self._by_digests(key, tensor) or self._by_bits(key, tensor)

@@ -3,16 +3,19 @@
 Each device's shard is held against what its partition says it holds: first which part of the
 whole, then every bit of it; replicas are not taken on trust. A parameter without a rule and
 without a derivation is a difference, and so is a tensor of the checkpoint that no parameter holds.
-Tensors are read a piece at a time, as they are judged.
+Tensors are read a piece at a time, as they are judged. Devices with memory of their own are asked
+what they hold digests to, before the reference is read; no more is read back unless it differs.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple, TypedDict
 
 import numpy as np
@@ -38,8 +41,10 @@ from harness.compare.difference import (
     Unaccounted,
     ValuesDiffer,
 )
+from harness.compare.digest_comparison import Method
 from harness.compare.digesting import digest_of_tensor
 from harness.compare.equality import on_all_cores
+from harness.compare.file_sums import digests_of_rows
 from harness.compare.fp8_linear import unequal_values
 from harness.compare.parameter_view import Fault, ParameterView, ParameterViews, is_fp8, padding_of
 from harness.compare.pieces import (
@@ -51,11 +56,12 @@ from harness.compare.pieces import (
     note_fault,
     pieces_of,
 )
-from harness.compare.tensor_sums import Summed, TensorSums, sum_piece
+from harness.compare.tensor_sums import Summed, TensorSums, question_of, sum_piece, sum_rows
 from harness.devices.digest import Words
-from harness.devices.expert_layout import Backend
+from harness.devices.expert_layout import Backend, Span
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import Packing, ParameterLayout
+from harness.devices.programs import Answer, ask
 from harness.devices.replicas import odd_replicas
 from harness.devices.sharding import misplaced
 from harness.devices.tensors import DeviceTensor, is_of_experts
@@ -71,11 +77,21 @@ class _Array(TypedDict):
     parameter: str
 
 
+class _Wanted(NamedTuple):
+    """What the reference's rows of a piece add to the digest that devices are to have."""
+
+    source: str
+    words: Words
+
+
+_Seen = Judged | Summed | _Wanted
+
+
 class _Step(NamedTuple):
     """A parameter, and what a piece of it showed; None before its first."""
 
     tensor: DeviceTensor
-    seen: Judged | Summed | None
+    seen: _Seen | None
 
 
 class _Faults:
@@ -114,6 +130,7 @@ class ParameterComparison:
         chosen: whether a tensor or parameter of this layer (None: of no layer) is compared.
         local: of the devices, those this process addresses; None for all.
         authority: settles which bits are right.
+        method: how bits are compared.
         size: of the pieces that parameters are compared in.
     """
 
@@ -129,9 +146,11 @@ class ParameterComparison:
         chosen: Callable[[int | None], bool] = lambda _: True,
         local: frozenset[str] | None = None,
         authority: Authority = WEIGHTS,
+        method: Method = Method.AUTO,
         size: PieceSize = USUAL,
     ) -> None:
         self.authority = authority
+        self._method = method
         self.reference = reference
         self.checkpoint = reference.checkpoint
         self._family = reference.checkpoint.family
@@ -177,12 +196,49 @@ class ParameterComparison:
 
     def _pieces(self) -> Iterator[tuple[DeviceTensor, Piece | None]]:
         """Every parameter, none of its pieces yet; then them, where its bits can be compared."""
+        asked = self._asked  # devices are at work before the first is judged
         for tensor in self._tensors:
             yield tensor, None
             view = self.views.fitting.get(tensor.name)
-            if view is not None and self._is_comparable(view):
-                for piece in pieces_of(view, self.checkpoint, self._size):
+            if view is None or not self._is_comparable(view):
+                continue
+            for piece in pieces_of(view, self.checkpoint, self._size):
+                if tensor.name not in asked or self._known(view, piece.source) is None:
                     yield tensor, piece
+
+    @cached_property
+    def _asked(self) -> Mapping[str, Mapping[str, Answer]]:
+        """By parameter and device, the sums of features that devices of their own were asked for.
+
+        They are asked about all that stands in one block of layers at once.
+        """
+        questions = [
+            (_block_of(view.tensor.name), view.tensor.name, shard.device, shard.held, question)
+            for view in self.views.fitting.values()
+            if self._is_summed(view)
+            for shard in view.tensor.shards
+            if shard.held and (question := question_of(shard, view.layout))
+        ]
+        found: dict[str, dict[str, Answer]] = {}
+        for _, block in groupby(sorted(questions, key=itemgetter(0)), key=itemgetter(0)):
+            together = list(block)
+            answers = ask((device, held, question) for *_, device, held, question in together)
+            for (_, name, device, *_), answer in zip(together, answers, strict=True):
+                found.setdefault(name, {})[device] = answer
+        return found
+
+    def _is_summed(self, view: ParameterView) -> bool:
+        """Whether a parameter is compared by what its devices say that it digests to.
+
+        Not what has no rows of a tensor (experts' biases), nor where a cut divides 32 bits.
+        """
+        layout = view.layout
+        return (
+            self._is_comparable(view)
+            and _has_rows(layout)
+            and self._method.by_digests([view.tensor])
+            and all(question_of(shard, layout) for shard in view.tensor.shards)
+        )
 
     def _is_comparable(self, view: ParameterView) -> bool:
         tensor, layout = view.tensor, view.layout
@@ -193,19 +249,28 @@ class ParameterComparison:
         tensor, piece = given
         if piece is None:
             return _Step(tensor, None)
+        if tensor.name in self._asked:
+            return _Step(tensor, self._wanted(piece))
         if self._known(piece.view, piece.source) is None:
             return _Step(tensor, judge_piece(piece, self.checkpoint, self.expected))
         return _Step(tensor, sum_piece(piece, self.checkpoint.entries[piece.source].shape))
+
+    def _wanted(self, piece: Piece) -> _Wanted:
+        entry, layout = self.checkpoint.entries[piece.source], piece.view.layout
+        form = partial(self.expected, layout=layout)
+        (words,) = digests_of_rows(entry, piece.rows, [form])
+        if self.checkpoint.listener is not None and self._nan is Nan.PAYLOAD:
+            self.checkpoint.listener.digests(piece.source, {layout.dtype: words}, piece.rows)
+        return _Wanted(piece.source, words)
 
     def _known(self, view: ParameterView, source: str) -> Words | None:
         """What a tensor digests to, by the authority, as the parameter is to hold it.
 
         None, too, where no rows of it are held (experts' biases), or not as they are converted.
         """
-        layout = view.layout
-        if layout.source_axis or layout.host_dtype != layout.dtype:
+        if not _has_rows(view.layout):
             return None
-        return self.authority.digest(source, layout.dtype)
+        return self.authority.digest(source, view.layout.dtype)
 
     def expected(self, bits: Bits, dtype: str, layout: ParameterLayout) -> Bits:
         """What becomes of reference bits, of this dtype, on the way to the device.
@@ -233,9 +298,7 @@ class ParameterComparison:
             seen = (step.seen for step in steps if step.seen)
             yield from self._fitting(self.views.fitting[tensor.name], seen)
 
-    def _fitting(
-        self, view: ParameterView, seen: Iterable[Judged | Summed]
-    ) -> Iterator[Difference]:
+    def _fitting(self, view: ParameterView, seen: Iterable[_Seen]) -> Iterator[Difference]:
         """Compare a parameter with what its rule makes of its tensors."""
         found = list(self._metadata(view))
         yield from found
@@ -317,15 +380,21 @@ class ParameterComparison:
         for fact in misplaced(tensor, shares):
             yield ShardMisplaced(**self._array(tensor), **fact)
 
-    def _values(self, view: ParameterView, seen: Iterable[Judged | Summed]) -> Iterator[Difference]:
+    def _values(self, view: ParameterView, seen: Iterable[_Seen]) -> Iterator[Difference]:
         """Sum up what the parameter's pieces showed, tensor by tensor."""
-        faults = _Faults()
+        faults, wanted = _Faults(), dict[str, Words]()
         sums = {name: TensorSums() for name in view.sources}
         for each in seen:
             if isinstance(each, Summed):
                 sums[each.piece.source].add(each)
+            elif isinstance(each, _Wanted):
+                wanted[each.source] = wanted.get(each.source, np.uint32(0)) + each.words
             else:
                 faults.add(each)
+        asked = self._asked.get(view.tensor.name)
+        for name, found in sums.items() if asked else ():
+            shape = self.checkpoint.entries[name].shape
+            found.add(sum_rows(Piece(view, name, Span(0, shape[0])), shape, asked or {}))
         for name in sums:
             self.tally.bytes_compared += self.checkpoint.entries[name].nbytes
         for name, found in sums.items():
@@ -335,7 +404,9 @@ class ParameterComparison:
             if told := self._without_bits(view, name, known, found.as_text):
                 yield told
                 continue
-            if known is not None:
+            if name in wanted and found.are(wanted[name]):
+                continue
+            if known is not None or name in wanted:
                 for piece in pieces_of(view, self.checkpoint, self._size):
                     if piece.source == name:
                         faults.add(judge_piece(piece, self.checkpoint, self.expected))
@@ -383,9 +454,17 @@ class ParameterComparison:
         return difference
 
     def _padding(self, view: ParameterView) -> Iterator[Difference]:
-        for shard, bits, where in padding_of(view):
-            self.tally.padding_bytes += bits.nbytes
-            if written := nonzero(bits):
+        asked, axis = self._asked.get(view.tensor.name, {}), view.layout.output_axis
+        for shard, at, where, elements in padding_of(view):
+            self.tally.padding_bytes += elements * ITEMSIZE[view.tensor.dtype]
+            answer = asked.get(shard.device)
+            if answer and not answer.words[:, at[axis]].any():
+                continue
+            bits = shard.fetch(at)
+            written = nonzero(bits)
+            if answer and not written:
+                raise RuntimeError(f"padding of {view.tensor.name} differs, and is zero: our fault")
+            if written:
                 first = written.first
                 yield PaddingWritten(
                     **self._array(view.tensor), device_name=shard.device,
@@ -422,3 +501,18 @@ class ParameterComparison:
             layer=self._family.layer_of(tensor.name),
             parameter=tensor.name,
         )
+
+
+def _has_rows(layout: ParameterLayout) -> bool:
+    """Whether a parameter holds rows of tensors, as they are converted: experts' biases do not."""
+    return not layout.source_axis and layout.host_dtype == layout.dtype
+
+
+#: A name up to its first number, which is that of a layer or of a block of a tower.
+_NUMBERED = re.compile(r"^.*?\.\d+\.")
+
+
+def _block_of(name: str) -> str:
+    """What parameters that devices are asked about together have in common: all of a layer's."""
+    found = _NUMBERED.match(name)
+    return found[0] if found else ""

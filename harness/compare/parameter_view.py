@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -133,17 +135,33 @@ def held(view: ParameterView, source: str, copy: int, like: Bits) -> Mask:
     return mask
 
 
-def padding_of(view: ParameterView) -> Iterator[tuple[DeviceShard, Bits, tuple[int, ...]]]:
-    """Each shard's part of the padding, and where in the whole array it begins."""
-    layout = view.layout
+class PaddingPart(NamedTuple):
+    """A shard's part of a parameter's padding.
+
+    Attributes:
+        shard: which.
+        at: where in it.
+        first: where it begins in the whole array.
+        elements: how many there are.
+    """
+
+    shard: DeviceShard
+    at: _Where
+    first: tuple[int, ...]
+    elements: int
+
+
+def padding_of(view: ParameterView) -> Iterator[PaddingPart]:
+    """Each shard's part of the padding."""
+    layout, axis = view.layout, view.layout.output_axis
     for shard in view.tensor.shards if layout.padding else ():
-        own = shard.index[layout.output_axis]
+        own = shard.index[axis]
         for gap in layout.padding:
             if here := gap.overlap(own):
-                bits = shard.fetch(at_outputs(layout, here.within(own), slice(None)))
-                where = [span.start for span in shard.index]
-                where[layout.output_axis] = here.start
-                yield shard, bits, tuple(where)
+                spans = [*shard.index[:axis], here, *shard.index[axis + 1 :]]
+                first, size = tuple(span.start for span in spans), prod(map(len, spans))
+                at = at_outputs(layout, here.within(own), slice(None))
+                yield PaddingPart(shard, at, first, size)
 
 
 def at_outputs(layout: ParameterLayout, outputs: slice, others: slice) -> _Where:

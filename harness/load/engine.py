@@ -77,11 +77,22 @@ def load(
         Exception: whatever the stack under test raises, unchanged.
     """
     ledgers = {} if ledgers is None else ledgers
-    cut = [cutting(family, num_layers)] if family and num_layers is not None else []
     return driver_of(target).load(
         checkpoint,
         target,
         parts,
         overrides=family.config_overrides(num_layers) if family else {},
-        layers=[*cut, *planted, recording(family, ledgers, meter or Meter())],
+        layers=layers_of(family, num_layers, ledgers, meter or Meter(), planted),
     )
+
+
+def layers_of(
+    family: Family | None,
+    num_layers: int | None,
+    ledgers: Ledgers,
+    meter: Meter,
+    planted: Sequence[LoaderLayer] = (),
+) -> list[LoaderLayer]:
+    """The layers around the loader of a load, the innermost first: see :func:`load`."""
+    cut = [cutting(family, num_layers)] if family and num_layers is not None else []
+    return [*cut, *planted, recording(family, ledgers, meter)]

@@ -133,7 +133,7 @@ class NnxRecorder(Stream):
 
         def noting(weights: Iterable[Any]) -> Iterator[Any]:
             for weight in weights:
-                given[self._source] = None
+                given[self.source] = None
                 yield weight
 
         def load(weights: Iterable[Any]) -> Any:
@@ -144,11 +144,11 @@ class NnxRecorder(Stream):
         return given
 
     def _assigned(self, note: Callable[..., None], parameter: Any, value: Any) -> Any:
-        note(self._source, "set_value", {})
+        note(self.source, "set_value", {})
         return value
 
     def _part(self, note: Callable[..., None], index: Any) -> None:
-        note(self._source, "_merged_shards", {"shard_id": index})
+        note(self.source, "_merged_shards", {"shard_id": index})
 
     def _expert(
         self, kernel: str, given: Mapping[str, None], note: Callable[..., None], expert: Any
@@ -172,7 +172,7 @@ class NnxRecorder(Stream):
                 tensor = naming.matrix(layer, expert, projection, 1).tensor
                 if tensor in given:
                     return tensor
-        return self._source
+        return self.source
 
     @InternalError.instead()
     def _note(

@@ -99,16 +99,19 @@ class Stream:
     Args:
         ledger: where to.
         meter: counts the bytes that are streamed.
+
+    Attributes:
+        source: the tensor that was streamed last.
     """
 
     def __init__(self, ledger: Ledger, meter: Meter) -> None:
         self._ledger = ledger
         self._meter = meter
-        self._source = ""
+        self.source = ""
 
     def streaming(self, name: str) -> None:
         """Note which tensor of the checkpoint comes next."""
-        self._source = name
+        self.source = name
         self._ledger.streamed.append(name)
 
     def timed(self, stream: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -207,7 +210,7 @@ class Recorder(Stream):
         whole = operation == "copy_" and into.numel() == parameter.numel()
         self._ledger.calls.append(
             LoaderCall(
-                full_name, type(module).__name__, self._source, (), {}, _site(frame),
+                full_name, type(module).__name__, self.source, (), {}, _site(frame),
                 module._parameters.get(name) is not parameter, operation,
                 parameter.shape[0] if whole and parameter.ndim else 0,
             )
@@ -250,7 +253,7 @@ class Recorder(Stream):
                 LoaderCall(
                     full_name,
                     layer_type,
-                    self._source,
+                    self.source,
                     tuple(map(_plain, args[2:])),
                     {k: _plain(v) for k, v in kwargs.items() if k not in _NOT_IDS},
                     f"{frame.f_code.co_filename}:{frame.f_lineno}",

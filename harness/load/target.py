@@ -69,6 +69,7 @@ class Target:
         coordinator: where the hosts of an emulated slice meet, ``address:port``.
         impl: which implementation of the model is asked for. Users leave it at ``auto``, and so do
             the options; vLLM's is what every family is described for.
+        on: what starts the hosts, where the harness does not: ``ray``, or ``ray:ADDRESS``.
     """
 
     name: str
@@ -87,10 +88,12 @@ class Target:
     host: int = 0
     coordinator: str = ""
     impl: Implementation = Implementation.VLLM
+    on: str = ""
 
     def __str__(self) -> str:
         text = f"{self.name}, {self.devices} device{'' if self.devices == 1 else 's'}"
         text += f" as {self.mesh}" if self.mesh else ""
         text += f" on {self.hosts} hosts" if self.hosts > 1 else ""
+        text += " of a Ray cluster" if self.on else ""
         text += "" if self.parallelism is Parallelism.TENSOR else f", {self.parallelism}"
         return text if self.impl is not Implementation.JAX else f"{text}, {self.impl}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -82,7 +82,7 @@ def encoded(states: Iterable[State]) -> str:
 
 def decoded(row: str) -> list[State]:
     """The states of an encoded row."""
-    return [State(letter) for n, letter in _RUN.findall(row) for _ in range(int(n))]
+    return list(chain.from_iterable([State(x)] * int(n) for n, x in _RUN.findall(row)))
 
 
 def map_of(

@@ -18,7 +18,7 @@ from harness.base.errors import BadInput, HarnessError, InternalError
 from harness.base.progress import COMPARE, STREAM, Meter
 from harness.base.writing import write
 from harness.compare import equality
-from harness.compare.authority import WEIGHTS, Authority
+from harness.compare.authority import WEIGHTS, Authority, DigestedWeights
 from harness.compare.difference import Account
 from harness.compare.digest_comparison import Method
 from harness.compare.digest_file import DigestFile, read_digest_file
@@ -39,6 +39,7 @@ from harness.load.ledger import Ledger
 from harness.load.loaded import Ledgers, Loaded
 from harness.load.loader_layers import LoaderLayer
 from harness.load.target import Implementation, Target
+from harness.load.targets.driver import Capability
 from harness.load.targets.known_targets import driver_of
 from harness.report.maps import with_missing
 from harness.report.report import (
@@ -51,6 +52,7 @@ from harness.report.report import (
     equal,
     require_covered,
 )
+from harness.verification import reading_along
 from harness.verification.coverage import (
     ComparedTensors,
     account_of_checkpoint,
@@ -64,6 +66,7 @@ from harness.verification.coverage import (
 from harness.verification.digest_cache import entry_name
 from harness.verification.findings import Findings, PartFindings
 from harness.verification.part_verification import How, PartVerification
+from harness.verification.reading_along import Along, ReadingAlong, threads_along
 from harness.verification.upstream_frames import failure_of, name_sites
 
 #: Of a checkpoint, the share that is read once more, at most, so that its digests are kept.
@@ -78,7 +81,8 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     absolute paths. ``digests`` is a digest file to compare with; the reference, which is the
     checkpoint itself then, is asked for its headers, and for weights only to explain. ``identity``
     is what the checkpoint's entry in the cache of digests is called, where one is used or to be
-    made; digests that came about go to the file ``keep``.
+    made; digests that came about go to the file ``keep``. ``recorded`` says that the
+    load is the harness's own, so that its ledgers tell what came and what did not.
     """
 
     checkpoint: str
@@ -97,6 +101,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
     families: tuple[str, ...] = ()
     experts_only: bool = False
     storage: Storage | None = None
+    recorded: bool = True
 
 
 def prepare() -> None:
@@ -116,6 +121,10 @@ def verify_job(argument: bytes, meter: Meter) -> bytes:
     os.environ.update(request.stream_options)
     try:
         bring(request.families)
+        if request.target.on:
+            from harness.verification import over_ray  # which compares as this does
+
+            return msgspec.json.encode(over_ray.run(request, report, meter))
         return msgspec.json.encode(run(request, report, meter))
     except HarnessError:
         raise
@@ -148,6 +157,7 @@ class Verification:
         unfinished: names the checkpoint, the target and what there is to compare.
         meter: counts what is streamed and what is compared.
         planted: layers around the loader under test.
+        ledgers: of a load that was recorded before.
     """
 
     def __init__(
@@ -156,18 +166,21 @@ class Verification:
         unfinished: Report,
         meter: Meter,
         planted: Sequence[LoaderLayer] = (),
+        *,
+        ledgers: Ledgers | None = None,
     ) -> None:
         self._request = request
         self._unfinished = unfinished
         self._meter = meter
         self._planted = planted
-        self._ledgers: Ledgers = {}
+        self._ledgers: Ledgers = {} if ledgers is None else ledgers
         self._reference = self._opened(request.reference)
         same = request.checkpoint == request.reference
         self._checkpoint = self._reference if same else self._opened(request.checkpoint)
         self._require_identity()
         self._digests = self._opened_digests()
         self._authority: Authority = self._digests or WEIGHTS
+        self._along: ReadingAlong | None = None
         self._parts = tuple(
             part
             for part in reference_parts(self._reference, request.num_layers, request.parts)
@@ -236,7 +249,6 @@ class Verification:
         except Exception as error:  # the stack's, whatever it is
             return self._of_failed_load(error)
         started = time.perf_counter()
-        self._serve(loaded)
         report = self.compared(loaded)
         if report.status is Status.EQUAL:
             self._keep()
@@ -247,18 +259,54 @@ class Verification:
         timings = self._timings(loaded, time.perf_counter() - started)
         return msgspec.structs.replace(report, timings=timings)
 
+    def timed(self, loaded: Loaded) -> Report:
+        """The report of what is on the devices, with the seconds that it took."""
+        started = time.perf_counter()
+        report = self.compared(loaded)
+        timings = self._timings(loaded, time.perf_counter() - started)
+        return msgspec.structs.replace(report, timings=timings)
+
     def load(self) -> Loaded:
-        """Stream the checkpoint onto the target.
+        """Stream the checkpoint onto the target; the reference may be read meanwhile.
 
         Raises:
             Exception: whatever the stack under test raises, unchanged.
         """
         request = self._request
-        return engine.load(
-            request.checkpoint, self._reference.family, request.target, request.parts,
-            num_layers=request.num_layers, ledgers=self._ledgers, meter=self._meter,
-            planted=self._planted,
+        self._along = self._reading_along()
+        try:
+            return engine.load(
+                request.checkpoint, self._reference.family, request.target, request.parts,
+                num_layers=request.num_layers, ledgers=self._ledgers, meter=self._meter,
+                planted=self._planted,
+            )  # fmt: skip
+        except BaseException:
+            if self._along:
+                self._along.close()
+            raise
+
+    def _reading_along(self) -> ReadingAlong | None:
+        """What reads the reference while the load runs; None where nothing does."""
+        request = self._request
+        own_memory = driver_of(request.target).can(Capability.OWN_MEMORY)
+        auto = request.method is Method.AUTO and own_memory
+        everything = request.selection.everything and request.num_layers is None
+        threads = threads_along(
+            self._checkpoint,
+            by_digests=auto or request.method is Method.DIGESTS,
+            whole=everything and request.nan is Nan.PAYLOAD and request.target.hosts == 1,
+            read=self._authority is WEIGHTS and self._checkpoint is self._reference,
+        )
+        if not threads:
+            return None
+        asked = Along(
+            checkpoint=request.checkpoint, storage=request.storage, families=request.families,
+            threads=threads, parent=os.getpid(), idle=reading_along.IDLE,
         )  # fmt: skip
+        try:
+            return ReadingAlong(asked)
+        except OSError:  # no room for it: the reference is read after the load
+            return None
 
     def _serve(self, loaded: Loaded) -> None:
         """Look at the devices as the implementation has them that served.
@@ -315,7 +363,14 @@ class Verification:
 
     def compared(self, loaded: Loaded) -> Report:
         """The report of all parts of a load, here put together from what each step found."""
+        self._serve(loaded)
         target = self._request.target
+        if along := self._along:
+            self._along = None
+            self._authority = known = along.authority()
+            if self._digesting and isinstance(known, DigestedWeights):
+                for what, digests in known.by_type().items():
+                    self._digesting.digests(what, digests)
         parts = self._of_parts(loaded)
         found = reduce(add, (part.found for part in parts), Findings())
         accounts, unaccounted = self._accounts(parts, found)
@@ -366,7 +421,8 @@ class Verification:
         found = []
         for part in self._parts:
             ledger = self._ledgers.get(part.part, Ledger())
-            require_recorded(part.part, ledger)
+            if request.recorded:
+                require_recorded(part.part, ledger)
             name_sites(ledger)
             verification = PartVerification(
                 part=part, parts=self._parts, loaded=loaded, ledger=ledger,
@@ -375,7 +431,8 @@ class Verification:
                 meter=self._meter,
             )  # fmt: skip
             found.append(verification.findings())
-            require_streamed(part.part, ledger, found[-1].found.differences)
+            if request.recorded:
+                require_streamed(part.part, ledger, found[-1].found.differences)
         return found
 
     def _scope(self, parts: Sequence[PartFindings]) -> ComparedTensors:

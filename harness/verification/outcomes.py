@@ -107,8 +107,8 @@ def outcome(
         failure = Failure(error=error.what, message="", log_tail=error.details)
         report = msgspec.structs.replace(unfinished, failure=failure)
     target = request.target
-    if target.hosts > 1:
-        report.hosts = [_part(report, target, time.perf_counter() - started)]
+    if target.hosts > 1 and not target.on:  # Ray's driver has merged its hosts' reports
+        report.hosts = [host_part(report, target, time.perf_counter() - started)]
         if report.failure:
             report.failure = msgspec.structs.replace(report.failure, host=target.host)
     return report
@@ -131,7 +131,8 @@ def _broke_off(error: LoadProcessError, reference: str) -> InternalError:
     )
 
 
-def _part(report: Report, target: Target, seconds: float) -> HostPart:
+def host_part(report: Report, target: Target, seconds: float) -> HostPart:
+    """What a host did, by its report; ``seconds`` from its start to its end."""
     return HostPart(
         number=target.host,
         of=target.hosts,

@@ -42,7 +42,7 @@ class How:
         backend: the packing experts are to have on the devices.
         packing: what the release does to other parameters.
         nan: how NaNs in the reference count.
-        method: how bits of experts are compared.
+        method: how bits are compared.
         selection: what was chosen of experts, which chooses layers of other parameters.
         authority: settles which bits are right.
     """
@@ -128,6 +128,7 @@ class PartVerification:
             self.part, self.loaded.tensors[self.part.part], self.loaded.grid,
             packing=self.how.packing, backend=self.how.backend, nan=self.how.nan,
             chosen=self._is_wanted, local=self.loaded.local, authority=self.how.authority,
+            method=self.how.method,
         )  # fmt: skip
         explain = ParameterExplainer(comparison, self.ledger).diagnose
         found = Findings.of(comparison.differences(), explain)

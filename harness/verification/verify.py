@@ -12,6 +12,7 @@ import platform
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,7 +118,97 @@ def verify(
         InternalError: not the load under test failed, but what judges it.
     """
     timeout = require_seconds(timeout, "--timeout")
-    target = target or served_by(target_named("emulated"), Implementation.AUTO)
+    prepared = prepared_for(
+        checkpoint, target or served_by(target_named("emulated"), Implementation.AUTO),
+        reference=reference, nan=nan, method=method, parts=parts, stream_options=stream_options,
+        selection=selection,
+        storage=storage, num_layers=num_layers, checksums=checksums, families=families,
+        experts_only=experts_only, cache=cache,
+        overlay=processes.overlay if processes else None,
+    )  # fmt: skip
+    request, keeping = prepared.request, prepared.keeping
+    prepared.report.repeat = _repeat(prepared, timeout)
+    with ExitStack() as stack:
+        running = processes or stack.enter_context(LoadProcesses())
+        if keeping is not None:
+            beside = Path(stack.enter_context(TemporaryDirectory(prefix="harness-digests-")))
+            whole = not prepared.some and selection.everything and num_layers is None
+            request = _with_kept(request, beside, prepared.digests, keeping, whole=whole)
+        with undisturbed(prepared):
+            report = _completed(request, prepared.report, running, timeout, terminal)
+        if keeping is not None:
+            if request.keep and is_digest_file(request.keep):
+                keeping.keep(read_digest_file(request.keep))
+            report.cache = keeping.said
+        return report
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A verification before anything is loaded.
+
+    Attributes:
+        request: for whoever compares.
+        report: unfinished; names the checkpoint, the target and what there is to compare.
+        checkpoints: both sides, which are not to change meanwhile.
+        some: whether not all parts of the checkpoint are compared.
+        overlay: packages that stand in for the installed ones.
+        digests: to compare with, where there are any.
+        keeping: the cache they are of, or are to go to.
+    """
+
+    request: VerifyRequest
+    report: Report
+    checkpoints: tuple[ModelCheckpoint, ModelCheckpoint]
+    some: bool
+    overlay: Overlay
+    digests: DigestFile | None
+    keeping: Keeping | None
+
+
+def prepared_for(
+    checkpoint: str | os.PathLike[str],
+    target: Target,
+    *,
+    reference: str | os.PathLike[str] | None = None,
+    nan: Nan = Nan.PAYLOAD,
+    method: Method = Method.AUTO,
+    parts: Collection[Part] = tuple(Part),
+    stream_options: Mapping[str, str] | None = None,
+    selection: Selection = _EVERYTHING,
+    storage: Storage | None = None,
+    num_layers: int | None = None,
+    checksums: bool = False,
+    families: Iterable[str | os.PathLike[str]] = (),
+    experts_only: bool = False,
+    cache: bool = False,
+    recorded: bool = True,
+    overlay: Overlay | None = None,
+) -> Prepared:
+    """Read the headers of both sides, and see that they can be compared: as :func:`verify`.
+
+    Args:
+        checkpoint: what is loaded.
+        target: where to.
+        reference: see :func:`verify`, like all that follow but the last two.
+        nan: alike.
+        method: alike.
+        parts: alike.
+        stream_options: alike.
+        selection: alike.
+        storage: alike.
+        num_layers: alike.
+        checksums: alike.
+        families: alike.
+        experts_only: alike.
+        cache: alike.
+        recorded: whether the load is the harness's own.
+        overlay: packages that stand in for the installed ones.
+
+    Raises:
+        BadInput: as :func:`verify`.
+        TargetUnavailable: the stack is not installed.
+    """
     brought = bring(families)
     opened = ModelCheckpoint(checkpoint, storage, experts_only=experts_only)
     against, digests = opened, None
@@ -146,29 +237,17 @@ def verify(
         digests=os.path.abspath(digests.path) if digests and not keeping else "",
         parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
         stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
-        storage=storage, families=brought, experts_only=experts_only,
+        storage=storage, families=brought, experts_only=experts_only, recorded=recorded,
     )  # fmt: skip
+    overlay = overlay or Overlay()
+    report = _unfinished(opened, against, chosen, request, overlay)
+    report.files_checked = files_checked
+    if digests:
+        report.digests = _used(digests, kept=keeping is not None)
+    if digests and keeping is None:
+        report.reference = digests.path
     some = len(chosen) < len(there)
-    with ExitStack() as stack:
-        running = processes or stack.enter_context(LoadProcesses())
-        report = _unfinished(opened, against, chosen, request, running.overlay)
-        report.files_checked = files_checked
-        report.repeat = _repeat(request, running.overlay, some=some, timeout=timeout)
-        if digests:
-            report.digests = _used(digests, kept=keeping is not None)
-        if digests and keeping is None:
-            report.reference = digests.path
-        if keeping is not None:
-            beside = Path(stack.enter_context(TemporaryDirectory(prefix="harness-digests-")))
-            whole = not some and selection.everything and num_layers is None
-            request = _with_kept(request, beside, digests, keeping, whole=whole)
-        with _undisturbed(opened, against):
-            report = _completed(request, report, running, timeout, terminal)
-        if keeping is not None:
-            if request.keep and is_digest_file(request.keep):
-                keeping.keep(read_digest_file(request.keep))
-            report.cache = keeping.said
-        return report
+    return Prepared(request, report, (opened, against), some, overlay, digests, keeping)
 
 
 def _may_be_kept(checkpoint: ModelCheckpoint, target: Target, nan: Nan, method: Method) -> bool:
@@ -209,7 +288,7 @@ def _with_kept(
 
 
 @contextmanager
-def _undisturbed(*checkpoints: ModelCheckpoint) -> Iterator[None]:
+def undisturbed(prepared: Prepared) -> Iterator[None]:
     """Have a checkpoint that changes while the body runs refused, however the body ends.
 
     No verdict holds then: whichever side read the file sooner read another one.
@@ -217,9 +296,9 @@ def _undisturbed(*checkpoints: ModelCheckpoint) -> Iterator[None]:
     try:
         yield
     except Exception:
-        _require_unchanged(checkpoints)
+        _require_unchanged(prepared.checkpoints)
         raise
-    _require_unchanged(checkpoints)
+    _require_unchanged(prepared.checkpoints)
 
 
 def _require_unchanged(checkpoints: Sequence[ModelCheckpoint]) -> None:
@@ -396,8 +475,9 @@ def _require_known_grids(checkpoint: ModelCheckpoint, environment: Mapping[str, 
         )
 
 
-def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: float) -> str:
-    """The command line that repeats ``request``; ``some``: not all of its checkpoint's parts."""
+def _repeat(prepared: Prepared, timeout: float) -> str:
+    """The command line that repeats a verification."""
+    request, overlay = prepared.request, prepared.overlay
     words = [f"{name}={value}" for name, value in request.stream_options.items()]
     words += ["harness", "verify", request.checkpoint]
     words += [word for file in request.families for word in ("--family", file)]
@@ -408,7 +488,7 @@ def _repeat(request: VerifyRequest, overlay: Overlay, *, some: bool, timeout: fl
     words += ["--experts-only"] if request.experts_only else []
     words += ["--nan", request.nan] if request.nan is not Nan.PAYLOAD else []
     words += ["--compare", request.method] if request.method is not Method.AUTO else []
-    words += [word for part in request.parts for word in ("--only", part)] if some else []
+    words += [word for part in request.parts for word in ("--only", part)] if prepared.some else []
     words += request.selection.options()
     words += ["--storage", request.storage] if request.storage else []
     words += ["--num-layers", str(request.num_layers)] if request.num_layers else []
@@ -420,6 +500,7 @@ def _target_options(target: Target) -> list[str]:
     words = ["--target", target.name]
     words += ["--mesh", target.mesh] if target.mesh else ["--devices", str(target.devices)]
     words += ["--hosts", str(target.hosts)] if target.hosts > 1 else []
+    words += ["--on", target.on] if target.on else []
     if target.parallelism is not Parallelism.TENSOR:
         words += ["--parallelism", target.parallelism]
     chosen = target.impl is Implementation.AUTO or not driver_of(target).can(Capability.OWN_MODELS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Reads:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
-    found, bits, read = Reads(), LocalFile.bits, LocalFile.read
+    found, bits, read, stream = Reads(), LocalFile.bits, LocalFile.read, LocalFile.stream
 
     def counted_bits(self: LocalFile, offset: int, *given: Any) -> Bits:
         array = bits(self, offset, *given)
@@ -66,7 +66,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
         found.other += len(content)
         return content
 
+    def counted_stream(self: LocalFile, offset: int, nbytes: int, *given: Any) -> Iterator[Bits]:
+        found.weights += nbytes
+        found.ranges.add((self.name, offset, nbytes))
+        return stream(self, offset, nbytes, *given)
+
     monkeypatch.setattr(LocalFile, "bits", counted_bits)
+    monkeypatch.setattr(LocalFile, "stream", counted_stream)
     monkeypatch.setattr(LocalFile, "read", counted_read)
     return found
 
@@ -368,7 +374,11 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def bits(self: LocalFile, *_: Any) -> Bits:
         raise BadInput("gone", where=str(self), expected="weights", hint="another day")
 
-    return lambda: monkeypatch.setattr(LocalFile, "bits", bits)
+    def closed() -> None:
+        monkeypatch.setattr(LocalFile, "bits", bits)
+        monkeypatch.setattr(LocalFile, "stream", bits)
+
+    return closed
 
 
 HELD: dict[str, tuple[Callable[[Any], None], Cause, str]] = {

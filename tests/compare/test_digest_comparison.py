@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from harness.compare.difference import Difference, Kind
 from harness.compare.digest_comparison import Method
 from harness.compare.expert_comparison import PartComparison
 from harness.devices.expert_layout import Backend, Parameter
+from harness.devices.programs import Held, Programs
 from harness.devices.tensors import DevicePart, DeviceTensor
 from harness.families.experts import ReferencePart
 from tests.support.host_devices import HOSTS, of_host
@@ -70,7 +72,7 @@ def test_several_hosts(
 def test_auto_reads_back_where_memory_is_shared(decoder: ReferencePart) -> None:
     tensor = PackedDevice(decoder).tensor(0, Parameter.W2)
     apart = replace(tensor, shards=tuple(replace(s, in_host_memory=False) for s in tensor.shards))
-    unable = replace(tensor, shards=tuple(replace(s, shares=None) for s in apart.shards))
+    unable = replace(tensor, shards=tuple(replace(s, held=None) for s in apart.shards))
     assert not Method.AUTO.by_digests([tensor])
     assert Method.AUTO.by_digests([apart])
     assert not Method.AUTO.by_digests([unable])
@@ -83,7 +85,7 @@ def test_digests_that_a_device_cannot_make_are_refused(decoder: ReferencePart) -
     device = PackedDevice(decoder)
     part = device.part()
     tensors = {
-        parameter: replace(t, shards=tuple(replace(s, shares=None) for s in t.shards))
+        parameter: replace(t, shards=tuple(replace(s, held=None) for s in t.shards))
         for parameter, t in part.layers[1].items()
     }
     unable = replace(part, layers={**part.layers, 1: tensors})
@@ -148,11 +150,12 @@ def test_an_array_that_cannot_be_read_is_not_summed(
     decoder: ReferencePart, change: Callable[[DeviceTensor], DeviceTensor], kind: Kind
 ) -> None:
     def spoilt(tensor: DeviceTensor) -> DeviceTensor:
-        def never(*_: object) -> None:
-            raise AssertionError("the device was asked")
+        class Never(Programs):
+            def start(self, asked: object) -> NoReturn:
+                raise AssertionError("the device was asked")
 
-        changed = change(tensor)
-        return replace(changed, shards=tuple(replace(s, shares=never) for s in changed.shards))
+        changed, held = change(tensor), Held(None, Never())
+        return replace(changed, shards=tuple(replace(s, held=held) for s in changed.shards))
 
     device = PackedDevice(decoder)
     device.arrays[0][Parameter.W2][2, 3, 4] ^= 1  # the other array is compared all the same
@@ -164,6 +167,6 @@ def test_an_array_that_cannot_be_read_is_not_summed(
 def test_a_digest_that_differs_while_the_bits_do_not_is_no_equality(
     decoder: ReferencePart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compare, "reference_digest", lambda *_: np.zeros(4, np.uint32))
+    monkeypatch.setattr(compare, "digests_of_expert", lambda *_: [np.zeros((3, 4), np.uint32)])
     with pytest.raises(RuntimeError, match="its bits do not"):
         found(decoder, PackedDevice(decoder), Method.DIGESTS)

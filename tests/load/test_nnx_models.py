@@ -112,9 +112,9 @@ def loaded(*streamed: str) -> tuple[Ledger, Model]:
 
     def lazily() -> Iterator[tuple[str, Any]]:
         for name in of_experts:
-            recorder._source = f"{LAYER}.{name}"
+            recorder.source = f"{LAYER}.{name}"
             yield name, [0, 1]
-        recorder._source = f"{LAYER}.norm.weight"  # a grouping of tensors reads one ahead
+        recorder.source = f"{LAYER}.norm.weight"  # a grouping of tensors reads one ahead
 
     model.experts.load_weights(lazily())
     recorder.finish()

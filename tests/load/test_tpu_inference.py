@@ -9,14 +9,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from harness.base.bits import Nan
 from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
 from harness.load.target import Implementation, Parallelism, Target
-from harness.load.targets import tpu_inference
+from harness.load.targets import emulated, tpu_inference
 from harness.load.targets.known_targets import driver_named, served_by, target_named
 
 TPU = Target(
@@ -25,9 +24,8 @@ TPU = Target(
 )  # fmt: skip
 
 
-def worker(*ids: int, platform: str = "tpu") -> SimpleNamespace:
-    devices = np.array([SimpleNamespace(platform=platform, id=number) for number in ids])
-    return SimpleNamespace(model_runner=SimpleNamespace(mesh=SimpleNamespace(devices=devices)))
+def mesh(*ids: int, platform: str = "tpu") -> list[tuple[str, int]]:
+    return [(platform, number) for number in ids]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +34,7 @@ def worker(*ids: int, platform: str = "tpu") -> SimpleNamespace:
     ids=["as numbered", "v6e-4", "v6e-8"],
 )
 def test_a_tpu_mesh_may_have_the_order_of_its_wires(ids: tuple[int, ...]) -> None:
-    tpu_inference.require_mesh(worker(*ids), replace(TPU, devices=len(ids)), ())
+    tpu_inference.require_mesh(mesh(*ids), replace(TPU, devices=len(ids)), ())
 
 
 @pytest.mark.parametrize(
@@ -44,21 +42,21 @@ def test_a_tpu_mesh_may_have_the_order_of_its_wires(ids: tuple[int, ...]) -> Non
 )
 def test_another_mesh_than_the_targets_is_named(ids: tuple[int, ...], platform: str) -> None:
     with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
-        tpu_inference.require_mesh(worker(*ids, platform=platform), TPU, ())
+        tpu_inference.require_mesh(mesh(*ids, platform=platform), TPU, ())
     assert raised.value.expected == "4 different tpu devices"
 
 
 def test_an_axis_that_upstream_dropped_is_the_stacks_failure() -> None:
     with pytest.raises(RuntimeError, match=r"the worker's mesh is .*, not expert=4"):
-        tpu_inference.require_mesh(worker(0), replace(TPU, mesh="expert=4"), ())
+        tpu_inference.require_mesh(mesh(0), replace(TPU, mesh="expert=4"), ())
 
 
 def test_an_order_that_was_asked_for_is_required() -> None:
     target = target_named("emulated", 3)
-    tpu_inference.require_mesh(worker(1, 2, 3, platform="cpu"), target, target.device_indexes)
+    tpu_inference.require_mesh(mesh(1, 2, 3, platform="cpu"), target, target.device_indexes)
     for ids in ((1, 3, 2), (0, 1, 2)):
         with pytest.raises(TargetUnavailable, match="the worker's mesh is") as raised:
-            tpu_inference.require_mesh(worker(*ids, platform="cpu"), target, target.device_indexes)
+            tpu_inference.require_mesh(mesh(*ids, platform="cpu"), target, target.device_indexes)
         assert raised.value.expected == "[('cpu', 1), ('cpu', 2), ('cpu', 3)]"
 
 
@@ -70,21 +68,22 @@ def another_step() -> None:
     raise TypeError("as planted")
 
 
-@pytest.mark.parametrize(
-    ("name", "step", "raised"),
-    [
-        ("emulated", hbm_usage_gb, False),
-        ("emulated", another_step, True),
-        ("tpu", hbm_usage_gb, True),
-    ],
-)
-def test_only_where_there_are_no_memory_statistics_may_their_log_fail(
-    name: str, step: Callable[[], None], raised: bool
+@pytest.mark.parametrize(("step", "raised"), [(hbm_usage_gb, False), (another_step, True)])
+def test_the_log_of_memory_alone_may_fail_on_emulated_devices(
+    step: Callable[[], None], raised: bool
 ) -> None:
+    with pytest.raises(TypeError) if raised else nullcontext():
+        emulated.with_memory_logged(step)
+
+
+@pytest.mark.parametrize("name", ["tpu", "gpu"])
+def test_upstreams_worker_is_taken_as_it_is(name: str) -> None:
     driver = driver_named(name)
     assert isinstance(driver, tpu_inference.TpuInference)
-    with pytest.raises(TypeError) if raised else nullcontext():
-        driver.with_memory_logged(step)
+    assert (driver.worker, emulated.TARGET.worker) == (
+        "",
+        "harness.load.emulated_worker.EmulatedWorker",
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,8 +120,8 @@ def test_a_draft_is_served_as_its_decoder_unless_the_environment_says(
             monkeypatch.delenv(name)
     upstream = SimpleNamespace(resolve_model_architecture=lambda config, is_draft: "chosen")
     monkeypatch.setitem(sys.modules, "tpu_inference.models.common.model_loader", upstream)
-    tpu_inference._choose(impl)
-    tpu_inference._choose_alike(object())
+    tpu_inference.choose(impl)
+    tpu_inference.choose_alike(object())
     assert os.environ["MODEL_IMPL_TYPE"] == decoder
     assert os.environ["DRAFT_MODEL_IMPL_TYPE"] == draft
 

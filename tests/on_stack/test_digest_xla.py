@@ -13,8 +13,9 @@ import jax, numpy as np, sys
 from harness.families.experts import ExpertShape
 from harness.families.family import Projection
 from harness.devices.digest import digest
-from harness.devices.digest_xla import Rectangle, shares
+from harness.devices.digest_xla import XlaPrograms
 from harness.devices.expert_layout import Backend, Span, expert_layout
+from harness.devices.programs import Held, Rectangle, Shares, ask
 
 backend, mesh = Backend(sys.argv[1]), jax.devices()
 assert len(mesh) == 8
@@ -51,8 +52,10 @@ for projection in Projection:
                 first += start - spans[axis - 1].start
                 spans[axis - 1] = Span(start - held.start, stop - held.start)
             rectangles.append(Rectangle(*spans, 1 - place, first, 48))
-        part = np.asarray(shares(data, tuple(rectangles))) if rectangles else None
         experts = held.as_slice() if axis == 0 else slice(None)
+        asked = Shares(data.shape[0], tuple(rectangles))
+        (answer,) = ask([(str(device), Held(data, XlaPrograms()), asked)])
+        part = answer.words if rectangles else None
         if part is not None:
             found[experts] += part.sum(axis=0, dtype=np.uint32)
     wanted = np.array([digest(m, 0 if down else 1) for m in matrices])
@@ -61,12 +64,55 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize("backend", ["gmm_tp", "gmm_ep", "fused_moe", "xla_tp", "xla_ep"])
-def test_shards_of_eight_devices_add_up_to_the_host_digest(backend: str) -> None:
+FEATURES = """
+import jax, ml_dtypes, numpy as np
+from harness.devices.digest import feature_sums
+from harness.devices.digest_xla import XlaPrograms
+from harness.devices.programs import FeatureSums, Held, ask
+
+rng, questions, wanted = np.random.default_rng(0), [], []
+for number, (shape, sizes, axis, first, dtype) in enumerate([
+    ((48, 136), (48, 136), 0, 0, "bfloat16"),  # a matrix, and a part of its inputs
+    ((48, 136), (48, 136), 0, 12, "bfloat16"),
+    ((136, 48), (136, 48), 1, 0, "bfloat16"),  # a transposed one
+    ((136, 48), (136, 48), 1, 12, "bfloat16"),
+    ((7, 5), (7, 5), 0, 0, "bfloat16"),  # whose rows end within a word
+    ((5, 7), (5, 7), 1, 0, "bfloat16"),
+    ((40,), (40, 1), 0, 0, "bfloat16"),  # a norm
+    ((), (1, 1), 0, 0, "float32"),
+    ((24,), (24, 1), 0, 0, "float32"),  # a widened state
+    ((8, 3, 2, 4), (8, 24), 0, 0, "bfloat16"),  # a convolution
+    ((1, 8, 64), (8, 64), 0, 0, "float8_e4m3fn"),
+    ((64, 9), (64, 9), 1, 3, "float8_e4m3fn"),
+]):
+    dtype = np.dtype(dtype)
+    bits = rng.integers(0, 256, (*shape, dtype.itemsize), dtype=np.uint8)
+    array = bits.view(dtype)[..., 0]
+    device = jax.devices()[number % 2]
+    held = Held(jax.device_put(array, device), XlaPrograms())
+    questions.append((str(device), held, FeatureSums(sizes, axis, first)))
+    matrix = array.view(f"u{dtype.itemsize}").reshape(sizes)
+    wanted.append(feature_sums(matrix if axis == 0 else matrix.T, first=first))
+for (_, _, asked), answer, known in zip(questions, ask(questions), wanted, strict=True):
+    assert (answer.words == known).all(), asked
+print("equal")
+"""
+
+
+def run(program: str, *arguments: str) -> None:
     flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
-    program = "import ml_dtypes\n" + PROGRAM
     ended = subprocess.run(
-        [sys.executable, "-c", program, backend],
+        [sys.executable, "-c", program, *arguments],
         env=os.environ | flags, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ended.stdout == "equal\n", ended.stderr
+
+
+@pytest.mark.parametrize("backend", ["gmm_tp", "gmm_ep", "fused_moe", "xla_tp", "xla_ep"])
+def test_shards_of_eight_devices_add_up_to_the_host_digest(backend: str) -> None:
+    run("import ml_dtypes\n" + PROGRAM, backend)
+
+
+def test_sums_of_features_are_the_hosts() -> None:
+    """Of all that two devices are asked at once, whatever the types and shapes."""
+    run(FEATURES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -23,14 +24,19 @@ def verify_by_digests(argument: bytes, _: Meter) -> bytes:
         The report, and the bytes of weights that the independent reader read, as JSON.
     """
     request, fault = msgspec.json.decode(argument, type=tuple[VerifyRequest, str])
-    read, bits = [0], LocalFile.bits
+    read, bits, stream = [0], LocalFile.bits, LocalFile.stream
 
     def counted(self: LocalFile, *given: Any) -> Bits:
         array = bits(self, *given)
         read[0] += array.nbytes
         return array
 
+    def counted_stream(self: LocalFile, offset: int, nbytes: int, *given: Any) -> Iterator[Bits]:
+        read[0] += nbytes
+        return stream(self, offset, nbytes, *given)
+
     LocalFile.bits = counted  # type: ignore[assignment,method-assign]
+    LocalFile.stream = counted_stream  # type: ignore[assignment,method-assign]
     report = a_report(
         checkpoint=request.checkpoint, reference=request.digests, status=Status.LOAD_FAILED,
         tallies=[], digests=digests_used(request.digests),

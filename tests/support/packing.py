@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.base.bits import Bits
-from harness.devices.digest import feature_sums, finished
-from harness.devices.digest_xla import Rectangle
+from harness.devices.digest import Words, feature_sums, finished
 from harness.devices.expert_layout import Backend, Parameter, Span
+from harness.devices.programs import FeatureSums, Held, Programs, Question, Rectangle, Shares
 from harness.devices.tensors import DevicePart, DeviceShard, DeviceTensor, device_part
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Projection
@@ -88,8 +88,7 @@ def sharded(name: str, array: Array, axis: int, mesh: tuple[str, ...]) -> Device
         part = array[tuple(span.as_slice() for span in index)]
         shards.append(
             DeviceShard(
-                device, tuple(index), _reader(part), in_host_memory=True,
-                shares=_summer(part), any_set=_finder(part),
+                device, tuple(index), _reader(part), in_host_memory=True, held=held(part)
             )
         )  # fmt: skip
     return DeviceTensor(name, "BF16", array.shape, tuple(shards))
@@ -98,31 +97,46 @@ def sharded(name: str, array: Array, axis: int, mesh: tuple[str, ...]) -> Device
 def replicated(tensor: DeviceTensor, array: Array) -> DeviceTensor:
     """The tensor as it is when every device holds all of ``array``."""
     whole = tuple(Span(0, n) for n in array.shape)
-    shards = tuple(replace(shard, index=whole, fetch=_reader(array)) for shard in tensor.shards)
+    shards = tuple(
+        replace(shard, index=whole, fetch=_reader(array), held=held(array))
+        for shard in tensor.shards
+    )
     return replace(tensor, shards=shards)
 
 
-def _summer(part: Array) -> Callable[[Sequence[Rectangle]], Any]:
-    """What a device's digest program gives, by the host's."""
+class HostPrograms(Programs):
+    """What a device's programs give, by the host's."""
 
-    def shares(rectangles: Sequence[Rectangle]) -> Any:
-        whole = part.reshape(part.shape[0], -1, part.shape[-1])
-        return [[_share(expert, r) for expert in whole] for r in rectangles]
+    def start(self, asked: Sequence[tuple[Any, Question]]) -> Callable[[], Words]:
+        words = [
+            np.asarray(_answer(array, question), np.uint32).ravel() for array, question in asked
+        ]
+        return lambda: np.concatenate(words)
 
-    return shares
+
+def held(part: npt.NDArray[Any]) -> Held:
+    """A part of an array, as a device that makes digests holds it."""
+    return Held(part, HostPrograms())
+
+
+def _answer(part: npt.NDArray[Any], question: Question) -> Any:
+    if isinstance(question, FeatureSums):
+        matrix = part.reshape(question.sizes)
+        by_feature = matrix if question.features_axis == 0 else matrix.T
+        return feature_sums(by_feature, first=question.first)
+    whole = part.reshape(part.shape[0], -1, part.shape[-1])
+    if isinstance(question, Shares):
+        return [[_share(expert, r) for expert in whole] for r in question.rectangles]
+    return [
+        whole[:, rows.as_slice(), columns.as_slice()].any(axis=(1, 2))
+        for rows, columns in question.rectangles
+    ]
 
 
 def _share(expert: Array, place: Rectangle) -> Any:
     matrix = expert[place.rows.as_slice(), place.columns.as_slice()]
     by_feature = matrix if place.hidden_axis == 1 else matrix.T
     return finished(feature_sums(by_feature), place.first, place.width)
-
-
-def _finder(part: Array) -> Callable[[Sequence[tuple[Span, Span]]], Any]:
-    whole = part.reshape(part.shape[0], -1, part.shape[-1])
-    return lambda places: [
-        whole[:, rows.as_slice(), columns.as_slice()].any(axis=(1, 2)) for rows, columns in places
-    ]
 
 
 def _reader(part: Array) -> Callable[[Any], Bits]:

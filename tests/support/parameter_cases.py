@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.base.bits import Nan
 from harness.compare.authority import WEIGHTS, Authority
 from harness.compare.difference import Difference
+from harness.compare.digest_comparison import Method
 from harness.compare.parameter_comparison import ParameterComparison
 from harness.compare.pieces import USUAL, PieceSize
 from harness.devices.mesh import Mesh
@@ -33,6 +34,7 @@ class Case:
     mesh: Mesh
     size: PieceSize = USUAL
     authority: Authority = WEIGHTS
+    method: Method = Method.AUTO
 
     def compared(
         self, tensors: list[DeviceTensor] | None = None, nan: Nan = Nan.PAYLOAD
@@ -45,6 +47,7 @@ class Case:
             packing=Packing(),
             nan=nan,
             authority=self.authority,
+            method=self.method,
             size=self.size,
         )
         differences = list(comparison.differences())

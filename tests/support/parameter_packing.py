@@ -19,6 +19,7 @@ from harness.devices.mesh import Mesh
 from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.families.family import Part
 from harness.families.model_checkpoint import ModelCheckpoint
+from tests.support.packing import held
 
 Array = npt.NDArray[Any]
 LANGUAGE = "vllm_model.language_model.model."
@@ -59,8 +60,11 @@ class PackedParameters:
                 index[packed.axis] = Span(number * part, (number + 1) * part)
             bits = packed.array[tuple(span.as_slice() for span in index)]
             change = self.reading.get((name, device), _unchanged)
+            part = change(bits)
             shards.append(
-                DeviceShard(device, tuple(index), _reader(change(bits)), in_host_memory=True)
+                DeviceShard(
+                    device, tuple(index), _reader(part), in_host_memory=True, held=held(part)
+                )
             )
         return DeviceTensor(name, packed.dtype, packed.array.shape, tuple(shards))
 

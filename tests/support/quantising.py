@@ -105,8 +105,7 @@ def experts_on_device(
         of = {p: [m for key, m in each.items() if key.projection is p] for p in Projection}
         both = zip(of[Projection.GATE], of[Projection.UP], strict=True)
         w13 = [
-            tuple(np.concatenate([g.T, u.T], axis=1) for g, u in zip(*pair, strict=True))
-            for pair in both
+            tuple(np.concatenate([gate[n].T, up[n].T], axis=1) for n in (0, 1)) for gate, up in both
         ]
         w2 = [(codes.T, scales.T) for codes, scales in of[Projection.DOWN]]
         for name, pairs in (("w13_weight", w13), ("w2_weight", w2)):

@@ -20,6 +20,8 @@ _NAMES = {
     "copy_faults": ("verify_with_fault",),
     "hooks": ("strict", "lenient"),
     "slice_jobs": ("verify_with_fault_on_host_1",),
+    "engine_jobs": ("ask_an_engine",),
+    "ray_jobs": ("verify_with_fault",),
 }  # fmt: skip
 
 for _module, _names in _NAMES.items():

@@ -82,13 +82,19 @@ class LocalFile(File):
         (docs/speed.md).
         """
         out = np.empty(shape, bits_dtype(dtype))
-        left = out.reshape(-1).view(np.uint8).data
         with _opened(self.path) as descriptor:
-            while left:
-                if not (count := os.preadv(descriptor, [left], offset)):
-                    raise OSError(f"the file ends {len(left)} bytes too early")
-                left, offset = left[count:], offset + count
+            _fill(out.reshape(-1).view(np.uint8), descriptor, offset)
         return out
+
+    def stream(
+        self, offset: int, nbytes: int, buffer: Bits, within: tuple[int, int] | None = None
+    ) -> Iterator[Bits]:
+        """See :meth:`File.stream`; a buffer at a time."""
+        with _opened(self.path) as descriptor:
+            for start in range(0, nbytes, len(buffer)):
+                part = buffer[: nbytes - start]
+                _fill(part, descriptor, offset + start)
+                yield part
 
     def known(self) -> Mapping[str, str]:
         """The SHA-256 by which the hub's cache calls a large file, in base64; else nothing."""
@@ -276,6 +282,15 @@ def _is_file(path: Path) -> bool:
 def _require_regular(path: Path, found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise _not_a_file(path, _KINDS.get(stat.S_IFMT(found.st_mode), "no file"))
+
+
+def _fill(buffer: Bits, descriptor: int, offset: int) -> None:
+    """Read as many bytes as the buffer has."""
+    left = buffer.data
+    while left:
+        if not (count := os.preadv(descriptor, [left], offset)):
+            raise OSError(f"the file ends {len(left)} bytes too early")
+        left, offset = left[count:], offset + count
 
 
 @contextmanager

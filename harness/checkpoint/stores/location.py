@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from harness.base.bits import Bits
@@ -48,6 +48,24 @@ class File(ABC):
         Raises:
             BadInput: it cannot be read.
         """
+
+    def stream(
+        self, offset: int, nbytes: int, buffer: Bits, within: tuple[int, int] | None = None
+    ) -> Iterator[Bits]:
+        """Bytes from ``offset`` on, in order: as many at a time as the buffer has, or all at once.
+
+        Args:
+            offset: bytes from the file's start.
+            nbytes: how many.
+            buffer: uint8, which the bytes may be read into; what was yielded then goes with the
+                next.
+            within: see :meth:`bits`.
+
+        Raises:
+            BadInput: they cannot be read.
+        """
+        if nbytes:
+            yield self.bits(offset, "U8", (nbytes,), within)
 
     def known(self) -> Mapping[str, str]:
         """What its place knows of its content without reading it: checksums, a tag of its version.

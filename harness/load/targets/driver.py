@@ -30,7 +30,6 @@ class Capability(StrEnum):
     - ``meshes``: its mesh can have several axes.
     - ``fixed device order``: its mesh has the devices asked for in the order asked for; without
       it, upstream orders them.
-    - ``memory statistics``: its devices tell how much of their memory is in use.
     - ``memory of its own``: its devices do not share the host's memory.
     - ``own models``: some models are served by tpu-inference's own JAX models; without it, all are
       by vLLM's.
@@ -39,7 +38,6 @@ class Capability(StrEnum):
     SEVERAL_HOSTS = "several hosts"
     MESHES = "meshes"
     FIXED_ORDER = "fixed device order"
-    MEMORY_STATISTICS = "memory statistics"
     OWN_MEMORY = "memory of its own"
     OWN_MODELS = "own models"
 
@@ -176,6 +174,10 @@ class Driver(ABC):
             TargetUnavailable: nobody says which host this is.
         """
         return replace(one, devices=one.devices * hosts, hosts=hosts, device_indexes=())
+
+    def over_ray(self, one: Target, hosts: int, on: str) -> Target:
+        """What is asked for on one host, on several that Ray starts: each finds its own number."""
+        return replace(one, devices=one.devices * hosts, hosts=hosts, device_indexes=(), on=on)
 
     def played_here(self, target: Target) -> list[Target]:
         """The target as each host that this machine plays sees it."""

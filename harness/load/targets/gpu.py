@@ -47,7 +47,6 @@ class Gpu(TpuInference):
         {
             Capability.MESHES,
             Capability.FIXED_ORDER,
-            Capability.MEMORY_STATISTICS,
             Capability.OWN_MEMORY,
             Capability.OWN_MODELS,
         }

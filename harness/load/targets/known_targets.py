@@ -15,6 +15,7 @@ from functools import cache
 from importlib.metadata import entry_points
 
 import harness.load.targets
+from harness.base.bounds import shown
 from harness.base.errors import BadInput, TargetUnavailable
 from harness.load.meshes import mesh_sizes
 from harness.load.target import Implementation, Parallelism, Share, Target
@@ -103,6 +104,7 @@ def target_on(
     parallelism: Parallelism = Parallelism.TENSOR,
     hosts: int = 1,
     share: Share = None,
+    on: str = "",
 ) -> Target:
     """The named target over the devices of several hosts: one process on each.
 
@@ -112,6 +114,7 @@ def target_on(
         parallelism: how experts are spread over them.
         hosts: how many; 1 is the target itself.
         share: see :func:`target_named`.
+        on: what starts them, where the harness does not: ``ray``, or ``ray:ADDRESS``.
 
     Raises:
         BadInput: no number of hosts or devices, too many, or the hosts do not divide the devices.
@@ -121,6 +124,8 @@ def target_on(
     driver.require_hosts(hosts)
     if devices is not None:
         driver.require_devices(devices)
+    if on:
+        _require_ray(on, hosts)
     if hosts == 1:
         return driver.target(devices, parallelism, share)
     if not driver.can(Capability.SEVERAL_HOSTS):
@@ -133,7 +138,25 @@ def target_on(
             hint="--target emulated --hosts 2 --devices 8",
         )
     each = None if devices is None else devices // hosts
-    return driver.over_hosts(driver.target(each, parallelism, share), hosts)
+    one = driver.target(each, parallelism, share)
+    return driver.over_ray(one, hosts, on) if on else driver.over_hosts(one, hosts)
+
+
+def _require_ray(on: str, hosts: int) -> None:
+    kind, _, address = on.partition(":")
+    if kind != "ray" or (":" in on and not address):
+        raise BadInput(
+            f"hosts on {shown(on)}",
+            where="--on",
+            expected="ray, for the cluster that this machine is of, or ray:ADDRESS",
+            hint="--on ray --hosts 2; without it the harness starts the hosts itself",
+        )
+    if hosts == 1:
+        raise BadInput(
+            "one host on a Ray cluster", where="--hosts",
+            expected="as many hosts as the cluster has nodes with TPUs, and two at least",
+            hint="--hosts 2; a single host needs no Ray",
+        )  # fmt: skip
 
 
 def meshed(
@@ -142,6 +165,7 @@ def meshed(
     parallelism: Parallelism = Parallelism.TENSOR,
     hosts: int = 1,
     share: Share = None,
+    on: str = "",
 ) -> Target:
     """The named target with a mesh of several axes.
 
@@ -151,6 +175,7 @@ def meshed(
         parallelism: how experts are spread over it.
         hosts: processes its devices are divided among.
         share: see :func:`target_named`.
+        on: see :func:`target_on`.
 
     Raises:
         BadInput: the mesh is malformed, or has too many devices.
@@ -162,7 +187,7 @@ def meshed(
         raise _goes_elsewhere(f"a mesh of several axes on {name}", "mesh")
     devices = math.prod(sizes.values())
     driver.require_devices(devices, where="--mesh")
-    return driver.meshed(target_on(name, devices, parallelism, hosts, share), mesh)
+    return driver.meshed(target_on(name, devices, parallelism, hosts, share, on), mesh)
 
 
 def served_by(target: Target, impl: Implementation) -> Target:

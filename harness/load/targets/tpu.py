@@ -57,7 +57,6 @@ class Tpu(TpuInference):
         {
             Capability.SEVERAL_HOSTS,
             Capability.MESHES,
-            Capability.MEMORY_STATISTICS,
             Capability.OWN_MEMORY,
             Capability.OWN_MODELS,
         }
@@ -90,14 +89,8 @@ class Tpu(TpuInference):
         return replace(asked, chips=chips, environment=environment)
 
     def over_hosts(self, one: Target, hosts: int) -> Target:
-        """This host of a slice.
-
-        From the start it is a worker that looks its coordinates up, which a TPU has.
-        """
-        environment = one.environment | {"TPU_MULTIHOST_BACKEND": "ray"}
-        return replace(
-            super().over_hosts(one, hosts), host=host_number(hosts), environment=environment
-        )
+        """This host of a slice."""
+        return replace(super().over_hosts(one, hosts), host=host_number(hosts))
 
 
 TARGET = Tpu()

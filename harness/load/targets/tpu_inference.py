@@ -1,49 +1,54 @@
 """Targets that go through vLLM and tpu-inference, whatever devices JAX has for them.
 
-The load enters at the top of what serves a model: tpu-inference's ``TPUWorker``, made from the
-configuration vLLM's ``EngineArgs`` makes, then ``init_device`` and ``load_model`` as the engine
-calls them. Those call upstream's own initialisers (``init_distributed_environment``,
-``ensure_model_parallel_initialized``, ``init_pp_distributed_environment``), build the mesh, load
-the target model and, for MTP, the draft model. Nothing upstream is patched or replaced.
+The load enters where the engine does: ``Executor.get_class(config)(config)``, with the
+configuration vLLM's ``EngineArgs`` makes. The executor makes tpu-inference's ``TPUWorker``, which
+initialises the devices, builds the mesh, loads the target model and, for MTP, the draft model. What
+the harness does beside the weights it does in the worker: :mod:`harness.load.inside` has the layers
+around the loader, :mod:`harness.load.extension` what is called there afterwards. Nothing upstream
+is patched or replaced.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from packaging.version import Version
 
 from harness.base.bits import Nan
-from harness.base.errors import InternalError, TargetUnavailable
+from harness.base.errors import TargetUnavailable
 from harness.devices.expert_layout import Backend
-from harness.devices.jax_arrays import from_jax
 from harness.devices.parameter_layout import Packing
 from harness.families.family import Part
 from harness.load.environment import stack_environment
+from harness.load.inside import LoadSession, alone, as_one_of_several, entered
 from harness.load.loaded import Loaded
-from harness.load.loader_layers import LoaderLayer, layered
+from harness.load.loader_layers import LoaderLayer
 from harness.load.meshes import as_asked
-from harness.load.nnx_models import arrays_of, is_own_model
 from harness.load.target import Implementation, Parallelism, Target
 from harness.load.targets.driver import Capability, Driver
 from harness.load.vllm_platform import PLATFORM
 
-_WORKER = "TPUWorker.init_device"
+#: What is called in the worker.
+EXTENSION = "harness.load.extension.Extension"
 
 #: What an unknown release is taken for.
 _NEWEST = "999"
 
 
 class TpuInference(Driver):
-    """Loads through vLLM and tpu-inference; a target of its own says which devices."""
+    """Loads through vLLM and tpu-inference; a target of its own says which devices.
 
+    Attributes:
+        worker: class of the worker, by its name; empty for upstream's, as it is.
+    """
+
+    worker: ClassVar[str] = ""
     backends: ClassVar = {
         Parallelism.TENSOR: Backend.GMM_TP,
         Parallelism.EXPERT: Backend.GMM_EP,
@@ -56,6 +61,7 @@ class TpuInference(Driver):
         "vllm.engine.arg_utils",
         "tpu_inference.models.vllm.vllm_model_wrapper",
         "tpu_inference.worker.tpu_worker",
+        "vllm.v1.executor.uniproc_executor",
     )
     lazy: ClassVar = (
         "ray",
@@ -112,22 +118,75 @@ class TpuInference(Driver):
                 upstream made another mesh than the target's.
             Exception: whatever the stack under test raises, unchanged.
         """
-        devices = self.ready(target)
-        _choose(target.impl)
-        started = time.perf_counter()
-        _register_loader(layers)
+        session = LoadSession(target, layers, self.ready(target))
+        choose(target.impl)
         by_worker = set(parts) == set(Part) and worker_drafts_mtp()
+        config = partial(self.config, checkpoint, target, session.devices, overrides)
+        with entered(session):
+            whole = config(draft=by_worker)
+            if by_worker:
+                choose_alike(whole)
+            made = self.configured(whole, target)
+            try:
+                engine = (_executor if Part.DECODER in parts else _worker_alone)(made)
+            except Exception:
+                self.require_mesh(session)  # raised in the worker, it would seem to be upstream's
+                raise
+            entry = [engine.entry]
+            if Part.MTP in parts and not by_worker:
+                engine.call("harness_load_draft", config(draft=True))
+                entry.append("models.common.model_loader.get_model(is_draft_model=True)")
+            session.mesh = engine.call("harness_mesh")
+            self.require_mesh(session)
+            loaded: Loaded = engine.call("harness_loaded", tuple(parts), ", ".join(entry))
+        return loaded
+
+    def require_mesh(self, session: LoadSession) -> None:
+        """Upstream's mesh, where it is known, is the target's: see :func:`require_mesh`.
+
+        Raises:
+            TargetUnavailable: it is not.
+            RuntimeError: it is not one of several axes that upstream was asked for.
+        """
+        if session.mesh is None:
+            return
+        target, devices = session.target, session.devices
         indexes = target.device_indexes if devices is None else [d.id for d in devices]
-        config = partial(_config, checkpoint, target, indexes, overrides)
-        whole = config(draft=by_worker)
-        if by_worker:
-            _choose_alike(whole)
-        worker = self._ready_worker(whole, target, devices, indexes)
-        ready = time.perf_counter()
-        entry, states = self._states(worker, parts, by_worker, config)
-        ended = time.perf_counter()
-        with InternalError.instead():  # the stack has done its part
-            return self._loaded(worker, target, entry, states, (started, ready, ended))
+        require_mesh(session.mesh, target, indexes if self.can(Capability.FIXED_ORDER) else ())
+
+    def configured(self, config: Any, target: Target) -> Any:
+        """``config`` with the worker of these devices; this process is one of several from now on.
+
+        The platform names upstream's worker whatever ``EngineArgs`` is told (tpu-inference
+        ``platforms/tpu_platform.py``, ``check_and_update_config``), so it is named afterwards.
+        """
+        if self.worker:
+            config.parallel_config.worker_cls = self.worker
+        if target.hosts > 1:
+            as_one_of_several()
+        return config
+
+    def config(
+        self,
+        checkpoint: str,
+        target: Target,
+        devices: Sequence[Any] | None,
+        overrides: Mapping[str, Any],
+        *,
+        draft: bool,
+    ) -> Any:
+        """The engine's configuration, of one process.
+
+        Args:
+            checkpoint: the model path.
+            target: the mesh.
+            devices: it is made of, where upstream is not to look for them.
+            overrides: of the model's configuration.
+            draft: whether a draft model is loaded, too.
+        """
+        indexes = target.device_indexes if devices is None else [d.id for d in devices]
+        with nullcontext() if target.on else alone():
+            return _config(checkpoint, target, indexes, overrides, draft=draft)
 
     def alive(self) -> bool:
         """Whether JAX has touched a device here; it has not where it is not imported."""
@@ -136,81 +195,6 @@ class TpuInference(Driver):
         from jax._src import xla_bridge
 
         return bool(xla_bridge.backends_are_initialized())
-
-    def _ready_worker(
-        self, config: Any, target: Target, devices: Sequence[Any] | None, indexes: Sequence[int]
-    ) -> Any:
-        """A worker with its devices and mesh, about to load."""
-        worker = _worker(config, target, devices)
-        self.with_memory_logged(worker.init_device)
-        require_mesh(worker, target, indexes if self.can(Capability.FIXED_ORDER) else ())
-        if target.hosts > 1:
-            _load_as_one_of_several()
-        return worker
-
-    def _states(
-        self, worker: Any, parts: Collection[Part], by_worker: bool, config: Callable[..., Any]
-    ) -> tuple[list[str], dict[Part, Mapping[str, Any]]]:
-        """Load ``parts``; where the loads entered, and each part's arrays by their names."""
-        states: dict[Part, Mapping[str, Any]] = {}
-        entry = [_WORKER]
-        if Part.DECODER in parts:
-            self.with_memory_logged(worker.load_model)
-            states[Part.DECODER] = worker.model_runner.state
-            entry.append("TPUWorker.load_model")
-        if by_worker:
-            states[Part.MTP] = worker.model_runner.drafter.state
-        elif Part.MTP in parts:
-            states[Part.MTP] = _draft_alone(worker, config(draft=True))
-            entry.append("models.common.model_loader.get_model(is_draft_model=True)")
-        return entry, states
-
-    def _loaded(
-        self,
-        worker: Any,
-        target: Target,
-        entry: list[str],
-        states: dict[Part, Mapping[str, Any]],
-        times: tuple[float, float, float],
-    ) -> Loaded:
-        """What arrived; ``times`` are of the start, of the worker being ready, and of the end."""
-        mesh = worker.model_runner.mesh
-        devices = list(mesh.devices.flat)
-        own = frozenset(_name(d) for d in devices if d.process_index == target.host)
-        return Loaded(
-            tensors={
-                part: [
-                    from_jax(name, array, in_host_memory=not self.can(Capability.OWN_MEMORY))
-                    for name, array in (arrays_of(state) if is_own_model(state) else state.items())
-                ]
-                for part, state in states.items()
-            },
-            implementations={
-                part: Implementation.JAX if is_own_model(state) else Implementation.VLLM
-                for part, state in states.items()
-            },
-            mesh=tuple(map(_name, devices)),
-            local=own if target.hosts > 1 else None,
-            entry=", ".join(entry),
-            setup_seconds=times[1] - times[0],
-            load_seconds=times[2] - times[1],
-            axes=tuple((str(n), int(s)) for n, s in mesh.shape.items()),
-        )
-
-    def with_memory_logged(self, step: Callable[[], None]) -> None:
-        """Run a step of the worker whose last statement logs the devices' memory.
-
-        ``TPUWorker.init_device`` and ``TPUModelRunner.load_model`` end by logging
-        ``hbm_usage_gb(devices)`` (tpu-inference ``utils.py``). Where devices have no memory
-        statistics, up to 0.26 their None is subscripted, from 0.32 on a TPU is insisted on.
-        There, an error out of that function, raised after the step's work is done, is let pass.
-        """
-        try:
-            step()
-        except (TypeError, RuntimeError) as error:
-            inside = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
-            if self.can(Capability.MEMORY_STATISTICS) or "hbm_usage_gb" not in inside:
-                raise
 
 
 #: No compilation for CPUs with native bf16 conversion: that instruction (``VCVTNEPS2BF16``) takes
@@ -239,6 +223,8 @@ def under_a_tpus_name(name: str, devices: int) -> dict[str, str]:
 
 
 _DRAFT = "DRAFT_MODEL_IMPL_TYPE"
+#: The variables that say which implementation serves the model, and its draft.
+CHOICES = ("MODEL_IMPL_TYPE", _DRAFT)
 #: What tpu-inference calls each implementation (``envs.py``, 0.21 to 0.32).
 _IMPLEMENTATIONS = {
     Implementation.AUTO: "auto",
@@ -247,17 +233,17 @@ _IMPLEMENTATIONS = {
 }
 
 
-def _choose(impl: Implementation) -> None:
+def choose(impl: Implementation) -> None:
     """Ask for an implementation, for target and draft alike: tpu-inference refuses a mix.
 
     It reads its variables when it needs them, so one process serves loads of each.
     """
-    os.environ["MODEL_IMPL_TYPE"] = _IMPLEMENTATIONS[impl]
+    os.environ[CHOICES[0]] = _IMPLEMENTATIONS[impl]
     if impl is not Implementation.AUTO:
         os.environ[_DRAFT] = _IMPLEMENTATIONS[impl]
 
 
-def _choose_alike(config: Any) -> None:
+def choose_alike(config: Any) -> None:
     """Have a draft model served as tpu-inference chooses for its decoder.
 
     Left to choose for each it may take two, and refuses them (``spec_decode/jax/eagle3.py``); so
@@ -267,14 +253,6 @@ def _choose_alike(config: Any) -> None:
         from tpu_inference.models.common.model_loader import resolve_model_architecture
 
         os.environ[_DRAFT] = resolve_model_architecture(config, False)
-
-
-def _register_loader(layers: Sequence[LoaderLayer]) -> None:
-    """Register tpu-inference's loader inside ``layers``."""
-    from tpu_inference.models.vllm.vllm_model_loader import RunaiIncrementalModelLoader
-    from vllm.model_executor.model_loader import register_model_loader
-
-    register_model_loader("runai_streamer")(layered(RunaiIncrementalModelLoader, layers))
 
 
 def _config(
@@ -304,37 +282,54 @@ def _config(
         max_model_len=512,
         max_num_seqs=8,
         max_num_batched_tokens=512,
+        worker_extension_cls=EXTENSION,
     ).create_engine_config()
 
 
-def _worker(config: Any, target: Target, devices: Sequence[Any] | None) -> Any:
-    """The worker; with ``devices``, where it is not to look for them itself.
+class _Engine(NamedTuple):
+    """Where a load entered, and how a method of the worker's extension is called."""
 
-    Each host has rank 0 where there are no pipeline stages, as ``RayDistributedExecutor`` has it.
-    """
-    from tpu_inference.worker.tpu_worker import TPUWorker
+    entry: str
+    call: Callable[..., Any]
 
-    return TPUWorker(
-        config,
-        local_rank=0,
-        rank=0,
-        distributed_init_method="",
-        is_driver_worker=target.host == 0,
-        devices=devices,
+
+def executor_of(config: Any) -> tuple[str, Any]:
+    """The executor that the engine would make, which loads as it is made, and its class's name."""
+    from vllm.v1.executor.abstract import Executor
+
+    kind = Executor.get_class(config)
+    return f"{kind.__module__}.{kind.__qualname__}", kind(config)
+
+
+def _executor(config: Any) -> _Engine:
+    """One whose worker is in this process."""
+    entry, executor = executor_of(config)
+
+    def call(method: str, *args: Any) -> Any:
+        (result,) = executor.collective_rpc(method, args=args)
+        return result
+
+    return _Engine(entry, call)
+
+
+def _worker_alone(config: Any) -> _Engine:
+    """The worker as vLLM's ``UniProcExecutor`` makes it, which loads no decoder here."""
+    from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    wrapper = WorkerWrapperBase(rpc_rank=0)
+    wrapper.init_worker(
+        all_kwargs=[
+            {
+                "vllm_config": config, "local_rank": 0, "rank": 0, "distributed_init_method": "",
+                "is_driver_worker": True,
+            }
+        ]
+    )  # fmt: skip
+    wrapper.init_device()
+    return _Engine(
+        "WorkerWrapperBase.init_device",
+        lambda method, *args: getattr(wrapper.worker, method)(*args),
     )
-
-
-def _load_as_one_of_several() -> None:
-    """Load as a Ray worker does: each process places the shards it can address.
-
-    tpu-inference asks this variable when it moves weights (``layers/common/utils.py``,
-    ``general_device_put``). Not before: a worker made with it looks up a TPU's coordinates.
-    """
-    os.environ["TPU_MULTIHOST_BACKEND"] = "ray"
-
-
-def _name(device: Any) -> str:
-    return f"{device.platform}:{device.id}"
 
 
 def worker_drafts_mtp() -> bool:
@@ -346,25 +341,15 @@ def worker_drafts_mtp() -> bool:
     return Version(version("tpu-inference")).release >= (0, 22)
 
 
-def _draft_alone(worker: Any, config: Any) -> Mapping[str, Any]:
-    """Load the draft model onto the worker's mesh, as ``Eagle3Proposer.load_model`` does."""
-    from tpu_inference.models.common.model_loader import get_model
-    from vllm.config import set_current_vllm_config
-
-    runner = worker.model_runner
-    with set_current_vllm_config(config):
-        model = get_model(config, runner.rng_key, runner.mesh, is_draft_model=True)
-    state: Mapping[str, Any] = model.state
-    return state
-
-
-def require_mesh(worker: Any, target: Target, indexes: Sequence[int]) -> None:
+def require_mesh(found: Sequence[tuple[str, int]], target: Target, indexes: Sequence[int]) -> None:
     """Upstream's mesh is of the target's devices; in the order of ``indexes``, if there are any.
+
+    It is looked at when the executor is there, which has loaded by then.
 
     Without device indexes upstream orders a TPU's devices by how they are wired: four of a v6e as
     0, 1, 3, 2 (tpu-inference ``utils.py``, ``make_optimized_mesh``). The comparison follows it.
     """
-    found = [(d.platform, d.id) for d in worker.model_runner.mesh.devices.flat]
+    found = list(found)
     asked = [(target.platform, index) for index in indexes]
     platforms = [platform for platform, _ in found]
     fits = platforms == [target.platform] * target.devices and len(set(found)) == len(found)
