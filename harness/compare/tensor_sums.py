@@ -93,19 +93,19 @@ def _summed(
 
 
 def question_of(shard: DeviceShard, layout: ParameterLayout) -> FeatureSums | None:
-    """What a device is asked of its part of a parameter; None where a cut divides a word.
+    """What a device is asked of its part of a parameter; None where a cut divides 32 bits.
 
     Features run along outputs, so that padding has sums of its own: zeros, if it is zero.
     """
-    outputs, *_ = shape = tuple(map(len, shard.index))
+    shape = tuple(map(len, shard.index))
     others = [span for axis, span in enumerate(shard.index) if axis != layout.output_axis]
     itemsize = ITEMSIZE[layout.dtype]
     first = math.prod(len(s) for s in others[1:]) * others[0].start * itemsize if others else 0
-    if first % 4:
+    if first % 4 or (layout.output_axis and len(shape) != 2):
         return None
-    if layout.output_axis:
-        return FeatureSums((shape[0], shape[1]), 1, first // 4)
-    return FeatureSums((outputs, math.prod(shape[1:])), 0, first // 4)
+    exchanged = shard.held.exchanged if shard.held else ()
+    sizes = (shape[0], math.prod(shape[1:]))
+    return FeatureSums(sizes, layout.output_axis, first // 4, exchanged)
 
 
 class _Rows:

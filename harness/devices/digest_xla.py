@@ -90,7 +90,7 @@ def _answer(array: Any, question: Question, tables: Any, platform: str) -> Any:
     bits = jax.lax.bitcast_convert_type(array, _BITS[array.dtype.itemsize])
     if isinstance(question, FeatureSums):
         ((factors, _),), axis = tables, 1 - question.features_axis
-        return _sums(bits.reshape(1, *question.sizes), axis, factors, platform)[:, 0]
+        return _sums(question.matrix(bits)[None], axis, factors, platform)[:, 0]
     bits = bits.reshape(bits.shape[0], -1, bits.shape[-1])
     if not question.rectangles:
         return jnp.zeros(question.shape, np.uint32)

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from harness.base.bits import FROM_ARRAY_NAME, ON_DEVICES, Bits, bits_dtype
+from harness.base.bits import FROM_ARRAY_NAME, ITEMSIZE, ON_DEVICES, Bits, bits_dtype
 from harness.devices.digest_xla import XlaPrograms
 from harness.devices.expert_layout import Span
 from harness.devices.programs import Held
 from harness.devices.tensors import DeviceShard, DeviceTensor
 
 _PROGRAMS = XlaPrograms()
+#: Types that programs take as words: not those of half a byte or of eight, nor truth values.
+_DIGESTED = {name for name, nbytes in ITEMSIZE.items() if nbytes <= 4} - {"BOOL"}
 
 
 def from_jax(name: str, array: Any, *, in_host_memory: bool) -> DeviceTensor:
@@ -66,7 +68,7 @@ def _shard_from_jax(
         device,
         spans(shard.index, shape),
         fetch,
-        held=Held(shard.data, _PROGRAMS),
+        held=Held(shard.data, _PROGRAMS) if dtype in _DIGESTED else None,
         in_host_memory=in_host_memory,
     )
 

@@ -77,11 +77,19 @@ class FeatureSums:
         sizes: of the array, seen as a matrix.
         features_axis: which of the two its features run along; along the other they are summed up.
         first: of a feature's words, the first that the array has.
+        exchanged: see :class:`Held`.
     """
 
     sizes: tuple[int, int]
     features_axis: int
     first: int
+    exchanged: tuple[int, ...] = ()
+
+    def matrix(self, array: Any) -> Any:
+        """The array as that matrix."""
+        if self.exchanged:
+            array = array.reshape(self.exchanged).swapaxes(0, 1)
+        return array.reshape(self.sizes)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -112,12 +120,14 @@ class Held:
     """An array on one device, as what answers questions about it takes it.
 
     Attributes:
-        array: the array.
+        array: the array; where axes of it count as one, still as it is.
         programs: what answers.
+        exchanged: a shape of it, if it is seen with that shape's first two axes exchanged.
     """
 
     array: Any
     programs: Programs
+    exchanged: tuple[int, ...] = ()
 
 
 class Answer:

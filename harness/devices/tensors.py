@@ -115,13 +115,15 @@ class DeviceShard:
 
         span = Span(start, start + count * width)
         index = (*self.index[:axis], span, *self.index[axis + 2 :])
-        return replace(self, index=index, fetch=fetch, held=None)
+        return replace(self, index=index, fetch=fetch)
 
     def exchanged(self) -> DeviceShard:
         """The shard with its first two axes the other way round."""
         first, second, *others = self.index
+        shape = tuple(map(len, self.index))
         return replace(
-            self, index=(second, first, *others), held=None,
+            self, index=(second, first, *others),
+            held=replace(self.held, exchanged=shape) if self.held else None,
             fetch=lambda index: self.fetch(...).swapaxes(0, 1)[index],
         )  # fmt: skip
 

@@ -106,7 +106,7 @@ def threads_along(
     """
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
     here = isinstance(checkpoint.location, Directory)
-    able = by_digests and whole and read and here and not checkpoint.fp8
+    able = by_digests and whole and read and here and checkpoint.format is None
     return THREADS if able and cores >= LEAST_CORES else 0
 
 

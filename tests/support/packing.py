@@ -121,7 +121,7 @@ def held(part: npt.NDArray[Any]) -> Held:
 
 def _answer(part: npt.NDArray[Any], question: Question) -> Any:
     if isinstance(question, FeatureSums):
-        matrix = part.reshape(question.sizes)
+        matrix = question.matrix(part)
         by_feature = matrix if question.features_axis == 0 else matrix.T
         return feature_sums(by_feature, first=question.first)
     whole = part.reshape(part.shape[0], -1, part.shape[-1])
