@@ -96,7 +96,9 @@ def candidates(family: Family, asked: Storage | None) -> Iterable[ExpertNaming]:
         two = () if three else own.names
         for storage in Storage:
             halves = storage in (Storage.FUSED, Storage.FUSED_TRANSPOSED)
-            unlikely = storage is Storage.INTERLEAVED or (halves and own.part in alternating)
+            # Rows of gate and up that alternate are a quantised format's alone.
+            in_turn = storage in (Storage.INTERLEAVED, Storage.ALTERNATING)
+            unlikely = in_turn or (halves and own.part in alternating)
             if storage is asked or not unlikely:
                 names = two if storage.is_fused else three
                 yield ExpertNaming(own.part, own.prefix, storage, names)

@@ -157,8 +157,7 @@ def _format(
     raise BadInput(
         f"a quantised checkpoint ({shown(known) if known else 'unknown method'})",
         where=location.where("config.json"),
-        expected="no quantization_config, or that of one of "
-        + "; ".join(f"{each.name} ({each.summary})" for each in formats().values()),
+        expected="no quantization_config, or that of one of " + ", ".join(formats()),
         hint="the bf16 release of the model, or one in a format of these; other quantised layouts "
         "are not covered",
     )

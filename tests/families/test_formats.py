@@ -71,7 +71,7 @@ def test_what_no_format_describes_is_none(config: str) -> None:
 
 
 def test_a_format_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="one of awq, ct-fp8-channel"):
+    with pytest.raises(BadInput, match="one of awq, fp8, ct-fp8-channel"):
         write_checkpoint("qwen3-moe", tmp_path / "c", quantised="int3")
 
 
