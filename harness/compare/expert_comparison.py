@@ -39,7 +39,7 @@ from harness.compare.digest_comparison import (
     reference_digest,
 )
 from harness.compare.equality import all_equal, on_all_cores, zeros
-from harness.compare.file_sums import digest_of_matrix, digests_of_expert
+from harness.compare.file_sums import Form, digest_of_matrix, digests_of_expert
 from harness.compare.selection import Chosen, keys_of
 from harness.devices.digest import Words
 from harness.devices.expert_layout import (
@@ -361,7 +361,7 @@ class PartComparison:
         which = (key.layer, key.expert)
         last = getattr(self._last, "words", None)
         if last is None or last[0] != which:
-            (words,) = digests_of_expert(self.reference, *which, [self._as_held])
+            (words,) = digests_of_expert(self.reference, *which, [self._form])
             self._last.words = last = (which, words)
             self._tell(key, words)
         found: Words = last[1][tuple(Projection).index(key.projection)]
@@ -376,6 +376,11 @@ class PartComparison:
             listener.digests(
                 key._replace(projection=projection), {self.reference.shape.dtype: each}
             )
+
+    @property
+    def _form(self) -> Form:
+        keeps = self.reference.shape.dtype if self._nan is Nan.PAYLOAD else ""
+        return Form(self._as_held, keeps)
 
     def _as_held(self, bits: Bits, dtype: str) -> Bits:
         return self.expected(converted(bits, dtype, self.reference.shape.dtype))

@@ -1,8 +1,8 @@
 """What parts of a checkpoint's files digest to, at the speed of memory.
 
 A part is read into a buffer that stays in a core's cache, and digested there, a megabyte at a time:
-what is read leaves the processor once. The calls that read and those that digest hold no lock, so
-every core has a part of its own.
+what is read leaves the processor once. Of a local file one compiled call does both for a whole part
+and holds no lock, so that as many cores as there are do not wait for each other in Python.
 """
 
 from __future__ import annotations
@@ -10,18 +10,39 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.base.bits import ITEMSIZE, Bits, bits_dtype, converted
 from harness.checkpoint.safetensors_file import TensorEntry
-from harness.devices.digest import LANES, Words, by_rows, digest, feature_sums, finished
+from harness.devices.digest import (
+    LANES,
+    Words,
+    by_rows,
+    digest,
+    factors,
+    feature_sums,
+    finished,
+    kernels,
+)
 from harness.devices.expert_layout import Span
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Projection
 
-#: Bits of a dtype as a parameter is to hold them.
-Form = Callable[[Bits, str], Bits]
+
+class Form(NamedTuple):
+    """How a parameter is to hold bits.
+
+    Attributes:
+        made: gives them, of bits and their dtype.
+        keeps: the dtype whose bits are held as they are; empty for none.
+    """
+
+    made: Callable[[Bits, str], Bits]
+    keeps: str = ""
+
+
 #: Bytes that are read at a time; with a core's other data they fit into its second-level cache.
 _CHUNK = 1 << 20
 _local = threading.local()
@@ -29,7 +50,7 @@ _local = threading.local()
 
 def form_of(dtype: str) -> Form:
     """The form in which a parameter of a type holds bits."""
-    return partial(_converted, dtype)
+    return Form(partial(_converted, dtype), dtype)
 
 
 def _converted(target: str, bits: Bits, dtype: str) -> Bits:
@@ -71,7 +92,7 @@ def digests_of_expert(
         if place is None:
             bits, dtype = part.stored(key)
             for words, form in zip(found, forms, strict=True):
-                words[number] = digest_of_matrix(form(bits, dtype), projection)
+                words[number] = digest_of_matrix(form.made(bits, dtype), projection)
             continue
         region, axis, features = place
         at = region.entry.name, region.start
@@ -142,21 +163,54 @@ class _Region:
         found = [np.zeros((LANES, features), np.uint32) for _ in forms]
         if not self._rows * self._columns:
             return found
+        if all(form.keeps == self.entry.dtype for form in forms):
+            sums = np.zeros((LANES, features), np.uint32)
+            if self._compiled(features_axis, sums):
+                return [sums for _ in forms]
         for first, bits in self._chunks():
             for sums, form in zip(found, forms, strict=True):
-                held = by_rows(form(bits, self.entry.dtype))
+                held = by_rows(form.made(bits, self.entry.dtype))
                 if features_axis:
                     sums += feature_sums(held.T, first=first * held.itemsize // 4)
                 else:
                     sums[:, first : first + len(held)] = feature_sums(held)
         return found
 
+    def _compiled(self, features_axis: int, sums: Words) -> bool:
+        """Add up all of it in one compiled call; whether that can be done, and all could be read.
+
+        Where not, reading in the other way tells why.
+        """
+        itemsize, compiled = ITEMSIZE[self.entry.dtype], kernels()
+        nbytes = self._columns * itemsize
+        turned = not features_axis or (itemsize == 2 and not self._rows % 2)
+        if compiled is None or nbytes % 4 or not turned:
+            return False
+        words = nbytes // 4
+        weights = factors(0, self._rows * itemsize // 4 if features_axis else words)
+        buffer = _buffer(self._height * nbytes).view(np.uint32).reshape(-1, words)
+        offset = self.entry.offset + self.start * itemsize
+
+        def read(descriptor: int) -> int:
+            rows: int = compiled.read_sums(
+                descriptor, offset, self._rows, buffer, bool(features_axis), weights, sums
+            )
+            return rows
+
+        total = self._rows * nbytes
+        return self.entry.file.by_descriptor(offset, total, read) == self._rows
+
+    @property
+    def _height(self) -> int:
+        """Rows that are read at a time, so that no word has elements of two of these."""
+        nbytes = self._columns * ITEMSIZE[self.entry.dtype]
+        return min(max(_CHUNK // nbytes // 4 * 4, 4), self._rows)
+
     def _chunks(self) -> Iterator[tuple[int, Bits]]:
         """Some rows at a time, with the number of the first; they are overwritten by the next."""
         itemsize = ITEMSIZE[self.entry.dtype]
         nbytes = self._columns * itemsize
-        height = max(_CHUNK // nbytes // 4 * 4, 4)  # so that no word has elements of two chunks
-        buffer = _buffer(min(height, self._rows) * nbytes)
+        buffer = _buffer(self._height * nbytes)
         dtype, row = bits_dtype(self.entry.dtype), 0
         for part in self.entry.stream(self.start * itemsize, self._rows * nbytes, buffer):
             bits = part.view(dtype).reshape(-1, self._columns)

@@ -101,8 +101,12 @@ def finished(sums: Words, first: int, width: int) -> Words:
         uint32 [4]; the digest is the sum over all features.
     """
     part = keys(width)[:, first : first + sums.shape[-1]]
-    total: Words = mixed(sums + part).sum(axis=-1, dtype=np.uint32)
-    return total
+    if (compiled := kernels()) is None:
+        total: Words = mixed(sums + part).sum(axis=-1, dtype=np.uint32)
+        return total
+    out = np.zeros(LANES, np.uint32)
+    compiled.finish(sums, part, out)
+    return out
 
 
 def digest(matrix: Bits, hidden_axis: int, *, canonical: bool = False) -> Words:
@@ -142,24 +146,24 @@ def feature_sums(by_feature: Bits, *, canonical: bool = False, first: int = 0) -
     if compiled is None or canonical or not compilable:
         return numpy_sums(by_feature, canonical=canonical, first=first)
     sums = np.zeros((LANES, features), dtype=np.uint32)
-    factors = _factors(first, words)
+    weighing = factors(first, words)
     if in_rows:
         rows = _whole_rows(by_feature)
         if rows is None or rows.shape[1] * rows.itemsize % 4:
             rows = np.ascontiguousarray(by_feature)
-        compiled.along(rows.view(np.uint32), words, factors, sums)
+        compiled.along(rows.view(np.uint32), words, weighing, sums)
         return sums
     columns = _whole_rows(by_feature.T)
     turned_ = np.ascontiguousarray(by_feature.T) if columns is None else columns
     if features % 2 or turned_.shape[1] % 2 or turned_.ctypes.data % 4:
-        compiled.across(turned_, features, factors, sums)
+        compiled.across(turned_, features, weighing, sums)
     else:
-        compiled.across_words(turned_.view(np.uint32), features // 2, factors, sums)
+        compiled.across_words(turned_.view(np.uint32), features // 2, weighing, sums)
     return sums
 
 
 @cache
-def _factors(first: int, words: int) -> Words:
+def factors(first: int, words: int) -> Words:
     """:func:`weights` of some words from the first on, in memory of their own."""
     return np.ascontiguousarray(weights(first + words)[:, first:])
 
@@ -228,7 +232,16 @@ def warm_up() -> None:
     """Have the kernels compiled, or read from numba's cache, before they are wanted."""
     matrix = np.zeros((4, 8), dtype=np.uint16)
     for form in (matrix, matrix[:, :4], matrix.T, matrix.T[:4], matrix.T[:3]):
-        feature_sums(form)
+        sums = feature_sums(form)
+        finished(sums, 0, sums.shape[1])
+        finished(sums[:, 1:], 0, sums.shape[1])
+        finished(np.broadcast_to(sums[:, :1], sums.shape), 0, sums.shape[1])
+    if (compiled := kernels()) is not None:
+        buffer = np.zeros((4, 4), np.uint32)
+        for across in (False, True):  # of no file
+            compiled.read_sums(
+                -1, 0, 4, buffer, across, factors(0, 4), np.zeros((LANES, 8), np.uint32)
+            )
 
 
 _lock = threading.Lock()

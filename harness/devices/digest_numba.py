@@ -10,8 +10,13 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 
 SPREAD = 0x9E3779B1  # as in harness.devices.digest, which imports this file
+#: The C library's; bound when compiled code is loaded.
+_pread = types.ExternalFunction(
+    "pread", types.intp(types.int32, types.uintp, types.uintp, types.int64)
+)
 _STRIP = 128  # words; with their sums 5 KiB
 _COMPILE: dict[str, Any] = {"nogil": True, "cache": True, "boundscheck": False}
 
@@ -105,3 +110,57 @@ def across_words(words: Any, pairs: int, weights: Any, sums: Any) -> None:
             for f in range(width):
                 sums[lane, 2 * (left + f)] += strip[lane, f]
                 sums[lane, 2 * (left + f) + 1] += strip[4 + lane, f]
+
+
+@numba.njit(inline="always")
+def _mixed(word: Any) -> Any:
+    word = np.uint32(word)
+    word = np.uint32((word ^ (word >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+    word = np.uint32((word ^ (word >> np.uint32(13))) * np.uint32(0xC2B2AE35))
+    return word ^ (word >> np.uint32(16))
+
+
+@numba.njit(**_COMPILE)
+def finish(sums: Any, keys: Any, out: Any) -> None:
+    """Add the second level of sums, uint32 [4, F], with as many keys, to ``out``, uint32 [4]."""
+    for lane in range(4):
+        of_lane, of_keys, total = sums[lane], keys[lane], np.uint32(0)
+        for f in range(of_lane.shape[0]):
+            total += _mixed(np.uint32(of_lane[f] + of_keys[f]))
+        out[lane] += total
+
+
+@numba.njit(**_COMPILE)
+def read_sums(
+    descriptor: int, offset: int, rows: int, buffer: Any, across: bool, weights: Any, sums: Any
+) -> int:
+    """Read rows of a file into a buffer, some at a time, and add them up; holds no lock meanwhile.
+
+    Args:
+        descriptor: of the file.
+        offset: of the first row.
+        rows: how many.
+        buffer: uint32 [some rows, words of a row]; an even number of rows.
+        across: whether columns of two bytes are features, two to a word; else rows are.
+        weights: of a feature's words, in memory of their own.
+        sums: zeros, uint32 [4, features].
+
+    Returns:
+        How many rows were read: fewer where the file could not be.
+    """
+    at, nbytes = buffer.ctypes.data, buffer.shape[1] * 4
+    row = 0
+    while row < rows:
+        height = min(buffer.shape[0], rows - row)
+        done, wanted = 0, height * nbytes
+        while done < wanted:
+            count = _pread(descriptor, at + done, wanted - done, offset + row * nbytes + done)
+            if count <= 0:
+                return row
+            done += count
+        if across:
+            across_words(buffer[:height], buffer.shape[1], weights[:, row // 2 :], sums)
+        else:
+            along(buffer[:height], buffer.shape[1], weights, sums[:, row : row + height])
+        row += height
+    return row

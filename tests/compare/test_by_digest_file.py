@@ -71,6 +71,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
         found.ranges.add((self.name, offset, nbytes))
         return stream(self, offset, nbytes, *given)
 
+    def counted_by_descriptor(self: LocalFile, offset: int, nbytes: int, *given: Any) -> int:
+        found.weights += nbytes
+        found.ranges.add((self.name, offset, nbytes))
+        return by_descriptor(self, offset, nbytes, *given)
+
+    by_descriptor = LocalFile.by_descriptor
+    monkeypatch.setattr(LocalFile, "by_descriptor", counted_by_descriptor)
     monkeypatch.setattr(LocalFile, "bits", counted_bits)
     monkeypatch.setattr(LocalFile, "stream", counted_stream)
     monkeypatch.setattr(LocalFile, "read", counted_read)
@@ -377,6 +384,7 @@ def unreadable(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def closed() -> None:
         monkeypatch.setattr(LocalFile, "bits", bits)
         monkeypatch.setattr(LocalFile, "stream", bits)
+        monkeypatch.setattr(LocalFile, "by_descriptor", bits)
 
     return closed
 

@@ -35,6 +35,12 @@ def verify_by_digests(argument: bytes, _: Meter) -> bytes:
         read[0] += nbytes
         return stream(self, offset, nbytes, *given)
 
+    def counted_by_descriptor(self: LocalFile, offset: int, nbytes: int, *given: Any) -> int:
+        read[0] += nbytes
+        return by_descriptor(self, offset, nbytes, *given)
+
+    by_descriptor = LocalFile.by_descriptor
+    LocalFile.by_descriptor = counted_by_descriptor  # type: ignore[assignment,method-assign]
     LocalFile.bits = counted  # type: ignore[assignment,method-assign]
     LocalFile.stream = counted_stream  # type: ignore[assignment,method-assign]
     report = a_report(

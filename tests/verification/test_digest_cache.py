@@ -130,7 +130,13 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> type[Reads]:
         Reads.weights += array.nbytes if Reads.counted else 0
         return array
 
+    def counted_by_descriptor(self: LocalFile, offset: int, nbytes: int, *given: Any) -> int:
+        Reads.weights += nbytes if Reads.counted else 0
+        return by_descriptor(self, offset, nbytes, *given)
+
+    by_descriptor = LocalFile.by_descriptor
     Reads.weights = 0
+    monkeypatch.setattr(LocalFile, "by_descriptor", counted_by_descriptor)
     monkeypatch.setattr(LocalFile, "bits", counted)
     return Reads
 

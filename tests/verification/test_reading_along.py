@@ -111,7 +111,7 @@ def test_a_file_that_cannot_be_read(
     def fails(*_: Any) -> NoReturn:
         raise BadInput("cannot be read", where="the file", expected="bytes", hint="look")
 
-    monkeypatch.setattr(LocalFile, "stream", fails)
+    monkeypatch.setattr(LocalFile, "by_descriptor", fails)
     known = read_along(work_of(checkpoint), NEVER, 2, lambda _: True)
     with pytest.raises(BadInput, match="cannot be read"):
         known.authority()
@@ -288,6 +288,7 @@ def test_what_was_read_along_is_not_read_again(
     given = world(tiny_checkpoints["qwen3-vl-moe"], tmp_path)
     monkeypatch.setattr(LocalFile, "bits", never)
     monkeypatch.setattr(LocalFile, "stream", never)
+    monkeypatch.setattr(LocalFile, "by_descriptor", never)
     assert judged_along(given, monkeypatch).status is Status.EQUAL
     assert along
 

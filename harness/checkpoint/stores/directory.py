@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
@@ -46,6 +46,20 @@ _KINDS = {
     stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
 }  # fmt: skip
+
+
+#: Opening never waits, whatever took a file's place.
+_OPENING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+
+
+class _Descriptor:
+    """A descriptor that is closed when nobody has it any more."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
 
 
 class LocalFile(File):
@@ -95,6 +109,17 @@ class LocalFile(File):
                 part = buffer[: nbytes - start]
                 _fill(part, descriptor, offset + start)
                 yield part
+
+    def by_descriptor(self, offset: int, nbytes: int, read: Callable[[int], int]) -> int:
+        """See :meth:`File.by_descriptor`; the file stays open, opening takes a core as long."""
+        return read(self._descriptor.number)
+
+    @cached_property
+    def _descriptor(self) -> _Descriptor:
+        with _readable(self.path):
+            descriptor = _Descriptor(os.open(self.path, _OPENING))
+            _require_regular(self.path, os.fstat(descriptor.number))
+            return descriptor
 
     def known(self) -> Mapping[str, str]:
         """The SHA-256 by which the hub's cache calls a large file, in base64; else nothing."""
@@ -295,9 +320,9 @@ def _fill(buffer: Bits, descriptor: int, offset: int) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    """A descriptor of a regular file; opening never waits, whatever took the file's place."""
+    """A descriptor of a regular file."""
     with _readable(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(path, _OPENING)
         try:
             _require_regular(path, os.fstat(descriptor))
             yield descriptor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from harness.base.bits import Bits
@@ -66,6 +66,22 @@ class File(ABC):
         """
         if nbytes:
             yield self.bits(offset, "U8", (nbytes,), within)
+
+    def by_descriptor(self, offset: int, nbytes: int, read: Callable[[int], int]) -> int:
+        """Have compiled code read bytes from ``offset`` on, by the descriptor it is given.
+
+        Args:
+            offset: bytes from the file's start.
+            nbytes: how many are to be read.
+            read: reads them, and says how much it could.
+
+        Returns:
+            What ``read`` did; 0 where there is no descriptor.
+
+        Raises:
+            BadInput: the file cannot be opened.
+        """
+        return 0
 
     def known(self) -> Mapping[str, str]:
         """What its place knows of its content without reading it: checksums, a tag of its version.
