@@ -19,7 +19,7 @@ from harness.base.bits import Bits
 from harness.base.errors import BadInput
 from harness.devices.digest import LANES, Words, feature_sums, finished
 from harness.devices.expert_layout import LayoutBlock, Padding, Parameter, Span
-from harness.devices.programs import Answer, AnySet, Held, Question, Rectangle, Shares, ask
+from harness.devices.programs import AnySet, Askable, DeviceAnswer, Question, Rectangle, Shares, ask
 from harness.devices.tensors import DeviceShard, DeviceTensor
 from harness.families.family import Projection
 
@@ -122,7 +122,7 @@ class ExpertAnswers:
                 found[asked.parameter].update(there)
         return found
 
-    def _answered(self) -> Iterator[tuple[_Asked, tuple[Answer, Answer]]]:
+    def _answered(self) -> Iterator[tuple[_Asked, tuple[DeviceAnswer, DeviceAnswer]]]:
         answers = iter(self._answers)
         for asked in self._asked:
             yield asked, (next(answers), next(answers))
@@ -135,7 +135,7 @@ class _Asked(NamedTuple):
     shard: DeviceShard
     blocks: Sequence[LayoutBlock]
     gaps: Sequence[int]
-    held: Held
+    held: Askable
 
     def questions(self, gaps: Sequence[Padding], width: int) -> tuple[Question, Question]:
         """What blocks add to digests, then whether gaps are zero."""

@@ -61,7 +61,7 @@ from harness.devices.digest import Words
 from harness.devices.expert_layout import Backend, Span
 from harness.devices.mesh import Mesh
 from harness.devices.parameter_layout import Packing, ParameterLayout
-from harness.devices.programs import Answer, ask
+from harness.devices.programs import DeviceAnswer, ask
 from harness.devices.replicas import odd_replicas
 from harness.devices.sharding import misplaced
 from harness.devices.tensors import DeviceTensor, is_of_experts
@@ -211,7 +211,7 @@ class ParameterComparison:
                     yield tensor, piece
 
     @cached_property
-    def _asked(self) -> Mapping[str, Mapping[str, Answer]]:
+    def _asked(self) -> Mapping[str, Mapping[str, DeviceAnswer]]:
         """By parameter and device, the sums of features that devices of their own were asked for.
 
         They are asked about all that stands in one block of layers at once.
@@ -223,7 +223,7 @@ class ParameterComparison:
             for shard in view.tensor.shards
             if shard.held and (question := question_of(shard, view.layout))
         ]
-        found: dict[str, dict[str, Answer]] = {}
+        found: dict[str, dict[str, DeviceAnswer]] = {}
         for _, block in groupby(sorted(questions, key=itemgetter(0)), key=itemgetter(0)):
             together = list(block)
             answers = ask((device, held, question) for *_, device, held, question in together)

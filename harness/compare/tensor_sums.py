@@ -24,7 +24,7 @@ from harness.compare.pieces import Piece
 from harness.devices.digest import LANES, Words, by_rows, feature_sums, finished
 from harness.devices.expert_layout import Span
 from harness.devices.parameter_layout import ParameterLayout
-from harness.devices.programs import Answer, FeatureSums
+from harness.devices.programs import DeviceAnswer, FeatureSums
 from harness.devices.tensors import DeviceShard
 
 
@@ -54,7 +54,7 @@ def sum_piece(piece: Piece, shape: tuple[int, ...]) -> Summed:
     return _summed(piece, shape, rows_of)
 
 
-def sum_rows(piece: Piece, shape: tuple[int, ...], sums: Mapping[str, Answer]) -> Summed:
+def sum_rows(piece: Piece, shape: tuple[int, ...], sums: Mapping[str, DeviceAnswer]) -> Summed:
     """The same, of all rows of the tensor, from what each device said of its features."""
 
     def rows_of(shard: DeviceShard, at: _Where) -> _Held:

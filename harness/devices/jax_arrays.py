@@ -10,7 +10,7 @@ import numpy as np
 from harness.base.bits import FROM_ARRAY_NAME, ITEMSIZE, ON_DEVICES, Bits, bits_dtype
 from harness.devices.digest_xla import XlaPrograms
 from harness.devices.expert_layout import Span
-from harness.devices.programs import Held
+from harness.devices.programs import Askable
 from harness.devices.tensors import DeviceShard, DeviceTensor
 
 _PROGRAMS = XlaPrograms()
@@ -68,7 +68,7 @@ def _shard_from_jax(
         device,
         spans(shard.index, shape),
         fetch,
-        held=Held(shard.data, _PROGRAMS) if dtype in _DIGESTED else None,
+        held=Askable(shard.data, _PROGRAMS) if dtype in _DIGESTED else None,
         in_host_memory=in_host_memory,
     )
 

@@ -77,7 +77,7 @@ class FeatureSums:
         sizes: of the array, seen as a matrix.
         features_axis: which of the two its features run along; along the other they are summed up.
         first: of a feature's words, the first that the array has.
-        exchanged: see :class:`Held`.
+        exchanged: see :class:`Askable`.
     """
 
     sizes: tuple[int, int]
@@ -116,7 +116,7 @@ class Programs(ABC):
 
 
 @dataclass(frozen=True)
-class Held:
+class Askable:
     """An array on one device, as what answers questions about it takes it.
 
     Attributes:
@@ -130,7 +130,7 @@ class Held:
     exchanged: tuple[int, ...] = ()
 
 
-class Answer:
+class DeviceAnswer:
     """The answer to a question, once it is looked at."""
 
     def __init__(self, question: Question, words: Callable[[], Words], first: int) -> None:
@@ -146,23 +146,23 @@ class Answer:
         return flat.reshape(shape)
 
 
-def ask(questions: Iterable[tuple[str, Held, Question]]) -> list[Answer]:
+def ask(questions: Iterable[tuple[str, Askable, Question]]) -> list[DeviceAnswer]:
     """Ask devices, each all at once; their answers in the order of the questions.
 
     Args:
         questions: device, an array it holds, and what is to be known of it.
     """
-    of_device: dict[str, list[tuple[int, Held, Question]]] = {}
+    of_device: dict[str, list[tuple[int, Askable, Question]]] = {}
     count = 0
     for number, (device, held, question) in enumerate(questions):
         of_device.setdefault(device, []).append((number, held, question))
         count = number + 1
-    found: dict[int, Answer] = {}
+    found: dict[int, DeviceAnswer] = {}
     for asked in of_device.values():
         words = _once(asked[0][1].programs.start([(held.array, q) for _, held, q in asked]))
         first = 0
         for number, _, question in asked:
-            found[number] = Answer(question, words, first)
+            found[number] = DeviceAnswer(question, words, first)
             first += prod(question.shape)
     return [found[number] for number in range(count)]
 

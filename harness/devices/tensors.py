@@ -18,7 +18,7 @@ import numpy as np
 
 from harness.base.bits import Bits, bits_dtype
 from harness.devices.expert_layout import Parameter, Span, parameter_called
-from harness.devices.programs import Held
+from harness.devices.programs import Askable
 from harness.families.family import Family, Part
 
 
@@ -65,7 +65,7 @@ class DeviceShard:
     device: str
     index: tuple[Span, ...]
     fetch: Callable[[Any], Bits]
-    held: Held | None = None
+    held: Askable | None = None
     in_host_memory: bool = field(kw_only=True)
 
     def folded(self) -> DeviceShard:

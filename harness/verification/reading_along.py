@@ -66,7 +66,7 @@ class Along(msgspec.Struct, frozen=True, kw_only=True):
     idle: bool = True
 
 
-class Known(msgspec.Struct, kw_only=True):
+class FoundAlong(msgspec.Struct, kw_only=True):
     """What it has found: words of digests as bytes; or why it could not go on."""
 
     experts: Sequence[tuple[ExpertKey, str, bytes]] = ()
@@ -141,7 +141,7 @@ class ReadingAlong:
         """
         try:
             answer, _ = self._process.communicate(timeout=_END_SECONDS)  # its input ends with that
-            return msgspec.msgpack.decode(answer, type=Known).authority()
+            return msgspec.msgpack.decode(answer, type=FoundAlong).authority()
         except (subprocess.TimeoutExpired, msgspec.MsgspecError, OSError):
             return WEIGHTS
         finally:
@@ -162,7 +162,7 @@ def read_along(
     ended: threading.Event,
     threads: int,
     is_there: Callable[[Work], bool],
-) -> Known:
+) -> FoundAlong:
     """Digest what is there, until all is done or the load has ended.
 
     Args:
@@ -188,9 +188,9 @@ def read_along(
                 if not turn:
                     ended.wait(_WAIT_SECONDS)
     except HarnessError as error:
-        return Known(error=SentError.of(error))
+        return FoundAlong(error=SentError.of(error))
     whole = [(w, t, words.astype("<u4").tobytes()) for (w, t), words in sums.items() if not left[w]]
-    return Known(
+    return FoundAlong(
         experts=[(w, t, words) for w, t, words in whole if isinstance(w, ExpertKey)],
         tensors=[(w, t, words) for w, t, words in whole if isinstance(w, str)],
     )
@@ -250,7 +250,7 @@ def _lines_end(ended: threading.Event) -> None:
     ended.set()
 
 
-def _answers() -> Iterator[Known]:
+def _answers() -> Iterator[FoundAlong]:
     """What was asked on standard input, answered."""
     asked = msgspec.json.decode(sys.stdin.buffer.readline(), type=Along)
     die_with_parent(asked.parent)
@@ -264,9 +264,9 @@ def _answers() -> Iterator[Known]:
         checkpoint = ModelCheckpoint(asked.checkpoint, asked.storage)
         yield read_along(work_of(checkpoint), ended, asked.threads, PageCache().has)
     except HarnessError as error:
-        yield Known(error=SentError.of(error))
+        yield FoundAlong(error=SentError.of(error))
     except Exception as error:
-        yield Known(error=SentError.of(InternalError.of(error)))
+        yield FoundAlong(error=SentError.of(InternalError.of(error)))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from harness.compare.difference import Difference, Kind
 from harness.compare.digest_comparison import Method
 from harness.compare.expert_comparison import PartComparison
 from harness.devices.expert_layout import Backend, Parameter
-from harness.devices.programs import Held, Programs
+from harness.devices.programs import Askable, Programs
 from harness.devices.tensors import DevicePart, DeviceTensor
 from harness.families.experts import ReferencePart
 from tests.support.host_devices import HOSTS, of_host
@@ -154,7 +154,7 @@ def test_an_array_that_cannot_be_read_is_not_summed(
             def start(self, asked: object) -> NoReturn:
                 raise AssertionError("the device was asked")
 
-        changed, held = change(tensor), Held(None, Never())
+        changed, held = change(tensor), Askable(None, Never())
         return replace(changed, shards=tuple(replace(s, held=held) for s in changed.shards))
 
     device = PackedDevice(decoder)

@@ -435,7 +435,13 @@ def names(
         ("vl-fused", "0.33.0rc1", "0.33.0.dev20261101", ("untied-head-unwritten",)),
         ("mtp-s3", "0.25.0", "0.25.0", ("store-while-offline",)),
         ("vl-square", "0.27.1", "0.27.0", ("orientation-guessed",)),
-        ("vl-square", "0.27.1", "0.28.0", ("untied-head-unwritten", "orientation-guessed")),
+        (
+            "vl-square",
+            "0.27.1",
+            "0.28.0",
+            ("orientation-guessed",),
+        ),
+        ("vl-square", "0.27.1", "0.29.0", ("untied-head-unwritten", "orientation-guessed")),
         ("vl-tied", "0.32.0", "0.32.0", ()),
     ],
 )

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from harness.base.bits import Bits
 from harness.devices.digest import Words, feature_sums, finished
 from harness.devices.expert_layout import Backend, Parameter, Span
-from harness.devices.programs import FeatureSums, Held, Programs, Question, Rectangle, Shares
+from harness.devices.programs import Askable, FeatureSums, Programs, Question, Rectangle, Shares
 from harness.devices.tensors import DevicePart, DeviceShard, DeviceTensor, device_part
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Projection
@@ -114,9 +114,9 @@ class HostPrograms(Programs):
         return lambda: np.concatenate(words)
 
 
-def held(part: npt.NDArray[Any]) -> Held:
+def held(part: npt.NDArray[Any]) -> Askable:
     """A part of an array, as a device that makes digests holds it."""
-    return Held(part, HostPrograms())
+    return Askable(part, HostPrograms())
 
 
 def _answer(part: npt.NDArray[Any], question: Question) -> Any:

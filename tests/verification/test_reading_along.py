@@ -32,7 +32,7 @@ from harness.verification.reading_along import (
     LEAST_CORES,
     THREADS,
     Along,
-    Known,
+    FoundAlong,
     PageCache,
     ReadingAlong,
     read_along,
@@ -301,7 +301,7 @@ def test_a_file_it_cannot_read_is_bad_input(
 ) -> None:
     given = world(tiny_checkpoints["qwen3-vl-moe"], tmp_path)
     error = BadInput("cannot be read", where="the file", expected="bytes", hint="look")
-    sent = Known(error=SentError.of(error))
+    sent = FoundAlong(error=SentError.of(error))
     monkeypatch.setattr(ReadingAlong, "authority", lambda self: (self.close(), sent.authority())[1])
     with pytest.raises(HarnessError, match="cannot be read"):
         judged_along(given, monkeypatch)
