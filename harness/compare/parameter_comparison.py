@@ -202,8 +202,12 @@ class ParameterComparison:
             view = self.views.fitting.get(tensor.name)
             if view is None or not self._is_comparable(view):
                 continue
-            for piece in pieces_of(view, self.checkpoint, self._size):
-                if tensor.name not in asked or self._known(view, piece.source) is None:
+            for source in dict.fromkeys(view.sources):
+                known = self._known(view, source) is not None
+                if known and tensor.name in asked:
+                    continue
+                size = self._size.of_sums if known else self._size
+                for piece in pieces_of(view, self.checkpoint, size, source):
                     yield tensor, piece
 
     @cached_property

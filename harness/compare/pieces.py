@@ -29,6 +29,11 @@ class PieceSize(NamedTuple):
     nbytes: int = 4 << 20
     rows: int = 256
 
+    @property
+    def of_sums(self) -> PieceSize:
+        """The size of pieces that are only added up: nothing is read beside them."""
+        return self._replace(nbytes=8 * self.nbytes)
+
 
 USUAL = PieceSize()
 
@@ -83,10 +88,10 @@ class Judged(NamedTuple):
 
 
 def pieces_of(
-    view: ParameterView, checkpoint: ModelCheckpoint, size: PieceSize = USUAL
+    view: ParameterView, checkpoint: ModelCheckpoint, size: PieceSize = USUAL, source: str = ""
 ) -> Iterator[Piece]:
-    """The pieces of a parameter: tensor by tensor, in the order of its rows."""
-    for name in dict.fromkeys(view.sources):
+    """The pieces of a parameter, or of one tensor of it: in the order of its rows."""
+    for name in [source] if source else dict.fromkeys(view.sources):
         entry = checkpoint.entries[name]
         count = entry.shape[0]
         fitting = size.nbytes * count // max(entry.nbytes, 1)
