@@ -50,7 +50,7 @@ fixed: ## the tests of upstream's calls on vLLM 0.22
 full: ## every test and scenario on STACK
 	@bin=$$($(SETUP) $(STACK))/bin || exit; \
 	$$bin/pytest tests -m alone --expect=known; alone=$$?; \
-	$$bin/pytest -m "not alone" -n 2 --expect=known --families=all && exit $$alone
+	$$bin/pytest -m "not alone" -n 2 --expect=known --families=$(FAMILIES) && exit $$alone
 
 check: lint types quick ## what to run before each commit: lint, types and the quick tests
 

@@ -8,16 +8,13 @@ families load (:mod:`harness.families.overview`).
 from __future__ import annotations
 
 from harness.families.family import Part
-from harness.load.target import Implementation, Parallelism
+from harness.load.target import Parallelism
 from harness.synthetic.values import Values
 from harness.synthetic.writer import Order
 
 from .by_rule import MLA_DISABLED, by_rule, chosen, plain
 from .on_meshes import ON_MESHES
 from .scenario import Scenario, Store
-
-#: Has tpu-inference choose for the draft model, too.
-DRAFT_CHOSEN = {"DRAFT_MODEL_IMPL_TYPE": "auto"}
 
 _WRITTEN: tuple[Scenario, ...] = (
     # Families and storages, on four devices; the others are there by rule.
@@ -264,43 +261,6 @@ _WRITTEN: tuple[Scenario, ...] = (
     ),
     Scenario(
         "lfm2-moe-untied", "The head of an LFM2-MoE checkpoint that has one is loaded.", "lfm2-moe"
-    ),
-    # Which of upstream's implementations of a model serves it: the one that tpu-inference chooses.
-    Scenario(
-        "mtp-auto",
-        "A draft model is loaded beside its decoder as users have it, with an implementation of "
-        "each that tpu-inference chooses.",
-        "qwen3.6-mtp",
-        impl=Implementation.AUTO,
-        stream_options=DRAFT_CHOSEN,
-    ),
-    Scenario(
-        "deepseek-v3-mtp-auto",
-        "A draft model is loaded beside its decoder where tpu-inference has a JAX model of the "
-        "decoder that cannot be streamed.",
-        "deepseek-v3-mtp",
-        impl=Implementation.AUTO,
-        stream_options=MLA_DISABLED | DRAFT_CHOSEN,
-    ),
-    Scenario(
-        "qwen3-next-mtp-auto",
-        "A draft model is loaded beside its decoder where tpu-inference has a model of neither.",
-        "qwen3-next-mtp",
-        impl=Implementation.AUTO,
-        stream_options=DRAFT_CHOSEN,
-    ),
-    Scenario(
-        "llama4-auto",
-        "Llama-4's text model is loaded by the implementation that tpu-inference chooses, its own.",
-        "llama4",
-        impl=Implementation.AUTO,
-    ),
-    Scenario(
-        "gemma4-vllm",
-        "Gemma-4 is loaded by vLLM's implementation, not the one that tpu-inference chooses.",
-        "gemma4",
-        tied=True,
-        impl=Implementation.VLLM,
     ),
     *ON_MESHES,
 )

@@ -14,7 +14,7 @@ from .urls import gcs_url, s3_url
 __all__ = ["gcs_url", "s3_url"]  # fixtures, for the scenarios alone
 
 #: What is collected only where it is named: rows that stand in no table of runs.
-_ASKED_FOR = "test_formats.py"
+_ASKED_FOR = ("test_formats.py", "test_implementations.py")
 
 Put = Callable[[str | Path], str | Path]
 Stored = Callable[[Store], Put]
@@ -49,6 +49,7 @@ def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leave the rows of formats out, unless their file is named."""
-    if collection_path.name != _ASKED_FOR or any(_ASKED_FOR in word for word in config.args):
+    name = collection_path.name
+    if name not in _ASKED_FOR or any(name in word for word in config.args):
         return None
     return True

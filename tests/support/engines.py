@@ -9,7 +9,7 @@ import numpy as np
 from harness.families.family import Part
 from harness.load.target import Target
 from harness.load.targets.known_targets import driver_of
-from harness.load.targets.tpu_inference import TpuInference
+from harness.load.targets.tpu_inference import TpuInference, choose
 
 
 def executor_of(checkpoint: str, target: Target, *, draft: bool, extended: bool = True) -> Any:
@@ -18,6 +18,7 @@ def executor_of(checkpoint: str, target: Target, *, draft: bool, extended: bool 
 
     driver = driver_of(target)
     assert isinstance(driver, TpuInference)
+    choose(target.impl)
     config = driver.configured(driver.config(checkpoint, target, None, {}, draft=draft), target)
     if not extended:
         config.parallel_config.worker_extension_cls = ""
