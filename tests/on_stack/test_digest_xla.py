@@ -15,7 +15,7 @@ from harness.families.family import Projection
 from harness.devices.digest import digest
 from harness.devices.digest_xla import XlaPrograms
 from harness.devices.expert_layout import Backend, Span, expert_layout
-from harness.devices.programs import Held, Rectangle, Shares, ask
+from harness.devices.programs import Askable, Rectangle, Shares, ask
 
 backend, mesh = Backend(sys.argv[1]), jax.devices()
 assert len(mesh) == 8
@@ -54,7 +54,7 @@ for projection in Projection:
             rectangles.append(Rectangle(*spans, 1 - place, first, 48))
         experts = held.as_slice() if axis == 0 else slice(None)
         asked = Shares(data.shape[0], tuple(rectangles))
-        (answer,) = ask([(str(device), Held(data, XlaPrograms()), asked)])
+        (answer,) = ask([(str(device), Askable(data, XlaPrograms()), asked)])
         part = answer.words if rectangles else None
         if part is not None:
             found[experts] += part.sum(axis=0, dtype=np.uint32)
@@ -68,7 +68,7 @@ FEATURES = """
 import jax, ml_dtypes, numpy as np
 from harness.devices.digest import feature_sums
 from harness.devices.digest_xla import XlaPrograms
-from harness.devices.programs import FeatureSums, Held, ask
+from harness.devices.programs import FeatureSums, Askable, ask
 
 rng, questions, wanted = np.random.default_rng(0), [], []
 for number, (shape, sizes, axis, first, dtype) in enumerate([
@@ -84,14 +84,18 @@ for number, (shape, sizes, axis, first, dtype) in enumerate([
     ((8, 3, 2, 4), (8, 24), 0, 0, "bfloat16"),  # a convolution
     ((1, 8, 64), (8, 64), 0, 0, "float8_e4m3fn"),
     ((64, 9), (64, 9), 1, 3, "float8_e4m3fn"),
+    ((6, 20), (20, 6), 0, 0, "bfloat16"),  # seen with its axes exchanged
+    ((3, 5, 8), (5, 24), 0, 0, "bfloat16"),
 ]):
     dtype = np.dtype(dtype)
     bits = rng.integers(0, 256, (*shape, dtype.itemsize), dtype=np.uint8)
     array = bits.view(dtype)[..., 0]
     device = jax.devices()[number % 2]
-    held = Held(jax.device_put(array, device), XlaPrograms())
-    questions.append((str(device), held, FeatureSums(sizes, axis, first)))
-    matrix = array.view(f"u{dtype.itemsize}").reshape(sizes)
+    held = Askable(jax.device_put(array, device), XlaPrograms())
+    exchanged = shape if len(shape) > 1 and sizes[0] == shape[1] != shape[0] else ()
+    question = FeatureSums(sizes, axis, first, exchanged)
+    questions.append((str(device), held, question))
+    matrix = question.matrix(array.view(f"u{dtype.itemsize}"))
     wanted.append(feature_sums(matrix if axis == 0 else matrix.T, first=first))
 for (_, _, asked), answer, known in zip(questions, ask(questions), wanted, strict=True):
     assert (answer.words == known).all(), asked
