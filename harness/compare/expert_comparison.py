@@ -39,7 +39,7 @@ from harness.compare.digest_comparison import (
     reference_digest,
 )
 from harness.compare.equality import all_equal, on_all_cores, zeros
-from harness.compare.file_sums import Form, digest_of_matrix, digests_of_expert
+from harness.compare.file_sums import HeldForm, digest_of_matrix, digests_of_expert
 from harness.compare.selection import Chosen, keys_of
 from harness.devices.digest import Words
 from harness.devices.expert_layout import (
@@ -378,9 +378,9 @@ class PartComparison:
             )
 
     @property
-    def _form(self) -> Form:
+    def _form(self) -> HeldForm:
         keeps = self.reference.shape.dtype if self._nan is Nan.PAYLOAD else ""
-        return Form(self._as_held, keeps)
+        return HeldForm(self._as_held, keeps)
 
     def _as_held(self, bits: Bits, dtype: str) -> Bits:
         return self.expected(converted(bits, dtype, self.reference.shape.dtype))

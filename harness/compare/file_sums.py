@@ -31,7 +31,7 @@ from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Projection
 
 
-class Form(NamedTuple):
+class HeldForm(NamedTuple):
     """How a parameter is to hold bits.
 
     Attributes:
@@ -44,38 +44,41 @@ class Form(NamedTuple):
 
 
 #: Bytes that are read at a time; with a core's other data they fit into its second-level cache.
-_CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 _local = threading.local()
 
 
-def form_of(dtype: str) -> Form:
+def form_of(dtype: str) -> HeldForm:
     """The form in which a parameter of a type holds bits."""
-    return Form(partial(_converted, dtype), dtype)
+    return HeldForm(partial(_converted, dtype), dtype)
 
 
 def _converted(target: str, bits: Bits, dtype: str) -> Bits:
     return converted(bits, dtype, target)
 
 
-def digests_of_rows(entry: TensorEntry, rows: Span, forms: Sequence[Form]) -> list[Words]:
+def digests_of_rows(
+    entry: TensorEntry, rows: Span, forms: Sequence[HeldForm], chunk: int = CHUNK_BYTES
+) -> list[Words]:
     """What rows of a tensor add to its digest, uint32 [4], in each form.
 
     Args:
         entry: the tensor; a scalar has one row.
         rows: of its first axis.
         forms: of bits of its dtype.
+        chunk: bytes that are read at a time.
 
     Raises:
         BadInput: it cannot be read.
     """
     count = entry.shape[0] if entry.shape else 1
     width = entry.nbytes // ITEMSIZE[entry.dtype] // max(count, 1)
-    region = _Region(entry, rows.start * width, len(rows), width)
+    region = _Region(entry, rows.start * width, len(rows), width, chunk)
     return [finished(sums, rows.start, count) for sums in region.sums(0, forms)]
 
 
 def digests_of_expert(
-    part: ReferencePart, layer: int, expert: int, forms: Sequence[Form]
+    part: ReferencePart, layer: int, expert: int, forms: Sequence[HeldForm]
 ) -> list[Words]:
     """The digests of an expert's matrices, uint32 [3, 4], in each form.
 
@@ -149,15 +152,19 @@ class _Region:
         start: its first element.
         rows: how many.
         columns: elements of a row.
+        chunk: bytes that are read at a time.
     """
 
-    def __init__(self, entry: TensorEntry, start: int, rows: int, columns: int) -> None:
+    def __init__(
+        self, entry: TensorEntry, start: int, rows: int, columns: int, chunk: int = CHUNK_BYTES
+    ) -> None:
+        self._chunk = chunk
         self.entry = entry
         self.start = start
         self._rows = rows
         self._columns = columns
 
-    def sums(self, features_axis: int, forms: Sequence[Form]) -> list[Words]:
+    def sums(self, features_axis: int, forms: Sequence[HeldForm]) -> list[Words]:
         """The digest's first level, uint32 [4, features], in each form."""
         features = self._columns if features_axis else self._rows
         found = [np.zeros((LANES, features), np.uint32) for _ in forms]
@@ -204,7 +211,7 @@ class _Region:
     def _height(self) -> int:
         """Rows that are read at a time, so that no word has elements of two of these."""
         nbytes = self._columns * ITEMSIZE[self.entry.dtype]
-        return min(max(_CHUNK // nbytes // 4 * 4, 4), self._rows)
+        return min(max(self._chunk // nbytes // 4 * 4, 4), self._rows)
 
     def _chunks(self) -> Iterator[tuple[int, Bits]]:
         """Some rows at a time, with the number of the first; they are overwritten by the next."""
@@ -222,5 +229,5 @@ def _buffer(nbytes: int) -> Bits:
     """Memory of this thread, of just so many bytes."""
     kept: Bits | None = getattr(_local, "buffer", None)
     if kept is None or kept.nbytes < nbytes:
-        kept = _local.buffer = np.empty(max(nbytes, _CHUNK), np.uint8)
+        kept = _local.buffer = np.empty(max(nbytes, CHUNK_BYTES), np.uint8)
     return kept[:nbytes]

@@ -44,7 +44,7 @@ from harness.compare.difference import (
 from harness.compare.digest_comparison import Method
 from harness.compare.digesting import digest_of_tensor
 from harness.compare.equality import on_all_cores
-from harness.compare.file_sums import Form, digests_of_rows
+from harness.compare.file_sums import HeldForm, digests_of_rows
 from harness.compare.fp8_linear import unequal_values
 from harness.compare.parameter_view import Fault, ParameterView, ParameterViews, is_fp8, padding_of
 from harness.compare.pieces import (
@@ -262,7 +262,7 @@ class ParameterComparison:
     def _wanted(self, piece: Piece) -> _Wanted:
         entry, layout = self.checkpoint.entries[piece.source], piece.view.layout
         plain = self._nan is Nan.PAYLOAD and layout.host_dtype == layout.dtype
-        form = Form(partial(self.expected, layout=layout), layout.dtype if plain else "")
+        form = HeldForm(partial(self.expected, layout=layout), layout.dtype if plain else "")
         (words,) = digests_of_rows(entry, piece.rows, [form])
         if self.checkpoint.listener is not None and self._nan is Nan.PAYLOAD:
             self.checkpoint.listener.digests(piece.source, {layout.dtype: words}, piece.rows)

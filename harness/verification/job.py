@@ -301,7 +301,7 @@ class Verification:
             return None
         asked = Along(
             checkpoint=request.checkpoint, storage=request.storage, families=request.families,
-            threads=threads, parent=os.getpid(), idle=reading_along.IDLE,
+            threads=threads, parent=os.getpid(), idle=reading_along.RULE.idle,
         )  # fmt: skip
         try:
             return ReadingAlong(asked)

@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
@@ -41,15 +42,28 @@ from harness.families.known_families import bring
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.guard import die_with_parent
 
-#: With fewer cores a load keeps them busy: of two it has 1.8 (docs/speed.md).
-LEAST_CORES = 8
-#: What reads along. A core digests 5 GB/s or more, a load streams 0.3.
-THREADS = 2
-#: Whether it runs only when a core has nothing else to do; tests cannot wait for that.
-IDLE = True
+
+@dataclass
+class AlongRule:
+    """When the reference is read along with a load, and how.
+
+    Attributes:
+        least_cores: with fewer a load keeps them busy: of two it has 1.8 (docs/speed.md).
+        threads: that read along. A core digests 5 GB/s or more, a load streams 0.3.
+        idle: whether it runs only when a core has nothing else to do.
+        end_seconds: for a process that was told to end: a turn takes a tenth of that.
+    """
+
+    least_cores: int = 8
+    threads: int = 2
+    idle: bool = True
+    end_seconds: float = 2.0
+
+
+#: The rule of this process.
+RULE = AlongRule()
 _TURN = 64  # pieces of work that are looked for in the page cache at a time
 _WAIT_SECONDS = 0.1  # until the page cache is asked again
-_END_SECONDS = 2.0  # for a process that was told to end: a turn takes a tenth of that
 
 
 class Along(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,7 +121,7 @@ def threads_along(
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
     here = isinstance(checkpoint.location, Directory)
     able = by_digests and whole and read and here and checkpoint.format is None
-    return THREADS if able and cores >= LEAST_CORES else 0
+    return RULE.threads if able and cores >= RULE.least_cores else 0
 
 
 class ReadingAlong:
@@ -131,6 +145,11 @@ class ReadingAlong:
         """Its number."""
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
+
     def authority(self) -> Weights:
         """End it; the weights, with what it knows of them.
 
@@ -140,7 +159,7 @@ class ReadingAlong:
             HarnessError: a file could not be read.
         """
         try:
-            answer, _ = self._process.communicate(timeout=_END_SECONDS)  # its input ends with that
+            answer, _ = self._process.communicate(timeout=RULE.end_seconds)
             return msgspec.msgpack.decode(answer, type=FoundAlong).authority()
         except (subprocess.TimeoutExpired, msgspec.MsgspecError, OSError):
             return WEIGHTS
@@ -151,7 +170,7 @@ class ReadingAlong:
         """End it, whatever it is at."""
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)
+            self._process.wait(RULE.end_seconds)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe:
                 pipe.close()

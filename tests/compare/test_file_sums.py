@@ -13,7 +13,7 @@ from harness.base.errors import BadInput
 from harness.checkpoint.safetensors_file import TensorEntry
 from harness.checkpoint.stores.directory import LocalFile
 from harness.compare import file_sums
-from harness.compare.file_sums import Form, digests_of_rows, form_of
+from harness.compare.file_sums import HeldForm, digests_of_rows, form_of
 from harness.devices import digest as definition
 from harness.devices.digest import digest_of_rows
 from harness.devices.expert_layout import Span
@@ -40,19 +40,18 @@ def test_rows_of_any_tensor(
     tensor = entry(tmp_path / "f", dtype, shape)
     bits = np.frombuffer((tmp_path / "f").read_bytes()[OFFSET:-9], bits_dtype(dtype)).reshape(shape)
     count = shape[0] if shape else 1
-    monkeypatch.setattr(file_sums, "_CHUNK", chunk)
     if not compiled:
         monkeypatch.setattr(file_sums, "kernels", lambda: None)
     some = {Span(count // 3, count), Span(count // 2, count // 2)} if shape else set()
     for rows in {Span(0, count), *some}:
-        (found,) = digests_of_rows(tensor, rows, [form_of(dtype)])
+        (found,) = digests_of_rows(tensor, rows, [form_of(dtype)], chunk)
         wanted = digest_of_rows(bits[rows.as_slice()] if shape else bits, rows.start, count)
         assert found.tolist() == wanted.tolist()
 
 
 def test_a_form_that_keeps_nothing_is_asked(tmp_path: Path) -> None:
     tensor = entry(tmp_path / "f", "BF16", (8, 8))
-    turned = Form(lambda bits, dtype: bits ^ np.uint16(1))
+    turned = HeldForm(lambda bits, dtype: bits ^ np.uint16(1))
     bits = np.asarray(tensor.bits())
     (found,) = digests_of_rows(tensor, Span(0, 8), [turned])
     assert found.tolist() == digest_of_rows(bits ^ np.uint16(1), 0, 8).tolist()
