@@ -14,7 +14,8 @@ from harness.families.experts import ReferencePart, reference_parts
 from harness.families.known_families import recipes
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.load.process import LoadProcess, LoadProcesses
-from harness.load.target import Target
+from harness.load.target import Implementation, Target
+from harness.load.targets.known_targets import served_by
 from harness.synthetic.writer import write_checkpoint
 from harness.verification import digest_cache
 from scenarios.urls import gcs_url, s3_url
@@ -65,8 +66,8 @@ def kept_elsewhere(
 
 @pytest.fixture(scope="session")
 def target(moe_target: Target) -> Target:
-    """The plugin's, under a shorter name."""
-    return moe_target
+    """The plugin's, with vLLM's models: what upstream chooses is a scenario's."""
+    return served_by(moe_target, Implementation.VLLM)
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,12 @@ ELSEWHERE = {
     "docs/branch.md": "tests/load/test_overlay.py and tests/audit",
     "docs/digests.md": "tests/on_stack/test_digest_files.py",
     "docs/extending.md": "tests/on_stack/test_outside_family.py",
+    "docs/formats.md": "scenarios/test_formats.py, when asked for",
     "docs/gpu.md": "needs a GPU",
     "docs/own-ci.md": "tests/repository/test_nightly.py and test_pipelines.py",
     "docs/real-weights.md": "needs a TPU, a bucket or the hub; stores by the scenarios",
+    "docs/releases.md": "tests/bisect and tests/repository/test_pairs.py, over fakes",
+    "docs/running-engine.md": "tests/on_stack/test_running_engine.py",
     "docs/several-hosts.md": "the scenarios on two hosts; needs a TPU slice",
 }
 HERE = ("docs/tutorial.md", "docs/own-tests.md")

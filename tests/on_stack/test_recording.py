@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -91,6 +91,8 @@ class Undone:
     """A parameter, and a module that has lost its parameters when it is looked at again."""
 
     data, device = None, SimpleNamespace(type="meta")
+    _buffers: ClassVar[dict[str, Undone]] = {}
+    _parameters: ClassVar[dict[str, Undone]] = {}
 
     def named_modules(self) -> list[tuple[str, Undone]]:
         return [("a", self)]
