@@ -102,6 +102,9 @@ class Undone:
             raise AttributeError("no parameters")
         return [("weight", self)]
 
+    def named_buffers(self, recurse: bool = True) -> list[tuple[str, Undone]]:
+        return []
+
     def is_floating_point(self) -> bool:
         return True
 
