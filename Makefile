@@ -47,7 +47,7 @@ fixed: ## the tests of upstream's calls on vLLM 0.22
 
 # What counts processes, or measures time, runs with nothing beside it, and first: the reports that
 # a session leaves are then those of all the rest.
-full: ## every test and scenario on STACK
+full: ## every test, and the scenarios, on STACK
 	@bin=$$($(SETUP) $(STACK))/bin || exit; \
 	$$bin/pytest tests -m alone --expect=known; alone=$$?; \
 	$$bin/pytest -m "not alone" -n 2 --expect=known --families=$(FAMILIES) && exit $$alone

@@ -1,14 +1,17 @@
-"""Fixtures of the scenarios: the object stores some of them lie in."""
+"""Fixtures of the scenarios: how one is run, and the object stores some of them lie in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from .scenario import Store
+from harness.app.plugin import Expected, TargetOf, Verified
+from harness.report.known_issue import KnownIssue
+
+from .scenario import Scenario, Store, require_quantised
 from .urls import gcs_url, s3_url
 
 __all__ = ["gcs_url", "s3_url"]  # fixtures, for the scenarios alone
@@ -18,6 +21,43 @@ _ASKED_FOR = ("test_formats.py", "test_implementations.py")
 
 Put = Callable[[str | Path], str | Path]
 Stored = Callable[[Store], Put]
+Arrives = Callable[[Scenario, Sequence[KnownIssue]], None]
+
+
+@pytest.fixture
+def arrives(
+    pytestconfig: pytest.Config,
+    tmp_path: Path,
+    moe_target_of: TargetOf,
+    moe_verified: Verified,
+    moe_expected: Expected,
+    stored: Stored,
+) -> Arrives:
+    """Load and compare a scenario; fail unless that ends as a table of known issues says.
+
+    A checkpoint that the user named has no row, so nothing is known of it.
+    """
+
+    def run(scenario: Scenario, issues: Sequence[KnownIssue]) -> None:
+        target = moe_target_of(
+            scenario.devices, scenario.parallelism, scenario.hosts, scenario.mesh, scenario.asked
+        )
+        require_quantised(scenario, target)
+        put = stored(scenario.store)
+        checkpoint, reference = scenario.checkpoint(tmp_path)
+        report = moe_verified(
+            put(checkpoint),
+            target,
+            reference=reference,
+            parts=scenario.parts,
+            nan=scenario.nan(target),
+            stream_options=scenario.stream_options,
+        )
+        layers = pytestconfig.getoption("--moe-num-layers")
+        load = None if scenario.source else scenario.load(target, layers)
+        moe_expected(load, report, issues)
+
+    return run
 
 
 @pytest.fixture
@@ -48,7 +88,7 @@ def stored(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> S
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave the rows of formats out, unless their file is named."""
+    """Leave rows that stand in no table of runs out, unless their file is named."""
     name = collection_path.name
     if name not in _ASKED_FOR or any(name in word for word in config.args):
         return None

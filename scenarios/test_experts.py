@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from harness.app.plugin import Expected, TargetOf, Verified
-
 from .catalogue import CHOSEN, SCENARIOS
-from .conftest import Stored
+from .conftest import Arrives
 from .known_issues import KNOWN_ISSUES
-from .scenario import Scenario, given, require_quantised
+from .scenario import Scenario, given
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -30,29 +26,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("scenario", rows)
 
 
-def test_experts(
-    scenario: Scenario,
-    pytestconfig: pytest.Config,
-    tmp_path: Path,
-    moe_target_of: TargetOf,
-    moe_verified: Verified,
-    moe_expected: Expected,
-    stored: Stored,
-) -> None:
-    target = moe_target_of(
-        scenario.devices, scenario.parallelism, scenario.hosts, scenario.mesh, scenario.asked
-    )
-    require_quantised(scenario, target)
-    put = stored(scenario.store)
-    checkpoint, reference = scenario.checkpoint(tmp_path)
-    report = moe_verified(
-        put(checkpoint),
-        target,
-        reference=reference,
-        parts=scenario.parts,
-        nan=scenario.nan(target),
-        stream_options=scenario.stream_options,
-    )
-    layers = pytestconfig.getoption("--moe-num-layers")
-    load = scenario.load(target, layers) if scenario in SCENARIOS else None
-    moe_expected(load, report, KNOWN_ISSUES)
+def test_experts(scenario: Scenario, arrives: Arrives) -> None:
+    arrives(scenario, KNOWN_ISSUES)

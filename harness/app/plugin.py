@@ -229,6 +229,13 @@ def moe_verified(
     return run
 
 
+def _fail_with(item: pytest.Item, text: str) -> None:
+    """Fail a test that judged its report, with what is to be said of that; if there is anything."""
+    if text:
+        item.stash[JUDGED] = True
+        pytest.fail(text, pytrace=False)
+
+
 @pytest.fixture
 def moe_equal(request: pytest.FixtureRequest, moe_verified: Verified) -> Verified:
     """Verify a checkpoint on the session's target, and fail the test unless all of it is equal.
@@ -239,9 +246,7 @@ def moe_equal(request: pytest.FixtureRequest, moe_verified: Verified) -> Verifie
 
     def run(checkpoint: str | Path, *args: Any, **options: Any) -> Report:
         report = moe_verified(checkpoint, *args, **options)
-        if text := failure_text(report, purpose_of(request.node)):
-            request.node.stash[JUDGED] = True
-            pytest.fail(text, pytrace=False)
+        _fail_with(request.node, failure_text(report, purpose_of(request.node)))
         return report
 
     return run
@@ -273,9 +278,8 @@ def moe_expected(request: pytest.FixtureRequest) -> Expected:
         note(report, judgement)
         if judgement.verdict is Verdict.KNOWN and known_wanted:
             pytest.xfail("; ".join(issue.summary for issue in judgement.issues))
-        if text := known_text(judgement) + failure_text(report, purpose_of(request.node)):
-            request.node.stash[JUDGED] = True
-            pytest.fail(text, pytrace=False)
+        said = known_text(judgement) + failure_text(report, purpose_of(request.node))
+        _fail_with(request.node, said)
 
     return check
 

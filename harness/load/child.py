@@ -67,14 +67,14 @@ _LARGEST_LOG = 64 * 2**20  # of a load that never stops talking, the last this m
 class Request(msgspec.Struct, frozen=True, tag=True):
     """One job: its name in the table, its argument, and its limits.
 
-    ``timeout`` is in seconds; ``environment`` is set before any device is touched; ``watched``
-    says whether figures are wanted while it runs.
+    ``timeout`` is in seconds; ``environment`` is set before any device is touched, and what is None
+    there unset; ``watched`` says whether figures are wanted while it runs.
     """
 
     job: str
     argument: bytes
     timeout: float
-    environment: dict[str, str] = {}
+    environment: dict[str, str | None] = {}
     watched: bool = False
 
 
@@ -341,7 +341,11 @@ def _run(request: Request, jobs: Mapping[str, str], directory: Path, load: _Load
     os.dup2(load.log, 1)
     os.dup2(load.log, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.environ.update(request.environment)
+    for name, value in request.environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     os.environ["TMPDIR"] = tempfile.tempdir = str(directory)
     # What vLLM pulls of a store, config.json and the like, it keeps by URL: never an old one.
     os.environ["VLLM_ASSETS_CACHE"] = str(directory / "assets")

@@ -127,7 +127,7 @@ class LoadProcess(_Closable):
     def __init__(
         self, target: Target, overlay: Overlay | None = None, *, preload: bool = True
     ) -> None:
-        self.target = target
+        self.target = self._started_for = target
         self._preload = target.name if preload else ""
         self.overlay = overlay or Overlay()
         self.scratch = _unused()
@@ -172,7 +172,7 @@ class LoadProcess(_Closable):
             raise _misused(f"a load onto {target.name}", f"the loading process of {self.target}")
         with locked(target.chips, timeout=timeout):
             self._require_started()
-            environment = store_environment() | target.environment
+            environment = self._as_inherited() | store_environment() | target.environment
             request = Request(job, argument, timeout, environment, watch is not None)
             return _result(self._ask(request, cancelled or Event(), watch), timeout)
 
@@ -260,6 +260,7 @@ class LoadProcess(_Closable):
         command = [sys.executable, "-m", "harness.load.child", str(self.scratch), self._preload]
         command.append(msgspec.json.encode(JOBS).decode())
         requests, answers, log = connection.theirs
+        self._started_for = self.target
         return subprocess.Popen(
             [
                 sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), str(self.scratch),
@@ -306,6 +307,7 @@ class LoadProcess(_Closable):
             self._origin = first._connection
             self.pid = self._expect(Ready, _START_SECONDS).pid
         self._failed_start = first._failed_start
+        self._started_for = first._started_for
 
     def _twin(self, meeting: Meeting, connection: Connection) -> Twin:
         """A process like this one, at the other end of ``connection``.
@@ -318,6 +320,10 @@ class LoadProcess(_Closable):
             self._send(msgspec.json.encode(meeting) + b"\n", connection)
             pid = self._expect(Ready, _START_SECONDS).pid
         return Twin(pid)
+
+    def _as_inherited(self) -> dict[str, str | None]:
+        """What the process has of the target it was started for, as it would be without."""
+        return {name: os.environ.get(name) for name in self._started_for.environment}
 
     def _environment(self) -> dict[str, str]:
         first = str(self.scratch / _OVERLAY)

@@ -54,7 +54,8 @@ BEGIN_HERE = "harness.verification.over_ray:begin"
 #: Until Ray has seen that a node is gone: its health checks fail after some 15 seconds.
 _SECONDS_TO_SEE = 60.0
 
-_OF_STORES = ("AWS_", "GOOGLE_", "STORAGE_", "HF_")
+#: Whatever begins so is of a store or of the streamer, and a worker's as well.
+_COPIED_PREFIXES = ("RUNAI_STREAMER_", "AWS_", "GOOGLE_", "STORAGE_", "HF_")
 _FRAME = re.compile(
     r'  File "[^"\n]*site-packages/((?:vllm|tpu_inference|jax|torchax|torch)/[^"\n]*)", '
     r"line (\d+), in (\S+)\n    (.*)"
@@ -108,12 +109,12 @@ def run(
 
 def _environment(request: VerifyRequest, begin: str) -> dict[str, str]:
     """Of the cluster's processes: the target's, and what a worker needs to begin its session."""
-    inherited = ("PYTHONPATH", *(name for name in os.environ if name.startswith("RUNAI_STREAMER_")))
-    stores = [
-        name for name in os.environ if name.startswith(("AWS_", "GOOGLE_", "STORAGE_", "HF_"))
-    ]
     return (
-        {name: os.environ[name] for name in (*inherited, *stores) if name in os.environ}
+        {
+            name: value
+            for name, value in os.environ.items()
+            if name == "PYTHONPATH" or name.startswith(_COPIED_PREFIXES)
+        }
         | dict(request.target.environment)
         | dict(request.stream_options)
         | {BEGIN: begin, REQUEST: msgspec.json.encode(request).decode(), MULTIHOST: "ray"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -51,6 +53,28 @@ def test_a_crash_is_named_by_its_signal(load_process: LoadProcess) -> None:
         run(load_process, "crash")
     assert "about to crash" in raised.value.details
     assert run(load_process, "echo", b"on") == b"on"
+
+
+def test_a_job_has_the_environment_of_its_own_target_alone(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of that which the process, or the one it was forked from, was started for."""
+    monkeypatch.setenv("OF_BOTH", "the session's")
+    first = replace(
+        target, environment=target.environment | {"OF_ONE": "1", "OF_BOTH": "the target's"}
+    )
+
+    def seen(process: LoadProcess, asked: Target) -> tuple[str | None, str | None]:
+        found = json.loads(
+            process.run("tests.support.idle_jobs:environment", b"", asked, timeout=60)
+        )
+        return found.get("OF_ONE"), found.get("OF_BOTH")
+
+    with LoadProcess(first, preload=False) as one, LoadProcess(target, preload=False) as twin:
+        assert seen(one, first) == ("1", "the target's")
+        assert seen(one, target) == (None, "the session's")
+        twin.start_from(one)
+        assert seen(twin, target) == (None, "the session's")
 
 
 @pytest.mark.slow

@@ -14,8 +14,12 @@ import harness
 ROOT = Path(harness.__file__).parent
 TESTS = Path(__file__).parents[1]
 
-#: Upstream's own, which layers around its loader override, and those of every named tuple.
-OTHERS = {"_get_weights_iterator", "_prepare_weights", "_replace", "_fields", "_asdict"}
+#: Upstream's own, which layers around its loader override, those of torch's modules, and those of
+#: every named tuple.
+OTHERS = {
+    "_get_weights_iterator", "_prepare_weights", "_buffers", "_parameters", "_replace", "_fields",
+    "_asdict",
+}  # fmt: skip
 
 
 def is_private(name: str) -> bool:

@@ -116,6 +116,10 @@ def hang_deaf(*_: object) -> bytes:
     return b""
 
 
+def environment(*_: object) -> bytes:
+    return json.dumps(dict(os.environ)).encode()
+
+
 def kill_itself(*_: object) -> bytes:
     os.kill(os.getpid(), signal.SIGKILL)
     return b""

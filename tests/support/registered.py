@@ -7,7 +7,8 @@ from harness.load.child import JOBS
 _NAMES = {
     "idle_jobs": (
         "count", "echo", "pid", "leave_a_temporary_file", "fail", "crash", "end_in_a_phase", "hang",
-        "hang_with_a_child", "hang_deaf", "kill_itself", "say_and_hang", "say_and_hang_deaf",
+        "hang_with_a_child", "hang_deaf", "environment", "kill_itself", "say_and_hang",
+        "say_and_hang_deaf",
         "say_and_hang_with_a_daemon", "is_asserting", "limit_of_files", "fill_the_disk",
         "print_without_end",
     ),
