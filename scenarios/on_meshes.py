@@ -136,7 +136,6 @@ ON_MESHES: tuple[Scenario, ...] = (
         "qwen3.5-mtp",
         shapes="tiny:blocks",
         quantised="fp8",
-        every_run=False,
     ),
     Scenario(
         "vl-fp8-expert-2-model-2",
