@@ -28,7 +28,7 @@ from harness.report.merge import merged
 from harness.report.report import Report, redacted_report
 from harness.verification.engine_side import WorkerAnswer
 from harness.verification.outcomes import host_part
-from harness.verification.verify import prepared_for, undisturbed
+from harness.verification.verify import Asked, prepared_for, undisturbed
 
 _METHOD = "harness_run"
 _EVERYTHING = Selection()
@@ -85,11 +85,12 @@ def verify_engine(
     workers = [msgspec.json.decode(text, type=EngineWorker) for text in ask("describe", "")]
     first = workers[0]
     _require_one_mesh(workers)
-    prepared = prepared_for(
-        checkpoint or first.model, first.target, reference=reference, nan=nan, method=method,
+    asked = Asked(
+        reference=reference, nan=nan, method=method,
         parts=[part for part in parts if part in first.parts], selection=selection,
-        num_layers=num_layers, families=families, experts_only=experts_only, recorded=False,
+        num_layers=num_layers, families=families, experts_only=experts_only,
     )  # fmt: skip
+    prepared = prepared_for(checkpoint or first.model, first.target, asked, recorded=False)
     argument = msgspec.json.encode((prepared.request, prepared.report)).decode()
     started = time.perf_counter()
     with undisturbed(prepared):

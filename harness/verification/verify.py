@@ -12,7 +12,7 @@ import platform
 import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -118,14 +118,18 @@ def verify(
         InternalError: not the load under test failed, but what judges it.
     """
     timeout = require_seconds(timeout, "--timeout")
-    prepared = prepared_for(
-        checkpoint, target or served_by(target_named("emulated"), Implementation.AUTO),
-        reference=reference, nan=nan, method=method, parts=parts, stream_options=stream_options,
-        selection=selection,
-        storage=storage, num_layers=num_layers, checksums=checksums, families=families,
-        experts_only=experts_only, cache=cache,
-        overlay=processes.overlay if processes else None,
+    asked = Asked(
+        reference=reference, nan=nan, method=method, parts=parts,
+        stream_options=stream_options or {}, selection=selection, storage=storage,
+        num_layers=num_layers, checksums=checksums, families=families, experts_only=experts_only,
+        cache=cache,
     )  # fmt: skip
+    prepared = prepared_for(
+        checkpoint,
+        target or served_by(target_named("emulated"), Implementation.AUTO),
+        asked,
+        overlay=processes.overlay if processes else None,
+    )
     request, keeping = prepared.request, prepared.keeping
     prepared.report.repeat = _repeat(prepared, timeout)
     with ExitStack() as stack:
@@ -141,6 +145,24 @@ def verify(
                 keeping.keep(read_digest_file(request.keep))
             report.cache = keeping.said
         return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How a checkpoint is to be compared; each as the argument of :func:`verify` of that name."""
+
+    reference: str | os.PathLike[str] | None = None
+    nan: Nan = Nan.PAYLOAD
+    method: Method = Method.AUTO
+    parts: Collection[Part] = tuple(Part)
+    stream_options: Mapping[str, str] = field(default_factory=dict)
+    selection: Selection = _EVERYTHING
+    storage: Storage | None = None
+    num_layers: int | None = None
+    checksums: bool = False
+    families: Iterable[str | os.PathLike[str]] = ()
+    experts_only: bool = False
+    cache: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,39 +191,17 @@ class Prepared:
 def prepared_for(
     checkpoint: str | os.PathLike[str],
     target: Target,
+    asked: Asked,
     *,
-    reference: str | os.PathLike[str] | None = None,
-    nan: Nan = Nan.PAYLOAD,
-    method: Method = Method.AUTO,
-    parts: Collection[Part] = tuple(Part),
-    stream_options: Mapping[str, str] | None = None,
-    selection: Selection = _EVERYTHING,
-    storage: Storage | None = None,
-    num_layers: int | None = None,
-    checksums: bool = False,
-    families: Iterable[str | os.PathLike[str]] = (),
-    experts_only: bool = False,
-    cache: bool = False,
     recorded: bool = True,
     overlay: Overlay | None = None,
 ) -> Prepared:
-    """Read the headers of both sides, and see that they can be compared: as :func:`verify`.
+    """Read the headers of both sides, and see that they can be compared.
 
     Args:
         checkpoint: what is loaded.
         target: where to.
-        reference: see :func:`verify`, like all that follow but the last two.
-        nan: alike.
-        method: alike.
-        parts: alike.
-        stream_options: alike.
-        selection: alike.
-        storage: alike.
-        num_layers: alike.
-        checksums: alike.
-        families: alike.
-        experts_only: alike.
-        cache: alike.
+        asked: how they are to be compared.
         recorded: whether the load is the harness's own.
         overlay: packages that stand in for the installed ones.
 
@@ -209,35 +209,38 @@ def prepared_for(
         BadInput: as :func:`verify`.
         TargetUnavailable: the stack is not installed.
     """
-    brought = bring(families)
-    opened = ModelCheckpoint(checkpoint, storage, experts_only=experts_only)
+    brought = bring(asked.families)
+    opened = ModelCheckpoint(checkpoint, asked.storage, experts_only=asked.experts_only)
     against, digests = opened, None
-    if reference is not None and is_digest_file(reference):
-        digests = read_digest_file(reference)
-        _require_digests_do(opened, nan, parts, digests)
-    elif reference is not None:
-        against = ModelCheckpoint(reference, storage, experts_only=experts_only)
+    if asked.reference is not None and is_digest_file(asked.reference):
+        digests = read_digest_file(asked.reference)
+        _require_digests_do(opened, asked, digests)
+    elif asked.reference is not None:
+        against = ModelCheckpoint(asked.reference, asked.storage, experts_only=asked.experts_only)
     for location in (opened.model, against.model):
         _require_text(location)
     _require_one_host(against, target)
-    _require_known_grids(against, {**os.environ, **target.environment, **(stream_options or {})})
-    there = reference_parts(against, num_layers, parts)
-    if not experts_only:  # before the load
+    _require_known_grids(against, {**os.environ, **target.environment, **asked.stream_options})
+    there = reference_parts(against, asked.num_layers, asked.parts)
+    if not asked.experts_only:  # before the load
         sizes_of(against.text, against.config, against.location.where("config.json"))
     for each in {opened, against}:
         each.require_copies_equal()
-    chosen = _chosen(against, there, parts)
-    files_checked = sum(c.require_checksums() for c in {opened, against}) if checksums else 0
+    chosen = _chosen(against, there, asked.parts)
+    files_checked = (
+        sum(each.require_checksums() for each in {opened, against}) if asked.checksums else 0
+    )
     keeping = None
-    if cache and reference is None and _may_be_kept(opened, target, nan, method):
-        keeping = Keeping(opened, brought, hashed=checksums)
-        digests = keeping.found(partial(_require_digests_do, opened, nan, parts))
+    if asked.cache and asked.reference is None and _may_be_kept(opened, target, asked):
+        keeping = Keeping(opened, brought, hashed=asked.checksums)
+        digests = keeping.found(partial(_require_digests_do, opened, asked))
     request = VerifyRequest(
         checkpoint=opened.model, reference=against.model, target=target,
         digests=os.path.abspath(digests.path) if digests and not keeping else "",
-        parts=_loaded(opened, chosen), asked=tuple(parts), nan=nan, method=method,
-        stream_options=dict(stream_options or {}), selection=selection, num_layers=num_layers,
-        storage=storage, families=brought, experts_only=experts_only, recorded=recorded,
+        parts=_loaded(opened, chosen), asked=tuple(asked.parts), nan=asked.nan,
+        method=asked.method, stream_options=dict(asked.stream_options),
+        selection=asked.selection, num_layers=asked.num_layers, storage=asked.storage,
+        families=brought, experts_only=asked.experts_only, recorded=recorded,
     )  # fmt: skip
     overlay = overlay or Overlay()
     report = _unfinished(opened, against, chosen, request, overlay)
@@ -250,15 +253,15 @@ def prepared_for(
     return Prepared(request, report, (opened, against), some, overlay, digests, keeping)
 
 
-def _may_be_kept(checkpoint: ModelCheckpoint, target: Target, nan: Nan, method: Method) -> bool:
+def _may_be_kept(checkpoint: ModelCheckpoint, target: Target, asked: Asked) -> bool:
     """Whether digests of a checkpoint do for what is to be compared, on all hosts alike.
 
     Hosts of a slice have a cache each; reports of some that used one, and others that did not, are
     of no one verification.
     """
-    by_bits = nan is Nan.PAYLOAD and not checkpoint.fp8 and not checkpoint.experts_only
+    by_bits = asked.nan is Nan.PAYLOAD and not checkpoint.format and not checkpoint.experts_only
     all_here = len(driver_of(target).played_here(target)) == target.hosts
-    return by_bits and method is not Method.READBACK and all_here
+    return by_bits and asked.method is not Method.READBACK and all_here
 
 
 def _with_kept(
@@ -388,9 +391,7 @@ def _unfinished(
     )
 
 
-def _require_digests_do(
-    checkpoint: ModelCheckpoint, nan: Nan, parts: Collection[Part], digests: DigestFile
-) -> None:
+def _require_digests_do(checkpoint: ModelCheckpoint, asked: Asked, digests: DigestFile) -> None:
     """Digests can be compared with what will be on the devices, and are of this checkpoint.
 
     Raises:
@@ -399,9 +400,9 @@ def _require_digests_do(
     _require_text(digests.path)
     if checkpoint.format:
         raise no_digests("a quantised release, whose values are compared, not its bits", *_WEIGHTS)
-    if nan is not Nan.PAYLOAD:
+    if asked.nan is not Nan.PAYLOAD:
         raise no_digests("NaNs that count as others", *_WEIGHTS)
-    digests.require_of(checkpoint, reference_parts(checkpoint, asked=()), parts)
+    digests.require_of(checkpoint, reference_parts(checkpoint, asked=()), asked.parts)
 
 
 #: Which option asked for digests, and what to do without.
