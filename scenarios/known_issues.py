@@ -444,6 +444,23 @@ _ISSUES: tuple[KnownIssue, ...] = (
             stage=Stage.DEVICES,
         ),
     ),
+    KnownIssue(
+        id="nested-configuration-without-architectures",
+        owner=Owner.VLLM,
+        nature=Nature.BUG,
+        reason="a model with a vision tower builds its decoder from text_config, which names no "
+        "architecture; tpu-inference's platform asks that configuration whether its attention is "
+        "latent, and vLLM takes the first of no architectures",
+        releases=("vllm>=0.28,<0.29",),
+        when=lambda load: load.nested,
+        raised=Raised(
+            error="IndexError",
+            message="list index out of range",
+            at=r"vllm/config/model\.py in _get_transformers_backend_cls: "
+            r"if defaults := try_match_architecture_defaults\(self\.architectures\[0\]\):",
+            stage=Stage.MODEL,
+        ),
+    ),
     _fp8_on_explicit_axes("fp8-experts-on-explicit-axes", _EXPLICIT, within=False),
     _fp8_on_explicit_axes("fp8-experts-on-explicit-axes-set", _EXPLICIT_WITHIN, within=True),
 )
