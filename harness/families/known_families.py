@@ -26,7 +26,7 @@ from harness.families.family import Family, Recipe
 _GROUP = "harness.families"
 #: What is read of a file at most.
 MOST_BYTES = 2**20
-_HINT = "docs/extending.md shows a file of a family"
+_HINT = "docs/own-family.md shows a file of a family"
 
 
 class _Brought(NamedTuple):

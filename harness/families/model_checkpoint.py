@@ -135,7 +135,7 @@ def _family(checkpoint: ModelCheckpoint) -> Family:
         f"unknown architecture {named or '(none)'}: no family describes it; {account.summary}",
         where=where,
         expected="architectures: one of " + ", ".join(f.architecture for f in families()),
-        hint="describe it in a file, as docs/extending.md says, and give that with --family FILE; "
+        hint="describe it in a file, as docs/own-family.md says, and give that with --family FILE; "
         "or compare its experts alone, with --experts-only\n" + "\n".join(account.lines),
     )
 

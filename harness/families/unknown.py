@@ -229,7 +229,7 @@ def _unread(
     told = f"{len(readings)} readings of the experts: {'; or '.join(map(str, readings))}"
     storages = dict.fromkeys(str(reading.naming.storage) for reading in readings)
     ways = [f"--storage {storage}" for storage in storages] if len(storages) > 1 else []
-    ways.append("describe the family in a file, as docs/extending.md says: --family FILE")
+    ways.append("describe the family in a file, as docs/own-family.md says: --family FILE")
     return BadInput(
         told if readings else "no experts that the naming rules of known families find",
         where=where,

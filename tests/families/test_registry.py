@@ -111,7 +111,7 @@ def test_what_is_no_family_is_refused(tmp_path: Path, text: str, message: str) -
         bring([file])
     assert raised.value.what.startswith(message)
     assert raised.value.where == str(file)
-    assert "docs/extending.md" in raised.value.hint
+    assert "docs/own-family.md" in raised.value.hint
     assert families() == before
 
 

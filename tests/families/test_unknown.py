@@ -210,7 +210,7 @@ def test_an_architecture_without_a_family(
     assert "unknown architecture FooForCausalLM: no family describes it" in paragraph
     assert "69 of its 69 tensors can be accounted for, 0 not" in paragraph
     assert "--family FILE" in paragraph
-    assert "docs/extending.md" in paragraph
+    assert "docs/own-family.md" in paragraph
     assert (
         "  8 experts in each of 2 layers (0 to 1), per-expert, model.layers.*.mlp.experts: "
         "gate_proj, up_proj, down_proj; hidden size 128, width 48"
