@@ -87,13 +87,13 @@ def target_named(
 
     Args:
         name: one of :func:`targets`.
-        devices: size of the mesh; the target's own default where None.
-        parallelism: how experts are spread over it.
-        share: ``(number, count)`` where several workers divide a host's chips.
+        devices: number of devices in the mesh; None takes the target's default.
+        parallelism: how experts are spread over the mesh.
+        share: ``(number, count)`` if several workers divide a host's chips.
 
     Raises:
-        BadInput: there is no such target, or not with that many devices.
-        TargetUnavailable: this machine, or this environment, has none.
+        BadInput: there is no such target, or it cannot have that many devices.
+        TargetUnavailable: this machine or environment lacks the target.
     """
     return driver_named(name).target(devices, parallelism, share)
 
