@@ -155,7 +155,7 @@ def _format(
         return found
     known = isinstance(quantization, dict) and quantization.get("quant_method")
     raise BadInput(
-        f"a quantised checkpoint ({shown(known) if known else 'unknown method'})",
+        f"an unsupported quantisation ({shown(known) if known else 'unknown method'})",
         where=location.where("config.json"),
         expected="no quantization_config, or that of one of " + ", ".join(formats()),
         hint="the bf16 release of the model, or one in a format of these; other quantised layouts "

@@ -35,7 +35,7 @@ def targets() -> dict[str, Driver]:
     for where, driver in _registered():
         if not isinstance(driver, Driver) or driver.name in found:
             raise BadInput(
-                f"no target, or a name that is taken: {driver!r}",
+                f"not a target, or a name that is taken: {driver!r}",
                 where=where,
                 expected=f"a Driver that is called none of {', '.join(found)}",
                 hint=f"mend or uninstall the package that has this entry point in {_GROUP}",
@@ -146,15 +146,15 @@ def _require_ray(on: str, hosts: int) -> None:
     kind, _, address = on.partition(":")
     if kind != "ray" or (":" in on and not address):
         raise BadInput(
-            f"hosts on {shown(on)}",
+            f"unknown place for hosts: {shown(on)}",
             where="--on",
-            expected="ray, for the cluster that this machine is of, or ray:ADDRESS",
+            expected="ray, for the cluster this machine belongs to, or ray:ADDRESS",
             hint="--on ray --hosts 2; without it the harness starts the hosts itself",
         )
     if hosts == 1:
         raise BadInput(
             "one host on a Ray cluster", where="--hosts",
-            expected="as many hosts as the cluster has nodes with TPUs, and two at least",
+            expected="the number of the cluster's nodes with TPUs, at least two",
             hint="--hosts 2; a single host needs no Ray",
         )  # fmt: skip
 
