@@ -42,9 +42,9 @@ def cli_page() -> str:
     top.terminal_width = WIDTH
     blocks = [
         "# Command line\n",
-        "What `harness --help` and `harness COMMAND --help` print, written by "
-        "`python -m ci.reference_pages`.\n[Reports](reports.md#exit-codes) has the exit codes, and "
-        "[Real weights](real-weights.md#options) more words on the options of `verify`.\n",
+        "What `harness --help` and `harness COMMAND --help` print; `python -m ci.reference_pages` "
+        "writes this page.\n[Reports](reports.md#exit-codes) has the exit codes, and "
+        "[Real weights](real-weights.md#options) explains the options of `verify` at length.\n",
         _fenced(top.get_help()),
     ]
     for name in command_line.list_commands(top):
@@ -60,8 +60,8 @@ def python_page() -> str:
     """Every public name, with its signature and docstring."""
     blocks = [
         "# Python\n",
-        "What `import harness` offers, written by `python -m ci.reference_pages` from the "
-        "docstrings.\nNames that are not here may change without notice.\n",
+        "What `import harness` offers; `python -m ci.reference_pages` writes this page from the "
+        "docstrings.\nNames that are not listed may change without notice.\n",
     ]
     for name in sorted(harness.__all__):
         thing = getattr(harness, name)

@@ -1,6 +1,6 @@
-"""Decides, expert by expert and bit for bit, whether a MoE checkpoint really reached the device.
+"""Checks, bit for bit, that every expert of an MoE checkpoint reached the device unchanged.
 
-vLLM imports this package to look for its platform: what is named here is imported when asked for.
+vLLM imports this package while it looks for its platform, so names are imported on first use.
 """
 
 from __future__ import annotations

@@ -36,17 +36,19 @@ _PACKAGES = (TPU_INFERENCE, VLLM)
 
 
 @click.command("bisect")
-@click.option("--good", required=True, help="A version, or with --checkout a commit, in order.")
-@click.option("--bad", required=True, help="One that is not; the older of both to find a fix.")
+@click.option("--good", required=True, help="A version that works, or with --checkout a commit.")
+@click.option("--bad", required=True, help="One that does not; give the older one to find a fix.")
 @click.option("--package", type=click.Choice(_PACKAGES), default=TPU_INFERENCE, show_default=True)
-@click.option("--scenario", default="", help="Run this; as at --good is good, as at --bad is bad.")
-@click.option("--issue", default="", help="Bad is what shows this known issue.")
-@click.option("--other", default="", help="The other package's version; it follows by default.")
-@click.option("--checkout", type=click.Path(path_type=Path), help="Commits of this clone instead.")
-@click.option("--stack", default="", help="With --checkout: the pair it is laid over.")
-@click.option("--target", default="emulated", show_default=True, help="Where to load to.")
-@click.option("--out", type=click.Path(path_type=Path), help="Where state and reports are left.")
-@click.option("--fresh", is_flag=True, help="Forget what was tried.")
+@click.option("--scenario", default="", help="Run this scenario; an outcome as at --bad is bad.")
+@click.option("--issue", default="", help="A build that shows this known issue is bad.")
+@click.option("--other", default="", help="Fix the other package's version; by default it follows.")
+@click.option(
+    "--checkout", type=click.Path(path_type=Path), help="Search the commits of this clone."
+)
+@click.option("--stack", default="", help="With --checkout: the pair to lay it over.")
+@click.option("--target", default="emulated", show_default=True, help="Where to load the model.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory for state and reports.")
+@click.option("--fresh", is_flag=True, help="Forget earlier trials and start over.")
 def bisect_command(
     good: str,
     bad: str,
@@ -60,10 +62,10 @@ def bisect_command(
     out: Path | None,
     fresh: bool,
 ) -> None:
-    """Find the upstream build that broke a scenario, or mended it.
+    """Find the upstream build that broke or fixed a scenario.
 
-    Tries releases of one package, then its builds of a day, the other package following; skips
-    what cannot be installed or imported. The same command goes on where it was interrupted.
+    Tries releases of one package, then its daily builds; the other package follows. Skips what
+    cannot be installed or imported. After an interruption the same command goes on.
     """
     require_checkout()
     if not (scenario or issue):

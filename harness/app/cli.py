@@ -128,7 +128,7 @@ def _lasting(stream: TextIO | None, number: int) -> TextIO:
 @click.group(cls=_Commands)
 @click.version_option(package_name="moe-load-harness")
 def main() -> None:
-    """Decides, expert by expert and bit for bit, whether a MoE checkpoint reached the device."""
+    """Check, bit for bit, that every expert of an MoE checkpoint reached the device unchanged."""
 
 
 for _command in (*COMMANDS, bisect_command):
@@ -138,34 +138,36 @@ for _command in (*COMMANDS, bisect_command):
 @main.command("verify")
 @click.argument("checkpoint")
 @for_click((*SHARED, TIMEOUT))
-@click.option("--mesh", help="Axes of the mesh, instead of --devices: data=2,model=2.")
+@click.option("--mesh", help="Axes of the mesh, in place of --devices: data=2,model=2.")
 @click.option(
     "--reference",
-    help="Compare with this checkpoint, or with this digest file, instead of CHECKPOINT itself.",
+    help="Compare with this checkpoint or digest file instead of CHECKPOINT itself.",
 )
 @click.option(
     "--nan",
     type=click.Choice([n.value for n in Nan]),
     default=Nan.PAYLOAD.value,
     show_default=True,
-    help="canonical: NaNs of the reference count as the quiet NaN of their sign.",
+    help="canonical: treat each NaN of the reference as the quiet NaN of its sign.",
 )
 @click.option(
     "--only",
     type=click.Choice([p.value for p in Part]),
     multiple=True,
-    help="Load and compare this part only; repeatable. Default: all parts.",
+    help="Load and compare only this part; repeatable. Default: all parts.",
 )
 @click.option(
     "--experts-only",
     is_flag=True,
-    help="Compare experts and look at nothing else; of an unknown architecture, too.",
+    help="Compare only experts; works for an unknown architecture too.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the report here.")
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write the report to this file."
+)
 def verify_command(
     checkpoint: str, mesh: str | None, json_path: Path | None, **options: Any
 ) -> None:
-    """Stream CHECKPOINT onto a target and compare all of it.
+    """Stream CHECKPOINT onto a target and compare everything.
 
     CHECKPOINT is a directory, s3://bucket/prefix, gs://bucket/prefix or a hub id with an optional
     @revision.
@@ -228,7 +230,7 @@ def _print(report: Report) -> None:
 @for_click((FAMILY, STORAGE, CHECKSUMS, NO_CACHE))
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
-    help="The digest file; without, they are kept in the cache alone.",
+    help="Write the digest file here; by default only the cache keeps the digests.",
 )  # fmt: skip
 def digest_command(
     checkpoint: str,
@@ -238,10 +240,10 @@ def digest_command(
     checksums: bool,
     no_cache: bool,
 ) -> None:
-    """Read CHECKPOINT once and write 128 bits of each of its matrices to a file.
+    """Read CHECKPOINT once and write 128 bits for each of its matrices to a file.
 
-    harness verify CHECKPOINT --reference FILE compares with those, and reads no weights for it.
-    They are kept in the cache, too, where harness verify CHECKPOINT finds them.
+    harness verify CHECKPOINT --reference FILE then compares with the digests and reads no weights
+    for the reference. The cache keeps them too, for harness verify CHECKPOINT to find.
     """
     if output is None and no_cache:
         raise click.UsageError("nowhere to write to: --no-cache, and no --output.")
@@ -270,13 +272,13 @@ def digest_command(
 @click.option(
     "--quantised", default="", metavar="FORMAT", help="A quantised release: mxfp4, ct-int4, awq, …"
 )
-@click.option("--layers", type=int, help="Decoder layers, instead of the shape's own.")
-@click.option("--experts", type=int, help="Experts a layer, instead of the shape's own.")
-@click.option("--seed", default=0, show_default=True, help="All values follow from it.")
+@click.option("--layers", type=int, help="Number of decoder layers, in place of the shape's own.")
+@click.option("--experts", type=int, help="Experts per layer, in place of the shape's own.")
+@click.option("--seed", default=0, show_default=True, help="The seed of all values.")
 def checkpoint_command(recipe: str, out: Path, family: tuple[str, ...], **options: Any) -> None:
-    """Write a synthetic checkpoint by RECIPE, in its published layout, to OUT.
+    """Write a synthetic checkpoint of RECIPE, in its published layout, to OUT.
 
-    An unknown RECIPE is told all of them; harness families says what they are.
+    An unknown RECIPE prints the list of all; harness families describes them.
     """
     bring(family)
     written = write_checkpoint(recipe, out, **options)
@@ -288,33 +290,39 @@ def checkpoint_command(recipe: str, out: Path, family: tuple[str, ...], **option
 
 @main.command("families")
 @for_click((FAMILY,))
-@click.option("--json", "as_json", is_flag=True, help="For other programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 def families_command(family: tuple[str, ...], as_json: bool) -> None:
-    """Say what is known of each family: architectures, storages, recipes, releases it loads on."""
+    """List the model families: architectures, storages, recipes, releases each loads on."""
     bring(family)
     known = overview()
     click.echo(indented(known) if as_json else overview_text(known), nl=False)
 
 
 @main.command("audit")
-@click.option("--vllm", type=click.Path(path_type=Path), help="A checkout, or a package directory.")
-@click.option("--tpu-inference", type=click.Path(path_type=Path), help="Alike, for its hooks.")
+@click.option(
+    "--vllm", type=click.Path(path_type=Path), help="A checkout of vLLM, or its package directory."
+)
+@click.option(
+    "--tpu-inference",
+    type=click.Path(path_type=Path),
+    help="The same for tpu-inference and its hooks.",
+)
 @click.option(
     "--format",
     "form",
     type=click.Choice([f.value for f in Format]),
     default=Format.TEXT.value,
     show_default=True,
-    help="sarif: for code scanning, findings alone.",
+    help="sarif: for code scanning, only findings.",
 )
-@click.option("--all", "everything", is_flag=True, help="List the calls that are in order too.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of printing.")
+@click.option("--all", "everything", is_flag=True, help="Also list the correct calls.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write to this file.")
 def audit_command(
     vllm: Path | None, tpu_inference: Path | None, form: str, everything: bool, output: Path | None
 ) -> None:
-    """Find the calls of weight loaders that hide an expert's ids from a loader hook.
+    """Find weight-loader calls that hide an expert's ids from a loader hook.
 
-    Reads sources and imports none of them; the installed ones by default. 1 on findings.
+    Reads sources without importing them; by default the installed ones. Exits with 1 on findings.
     """
     require_writable(output)
     report = audit(vllm, tpu_inference)
@@ -325,15 +333,17 @@ def audit_command(
 
 @main.command("audit-run")
 @click.argument("models", nargs=-1)
-@click.option("--timeout", default=600.0, show_default=True, help="Seconds one model may take.")
+@click.option(
+    "--timeout", default=600.0, show_default=True, help="Seconds after which a model is given up."
+)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
-@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of printing.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write to this file.")
 def audit_run_command(
     models: tuple[str, ...], timeout: float, form: str, output: Path | None
 ) -> None:
-    """Build tiny models of the installed vLLM, feed them, and judge how they call their loaders.
+    """Build tiny models of the installed vLLM and check how they call their loaders.
 
-    MODELS are parts of architecture names; without any, every model there is a row for.
+    MODELS are parts of architecture names; by default every model with a row.
     """
     require_writable(output)
     require_stack()
@@ -353,9 +363,9 @@ def _put(content: bytes, output: Path | None) -> None:
 
 
 @main.command("doctor")
-@click.option("--target", "wanted", help="End with an error unless this target would run.")
+@click.option("--target", "wanted", help="Exit with an error unless this target can run.")
 def doctor_command(wanted: str | None) -> None:
-    """Say what is here, what would run, and what would not and why."""
+    """List what is installed, which targets can run, and why the others cannot."""
     versions = installed_versions()
     click.echo(f"python    {platform.python_version()} ({sys.executable})")
     click.echo(f"stack     {stack_name(versions)}")

@@ -102,43 +102,45 @@ class Option:
 
 
 TIMEOUT = Option(
-    name="timeout", type=float, default=3600.0, help="Seconds the load may take, then it is ended."
+    name="timeout", type=float, default=3600.0, help="Seconds after which the load is stopped."
 )
 
 FAMILY = Option(
     name="family", repeatable=True, default=[], metavar="FILE",
-    help="Know the family that this Python file describes, too: it is run. Repeatable.",
+    help="Run this Python file and use the family it describes. Repeatable.",
 )  # fmt: skip
 
 STORAGE = Option(
     name="storage", choices=tuple(s.value for s in Storage),
-    help="How experts are stored, where their names and shapes allow several readings.",
+    help="How experts are stored, if their names and shapes allow several readings.",
 )  # fmt: skip
 
 CHECKSUMS = Option(
     name="checksums", flag=True,
-    help="First compare whole files with their store's; a directory's files go by their hashes in "
-    "the cache of digests.",
+    help="First compare whole files with their store's checksums; in the cache of digests, "
+    "identify a directory's files by their hashes.",
 )  # fmt: skip
 
 NO_CACHE = Option(
     name="no-cache",
     flag=True,
-    help="Neither use nor keep digests of the checkpoint (harness doctor shows those kept).",
+    help="Do not use or keep digests of the checkpoint (harness doctor lists the kept ones).",
 )
 
 #: The options that ``harness verify`` and the plugin share.
 SHARED = (
     FAMILY,
-    Option(name="target", default="emulated", help="Where to load to."),
-    Option(name="devices", type=int, help="Size of the mesh; 4 unless given, on a TPU all."),
+    Option(name="target", default="emulated", help="Where to load the model."),
+    Option(
+        name="devices", type=int, help="Devices in the mesh; by default 4, on a TPU all."
+    ),
     Option(
         name="hosts", type=int, default=1,
-        help="Hosts the mesh is over; on a TPU slice all of them, this is one.",
+        help="Number of hosts in the mesh; on a TPU slice all of them, including this one.",
     ),
     Option(
         name="on", default="", metavar="ray[:ADDRESS]",
-        help="Have a Ray cluster's nodes be the hosts, through tpu-inference's Ray executor.",
+        help="Use the nodes of a Ray cluster as hosts, through tpu-inference's Ray executor.",
     ),
     Option(
         name="parallelism", choices=tuple(p.value for p in Parallelism),
@@ -148,24 +150,24 @@ SHARED = (
     Option(
         name="impl", choices=tuple(i.value for i in Implementation),
         default=Implementation.AUTO.value,
-        help="Which implementation of the model is loaded: vLLM's, or tpu-inference's own in JAX; "
-        "auto: the one that tpu-inference chooses.",
+        help="Which implementation of the model to load: vLLM's, or tpu-inference's own in JAX; "
+        "auto: tpu-inference chooses.",
     ),
     Option(
         name="stack", default="", metavar="path:VLLM[,TPU_INFERENCE]",
         help="Import vllm (and tpu_inference) from these checkouts.",
     ),
-    Option(name="layers", default="", help="Compare these layers only: 0,12,-1 or 0-3."),
-    Option(name="experts", default="", help="Compare these experts of each layer: 0-3,7,-1."),
-    Option(name="sample", type=int, help="Compare so many experts, drawn by the seed."),
-    Option(name="max-bytes", type=int, help="Compare so many bytes of experts at most."),
-    Option(name="seed", type=int, default=0, help="The draw follows from it."),
+    Option(name="layers", default="", help="Compare only these layers: 0,12,-1 or 0-3."),
+    Option(name="experts", default="", help="Compare only these experts of each layer: 0-3,7,-1."),
+    Option(name="sample", type=int, help="Compare this many experts, drawn at random."),
+    Option(name="max-bytes", type=int, help="Compare at most this many bytes of experts."),
+    Option(name="seed", type=int, default=0, help="The seed of that choice."),
     STORAGE,
-    Option(name="num-layers", type=int, help="Load the first decoder layers only."),
+    Option(name="num-layers", type=int, help="Load only this many decoder layers, the first ones."),
     Option(
         name="compare", choices=tuple(m.value for m in Method), default=Method.AUTO.value,
-        help="By bits read back or by digests made on the device; auto: by digests, where that "
-        "does not share the host's memory.",
+        help="Compare bits read back, or digests made on the device; auto: digests, if the device "
+        "has memory of its own.",
     ),
     CHECKSUMS,
     NO_CACHE,
@@ -177,21 +179,22 @@ OF_PYTEST = (
     replace(TIMEOUT, name="load-timeout", default=600.0),
     Option(
         name="checkpoint", repeatable=True, default=[], metavar="PLACE",
-        help="Run the scenarios on this directory, s3://…, gs://… or hub id instead of the "
-        "synthetic ones; repeatable.",
+        help="Run the scenarios on this directory, s3://…, gs://… or hub id instead of synthetic "
+        "checkpoints; repeatable.",
     ),
     Option(
         name="reports", type=Path, metavar="DIR",
-        help="Write the reports here: JSON, JUnit, HTML ….",
+        help="Write reports to this directory: JSON, JUnit, HTML and Markdown.",
     ),
     Option(
         name="families", choices=("chosen", "all"), default="chosen",
-        help="all: every family, in every storage, tensor and expert parallel; chosen: one load "
-        "of each family, and the special ones.",
+        help="all: every family in every storage, with tensor and expert parallelism; chosen: one "
+        "load of each family, and the special cases.",
     ),
     Option(
         name="expect", choices=("equal", "known"), default="equal",
-        help="known: exactly the known upstream failures of this stack must happen.",
+        help="equal: everything must be equal; known: exactly the known upstream failures of this "
+        "stack must happen.",
     ),
 )  # fmt: skip
 

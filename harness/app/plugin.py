@@ -72,8 +72,8 @@ def _given(config: pytest.Config) -> dict[str, Any]:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        f"{PREFIX}_purpose(sentence): what a test of a checkpoint's load is there to catch; its "
-        "report says so",
+        f"{PREFIX}_purpose(sentence): what a test of a checkpoint's load is meant to catch; the "
+        "report quotes it",
     )
     given = _given(config)
     try:
@@ -158,17 +158,15 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session")
 def moe_target(request: pytest.FixtureRequest) -> Target:
-    """The target of this session, from ``--moe-target``, ``--moe-devices`` and their kin."""
+    """The target of this session, from ``--moe-target``, ``--moe-devices`` and related options."""
     return _target(request.config)
 
 
 @pytest.fixture
 def moe_target_of(request: pytest.FixtureRequest) -> TargetOf:
-    """The session's target with another mesh, or asked for another implementation of the model.
+    """The session's target with another mesh or another implementation of the model.
 
-    Skips where this machine or target has none such.
-
-    A mesh that is malformed fails.
+    Skips the test if this machine or target has none; fails it if the mesh is malformed.
     """
 
     def of(
@@ -192,7 +190,7 @@ def moe_target_of(request: pytest.FixtureRequest) -> TargetOf:
 
 @pytest.fixture(scope="session")
 def moe_load_processes(request: pytest.FixtureRequest) -> Iterator[LoadProcesses]:
-    """Processes with the stack imported, that fork a fresh one for every load."""
+    """Processes that import the stack once and fork a fresh process for every load."""
     processes = LoadProcesses(request.config.stash[_OVERLAY])
     yield processes
     processes.close()
@@ -210,9 +208,9 @@ def moe_verified(
 ) -> Verified:
     """Verify a checkpoint on the session's target; the report joins the closing table.
 
-    Call it like :func:`harness.verification.verify.verify`; the target is the session's unless
-    another is given. It returns the report, whose ``repeat`` names the test, and fails nothing by
-    itself; :func:`moe_expected` does.
+    Call it like :func:`harness.verification.verify.verify`; the target defaults to the session's.
+    It returns the report, whose ``repeat`` names the test, and never fails the test;
+    :func:`moe_expected` does.
     """
 
     def run(checkpoint: str | Path, target: Target = moe_target, **options: Any) -> Report:
@@ -238,9 +236,9 @@ def _fail_with(item: pytest.Item, text: str) -> None:
 
 @pytest.fixture
 def moe_equal(request: pytest.FixtureRequest, moe_verified: Verified) -> Verified:
-    """Verify a checkpoint on the session's target, and fail the test unless all of it is equal.
+    """Verify a checkpoint on the session's target, and fail the test unless everything is equal.
 
-    Call it like :func:`harness.verification.verify.verify`. A failure's message is the report's:
+    Call it like :func:`harness.verification.verify.verify`. A failure shows the report's text:
     what differs, where, the likely cause, and the command that repeats it. Returns the report.
     """
 
@@ -270,7 +268,7 @@ def _typed(config: pytest.Config, but: Collection[str] = ()) -> list[str]:
 
 @pytest.fixture
 def moe_expected(request: pytest.FixtureRequest) -> Expected:
-    """Fail the test unless a scenario's report is what ``--moe-expect`` says it should be."""
+    """Fail the test unless a scenario's report is what ``--moe-expect`` asks for."""
     known_wanted = _given(request.config)["expect"] == "known"
 
     def check(load: Load | None, report: Report, issues: Sequence[KnownIssue]) -> None:

@@ -29,15 +29,15 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 
 @click.command("report")
 @click.argument("file", metavar="JSON", type=_FILE)
-@click.option("--markdown", type=_FILE, help="For a step summary or an annotation.")
-@click.option("--junit", type=_FILE, help="One case per scenario.")
-@click.option("--html", type=_FILE, help="A page to look at: every map of experts.")
+@click.option("--markdown", type=_FILE, help="Write a step summary or annotation.")
+@click.option("--junit", type=_FILE, help="Write one case per scenario.")
+@click.option("--html", type=_FILE, help="Write a page with every map of experts.")
 def report_command(
     file: Path, markdown: Path | None, junit: Path | None, html: Path | None
 ) -> None:
-    """Render a report, or a session of them, that was written as JSON.
+    """Render a report, or a session of reports, from its JSON.
 
-    Without an option the Markdown summary is printed.
+    Without an option it prints the Markdown summary.
     """
     wanted = {"summary.md": markdown, "junit.xml": junit, "report.html": html}
     for path in wanted.values():
@@ -53,13 +53,13 @@ def report_command(
 
 @click.command("merge")
 @click.argument("files", metavar="JSON...", nargs=-1, required=True, type=_FILE)
-@click.option("--wait", default=0.0, help="Seconds to wait for files that are not there yet.")
+@click.option("--wait", default=0.0, help="Seconds to wait for missing files.")
 @click.option("--output", type=_FILE, required=True, help="Write the merged session here.")
 def merge_command(files: tuple[Path, ...], wait: float, output: Path) -> None:
-    """Make one session of those that the hosts of a slice wrote, one file a host.
+    """Merge the sessions that the hosts of a slice wrote, one file per host.
 
-    A host whose file is not there has failed. 0 all as expected; 1 differences, or a test that
-    broke off, did not end or never ran; 3 a host failed.
+    A host without a file has failed. Exits with 0 if all is as expected; 1 on differences, or if a
+    test broke off, did not end or never ran; 3 if a host failed.
     """
     if wait:
         require_seconds(wait, "--wait")
@@ -112,12 +112,12 @@ def _there(files: Sequence[Path], seconds: float) -> list[Path]:
 
 @click.command("history")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For other programs.")
-@click.option("--changes", is_flag=True, help="What changed in the last night, as Markdown.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
+@click.option("--changes", is_flag=True, help="Print, as Markdown, what changed in the last night.")
 def history_command(directory: Path, as_json: bool, changes: bool) -> None:
-    """Show, per scenario, since when it fails and at which upstream versions it changed.
+    """Show since when each scenario fails, and at which upstream versions it changed.
 
-    DIRECTORY holds a folder for each night, as pytest scenarios --reports writes one.
+    DIRECTORY holds one folder for each night, written by pytest scenarios --reports.
     """
     found = courses(directory)
     if changes:

@@ -88,11 +88,11 @@ class Checkpoint:
             own = self.entries.get(copy.name)
             if own is not None and (differs := _difference(own, copy)):
                 raise BadInput(
-                    f"tensor {copy.name!r} stands in this file, too, with {differs} than in "
+                    f"this file also holds tensor {copy.name!r}, with {differs} than in "
                     f"{own.file.name!r}, where the index places it",
                     where=str(copy.file),
-                    expected="copies that are equal: the loader under test streams all weight "
-                    "files, and of a tensor that comes twice it keeps the last",
+                    expected="equal copies: the loader under test streams all weight files, and "
+                    "keeps the last copy of a tensor that comes twice",
                     hint="move consolidated or old files elsewhere",
                 )
 
@@ -186,7 +186,7 @@ def _read_all(location: Location) -> dict[str, TensorEntry]:
     for tensor, name in weight_map.items():
         if tensor not in files[name]:
             raise BadInput(
-                f"the index names tensor {shown(tensor)}, its file does not hold it",
+                f"the index places tensor {shown(tensor)} in this file, which does not hold it",
                 where=location.where(name),
                 expected=f"the tensor that {INDEX} promises",
                 hint="download index and files from the same revision",
@@ -206,18 +206,17 @@ def _read_single(location: Location) -> dict[str, TensorEntry]:
         + (f", only pickles such as {pickles[0]!r}" if pickles else ""),
         where=str(location),
         expected=f"{INDEX} or {SINGLE_FILE}",
-        hint="finish the download; pickles are neither streamed by the loader under test nor "
-        "opened here",
+        hint="finish the download; neither the loader under test nor the harness opens pickles",
     )
 
 
 def _require_no_more(tensors: int, where: str) -> None:
     if tensors > _MOST_TENSORS:
         raise BadInput(
-            f"{tensors} tensors",
+            f"the checkpoint has {tensors} tensors",
             where=where,
-            expected=f"at most {_MOST_TENSORS} in a checkpoint",
-            hint="use the published files; none of them has so many",
+            expected=f"at most {_MOST_TENSORS}",
+            hint="use the published files; no model has that many",
         )
 
 
@@ -230,11 +229,11 @@ def _require_each_once(
             placed = weight_map.get(tensor)
             if placed != name:
                 raise BadInput(
-                    f"tensor {tensor!r} stands in this file, "
+                    f"tensor {tensor!r} is in this file, but "
                     + (f"the index places it in {placed!r}" if placed else "not in the index"),
                     where=location.where(name),
-                    expected="every tensor in one file, and that in the index: the loader under "
-                    "test streams all that the files hold",
+                    expected="every tensor in one file, named by the index: the loader under test "
+                    "streams everything that the files hold",
                     hint="download index and files from the same revision",
                 )
 

@@ -54,11 +54,11 @@ class Method(StrEnum):
 def no_digests(
     of: str,
     where: str = "--compare digests",
-    hint: str = "--compare auto, which reads back where digests are not to be had",
+    hint: str = "--compare auto, which reads back what digests cannot compare",
 ) -> BadInput:
     """The error that ``where`` asks for digests where there are none: on a device, of a release."""
     return BadInput(
-        f"no digests of {of}",
+        f"digests cannot be used for {of}",
         where=where,
         expected="devices that JAX addresses, and a checkpoint whose bits are kept",
         hint=hint,

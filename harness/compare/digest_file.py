@@ -228,13 +228,13 @@ class DigestFile(Authority):
         wanted = {p.part: p for p in parts if p.part in asked}
         if known.keys() != wanted.keys():
             named = [", ".join(names) or "no part" for names in (known, wanted)]
-            yield f"it has experts of {named[0]}, the checkpoint of {named[1]}"
+            yield f"the file has experts of {named[0]}, the checkpoint experts of {named[1]}"
             return
         for part in wanted.values():
             own, shape = known[part.part], part.shape
             here = (part.layers, shape.experts, shape.hidden, shape.intermediate)
             if here != (own.layers, own.experts, own.hidden, own.intermediate):
-                yield f"the {part.part}'s layers with experts, or their sizes, are others"
+                yield f"the {part.part}'s layers with experts, or their sizes, differ"
             if shape.dtype not in own.types:
                 yield f"it has no digests of the {part.part}'s experts as {shape.dtype}"
         tensors = {tensor.name: tensor for tensor in self.contents.tensors}
@@ -246,7 +246,7 @@ class DigestFile(Authority):
         }
         for name in sorted((tensors.keys() ^ set(others)) & compared):
             side = "the file" if name in tensors else "the checkpoint"
-            yield f"{side} alone has a tensor {shown(name)}"
+            yield f"only {side} has a tensor {shown(name)}"
         for name in sorted(tensors.keys() & compared):
             entry, tensor = checkpoint.entries[name], tensors[name]
             if entry.shape != tensor.shape or entry.dtype not in tensor.types:
@@ -257,7 +257,7 @@ class DigestFile(Authority):
 
     def _of_another(self, checkpoint: ModelCheckpoint, told: str) -> BadInput:
         return BadInput(
-            f"a digest file of another checkpoint: {told}",
+            f"this digest file is of another checkpoint: {told}",
             where=self.path,
             expected=f"the digests of {checkpoint.path}",
             hint=_AGAIN,
@@ -305,7 +305,7 @@ def decoded(content: bytes, path: str) -> DigestFile:
     file = _InMemory(path, content)
     metadata = read_metadata(file)
     if metadata.get("format") != FORMAT:
-        raise _none(path, "no digest file", f"the format {FORMAT!r} in its metadata")
+        raise _none(path, "it is not one", f"the format {FORMAT!r} in its metadata")
     if (definition := metadata.get("definition", "")) != str(DEFINITION):
         raise _none(
             path, f"digests by definition {shown(definition)}",
@@ -313,7 +313,7 @@ def decoded(content: bytes, path: str) -> DigestFile:
         )  # fmt: skip
     checksum = metadata.get("checksum", "")
     if _checksum(file.content, checksum) != checksum:
-        raise _none(path, "its checksum is not that of its content", "the file as written")
+        raise _none(path, "its checksum does not match its content", "the file as written")
     contents = _contents(path, metadata.get("contents", ""))
     arrays = _arrays(file, contents)
     experts = {(p.part, t): arrays[array_name(p.part, t)] for p in contents.parts for t in p.types}
@@ -378,7 +378,7 @@ def _arrays(file: _InMemory, contents: Contents) -> dict[str, Words]:
     entries = read_entries(file)
     found = {n: (entry.dtype, entry.shape) for n, entry in entries.items()}
     if found != {name: ("U32", shape) for name, shape in wanted.items()}:
-        raise _none(str(file), "its arrays are not those that its contents name", "all, no others")
+        raise _none(str(file), "its arrays are not those that its contents name", "exactly those")
     return {name: entry.bits() for name, entry in entries.items()}
 
 
@@ -420,5 +420,5 @@ def _checksum(content: bytes, stated: str) -> str:
 
 def _none(path: str, what: str, expected: str) -> BadInput:
     return BadInput(
-        f"not to be used as a digest file: {what}", where=path, expected=expected, hint=_AGAIN
+        f"cannot be used as a digest file: {what}", where=path, expected=expected, hint=_AGAIN
     )

@@ -76,7 +76,7 @@ class Digesting(Listener):
     def __init__(self, checkpoint: ModelCheckpoint) -> None:
         if checkpoint.format:
             raise BadInput(
-                "no digests of a quantised release",
+                "digests cannot be used for a quantised release",
                 where=checkpoint.path,
                 expected="a checkpoint whose bits reach the device unchanged",
                 hint="harness verify without a digest file, which compares values",

@@ -28,12 +28,12 @@ class Need(StrEnum):
     """What a slice may have; the value says why a rule that needs it cannot apply without."""
 
     TWO_AXES = "it has one axis"
-    EXPERTS = "there is one of it, and not one an expert"
-    LAYERS = "there is one of it, and not one a layer"
+    EXPERTS = "there is only one of it, not one for each expert"
+    LAYERS = "there is only one of it, not one for each layer"
     FELLOWS = "no other tensor shares its array"
     HEADS = "it has no heads"
     SHARDS = "every device holds all of it"
-    REPLICAS = "each device holds a part of its own"
+    REPLICAS = "each device holds a different part"
     TIE = "only a head and an embedding can be tied"
     BF16 = "it is not held as bf16, the one type whose NaNs are rewritten on the way"
 

@@ -271,7 +271,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
             entry = self.checkpoint.entries.get(name)
             if entry is None:
                 raise BadInput(
-                    f"expert tensor {name!r} is absent",
+                    f"expert tensor {name!r} is missing",
                     where=self.checkpoint.path,
                     expected=f"{len(wanted)} expert tensors in {self.part} layer {layer}",
                     hint="finish the download, or correct num_experts in config.json",
@@ -285,7 +285,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
                     expected=f"{dtype} {list(sizes)}, by config.json and the storage of the other "
                     f"tensors or of the published {self.checkpoint.family.name} "
                     f"({self.naming.storage})",
-                    hint="config.json and files of one model, complete",
+                    hint="use the complete files and the config.json of one model",
                 )
 
 
@@ -414,10 +414,10 @@ def _require_layers(checkpoint: ModelCheckpoint, part: Part, found: tuple[int, .
         raise BadInput(
             f"{part} layers with experts in the files: {shown(list(found)) if found else 'none'}",
             where=checkpoint.path,
-            expected=_listed(announced) + f", as {key} of config.json says",
+            expected=_listed(announced) + f", according to {key} in config.json",
             hint="finish the download, or take config.json and files from the same revision"
             + (
-                f"; where a tool dropped the draft model: --only {Part.DECODER}"
+                f"; if a tool dropped the draft model, --only {Part.DECODER}"
                 if part is Part.MTP and not found
                 else ""
             ),

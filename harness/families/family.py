@@ -292,8 +292,8 @@ class Family:
             raise BadInput(
                 " and ".join(f"{key} {shown(text[key])}" for key in there),
                 where="config.json",
-                expected="one number, whatever it is called",
-                hint="the config.json that came with the weights",
+                expected="the same number under each name",
+                hint="use the config.json that came with the weights",
             )
         return next(iter(there), next((key for key in keys if key in text), keys[0]))
 

@@ -49,11 +49,11 @@ def found_namings(
         found.append(_chosen(fitting, family, asked, where) if fitting else group[0])
     if asked and readings and asked not in (naming.storage for naming in found):
         raise BadInput(
-            f"--storage {asked}: no experts of this checkpoint are stored so",
+            f"--storage {asked}: this checkpoint stores no experts this way",
             where=where,
             expected=" or ".join(dict.fromkeys(naming.storage for naming in readings))
             + ", by the names and shapes of its tensors",
-            hint="without --storage it is found out",
+            hint="leave out --storage: the harness finds the right one",
         )
     return tuple(found)
 
@@ -128,6 +128,6 @@ def _chosen(
     raise BadInput(
         f"the {part}'s experts can be read in several ways: {' or '.join(readings)}",
         where=where,
-        expected="names and shapes that allow one",
+        expected="names and shapes that allow only one",
         hint=" or ".join(f"--storage {reading}" for reading in readings),
     )

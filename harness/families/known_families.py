@@ -26,7 +26,7 @@ from harness.families.family import Family, Recipe
 _GROUP = "harness.families"
 #: What is read of a file at most.
 MOST_BYTES = 2**20
-_HINT = "docs/extending.md shows a file of a family"
+_HINT = "docs/own-family.md shows a file of a family"
 
 
 class _Brought(NamedTuple):
@@ -126,7 +126,7 @@ def _executed(content: bytes, path: str) -> object:
     try:
         code = compile(content, path, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise _refused(f"it is no Python: {error}", path) from error
+        raise _refused(f"it is not Python: {error}", path) from error
     try:
         exec(code, vars(module))
     except KeyboardInterrupt:
@@ -179,7 +179,7 @@ def _faults(family: Family, others: tuple[Family, ...]) -> Iterator[str]:
 
 def _refused(fault: str, where: str) -> BadInput:
     return BadInput(
-        f"no family: {fault}",
+        f"not a family file: {fault}",
         where=where,
         expected="Python that defines FAMILY, a harness.families.family.Family of its own name, "
         "architecture and recipes",

@@ -135,7 +135,7 @@ def _family(checkpoint: ModelCheckpoint) -> Family:
         f"unknown architecture {named or '(none)'}: no family describes it; {account.summary}",
         where=where,
         expected="architectures: one of " + ", ".join(f.architecture for f in families()),
-        hint="describe it in a file, as docs/extending.md says, and give that with --family FILE; "
+        hint="describe it in a file, as docs/own-family.md says, and give that with --family FILE; "
         "or compare its experts alone, with --experts-only\n" + "\n".join(account.lines),
     )
 
@@ -155,7 +155,7 @@ def _format(
         return found
     known = isinstance(quantization, dict) and quantization.get("quant_method")
     raise BadInput(
-        f"a quantised checkpoint ({shown(known) if known else 'unknown method'})",
+        f"an unsupported quantisation ({shown(known) if known else 'unknown method'})",
         where=location.where("config.json"),
         expected="no quantization_config, or that of one of " + ", ".join(formats()),
         hint="the bf16 release of the model, or one in a format of these; other quantised layouts "

@@ -216,7 +216,7 @@ def _keys(
         f"the files hold {number} {what}, config.json says {shown(there) if there else 'nothing'}",
         where=where,
         expected=f"{number} as one of {', '.join(keys)}",
-        hint="config.json and files of the same revision; or describe the family, --family FILE",
+        hint="take config.json and files of one revision, or describe the family: --family FILE",
     )
 
 
@@ -229,11 +229,11 @@ def _unread(
     told = f"{len(readings)} readings of the experts: {'; or '.join(map(str, readings))}"
     storages = dict.fromkeys(str(reading.naming.storage) for reading in readings)
     ways = [f"--storage {storage}" for storage in storages] if len(storages) > 1 else []
-    ways.append("describe the family in a file, as docs/extending.md says: --family FILE")
+    ways.append("describe the family in a file, as docs/own-family.md says: --family FILE")
     return BadInput(
-        told if readings else "no experts that the naming rules of known families find",
+        told if readings else "the naming rules of known families find no experts",
         where=where,
-        expected="experts whose names and shapes one rule fits, and no other",
+        expected="experts whose names and shapes fit exactly one rule",
         hint=" or ".join(ways) + "\n" + "\n".join(account_of(entries, text).lines),
     )
 

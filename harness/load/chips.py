@@ -65,8 +65,8 @@ def _refused() -> Iterator[None]:
         raise TargetUnavailable(
             f"TPU chips cannot be locked: {error.strerror or error}",
             where=str(Path(lock_directory(), error.filename or "")),
-            expected="a directory of its own for locks, and files in it, no links",
-            hint="look at who made what is there; HARNESS_LOCKS names another place for locks",
+            expected="a private directory for locks that holds plain files, not links",
+            hint="look at who made its files; HARNESS_LOCKS names another place for locks",
         ) from error
 
 

@@ -34,8 +34,8 @@ def preload(target: str) -> None:
         raise TargetUnavailable(
             "importing the stack touched a device",
             where=f"the loading process of {target}",
-            expected="no backend of XLA alive before the first load is forked",
-            hint="a module of the checkout under test that makes an array when it is imported",
+            expected="no XLA backend alive before the first load is forked",
+            hint="look for a module of the checkout under test that makes an array on import",
         )
 
 

@@ -45,7 +45,7 @@ def described(worker: Any) -> EngineWorker:
     runner: Any = getattr(worker, "model_runner", None)
     if not hasattr(runner, "state") or not hasattr(runner, "mesh"):
         raise TargetUnavailable(
-            f"a worker {type(worker).__name__} without a model on JAX's devices",
+            f"the worker, a {type(worker).__name__}, has no model on JAX's devices",
             where="the engine",
             expected="a TPUWorker of tpu-inference that has loaded its model",
             hint="an engine whose platform is tpu-inference's, once it is made",
@@ -128,7 +128,7 @@ def _driver_of(device: Any) -> Driver:
         if isinstance(driver, TpuInference) and driver.platform == device.platform:
             return driver
     raise TargetUnavailable(
-        f"devices of platform {device.platform}",
+        f"unsupported devices, of platform {device.platform}",
         where="the engine's mesh",
         expected=", ".join(d.platform for d in targets().values() if isinstance(d, TpuInference)),
         hint="harness doctor lists the targets",

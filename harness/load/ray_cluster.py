@@ -91,9 +91,9 @@ def nodes_of(known: list[dict[str, Any]], here: str, hosts: int) -> list[Node]:
     found = [n for n in known if n["Alive"] and n["Resources"].get(RESOURCE, 0) >= 1]
     if len(found) != hosts:
         raise TargetUnavailable(
-            f"{len(found)} nodes with the resource {RESOURCE}, of {len(known)}",
+            f"{len(found)} of {len(known)} nodes have the resource {RESOURCE}",
             where="the Ray cluster",
-            expected=f"{hosts}: tpu-inference's executor takes all that there are",
+            expected=f"{hosts}: tpu-inference's executor takes all of them",
             hint=f"--hosts {len(found)}, or ray start --resources='{{\"{RESOURCE}\": 4}}' on a "
             "node that has not declared its chips",
         )
@@ -101,7 +101,7 @@ def nodes_of(known: list[dict[str, Any]], here: str, hosts: int) -> list[Node]:
         raise TargetUnavailable(
             f"this node has no {RESOURCE}",
             where="the Ray cluster",
-            expected="the harness on a node with chips: tpu-inference's executor wants that",
+            expected="the harness on a node with chips: tpu-inference's executor requires it",
             hint="start it on one of " + ", ".join(n["NodeManagerAddress"] for n in found),
         )
     found.sort(key=lambda node: (node["NodeID"] != here, node["NodeID"]))

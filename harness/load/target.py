@@ -50,26 +50,26 @@ class Target:
     """A mesh to load onto.
 
     Attributes:
-        name: as the user asks for it.
-        devices: size of the mesh.
-        platform: what XLA calls the devices: ``cpu``, ``tpu``, or ``xla`` where torch_xla names
+        name: the name the user asks for.
+        devices: number of devices in the mesh.
+        platform: what XLA calls the devices: ``cpu``, ``tpu``, or ``xla`` if torch_xla names
             them.
-        parallelism: how experts are spread over it.
-        backend: the packing that follows.
-        nan: what this target's way to the device does to NaNs.
-        device_indexes: ids of the JAX devices the mesh is built from, in order; empty for those
+        parallelism: how experts are spread over the mesh.
+        backend: the packing that follows from it.
+        nan: what happens to NaNs on the way to this target's devices.
+        device_indexes: ids of the JAX devices that form the mesh, in order; empty for those
             the process sees.
-        chips: the TPU chips it takes, to be locked while a load runs.
+        chips: the TPU chips to lock while a load runs.
         environment: the variables a load process starts with.
-        mesh: the axes of the mesh, where it has more than one (:mod:`harness.load.meshes`).
+        mesh: the axes of the mesh, if it has more than one (:mod:`harness.load.meshes`).
         engine: arguments of vLLM's ``EngineArgs`` that ask for such a mesh.
-        strategy: tpu-inference's ``sharding_strategy`` that does.
-        hosts: processes that the devices are divided among.
-        host: the number of the one that a load is to be.
+        strategy: tpu-inference's ``sharding_strategy`` that asks for it.
+        hosts: number of processes that divide the devices.
+        host: the number of this load's own process.
         coordinator: where the hosts of an emulated slice meet, ``address:port``.
-        impl: which implementation of the model is asked for. Users leave it at ``auto``, and so do
-            the options; vLLM's is what every family is described for.
-        on: what starts the hosts, where the harness does not: ``ray``, or ``ray:ADDRESS``.
+        impl: which implementation of the model to load. Users and the options leave it at
+            ``auto``; every family describes vLLM's.
+        on: what starts the hosts, if the harness does not: ``ray``, or ``ray:ADDRESS``.
     """
 
     name: str

@@ -180,21 +180,20 @@ class DigestsUsed(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """One verification of one checkpoint on one target.
 
-    ``known_issue`` is the id of the row that describes the failure, where one does, and
-    ``mended_issue`` that of the row whose failure does not happen with the overlay;
-    ``issue_owner`` is who has to mend it.
-    ``digests`` says which digest file was the reference, where one was, and ``reference`` then has
-    its path, unless it was kept of the checkpoint itself by a run before.
-    ``cache`` says what became of the digests that are kept between runs, where anything did.
-    ``experts_only`` says that nothing but experts was looked at.
-    ``absent`` are parts that the reference's ``config.json`` announces and none of its files holds:
-    they were neither loaded nor compared.
-    ``accounts`` have what became of every tensor: of the reference, and of the checkpoint where it
-    is another.
-    ``files_checked`` are the files whose store's checksum was compared, where that was asked for;
-    ``maps`` have the state of every expert's matrices and ``calls`` what their loaders were called
-    with. ``hosts`` are there where the mesh is one of several hosts: all of them in a merged
-    report, its own in one host's.
+    ``known_issue`` is the id of the row that describes the failure, if any; ``mended_issue`` that
+    of the row whose failure no longer happens with the overlay; ``issue_owner`` who has to fix it.
+    ``digests`` names the digest file that was the reference, if any; ``reference`` then holds its
+    path, unless an earlier run kept it for the checkpoint itself.
+    ``cache`` says what happened to the digests kept between runs, if anything.
+    ``experts_only`` says that only experts were compared.
+    ``absent`` lists parts that the reference's ``config.json`` announces and no file holds; they
+    were neither loaded nor compared.
+    ``accounts`` say what happened to every tensor: of the reference, and of the checkpoint if it
+    is another one.
+    ``files_checked`` lists the files whose store's checksum was compared, if that was asked for;
+    ``maps`` hold the state of every expert's matrices and ``calls`` the calls of their loaders.
+    ``hosts`` is set for a mesh over several hosts: all of them in a merged report, its own in
+    one host's.
     """
 
     checkpoint: str

@@ -57,29 +57,29 @@ def verify_engine(
     """Compare what the workers of an engine hold, in place.
 
     Args:
-        engine: whatever has ``collective_rpc``: vLLM's ``LLM``, ``LLMEngine``, an ``Executor``; or
+        engine: anything with ``collective_rpc``: vLLM's ``LLM``, ``LLMEngine``, an ``Executor``; or
             the URL of a server that has that route.
-        reference: what it is to hold: a digest file, or a checkpoint; by default the one it was
-            loaded from.
-        checkpoint: whose headers say what there is, where that is not the path the engine was
-            given; workers have to find it, and ``reference``, under the same name.
-        parts: of those that the engine holds.
+        reference: what the engine must hold: a digest file or a checkpoint; by default the
+            checkpoint it was loaded from.
+        checkpoint: the checkpoint whose headers list the tensors, if it is not the path the engine
+            was given. Workers must find it, and ``reference``, under the same name.
+        parts: which of the parts that the engine holds to compare.
         nan: how NaNs in the reference count.
         method: how bits of experts are compared.
         selection: the experts to compare.
-        num_layers: the engine was made with the decoder's first layers only.
-        families: Python files that describe families; they are run, in the workers, too.
-        experts_only: compare experts and look at nothing else.
-        timeout: seconds to wait for a server; an engine in this process is waited for.
+        num_layers: the engine was made with only the first layers of the decoder.
+        families: Python files that describe families; they are run, in the workers too.
+        experts_only: compare only experts.
+        timeout: seconds to wait for a server; an engine in this process has no limit.
 
     Returns:
-        The report. It knows nothing of how the weights came: no ledger, no seconds of a load.
+        The report. It does not know how the weights came: it has no ledger and no load time.
 
     Raises:
-        BadInput: as of :func:`harness.verification.verify.verify`.
-        TargetUnavailable: the engine cannot be asked, or is none of tpu-inference; its workers are
-            of several meshes, or have other versions of the stack or the harness.
-        InternalError: what compares failed.
+        BadInput: as for :func:`harness.verification.verify.verify`.
+        TargetUnavailable: the engine cannot be asked or does not belong to tpu-inference, or its
+            workers are of several meshes or have other versions of the stack or the harness.
+        InternalError: the comparison itself failed.
     """
     ask = _asking(engine, timeout)
     workers = [msgspec.json.decode(text, type=EngineWorker) for text in ask("describe", "")]

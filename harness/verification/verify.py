@@ -81,41 +81,40 @@ def verify(
 
     Args:
         checkpoint: what to load: a directory, ``s3://…``, ``gs://…`` or a hub id.
-        target: where to; four emulated devices by default.
-        reference: the checkpoint to compare with, instead of ``checkpoint`` itself; or a digest
-            file, so that no weights are read but to explain a difference.
+        target: where to load it; four emulated devices by default.
+        reference: a checkpoint to compare with instead of ``checkpoint`` itself, or a digest file,
+            so that weights are read only to explain a difference.
         nan: how NaNs in the reference count.
         method: how bits of experts are compared.
-        parts: load and compare these parts only, of those the checkpoint has. A draft model that
-            config.json announces and no file holds is left out, and the report says so, unless it
-            is all that was asked for.
+        parts: load and compare only these parts, of those the checkpoint has. A draft model that
+            config.json announces and no file holds is left out, and the report says so, unless
+            nothing else was asked for.
         stream_options: ``RUNAI_STREAMER_*`` variables for this load.
-        selection: the experts to compare; the load is whole all the same.
-        storage: how experts are stored, where names and shapes allow several readings.
-        num_layers: load the decoder with its first layers only, by an override of its
-            configuration.
-        checksums: read every file whole first and compare it with its store's checksums.
-        families: Python files that describe families, known from then on here and in the loading
-            processes; they are run.
-        experts_only: compare experts and look at nothing else; of an architecture that no family
-            describes, those that the naming rules of known families find. The report says so.
-        cache: compare with digests that a run before kept of these very files, and keep those that
-            come about (:mod:`harness.verification.digest_cache`), where the checkpoint is compared
-            with itself, by its bits; the report says which.
-        timeout: seconds until the load is ended and reported as failed.
+        selection: the experts to compare; the whole checkpoint is loaded all the same.
+        storage: how experts are stored, if names and shapes allow several readings.
+        num_layers: load only the first layers of the decoder, by overriding its configuration.
+        checksums: first read every file whole and compare it with its store's checksums.
+        families: Python files that describe families. They are run, here and in the loading
+            processes, and stay known.
+        experts_only: compare only experts. If no family describes the architecture, compare those
+            that the naming rules of known families find. The report says so.
+        cache: compare with digests that an earlier run kept of these very files, and keep new
+            ones (:mod:`harness.verification.digest_cache`), if the checkpoint is compared with
+            itself, by its bits. The report says which.
+        timeout: seconds until the load is stopped and reported as failed.
         processes: running load processes to use.
-        terminal: where to show progress: one line on a terminal, and lines now and then in a log.
+        terminal: where to show progress: one line on a terminal, occasional lines in a log.
 
     Returns:
         The report; its status says whether all is equal. On a TPU slice it is this host's part,
         for :func:`harness.report.merge.merged`.
 
     Raises:
-        BadInput: a checkpoint cannot be used, not on several hosts, or has none of ``parts``;
-            or a file of it changed meanwhile; or one of ``families`` describes none; or a digest
-            file is none, is of another checkpoint, or does not do for what was asked.
+        BadInput: a checkpoint cannot be used, or not on several hosts, or has none of ``parts``;
+            a file of it changed meanwhile; one of ``families`` describes no family; or a digest
+            file is invalid, is of another checkpoint, or does not suffice for this comparison.
         TargetUnavailable: the stack is not installed, or the target's chips are not free.
-        InternalError: not the load under test failed, but what judges it.
+        InternalError: the harness failed, not the load under test.
     """
     timeout = require_seconds(timeout, "--timeout")
     asked = Asked(

@@ -207,7 +207,7 @@ def test_a_number_beyond_64_bits_is_refused_wherever_it_stands(
         ("architectures", {"a": 1}, "unknown architecture"),
         ("architectures", [["Qwen3VLMoeForConditionalGeneration"]], "unknown architecture"),
         ("architectures", ["x" * 10**6], "unknown architecture x"),
-        ("quantization_config", {"quant_method": "x" * 10**6}, "a quantised checkpoint"),
+        ("quantization_config", {"quant_method": "x" * 10**6}, "an unsupported quantisation"),
         ("tie_word_embeddings", "false", "tie_word_embeddings is 'false'"),
         ("tie_word_embeddings", 1, "tie_word_embeddings is 1"),
     ],

@@ -313,7 +313,7 @@ def test_what_is_honest_is_equal(
     file = written(given.reference, tmp_path / "digests")
     reads.weights = reads.other = 0
     if given.options.get("nan") is Nan.CANONICAL:
-        with pytest.raises(BadInput, match="no digests of NaNs that count as others"):
+        with pytest.raises(BadInput, match="digests cannot be used for NaNs that count as others"):
             judged(given, monkeypatch, file)
         return
     report = judged(given, monkeypatch, file)

@@ -182,7 +182,7 @@ def test_tensors_of_another_type_are_digested_as_they_are_held_too(
 
 def test_an_fp8_release_has_none(tmp_path: Path) -> None:
     path = write_checkpoint("qwen3-moe", tmp_path / "c", shapes="tiny:blocks", quantised="fp8").path
-    with pytest.raises(BadInput, match="no digests of a quantised release"):
+    with pytest.raises(BadInput, match="digests cannot be used for a quantised release"):
         digests_of(ModelCheckpoint(path))
 
 
@@ -222,7 +222,7 @@ def _first_twice(contents: Any) -> None:
 
 CHANGES: dict[str, tuple[Change, str]] = {
     "another format": (
-        lambda h: h["__metadata__"].update(format="other"), "no digest file"
+        lambda h: h["__metadata__"].update(format="other"), "it is not one"
     ),
     "another definition": (
         lambda h: h["__metadata__"].update(definition="2"), "digests by definition '2'"
@@ -355,7 +355,7 @@ def test_every_byte_counts(content: bytes, tmp_path: Path) -> None:
 
 def test_weights_are_no_digest_file(checkpoint: ModelCheckpoint) -> None:
     file = next(f for n, f in checkpoint.location.files.items() if n.endswith(".safetensors"))
-    with pytest.raises(BadInput, match="no digest file"):
+    with pytest.raises(BadInput, match="it is not one"):
         read_digest_file(str(file))
 
 
@@ -389,7 +389,7 @@ def test_another_checkpoints_digests_are_refused(
 
 def test_other_parts_are_refused(content: bytes, tmp_path: Path) -> None:
     other = ModelCheckpoint(write_checkpoint("qwen3.5-moe", tmp_path / "c").path)
-    with pytest.raises(BadInput, match="experts of decoder, mtp, the checkpoint of decoder"):
+    with pytest.raises(BadInput, match="of decoder, mtp, the checkpoint experts of decoder"):
         read(content, tmp_path / "d").require_of(other, parts_of(other))
 
 
@@ -401,7 +401,7 @@ def test_another_revision_is_refused(tmp_path: Path) -> None:
         made.append(ModelCheckpoint(write_checkpoint(TINY, snapshot).path))
     digests = digests_of(made[0])
     digests.require_of(made[0], parts_of(made[0]))
-    with pytest.raises(BadInput, match="digest file of another checkpoint: it is of 'org/name@aaa"):
+    with pytest.raises(BadInput, match="file is of another checkpoint: it is of 'org/name@aaa"):
         digests.require_of(made[1], parts_of(made[1]))
     unknown = replace(digests, contents=replace_revision(digests, ""))
     unknown.require_of(made[1], parts_of(made[1]))

@@ -71,34 +71,40 @@ def test_a_file_may_be_brought_again(tmp_path: Path) -> None:
 
 
 BAD = {
-    "no Python": ("def def", "no family: it is no Python: invalid syntax"),
-    "null bytes": ("FAMILY = 1\0", "no family: it is no Python"),
-    "no FAMILY": ("OTHER = 1", "no family: it has no FAMILY"),
-    "not a family": ("FAMILY = 1", "no family: its FAMILY is a int, not a Family"),
-    "raises": ("1 / 0", "no family: it raises ZeroDivisionError: division by zero"),
-    "an import": ("import no_such_module", "no family: it raises ModuleNotFoundError"),
-    "ends": ("raise SystemExit(0)", "no family: it raises SystemExit: 0"),
+    "no Python": ("def def", "not a family file: it is not Python: invalid syntax"),
+    "null bytes": ("FAMILY = 1\0", "not a family file: it is not Python"),
+    "no FAMILY": ("OTHER = 1", "not a family file: it has no FAMILY"),
+    "not a family": ("FAMILY = 1", "not a family file: its FAMILY is a int, not a Family"),
+    "raises": ("1 / 0", "not a family file: it raises ZeroDivisionError: division by zero"),
+    "an import": ("import no_such_module", "not a family file: it raises ModuleNotFoundError"),
+    "ends": ("raise SystemExit(0)", "not a family file: it raises SystemExit: 0"),
     "a name": (
         WELL.replace('name="outside"', 'name="qwen3-moe"'),
-        "no family: its name is taken: qwen3-moe",
+        "not a family file: its name is taken: qwen3-moe",
     ),
     "an architecture": (
         WELL.replace("OutsideFor", "Qwen3MoeFor"),
-        "no family: its architecture is described already: Qwen3MoeForCausalLM, by qwen3-moe",
+        "not a family file: its architecture is described already: Qwen3MoeForCausalLM, by",
     ),
     "a recipe": (
         WELL.replace('Recipe("outside"', 'Recipe("qwen3.6-mtp"'),
-        "no family: its recipe's name is taken: qwen3.6-mtp, by qwen3.5-moe",
+        "not a family file: its recipe's name is taken: qwen3.6-mtp, by qwen3.5-moe",
     ),
-    "no name": (WELL.replace('name="outside"', 'name=""'), "no family: its name is '', not a word"),
-    "no text": (WELL.replace('name="outside"', "name=3"), "no family: its name is 3, not a word"),
+    "no name": (
+        WELL.replace('name="outside"', 'name=""'),
+        "not a family file: its name is '', not a word",
+    ),
+    "no text": (
+        WELL.replace('name="outside"', "name=3"),
+        "not a family file: its name is 3, not a word",
+    ),
     "a shape that raises": (
         WELL.replace("recipes=", "tiny=None, recipes="),
-        "no family: its FAMILY does not describe a model: AttributeError",
+        "not a family file: its FAMILY does not describe a model: AttributeError",
     ),
     "a configuration that raises": (
         WELL.replace("recipes=", "write_config=lambda *_: 1 / 0, recipes="),
-        "no family: its FAMILY does not describe a model: ZeroDivisionError",
+        "not a family file: its FAMILY does not describe a model: ZeroDivisionError",
     ),
 }
 
@@ -111,7 +117,7 @@ def test_what_is_no_family_is_refused(tmp_path: Path, text: str, message: str) -
         bring([file])
     assert raised.value.what.startswith(message)
     assert raised.value.where == str(file)
-    assert "docs/extending.md" in raised.value.hint
+    assert "docs/own-family.md" in raised.value.hint
     assert families() == before
 
 

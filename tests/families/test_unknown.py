@@ -165,8 +165,8 @@ def test_experts_alone_need_no_family(config: dict[str, object], keys: list[str]
 @pytest.mark.parametrize(
     ("config", "shapes", "message"),
     [
-        ({}, {"lm_head.weight": (8, 32)}, "no experts that the naming rules"),
-        ({"hidden_size": 31}, experts(), "no experts that the naming rules"),
+        ({}, {"lm_head.weight": (8, 32)}, "the naming rules of known families find no experts"),
+        ({"hidden_size": 31}, experts(), "the naming rules of known families find no experts"),
         ({}, experts() | experts("audio.{layer}.mlp.experts"), "2 readings of the experts"),
         ({"num_experts": 5}, experts(), "the files hold 4 experts, config.json says"),
         ({"moe_intermediate_size": 9}, experts(), "the files hold 12 features of an expert"),
@@ -210,7 +210,7 @@ def test_an_architecture_without_a_family(
     assert "unknown architecture FooForCausalLM: no family describes it" in paragraph
     assert "69 of its 69 tensors can be accounted for, 0 not" in paragraph
     assert "--family FILE" in paragraph
-    assert "docs/extending.md" in paragraph
+    assert "docs/own-family.md" in paragraph
     assert (
         "  8 experts in each of 2 layers (0 to 1), per-expert, model.layers.*.mlp.experts: "
         "gate_proj, up_proj, down_proj; hidden size 128, width 48"

@@ -52,7 +52,7 @@ def test_the_environment_says_which_host_this_is(environ: dict[str, str], number
 
 @pytest.mark.parametrize("environ", [{}, {"TPU_WORKER_ID": "4"}, {"TPU_WORKER_ID": "first"}])
 def test_an_environment_that_does_not_say(environ: dict[str, str]) -> None:
-    with pytest.raises(TargetUnavailable, match="not the number of one of 4 hosts"):
+    with pytest.raises(TargetUnavailable, match="is not the number of one of 4 hosts"):
         host_number(4, environ)
 
 

@@ -31,9 +31,9 @@ def test_the_nodes_with_chips_are_hosts_and_this_one_is_the_first() -> None:
 @pytest.mark.parametrize(
     ("known", "told"),
     [
-        ([ray_node("a")], "1 nodes with the resource TPU, of 1"),
-        ([ray_node("a"), ray_node("b"), ray_node("c")], "3 nodes with the resource TPU, of 3"),
-        ([ray_node("a"), ray_node("b", 0)], "1 nodes with the resource TPU, of 2"),
+        ([ray_node("a")], "1 of 1 nodes have the resource TPU"),
+        ([ray_node("a"), ray_node("b"), ray_node("c")], "3 of 3 nodes have the resource TPU"),
+        ([ray_node("a"), ray_node("b", 0)], "1 of 2 nodes have the resource TPU"),
         ([ray_node("b"), ray_node("c"), ray_node("a", 0)], "this node has no TPU"),
     ],
     ids=["too few", "too many", "not declared", "the driver elsewhere"],
@@ -46,7 +46,7 @@ def test_a_cluster_of_other_nodes_is_refused(known: list[dict[str, Any]], told: 
 
 @pytest.mark.parametrize("on", ["slurm", "ray:", "rays", "ray :1"])
 def test_what_else_is_to_start_hosts_is_refused(on: str) -> None:
-    with pytest.raises(BadInput, match="hosts on") as raised:
+    with pytest.raises(BadInput, match="unknown place for hosts") as raised:
         target_on("emulated", 8, hosts=2, on=on)
     assert raised.value.where == "--on"
 

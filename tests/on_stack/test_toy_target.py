@@ -97,6 +97,6 @@ def test_the_command_line_knows_it() -> None:
 )  # fmt: skip
 def test_what_is_no_target_is_refused(site: Path, entry: str) -> None:
     register(site, entry)
-    with pytest.raises(BadInput, match="no target, or a name that is taken") as raised:
+    with pytest.raises(BadInput, match="not a target, or a name that is taken") as raised:
         targets()
     assert raised.value.where == entry

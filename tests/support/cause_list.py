@@ -12,10 +12,10 @@ from tests.support.damages import DAMAGES, Damage
 
 #: Of causes that no rule names: who does.
 _OTHERS = {
-    metadata: "No bits are looked at: presence, shape, place, padding, delivery or scale is wrong.",
-    digest_only: "It differs from a digest file, and there are no right bits to look at.",
-    quantised: "A quantised matrix: codes and scales taken so make what the device holds.",
-    load_failure: "A load failed: its ledger says where, or upstream's error.",
+    metadata: "Presence, shape, place, padding, delivery or a scale is wrong, whatever the bits.",
+    digest_only: "It differs from a digest file, so the right bits are not at hand.",
+    quantised: "Codes and scales of a quantised matrix, read this way, give what the device holds.",
+    load_failure: "The load failed: its ledger, or upstream's error, says where.",
 }
 
 QUANTISED = "tests/compare/test_quantised_experts.py"

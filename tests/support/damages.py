@@ -409,7 +409,7 @@ class Damage:
         if self.of_padding:
             return "" if site.padding else "none of it is padding"
         if isinstance(site, Fp8Site) and not self.placement:
-            return "it is quantised anew: its values are compared, not its bits"
+            return "it is requantised: its values are compared, not its bits"
         needs = self.needs | (self.rule.needs if self.rule else frozenset())
         return next((need for need in Need if need in needs - site.has), "")
 

@@ -405,7 +405,7 @@ def _announced(**sizes: int) -> Tamper:
 
 #: Files, index and config.json that contradict each other: refused before the load.
 FILES = [
-    Attempt("index-names-a-tensor-of-no-file", _in_no_file, "its file does not hold it"),
+    Attempt("index-names-a-tensor-of-no-file", _in_no_file, "in this file, which does not hold it"),
     Attempt("file-holds-a-tensor-of-no-index", _in_no_index, "not in the index"),
     Attempt("tensor-in-two-files", _in_two_files, "the index places it in"),
     Attempt("file-of-no-index", _another_file, Kind.UNACCOUNTED),

@@ -597,7 +597,7 @@ def test_kept_digests_of_other_shapes_are_not_used(
     DigestCache().keep(name_of(path), digests_of(ModelCheckpoint(other)))
     report = verified(path)
     assert (report.status, report.digests) == (Status.EQUAL, None)
-    assert "kept digests are not used: a digest file of another checkpoint" in report.cache
+    assert "kept digests are not used: this digest file is of another checkpoint" in report.cache
 
 
 def test_the_directory_is_the_owners_alone(path: Path, place: Path) -> None:

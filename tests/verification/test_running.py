@@ -89,5 +89,5 @@ def test_what_is_sent_can_name_no_module() -> None:
 
 
 def test_a_worker_of_another_platform_is_refused() -> None:
-    with pytest.raises(HarnessError, match="without a model on JAX's devices"):
+    with pytest.raises(HarnessError, match="has no model on JAX's devices"):
         describe(object(), "")

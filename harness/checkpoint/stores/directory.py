@@ -342,7 +342,7 @@ def _not_a_file(path: Path, kind: str, detail: str | None = None) -> BadInput:
     return BadInput(
         f"{path.name} is {kind}" + (f": {detail}" if detail else ""),
         where=str(path),
-        expected="a file, or a link to one: the loader under test opens whatever has such a name",
+        expected="a file or a link to one: the loader under test opens everything with such a name",
         hint="finish the download, or move this elsewhere",
     )
 

@@ -90,14 +90,14 @@ def _store(text: str, scheme: str, rest: str) -> Store:
             "not the URL of a store",
             where=_shown(scheme, rest),
             expected="s3://bucket/prefix or gs://bucket/prefix",
-            hint="credentials belong into the environment, never into the URL",
+            hint="put credentials in the environment, never in the URL",
         )
     path = f"{bucket}/{prefix}".rstrip("/")
     try:
         client = BUCKETS[scheme](bucket)
     except ModuleNotFoundError as error:
         raise BadInput(
-            f"{error.name} is not installed, which reads {scheme}://",
+            f"{scheme}:// needs {error.name}, which is not installed",
             where=text,
             expected="boto3 for s3://, google-cloud-storage for gs://",
             hint="pip install boto3 google-cloud-storage",

@@ -31,8 +31,8 @@ def format_named(name: str) -> WeightFormat:
     """
     if name not in formats():
         raise BadInput(
-            f"format {name!r}", where="--quantised", expected="one of " + ", ".join(formats()),
-            hint="--quantised fp8",
+            f"unknown format {name!r}", where="--quantised",
+            expected="one of " + ", ".join(formats()), hint="--quantised fp8",
         )  # fmt: skip
     return formats()[name]()
 

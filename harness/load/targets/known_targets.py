@@ -35,7 +35,7 @@ def targets() -> dict[str, Driver]:
     for where, driver in _registered():
         if not isinstance(driver, Driver) or driver.name in found:
             raise BadInput(
-                f"no target, or a name that is taken: {driver!r}",
+                f"not a target, or a name that is taken: {driver!r}",
                 where=where,
                 expected=f"a Driver that is called none of {', '.join(found)}",
                 hint=f"mend or uninstall the package that has this entry point in {_GROUP}",
@@ -87,13 +87,13 @@ def target_named(
 
     Args:
         name: one of :func:`targets`.
-        devices: size of the mesh; the target's own default where None.
-        parallelism: how experts are spread over it.
-        share: ``(number, count)`` where several workers divide a host's chips.
+        devices: number of devices in the mesh; None takes the target's default.
+        parallelism: how experts are spread over the mesh.
+        share: ``(number, count)`` if several workers divide a host's chips.
 
     Raises:
-        BadInput: there is no such target, or not with that many devices.
-        TargetUnavailable: this machine, or this environment, has none.
+        BadInput: there is no such target, or it cannot have that many devices.
+        TargetUnavailable: this machine or environment lacks the target.
     """
     return driver_named(name).target(devices, parallelism, share)
 
@@ -146,15 +146,15 @@ def _require_ray(on: str, hosts: int) -> None:
     kind, _, address = on.partition(":")
     if kind != "ray" or (":" in on and not address):
         raise BadInput(
-            f"hosts on {shown(on)}",
+            f"unknown place for hosts: {shown(on)}",
             where="--on",
-            expected="ray, for the cluster that this machine is of, or ray:ADDRESS",
+            expected="ray, for the cluster this machine belongs to, or ray:ADDRESS",
             hint="--on ray --hosts 2; without it the harness starts the hosts itself",
         )
     if hosts == 1:
         raise BadInput(
             "one host on a Ray cluster", where="--hosts",
-            expected="as many hosts as the cluster has nodes with TPUs, and two at least",
+            expected="the number of the cluster's nodes with TPUs, at least two",
             hint="--hosts 2; a single host needs no Ray",
         )  # fmt: skip
 

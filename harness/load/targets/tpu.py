@@ -171,7 +171,7 @@ def host_number(hosts: int, environ: Mapping[str, str] = os.environ) -> int:
     stated = next((environ[name] for name in _NUMBER if environ.get(name)), "")
     if not re.fullmatch(r"[0-9]{1,6}", stated) or int(stated) >= hosts:
         raise TargetUnavailable(
-            f"not the number of one of {hosts} hosts: {stated!r}",
+            f"{stated!r} is not the number of one of {hosts} hosts",
             where=" or ".join(_NUMBER),
             expected=f"0 to {hosts - 1}, as GKE sets it on the hosts of a slice",
             hint="run one process on every host of the slice; --hosts 1 on a single host",
@@ -193,7 +193,7 @@ def chip_environment(host: TpuHost, chips: tuple[int, ...]) -> dict[str, str]:
         return {}
     if len(chips) not in _BOUNDS:
         raise TargetUnavailable(
-            f"{len(chips)} of the host's chips",
+            f"no mesh on {len(chips)} of the host's chips",
             where="--devices",
             expected=f"{', '.join(map(str, _BOUNDS))} chips, or all of the host's",
             hint=f"--devices {max(n for n in _BOUNDS if n <= len(chips)) * host.devices_per_chip}",
