@@ -29,6 +29,8 @@ A_STEP, A_BIT, TWO_GROUPS, ANOTHER, ZERO_BIAS = KINDS = (
     "the scale of another expert", "one bias zeroed",
 )  # fmt: skip
 _SEED = 30
+#: Damages a matrix, as the n-th of its kind.
+Change = Callable[[ExpertKey, int], None]
 _TRIES = 500
 
 #: By what share the number that becomes a code may be off where a float is made of it.
@@ -88,8 +90,8 @@ class DamagedRelease:
             biases.reshape(-1)[one] = 0
         return names
 
-    def _kinds(self) -> dict[str, tuple[Cause, Callable[[ExpertKey, int], None]]]:
-        kinds = {
+    def _kinds(self) -> dict[str, tuple[Cause, Change]]:
+        kinds: dict[str, tuple[Cause, Change]] = {
             A_STEP: (Cause.SCALE, self._step_of_a_scale),
             A_BIT: (Cause.CODE, self._bit_of_a_code),
         }
@@ -97,9 +99,7 @@ class DamagedRelease:
             return kinds | {ANOTHER: (Cause.SCALE_OF_ANOTHER, self._scale_of_another)}
         return kinds | {TWO_GROUPS: (Cause.GROUP_ORDER, self._groups_exchanged)}
 
-    def _visibly(
-        self, key: ExpertKey, change: Callable[[ExpertKey, int], None], number: int
-    ) -> bool:
+    def _visibly(self, key: ExpertKey, change: Change, number: int) -> bool:
         """Change a matrix, again and again until that reaches the device."""
         for _ in range(_TRIES):
             before = {kind.suffix: self._tensor(key, kind.suffix).copy() for kind in self._weighing}
