@@ -50,6 +50,14 @@ class Checkpoint:
         self.location = open_location(path)
         self.config = _read_json(self.location, "config.json")
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A file of the checkpoint that holds a JSON object.
+
+        Raises:
+            BadInput: it is absent, or holds none.
+        """
+        return _read_json(self.location, name)
+
     @cached_property
     def entries(self) -> dict[str, TensorEntry]:
         """By name, where each tensor stands.

@@ -78,6 +78,8 @@ def explain_quantised(difference: ValuesDiffer, comparison: QuantisedPartCompari
             return _finding(difference, reading.cause, reading.words)
     return (
         _groups_exchanged(difference, comparison, wanted, departed)
+        or _outputs_exchanged(difference, comparison, wanted, departed)
+        or _of_all_outputs(difference, comparison, wanted, departed)
         or _of_one_output(difference, comparison, wanted, departed)
         or _unnamed(difference, departed)
     )
@@ -212,6 +214,8 @@ def _groups_exchanged(
     count = wanted.scales.shape[1]
     if key is None or not odd or not 2 <= count <= _PAIR_LIMIT:
         return None
+    if len(odd) == 1 and len(_odd_groups(wanted, departed)) == 1 and not departed.scales.any():
+        return None  # which one scale or code explains
 
     def fits(rows: tuple[int, int], first: int, second: int, codes: bool) -> bool:
         part = _exchanged(wanted, rows, first, second, codes)
@@ -223,6 +227,61 @@ def _groups_exchanged(
                 words = f"{what} {first} and {second} are exchanged, in {len(odd)} rows of scales"
                 return _finding(difference, GROUP_ORDER, words)
     return None
+
+
+def _odd_groups(wanted: Quantised, departed: Departed) -> set[int]:
+    """The blocks of inputs that hold a code that departs."""
+    columns = np.flatnonzero(departed.codes.any(axis=0)) // wanted.block[1]
+    return {int(column) for column in columns}
+
+
+def _outputs_exchanged(
+    difference: ValuesDiffer,
+    comparison: QuantisedPartComparison,
+    wanted: Quantised,
+    departed: Departed,
+) -> Finding | None:
+    """Two outputs, or rows of blocks, have each other's scales, and all else is right."""
+    key, odd = difference.key, _odd_rows(wanted, departed)
+    if key is None or len(odd) != 2:
+        return None
+    first, second = (rows[0] // wanted.block[0] for rows in odd)
+    scales = wanted.scales.copy()
+    scales[[first, second]] = scales[[second, first]]
+    if _count(comparison.departure(key, wanted.with_scales(scales))):
+        return None
+    words = f"scales of outputs {odd[0][0]} and {odd[1][0]} are exchanged"
+    return _finding(difference, GROUP_ORDER, words)
+
+
+def _of_all_outputs(
+    difference: ValuesDiffer,
+    comparison: QuantisedPartComparison,
+    wanted: Quantised,
+    departed: Departed,
+) -> Finding | None:
+    """Every scale is off by one factor: one number is, that all of the matrix is multiplied by.
+
+    Where each matrix has one scale, it may be that of any expert.
+    """
+    key, rows = difference.key, -(-len(wanted.codes) // wanted.block[0])
+    if key is None or len(_odd_rows(wanted, departed)) < rows:
+        return None
+    top = np.abs(wanted.values).max(axis=1)
+    largest = comparison.holds(key).scales[: len(top)].max(axis=1)
+    largest = largest * np.float32(grid_of(comparison.form.dtype).largest)
+    factor = np.float32(np.median(largest[top > 0] / top[top > 0]))
+    if not np.isfinite(factor) or _count(
+        comparison.departure(key, wanted.with_scales(wanted.scales * factor))
+    ):
+        return None
+    if wanted.scales.size == 1:
+        for expert in range(comparison.reference.shape.experts):
+            other = comparison.reference.quantised(key._replace(expert=expert)).scales
+            if other.size == 1 and abs(other / wanted.scales - factor) <= factor * 2.0**-12:
+                words = f"the scales are those of expert {expert}"
+                return _finding(difference, SCALE_OF_ANOTHER, words)
+    return _finding(difference, SCALE, f"every scale, by a factor of {factor:.6g}")
 
 
 def _exchanged(
@@ -259,7 +318,7 @@ def _of_one_output(
     if key is None or len(odd) != 1:
         return None
     if departed.codes.sum() == 1 and not departed.scales.any():
-        return _finding(difference, CODE, "one code is another")
+        return _of_one_code(difference, comparison, wanted, departed)
     rows, wide = odd[0], wanted.block[1]
     part = _rows_of(wanted, *rows)
     for block in range(wanted.scales.shape[1]):
@@ -276,6 +335,36 @@ def _of_one_output(
         words = f"one scale, {[rows[0] // wanted.block[0], int(columns[0])]}, or some codes of it"
         return _finding(difference, SCALE, words)
     return None
+
+
+def _of_one_code(
+    difference: ValuesDiffer,
+    comparison: QuantisedPartComparison,
+    wanted: Quantised,
+    departed: Departed,
+) -> Finding:
+    """One code of the device departs: a bit of one is flipped, or a scale is off by so little."""
+    assert difference.key
+    row, column = (int(n) for n in np.argwhere(departed.codes)[0])
+    if column >= wanted.codes.shape[1]:
+        return _finding(difference, CODE, "one code of the padding is another")
+    mine, held = wanted.codes[row, column], comparison.holds(difference.key).codes[row, column]
+    same_sign = wanted.dtype == comparison.form.dtype == F4_E2M1 and not (mine ^ held) & 8
+    for bit in range(3 if same_sign else _bits_of(wanted)):
+        codes = wanted.codes.copy()
+        codes[row, column] ^= 1 << bit
+        if not _count(comparison.departure(difference.key, wanted.with_codes(codes))):
+            words = f"bit {bit} of the code at {[row, column]} is flipped"
+            return _finding(difference, CODE, words)
+    if comparison.form.kept:
+        return _finding(difference, CODE, "one code is another")
+    place = [row // wanted.block[0], column // wanted.block[1]]
+    return _finding(difference, SCALE, f"one scale, {place}, which alone a code shows")
+
+
+def _bits_of(wanted: Quantised) -> int:
+    """How many bits a stored code has."""
+    return 4 if len(grid_of(wanted.dtype).values) == 1 << 4 else 8
 
 
 def _factors(
@@ -309,10 +398,9 @@ def _one_code(
     comparison: QuantisedPartComparison, key: ExpertKey, part: Quantised, rows: tuple[int, int]
 ) -> str:
     """Which code with one bit flipped makes what the device holds; empty if none."""
-    bits = 4 if len(grid_of(part.dtype).values) == 1 << 4 else 8
     top = comparison.holds(key).scales[rows[0] : rows[0] + rows[1]].max()
     largest, table = top * grid_of(comparison.form.dtype).largest, grid_of(part.dtype).values
-    for bit in range(bits):
+    for bit in range(_bits_of(part)):
         other = (part.codes ^ (1 << bit)).astype(np.uint8)
         sizes = np.abs(table[other] * part.spread)
         for at in np.argwhere(np.abs(sizes - largest) <= largest * 2.0**-18)[:16]:

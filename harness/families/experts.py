@@ -134,7 +134,7 @@ class ReferencePart(Mapping[ExpertKey, Bits]):
         where = checkpoint.location.where("config.json")
         self.model_dtype = model_dtype(checkpoint.config, stored, where)
         sizes = checkpoint.expert_sizes
-        self.format = checkpoint.format
+        self.format = checkpoint.format if naming.suffix else None
         dtype = self.format.form.dtype if self.format else self.model_dtype
         self.shape = ExpertShape(sizes.experts, sizes.hidden, sizes.intermediate, dtype)
         for layer in self.layers:

@@ -20,12 +20,13 @@ from harness.base.errors import BadInput
 from harness.checkpoint.checkpoint import Checkpoint
 from harness.checkpoint.fp8_blocks import BLOCK, CODES, SCALE_SUFFIX
 from harness.checkpoint.safetensors_file import Index, TensorEntry
-from harness.checkpoint.stores.location import Location
 from harness.families.family import TIE, ExpertNaming, Family, Part, Storage
 from harness.families.formats.block_fp8 import Fp8Blocks
-from harness.families.formats.format import WeightFormat, parts_of
+from harness.families.formats.extent import quantised_namings, require_nothing_besides
+from harness.families.formats.format import WeightFormat
 from harness.families.formats.known_formats import format_of, formats
-from harness.families.found import found_namings
+from harness.families.formats.nvfp4 import MODELOPT_FILE
+from harness.families.found import candidates, found_namings
 from harness.families.known_families import families, family_of_architecture
 from harness.families.storage import ExpertSizes
 from harness.families.unknown import account_of, family_of_experts, language_model
@@ -64,13 +65,15 @@ class ModelCheckpoint(Checkpoint):
         #: What config.json says of the language model.
         self.text: dict[str, Any] = self.config if below is None else below
         #: How its experts are quantised; None where they are not.
-        self.format = _format(self.location, self.config, self.text)
+        self.format = _format(self)
         #: Whether linear layers are quantised, too, by blocks.
         self.fp8 = isinstance(self.format, Fp8Blocks)
         if self.fp8:
             _require_scales(self.entries)
         layers = _require_sizes(self.config, self.text, self.family, self.entries, where)
         self.family = self.family.bound(layers[Part.DECODER], layers.get(Part.MTP, 0))
+        if self.format and not (self.fp8 or experts_only):
+            require_nothing_besides(self.format, self._quantised, self.entries, self.path)
         #: Hears of all that is read of its tensors, if anything does.
         self.listener: Listener | None = None
 
@@ -112,10 +115,28 @@ class ModelCheckpoint(Checkpoint):
         Raises:
             BadInput: see :func:`harness.families.found.found_namings`.
         """
-        if self.format:
-            published = map(self.format.naming, parts_of(self.family.namings).values())
-            return tuple(n for n in published if self.family.layers_of(n, self.entries))
-        return found_namings(self.entries, self.family, self.expert_sizes, self.storage, self.path)
+        quantised = self._quantised
+        parts = {naming.part for naming in quantised}
+        if self.format and not self._plain_parts - parts:
+            return quantised
+        found = found_namings(self.entries, self.family, self.expert_sizes, self.storage, self.path)
+        return (*quantised, *(naming for naming in found if naming.part not in parts))
+
+    @cached_property
+    def _quantised(self) -> tuple[ExpertNaming, ...]:
+        """How experts are named of which there are codes."""
+        if self.format is None:
+            return ()
+        return quantised_namings(self.format, self.family, self.entries, self.path)
+
+    @cached_property
+    def _plain_parts(self) -> set[Part]:
+        """Parts that have expert tensors of a release that is not quantised."""
+        return {
+            naming.part
+            for naming in candidates(self.family, None)
+            if self.family.layers_of(naming, self.entries)
+        }
 
 
 def _family(checkpoint: ModelCheckpoint) -> Family:
@@ -140,27 +161,42 @@ def _family(checkpoint: ModelCheckpoint) -> Family:
     )
 
 
-def _format(
-    location: Location, config: dict[str, Any], text: dict[str, Any]
-) -> WeightFormat | None:
+def _format(checkpoint: ModelCheckpoint) -> WeightFormat | None:
     """The format of a quantised release; None where nothing is quantised.
 
     Raises:
         BadInput: it is quantised in a way that no format describes.
     """
-    quantization = config.get("quantization_config") or text.get("quantization_config")
+    quantization, file = _quantization(checkpoint)
     if not quantization:
         return None
     if isinstance(quantization, dict) and (found := format_of(quantization)):
         return found
-    known = isinstance(quantization, dict) and quantization.get("quant_method")
+    own = quantization.get("quantization", quantization) if isinstance(quantization, dict) else {}
+    named = [own.get(k) for k in ("quant_method", "quant_algo")] if isinstance(own, dict) else []
+    known = next(filter(None, named), None)
     raise BadInput(
         f"an unsupported quantisation ({shown(known) if known else 'unknown method'})",
-        where=location.where("config.json"),
+        where=checkpoint.location.where(file),
         expected="no quantization_config, or that of one of " + ", ".join(formats()),
         hint="the bf16 release of the model, or one in a format of these; other quantised layouts "
         "are not covered",
     )
+
+
+def _quantization(checkpoint: ModelCheckpoint) -> tuple[Any, str]:
+    """What is said of how weights are quantised, and in which file.
+
+    vLLM asks config.json, there also for ``compression_config``, and then the file that ModelOpt
+    wrote up to 0.29 (``transformers_utils/config.py``, ``get_config``, and ``config/model.py``).
+    """
+    for said in (checkpoint.config, checkpoint.text):
+        for key in ("quantization_config", "compression_config"):
+            if said.get(key):
+                return said[key], "config.json"
+    if MODELOPT_FILE in checkpoint.location.files:
+        return checkpoint.read_json(MODELOPT_FILE), MODELOPT_FILE
+    return None, "config.json"
 
 
 def _require_scales(entries: dict[str, TensorEntry]) -> None:

@@ -182,6 +182,37 @@ def test_what_is_wrong_is_seen_and_named(reference: ReferencePart, way: Way, dam
     assert diagnosis.cause is planted.cause, diagnosis.evidence
 
 
+def outputs_exchanged(matrix: Quantised) -> Quantised:
+    scales = matrix.scales.copy()
+    scales[[3, 70]] = scales[[70, 3]]
+    return matrix.with_scales(scales)
+
+
+def all_scaled(matrix: Quantised) -> Quantised:
+    scales: Values = matrix.scales * np.float32(1.25)
+    return matrix.with_scales(scales)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "cause", "words"),
+    [
+        ("ct-fp8-channel", outputs_exchanged, Cause.GROUP_ORDER, "of outputs 3 and 70 are"),
+        ("ct-fp8-channel", all_scaled, Cause.SCALE, "every scale, by a factor of 1.25"),
+        ("nvfp4", all_scaled, Cause.SCALE, "every scale, by a factor of 1.25"),
+        ("ct-fp8-tensor", all_scaled, Cause.SCALE, "every scale, by a factor of 1.25"),
+    ],
+)
+def test_scales_of_whole_outputs_are_named(
+    checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, name: str,
+    change: Callable[[Quantised], Quantised], cause: Cause, words: str,
+) -> None:  # fmt: skip
+    monkeypatch.delenv(UNCHANGED, raising=False)
+    reference = reference_parts(ModelCheckpoint(checkpoints[name]))[0]
+    (difference,), (diagnosis,) = compared(reference, only(change))
+    assert (difference.key, diagnosis.cause) == (AT, cause)
+    assert words in diagnosis.evidence
+
+
 @pytest.mark.parametrize("fellow", [Projection.GATE, Projection.UP])
 def test_scales_of_the_other_half_are_named(reference: ReferencePart, fellow: Projection) -> None:
     at = AT._replace(projection=fellow)

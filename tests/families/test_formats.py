@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,20 @@ import pytest
 from harness.base.errors import BadInput
 from harness.checkpoint.grids import grid_of
 from harness.families.experts import reference_parts
+from harness.families.family import Part
 from harness.families.formats.format import UNCHANGED, Stored
 from harness.families.formats.known_formats import format_named, format_of, formats
+from harness.families.formats.nvfp4 import MODELOPT_FILE
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.synthetic.writer import write_checkpoint
 from harness.verification.verify import verify
+from tests.support.partly_quantised import (
+    with_a_layer_in_bf16,
+    with_attention_quantised,
+    with_cache_scales,
+    with_its_own_quantisation_file,
+    with_the_draft_in_bf16,
+)
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -86,6 +98,87 @@ def test_fp8_linear_layers_that_are_kept_are_refused(tmp_path: Path) -> None:
     path = write_checkpoint("qwen3-moe", tmp_path / "c", shapes="tiny:blocks", quantised="fp8")
     with pytest.raises(BadInput, match="--experts-only"):
         verify(path.path, stream_options={UNCHANGED: "1"})
+
+
+Partly = Callable[[Path, Path], Path]
+
+
+@pytest.fixture(scope="module")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("releases")
+    return {
+        name: write_checkpoint(
+            "qwen3-moe", base / name, shapes="tiny:blocks", experts=2, quantised=name
+        ).path
+        for name, each in formats().items()
+        if not each.fused
+    }
+
+
+LAYERS = "decoder layers [0] with experts in {}, and [1] with experts that are not quantised"
+MORE = "a release in {} that quantises more than experts"
+
+
+@pytest.mark.parametrize("name", [name for name, each in formats().items() if not each.fused])
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [(with_a_layer_in_bf16, LAYERS), (with_attention_quantised, MORE), (with_cache_scales, MORE)],
+)
+def test_what_is_quantised_in_part_is_refused(
+    name: str, made: Partly, said: str, releases: dict[str, Path], tmp_path: Path
+) -> None:
+    path = made(releases[name], tmp_path / "c")
+    if name == "fp8" and said is MORE:
+        assert ModelCheckpoint(path).fp8  # whose linear layers are described
+        return
+    with pytest.raises(BadInput, match=re.escape(said.format(name))):
+        reference_parts(ModelCheckpoint(path))
+    if said is MORE:
+        (part,) = reference_parts(ModelCheckpoint(path, experts_only=True))
+        assert part.format == format_named(name)
+
+
+@pytest.mark.parametrize("name", ["ct-int4", "nvfp4", "fp8"])
+def test_a_draft_model_that_is_not_quantised_is_compared_by_its_bits(
+    name: str, tmp_path: Path
+) -> None:
+    whole = write_checkpoint(
+        "qwen3-next-mtp", tmp_path / "c", shapes="tiny:blocks", experts=2, quantised=name
+    ).path
+    decoder, draft = reference_parts(ModelCheckpoint(with_the_draft_in_bf16(whole, tmp_path / "d")))
+    assert (decoder.part, decoder.format) == (Part.DECODER, format_named(name))
+    assert (draft.part, draft.format, draft.shape.dtype) == (Part.MTP, None, "BF16")
+
+
+def test_modelopts_own_file_is_read_where_config_says_nothing(
+    releases: dict[str, Path], tmp_path: Path
+) -> None:
+    path = with_its_own_quantisation_file(releases["nvfp4"], tmp_path / "c")
+    assert ModelCheckpoint(path).format == format_named("nvfp4")
+    file = path / MODELOPT_FILE
+    file.write_text(file.read_text().replace('"NVFP4"', '"FP8"'))
+    with pytest.raises(BadInput, match=r"a quantised checkpoint .*FP8.*hf_quant_config\.json"):
+        ModelCheckpoint(path)
+
+
+@pytest.mark.parametrize("group", [48, 96])
+def test_groups_that_do_not_divide_a_matrix_are_refused(
+    group: int, releases: dict[str, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "c"
+    shutil.copytree(releases["ct-int4"], path)
+    config = path / "config.json"
+    config.write_text(config.read_text().replace('"group_size": 32', f'"group_size": {group}'))
+    with pytest.raises(BadInput, match=r"expert tensor .*weight_scale'"):
+        reference_parts(ModelCheckpoint(path))
+
+
+def test_another_key_of_configurations_is_read(releases: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    shutil.copytree(releases["ct-int4"], path)
+    config = path / "config.json"
+    config.write_text(config.read_text().replace('"quantization_config"', '"compression_config"'))
+    assert ModelCheckpoint(path).format == format_named("ct-int4")
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F4_E2M1", "I4", "I8"])

@@ -68,18 +68,38 @@ _TYPES = {
 _MOST = {"F8_E4M3": 448, "F4_E2M1": 6, "I4": 7}
 
 
-def on_device(values: Values, dtype: str, block: int) -> tuple[Codes, Values]:
-    """Codes [outputs, inputs] and scales [outputs, blocks], as upstream quantises f32 anew."""
+def on_device(values: Values, dtype: str, block: int, nudged: float = 0) -> tuple[Codes, Values]:
+    """Codes [outputs, inputs] and scales [outputs, blocks], as upstream quantises f32 anew.
+
+    What is converted is first made larger by the share ``nudged``.
+    """
     rows, columns = values.shape
     pieces = values.reshape(rows, columns // block, block)
     most = np.float32(_MOST[dtype])
     scales = np.abs(pieces).max(axis=2) / most
     with np.errstate(divide="ignore"):
         inverse = np.nan_to_num(np.float32(1) / scales)
-    found = np.clip(pieces * inverse[..., None], -8 if dtype == "I4" else -most, most)
+    found = np.clip(
+        pieces * inverse[..., None] * np.float32(1 + nudged), -8 if dtype == "I4" else -most, most
+    )
     found = (np.trunc(found) if dtype == "I4" else found).astype(_TYPES[dtype])
     codes = found.reshape(rows, columns).view(np.uint8)
     return (codes & 0xF if dtype != "F8_E4M3" else codes), scales
+
+
+def upstream_makes(
+    reference: ReferencePart, key: ExpertKey, matrix: QuantisedMatrix, nudged: float = 0
+) -> tuple[Codes, Values]:
+    """Codes [outputs, inputs] and scales [outputs, blocks] of a matrix, padding and all."""
+    assert reference.format
+    form, shape = reference.format.form, reference.packed_shape
+    if form.kept:
+        return matrix.codes, matrix.by_outputs
+    sizes = (shape.intermediate, shape.hidden)
+    outputs, inputs = sizes[::-1] if key.projection is Projection.DOWN else sizes
+    values = matrix.values
+    more = [(0, outputs - values.shape[0]), (0, inputs - values.shape[1])]
+    return on_device(np.pad(values, more), form.dtype, min(form.block or inputs, inputs), nudged)
 
 
 def experts_on_device(
@@ -87,21 +107,14 @@ def experts_on_device(
 ) -> DevicePart:
     """All experts whole (GMM_EP), codes and scales kept or quantised anew; gate beside up."""
     assert reference.format
-    form, shape = reference.format.form, reference.packed_shape
+    form = reference.format.form
     tensors: list[DeviceTensor] = []
 
-    def made(key: ExpertKey) -> tuple[Codes, Values]:
-        matrix = altered(key, reference.quantised(key))
-        if form.kept:
-            return matrix.codes, matrix.by_outputs
-        sizes = (shape.intermediate, shape.hidden)
-        outputs, inputs = sizes[::-1] if key.projection is Projection.DOWN else sizes
-        values = matrix.values
-        more = [(0, outputs - values.shape[0]), (0, inputs - values.shape[1])]
-        return on_device(np.pad(values, more), form.dtype, min(form.block or inputs, inputs))
-
     for layer in reference.layers:
-        each = {key: made(key) for key in reference.keys_of(layer)}
+        each = {
+            key: upstream_makes(reference, key, altered(key, reference.quantised(key)))
+            for key in reference.keys_of(layer)
+        }
         of = {p: [m for key, m in each.items() if key.projection is p] for p in Projection}
         both = zip(of[Projection.GATE], of[Projection.UP], strict=True)
         w13 = [

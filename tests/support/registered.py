@@ -17,7 +17,7 @@ _NAMES = {
         "load_eight_with_five_alive", "record_a_module", "record_copies",
     ),
     "parameter_jobs": ("plant",),
-    "digest_jobs": ("verify_by_digests",),
+    "digest_jobs": ("verify_by_digests", "verify_twice_by_digests"),
     "copy_faults": ("verify_with_fault",),
     "hooks": ("strict", "lenient"),
     "slice_jobs": ("verify_with_fault_on_host_1",),

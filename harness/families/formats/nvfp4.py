@@ -29,6 +29,8 @@ from harness.families.formats.format import (
 )
 
 _GROUP = 16
+#: Where ModelOpt up to 0.29 says how it quantised, in the place of config.json.
+MODELOPT_FILE = "hf_quant_config.json"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Nvfp4(WeightFormat):
 
     @classmethod
     def of(cls, quantization: Mapping[str, Any]) -> WeightFormat | None:
-        """ModelOpt's NVFP4, in groups of 16."""
+        """ModelOpt's NVFP4, in groups of 16; as config.json or a file of its own announces it."""
+        if isinstance(own := quantization.get("quantization"), dict):
+            quantization = {"quant_method": "modelopt"} | own
         method = quantization.get("quant_method") in ("modelopt", "modelopt_fp4")
         if not method or quantization.get("quant_algo") != "NVFP4":
             return None
