@@ -92,7 +92,7 @@ class QuantisedPartComparison(PartComparison):
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: those of weights and scales, then of what upstream left."""
         yield from super().differences()
-        for layer in self.reference.layers:
+        for layer in self.reference.layers if self.held.shards else ():  # else a copy elsewhere
             for name, tensor in self.device.others.get(layer, {}).items():
                 if name in self._left:
                     yield from self._left_behind(layer, tensor, *self._left[name])
