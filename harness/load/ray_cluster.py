@@ -128,18 +128,18 @@ class Attendant:
 
     def __init__(self, host: int, coordinator: str) -> None:
         self._place = (host, coordinator)
-        self._worker: int | None = None  # its pidfd
+        self._worker: list[int] = []  # its pidfd, once it has come
         self._ended = 0.0
 
     def meet(self, pid: int) -> tuple[int, str]:
         """Take a process for this node's worker; the node's number, and where hosts meet."""
-        self._worker = os.pidfd_open(pid)
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._worker = [os.pidfd_open(pid)]
+        threading.Thread(target=self.watch, daemon=True).start()
         return self._place
 
-    def _watch(self, seconds: float | None = None) -> None:
+    def watch(self, seconds: float | None = None) -> None:
         """Note when the worker ends, if it does in so many seconds."""
-        ended, _, _ = select.select([self._worker], [], [], seconds)
+        ended, _, _ = select.select(self._worker, [], [], seconds)
         if ended and not self._ended:
             self._ended = time.time()
 
@@ -148,8 +148,8 @@ class Attendant:
 
         A worker that dies has the executor end all others, so the first to end is the one.
         """
-        if self._worker is not None:
-            self._watch(0)  # on a busy machine the thread may not have come to it
+        if self._worker:
+            self.watch(0)  # on a busy machine the thread may not have come to it
         return self._ended
 
     def tell(self, function: str, argument: str) -> str:

@@ -77,9 +77,9 @@ def test_an_attendant_that_is_asked_looks_itself() -> None:
     """Its thread may be late."""
 
     class Late(Attendant):
-        def _watch(self, seconds: float | None = None) -> None:
+        def watch(self, seconds: float | None = None) -> None:
             if seconds is not None:
-                super()._watch(seconds)
+                super().watch(seconds)
 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
         attendant = Late(1, "here:1")
