@@ -176,6 +176,10 @@ class Departed(NamedTuple):
         """Whether anything is off."""
         return bool(self.codes.any() or self.scales.any())
 
+    def within(self, here: Departed, rows: slice) -> Departed:
+        """Those of them that are ``here``, of which these are some rows."""
+        return Departed(self.codes & here.codes[rows], self.scales & here.scales[rows])
+
 
 def kept(wanted: Quantised, codes: Bits, scales: Values) -> Departed:
     """Where codes or scales that upstream keeps as they are differ from the checkpoint's, in bits.

@@ -155,6 +155,7 @@ class ValuesDiffer(Unequal, frozen=True, kw_only=True, tag=Kind.VALUES.value):
         reference: the first of them as the checkpoint has it, nine digits, or ``nan``, ``inf``.
         device: the same on the device.
         pattern: what the values are instead, in words.
+        shard, device_name: as those of :class:`BitsDiffer`.
     """
 
     layer: int | None = None
@@ -165,6 +166,8 @@ class ValuesDiffer(Unequal, frozen=True, kw_only=True, tag=Kind.VALUES.value):
     reference: str
     device: str
     pattern: str
+    shard: int | None = None
+    device_name: str = ""
 
 
 class DigestDiffers(Fact, frozen=True, kw_only=True, tag=Kind.DIGEST.value):

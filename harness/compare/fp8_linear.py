@@ -2,18 +2,19 @@
 
 The bound is derived in :mod:`harness.checkpoint.fp8_blocks`; it holds for each element with the
 scales found on the device, and those must be what the checkpoint's values make them. A wrong, a
-lost or a transposed scale moves a block's values by more and is named.
+lost or a transposed scale moves a block's values by more and is named. Of several hosts each judges
+what its own devices hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
 from harness.base.bits import Bits
-from harness.base.scanning import nonzero
+from harness.base.scanning import Mask, nonzero
 from harness.checkpoint.fp8_blocks import (
     BLOCK,
     LINEAR,
@@ -26,13 +27,27 @@ from harness.checkpoint.fp8_blocks import (
     scale_bound,
     scales_as_f32,
 )
-from harness.compare.parameter_view import ParameterView, recovered
+from harness.compare.parameter_view import ParameterView, held, holder, recovered
 from harness.families.experts import TensorSlice
 from harness.families.model_checkpoint import ModelCheckpoint
 
 #: A block whose values are off by more than this, on the median, has another scale.
 _NOTABLE = 0.02
 _SCALES = "F32"  # whatever the checkpoint's are
+
+
+class UnequalParameter(NamedTuple):
+    """How one tensor of a parameter departs: where the reference has it, and who holds it.
+
+    Attributes:
+        source: the tensor.
+        values: how it departs.
+        device_name: the device that holds the first element of that.
+    """
+
+    source: TensorSlice
+    values: UnequalValues
+    device_name: str
 
 
 class UnequalValues(TypedDict):
@@ -47,7 +62,12 @@ class UnequalValues(TypedDict):
 
 
 def departs(
-    codes: Bits, scales: Values, reference: Bits, grid: Values, arithmetic: Arithmetic
+    codes: Bits,
+    scales: Values,
+    reference: Bits,
+    grid: Values,
+    arithmetic: Arithmetic,
+    here: Mask | None = None,
 ) -> UnequalValues | None:
     """How a matrix quantised anew departs from the checkpoint's.
 
@@ -57,6 +77,8 @@ def departs(
         reference: the checkpoint's codes, [outputs, inputs].
         grid: their scales, one a block.
         arithmetic: ``EXPERTS`` or ``LINEAR`` of :mod:`harness.checkpoint.fp8_blocks`.
+        here: which codes lie on devices of this process, [outputs, inputs]; None for all. A scale
+            is wherever a code of its output is.
 
     Returns:
         None where every value and every scale is within its bound.
@@ -66,12 +88,15 @@ def departs(
     right, slack = scale_bound(wanted, arithmetic)
     off = ~(np.abs(found - wanted) <= requantisation_bound(wanted, scales, arithmetic))
     off |= ~(np.abs(scales - right) <= slack)[:, None]
+    if here is not None:
+        off &= here
+        found = np.where(here, found, wanted)
     if not (found_off := nonzero(off)):
         return None
     first = found_off.first
     return UnequalValues(
         index=first, reference=f"{wanted[first]:.9g}", device=f"{found[first]:.9g}",
-        count=found_off.count, total=off.size,
+        count=found_off.count, total=off.size if here is None else int(here.sum()),
         pattern=_why(found, wanted, reference, grid),
     )  # fmt: skip
 
@@ -108,8 +133,8 @@ def _explains(found: Values, wanted: Values) -> bool:
 
 def unequal_values(
     checkpoint: ModelCheckpoint, weight: ParameterView, scales: ParameterView
-) -> Iterator[tuple[TensorSlice, UnequalValues]]:
-    """What is off of a quantised parameter: where the reference has it, and how it departs.
+) -> Iterator[UnequalParameter]:
+    """What is off of a quantised parameter, tensor by tensor.
 
     Args:
         checkpoint: holds its codes and the scales of their blocks.
@@ -121,7 +146,12 @@ def unequal_values(
         reference, grid = checkpoint.bits(name), scales_as_f32(entry.bits(), entry.dtype)
         for copy in sorted({b.copy for b in weight.layout.blocks if b.source == name}):
             codes = recovered(weight, name, copy, "", reference)
-            held = recovered(scales, name, copy, "", np.zeros(len(reference), dtype="<u4"))
-            found = departs(codes, scales_as_f32(held, "F32"), reference, grid, LINEAR)
+            found_scales = recovered(scales, name, copy, "", np.zeros(len(reference), dtype="<u4"))
+            here = held(weight, name, copy, reference)
+            found = departs(
+                codes, scales_as_f32(found_scales, "F32"), reference, grid, LINEAR, here
+            )
             if found:
-                yield TensorSlice(entry.file.name, name, copy=copy), found
+                device = holder(weight, name, copy, found["index"], reference)
+                source = TensorSlice(entry.file.name, name, copy=copy)
+                yield UnequalParameter(source, found, device)

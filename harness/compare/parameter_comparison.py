@@ -330,8 +330,12 @@ class ParameterComparison:
         for each in (view.tensor, tensor):
             for odd in odd_replicas(each):
                 yield ReplicasDiffer(**self._array(each), **odd)
-        for source, found_values in unequal_values(self.checkpoint, view, scales):
-            yield ValuesDiffer(**self._array(view.tensor), source=source, **found_values)
+        numbers = self.mesh.shards(view.layout.axes)
+        for source, found_values, device in unequal_values(self.checkpoint, view, scales):
+            yield ValuesDiffer(
+                **self._array(view.tensor), source=source, **found_values,
+                shard=numbers.get(device), device_name=device,
+            )  # fmt: skip
 
     def _derived(self, tensor: DeviceTensor) -> Iterator[Difference]:
         """A buffer of no tensor: known, and as it must be where that is known, or unaccounted."""

@@ -135,6 +135,24 @@ def held(view: ParameterView, source: str, copy: int, like: Bits) -> Mask:
     return mask
 
 
+def holder(view: ParameterView, source: str, copy: int, at: tuple[int, ...], like: Bits) -> str:
+    """The device that :func:`recovered` has an element from; empty if it is another host's."""
+    return next(
+        (
+            shard.device
+            for shard in reversed(view.tensor.shards)
+            for block, _, _, origin in pairs(view.layout, shard, source, like)
+            if block.copy == copy and _is_at(at, origin)
+        ),
+        "",
+    )
+
+
+def _is_at(at: tuple[int, ...], origin: _Where) -> bool:
+    runs = (range(s.start, s.stop, s.step or 1) for s in origin)
+    return all(index in run for index, run in zip(at, runs, strict=True))
+
+
 class PaddingPart(NamedTuple):
     """A shard's part of a parameter's padding.
 

@@ -4,6 +4,9 @@ What upstream keeps as it is stored is compared bit for bit. What it quantises a
 rule that :mod:`harness.checkpoint.grids` derives: each scale must be the one that the checkpoint's
 values make, and each code one that its value may become; rounding leaves two to choose from for a
 few values in a thousand.
+
+Both rules ask the checkpoint for a scale, never the device. So of several hosts each judges the
+codes and the scales that its own devices hold, wherever the blocks are cut.
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ class QuantisedPartComparison(PartComparison):
         if options.get("method") is Method.DIGESTS:
             raise no_digests("a quantised release, whose values are compared, not its bits")
         super().__init__(reference, replace(device, unknown=unknown), **options)
+        self._here = {projection: self._masks(projection) for projection in Projection}
 
     def packed_shape(self) -> ExpertShape:
         """Sizes on the device: padded to whole blocks, where the loader does that."""
@@ -88,7 +92,7 @@ class QuantisedPartComparison(PartComparison):
     def differences(self) -> Iterator[Difference]:
         """Yield every difference: those of weights and scales, then of what upstream left."""
         yield from super().differences()
-        for layer in self.reference.layers:
+        for layer in self.reference.layers if self.held.shards else ():  # else a copy elsewhere
             for name, tensor in self.device.others.get(layer, {}).items():
                 if name in self._left:
                     yield from self._left_behind(layer, tensor, *self._left[name])
@@ -190,14 +194,47 @@ class QuantisedPartComparison(PartComparison):
                 part=self.reference.part, layer=layer, parameter=tensor.name, **fact
             )
 
+    def _masks(self, projection: Projection) -> Departed | None:
+        """Which codes and scales of an expert's matrix are here; None where a whole one is."""
+        if self.held.whole or not self.held.divides_experts:
+            return None
+        outputs, inputs = self._sizes(projection)
+        parameter = PARAMETER_OF[projection]
+        codes = np.zeros((outputs, inputs), dtype=bool)
+        scales = np.zeros((outputs, self._blocks_along(parameter)), dtype=bool)
+        for block in self.held.blocks(projection):
+            block.of(codes)[:] = True
+            if parameter is Parameter.W13:
+                scales[block.outputs.as_slice()] = True
+        if parameter is Parameter.W2:
+            for number in self.held.shards:
+                scales[:, self._scale_rows(number)] = True
+        return Departed(codes, scales)
+
+    def _scale_rows(self, shard: int) -> slice:
+        """Of w2's scales, where the intermediate axis is cut, the rows that a shard holds."""
+        count = self._blocks_along(Parameter.W2)
+        part = count // self.layout.shards
+        return slice(0, 1) if count == 1 else slice(shard * part, (shard + 1) * part)
+
+    def _sizes(self, projection: Projection) -> tuple[int, int]:
+        """Outputs and inputs of a matrix on the device."""
+        shape = self.packed_shape()
+        sizes = (shape.intermediate, shape.hidden)
+        return sizes[::-1] if projection is Projection.DOWN else sizes
+
     def _matrix(self, key: ExpertKey, tensor: DeviceTensor, words: Words | None) -> Check:
         """Judged as a whole: what it is made of is no pair of arrays."""
         wanted = self.reference.quantised(key)
         nbytes = wanted.codes.nbytes + wanted.scales.nbytes
+        if self._here[key.projection]:
+            nbytes = nbytes * len(self.held.shards) // self.layout.shards
         return Check(key, nbytes, equal=not self.departure(key, wanted).any)
 
     def departure(self, key: ExpertKey, wanted: Quantised, rows: slice = slice(None)) -> Departed:
         """Where the device does not hold what upstream makes of ``wanted`` in the place of ``key``.
+
+        What lies on other hosts' devices departs nowhere.
 
         Args:
             key: names the matrix.
@@ -206,6 +243,12 @@ class QuantisedPartComparison(PartComparison):
         """
         whole = self.holds(key)
         held = HeldMatrix(whole.codes[rows], whole.scales[rows])
+        departed = self._departure(key, wanted, held)
+        here = self._here[key.projection]
+        return departed.within(here, rows) if here else departed
+
+    def _departure(self, key: ExpertKey, wanted: Quantised, held: HeldMatrix) -> Departed:
+        """The same as if the devices of this process held all of it."""
         if self.form.kept:
             return kept(wanted, held.codes, held.scales)
         outputs, inputs = held.codes.shape
@@ -217,18 +260,18 @@ class QuantisedPartComparison(PartComparison):
         return requantised(values, self.form.dtype, held.codes, held.scales, block)
 
     def holds(self, key: ExpertKey) -> HeldMatrix:
-        """The device's codes and scales of one matrix, through the layout."""
+        """The device's codes and scales of one matrix, through the layout.
+
+        Zeros stand for those that other hosts' devices hold.
+        """
         tensor = self.device.layers[key.layer][PARAMETER_OF[key.projection]]
         scales = self.device.scales[key.layer][PARAMETER_OF[key.projection]].folded()
-        shape = self.packed_shape()
-        outputs, inputs = shape.intermediate, shape.hidden
-        if key.projection is Projection.DOWN:
-            outputs, inputs = inputs, outputs
-        codes = np.empty((outputs, inputs), dtype=np.uint8)
+        outputs, inputs = self._sizes(key.projection)
+        codes = np.zeros((outputs, inputs), dtype=np.uint8)
         count = self._blocks_along(PARAMETER_OF[key.projection])
-        held = np.empty((outputs, count), dtype="<u4")
+        held = np.zeros((outputs, count), dtype="<u4")
         second = self._scale_shape(PARAMETER_OF[key.projection])[1] // 2
-        for block in self.layout.blocks_of(key.projection):
+        for block in self.held.blocks(key.projection):
             block.of(codes)[:] = tensor.rectangle(key.expert, block.rows, block.columns)
             after = self.layout.backend is Backend.FUSED_MOE and block.rows.start > 0
             rows = Span(second, second + count) if after else Span(0, count)
@@ -243,6 +286,10 @@ class QuantisedPartComparison(PartComparison):
         mask = departed.codes.copy()
         block = self.block_of(key.projection)
         mask |= np.repeat(departed.scales, block, axis=1)[:, : mask.shape[1]]
+        here = self._here[key.projection]
+        if here:
+            mask &= here.codes  # a scale is wherever some of its codes are
+        whole = here or Departed(np.ones_like(departed.codes), np.ones_like(departed.scales))
         found = nonzero(mask)
         if not found:
             raise RuntimeError(f"the values of {key} were unequal, and are equal: a fault of ours")
@@ -250,14 +297,15 @@ class QuantisedPartComparison(PartComparison):
         values = wanted.values
         inside = all(at < size for at, size in zip(first, values.shape, strict=True))
         code = grid_of(self.form.dtype).values[held.codes[first]]
+        shard, device_name = self._holder(tensor, self._device_index(key, *first))
         with np.errstate(invalid="ignore", over="ignore"):
             device = code * held.scales[first[0], first[1] // block]
         return ValuesDiffer(
             part=key.part, layer=key.layer, expert=key.expert, projection=key.projection,
             parameter=tensor.name, source=self.reference.source(key),
             index=first, reference=f"{values[first] if inside else 0:.9g}",
-            device=f"{device:.9g}", count=found.count, total=mask.size,
-            pattern=_extent(departed, wanted, block),
+            device=f"{device:.9g}", count=found.count, total=int(whole.codes.sum()),
+            pattern=_extent(departed, whole), shard=shard, device_name=device_name,
         )  # fmt: skip
 
 
@@ -266,11 +314,10 @@ def _left_as(parameter: Parameter, kind: TensorKind) -> str:
     return parameter.removesuffix("weight") + kind.suffix
 
 
-def _extent(departed: Departed, wanted: Quantised, block: int) -> str:
-    """How much of a matrix departs: codes, and scales of the device."""
-    codes, scales = int(departed.codes.sum()), int(departed.scales.sum())
-    words = [f"{codes} of {departed.codes.size} codes"] if codes else []
-    words += [f"{scales} of {departed.scales.size} scales"] if scales else []
+def _extent(departed: Departed, whole: Departed) -> str:
+    """How much of a matrix departs, of all that is here: codes, and scales of the device."""
+    nouns = zip(departed, whole, ("codes", "scales"), strict=True)
+    words = [f"{odd.sum()} of {all_.sum()} {noun}" for odd, all_, noun in nouns if odd.any()]
     return " and ".join(words) + " are not what the checkpoint's values make"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
+import traceback
 from collections.abc import Collection, Iterator, Sequence
 
 from harness.base.errors import TargetUnavailable
@@ -73,16 +75,41 @@ def load(
         planted: layers around the loader under test, below the one that records: faults.
 
     Raises:
-        TargetUnavailable: this process has other devices than the target's.
+        TargetUnavailable: this process has other devices than the target's, or this machine no
+            shared memory for a lock.
         Exception: whatever the stack under test raises, unchanged.
     """
     ledgers = {} if ledgers is None else ledgers
-    return driver_of(target).load(
-        checkpoint,
-        target,
-        parts,
-        overrides=family.config_overrides(num_layers) if family else {},
-        layers=layers_of(family, num_layers, ledgers, meter or Meter(), planted),
+    try:
+        return driver_of(target).load(
+            checkpoint,
+            target,
+            parts,
+            overrides=family.config_overrides(num_layers) if family else {},
+            layers=layers_of(family, num_layers, ledgers, meter or Meter(), planted),
+        )
+    except OSError as error:
+        if is_of_a_lock(error):
+            raise _no_shared_memory(error) from error
+        raise
+
+
+def is_of_a_lock(error: OSError) -> bool:
+    """Whether what failed is a lock of :mod:`multiprocessing`, which lies in shared memory.
+
+    vLLM's executor makes one (0.26 and 0.32, ``v1/executor/uniproc_executor.py``).
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    locks = sys.modules.get("multiprocessing.synchronize")  # vLLM's import: this house has none
+    return bool(frames and locks) and frames[-1].filename == getattr(locks, "__file__", None)
+
+
+def _no_shared_memory(error: OSError) -> TargetUnavailable:
+    return TargetUnavailable(
+        f"no shared memory for the lock of vLLM's executor: {error.strerror or error}",
+        where="/dev/shm",
+        expected="a few free pages, in which a semaphore can be made",
+        hint="df /dev/shm shows it; a container has more with docker run --shm-size=1g",
     )
 
 

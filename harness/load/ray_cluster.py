@@ -13,9 +13,10 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from harness.base.errors import TargetUnavailable
 from harness.load.target import Target
@@ -23,6 +24,10 @@ from harness.load.target import Target
 #: What Ray calls a TPU chip, and tpu-inference asks for (``platforms/tpu_platform.py``).
 RESOURCE = "TPU"
 _HOST_IP = "VLLM_HOST_IP"
+#: For a worker that is dying, from its first closed connection on; and between two questions.
+_SECONDS_TO_END, _SECONDS_BETWEEN = 10.0, 0.2
+
+_Told = TypeVar("_Told")
 
 
 class Node(NamedTuple):
@@ -123,22 +128,28 @@ class Attendant:
 
     def __init__(self, host: int, coordinator: str) -> None:
         self._place = (host, coordinator)
+        self._worker: list[int] = []  # its pidfd, once it has come
         self._ended = 0.0
 
     def meet(self, pid: int) -> tuple[int, str]:
         """Take a process for this node's worker; the node's number, and where hosts meet."""
-        threading.Thread(target=self._watch, args=(os.pidfd_open(pid),), daemon=True).start()
+        self._worker = [os.pidfd_open(pid)]
+        threading.Thread(target=self.watch, daemon=True).start()
         return self._place
 
-    def _watch(self, worker: int) -> None:
-        select.select([worker], [], [])
-        self._ended = time.time()
+    def watch(self, seconds: float | None = None) -> None:
+        """Note when the worker ends, if it does in so many seconds."""
+        ended, _, _ = select.select(self._worker, [], [], seconds)
+        if ended and not self._ended:
+            self._ended = time.time()
 
     def ended(self) -> float:
         """When the worker ended, in seconds of this node's clock; 0 while it lives or has not come.
 
         A worker that dies has the executor end all others, so the first to end is the one.
         """
+        if self._worker:
+            self.watch(0)  # on a busy machine the thread may not have come to it
         return self._ended
 
     def tell(self, function: str, argument: str) -> str:
@@ -195,9 +206,16 @@ class Attendants:
     def lost(self, seconds: float) -> tuple[Node, str] | None:
         """The first node that is gone, else the one whose worker ended first; and which of both.
 
+        A worker that dies closes its connections before it has ended, so another host's error may
+        be here first: they are asked again for a while.
+
         Args:
             seconds: to wait for an answer, until Ray has found out.
         """
+        return told_in_time(partial(self._lost, seconds), _SECONDS_TO_END)
+
+    def _lost(self, seconds: float) -> tuple[Node, str] | None:
+        """The same, at this moment."""
         import ray
 
         asked, ended = [actor.ended.remote() for actor in self._actors], dict[float, Node]()
@@ -209,6 +227,14 @@ class Attendants:
             if when:
                 ended[when] = node
         return (ended[min(ended)], "the worker's process died") if ended else None
+
+
+def told_in_time(ask: Callable[[], _Told | None], seconds: float) -> _Told | None:
+    """The first answer that is one; None where none comes in so many seconds."""
+    end = time.monotonic() + seconds
+    while (told := ask()) is None and time.monotonic() < end:
+        time.sleep(_SECONDS_BETWEEN)
+    return told
 
 
 def met() -> tuple[int, str]:

@@ -218,7 +218,7 @@ def prepared_for(
         against = ModelCheckpoint(asked.reference, asked.storage, experts_only=asked.experts_only)
     for location in (opened.model, against.model):
         _require_text(location)
-    _require_one_host(against, target)
+    _require_described(against, target)
     _require_known_grids(against, {**os.environ, **target.environment, **asked.stream_options})
     there = reference_parts(against, asked.num_layers, asked.parts)
     if not asked.experts_only:  # before the load
@@ -437,14 +437,8 @@ def _require_text(location: str) -> None:
         ) from error
 
 
-def _require_one_host(checkpoint: ModelCheckpoint, target: Target) -> None:
-    if checkpoint.format and target.hosts > 1:
-        raise BadInput(
-            "a quantised release on several hosts",
-            where=checkpoint.path,
-            expected="a BF16 checkpoint: the values of a block are compared whole, on one host",
-            hint="--hosts 1",
-        )
+def _require_described(checkpoint: ModelCheckpoint, target: Target) -> None:
+    """What the target makes of a quantised release is described."""
     on_host = target.backend in (Backend.XLA_TP, Backend.XLA_EP)
     if checkpoint.format and not checkpoint.fp8 and on_host:
         raise BadInput(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from harness.checkpoint.grids import Quantised, Values
-from harness.compare.difference import Difference, Kind
+from harness.compare.difference import Difference, Kind, ValuesDiffer
 from harness.compare.quantised_experts import QuantisedPartComparison, part_comparison
-from harness.devices.expert_layout import Backend
+from harness.devices.expert_layout import Backend, Parameter
+from harness.devices.tensors import DevicePart
 from harness.explain.causes import Cause, Diagnosis
 from harness.explain.diagnosis import Explainer
 from harness.families.experts import ExpertKey, ReferencePart, reference_parts
@@ -21,6 +22,7 @@ from harness.families.formats.format import UNCHANGED
 from harness.families.formats.known_formats import formats
 from harness.families.model_checkpoint import ModelCheckpoint
 from harness.synthetic.writer import write_checkpoint
+from tests.support.host_devices import seen_from
 from tests.support.quantising import Altered, experts_on_device
 
 #: Formats that upstream keeps as they are where it is asked to; AWQ it keeps anyway.
@@ -259,3 +261,64 @@ def test_codes_that_are_taken_for_another_type_are_named(
     assert difference.key == AT
     assert diagnosis.cause is Cause.WRONG_GRID
     assert f"are taken for {other}" in diagnosis.evidence
+
+
+HOSTS = ("cpu:1", "cpu:2")  # a device each
+
+
+def of_host(
+    reference: ReferencePart, number: int, part: DevicePart | None = None
+) -> tuple[QuantisedPartComparison, list[Difference]]:
+    """What one of two hosts finds, between which every expert is cut."""
+    part = part or experts_on_device(reference, mesh=HOSTS, cut=True)
+    comparison = part_comparison(reference, seen_from(part, (number,)), backend=Backend.GMM_TP)
+    assert isinstance(comparison, QuantisedPartComparison)
+    return comparison, list(comparison.differences())
+
+
+def test_hosts_judge_what_they_hold_and_together_all_of_it(reference: ReferencePart) -> None:
+    whole = experts_on_device(reference, mesh=HOSTS, cut=True)
+    alone = part_comparison(reference, whole, backend=Backend.GMM_TP)
+    assert list(alone.differences()) == []
+    compared_bytes = 0
+    for number in range(len(HOSTS)):
+        comparison, differences = of_host(reference, number)
+        assert differences == []
+        assert comparison.tally.divided
+        assert comparison.tally.experts_compared == alone.tally.experts
+        compared_bytes += comparison.tally.bytes_compared
+    assert compared_bytes == alone.tally.bytes_compared
+
+
+def spoiled(part: DevicePart, parameter: Parameter, change: int, *, scales: bool) -> DevicePart:
+    """With bits flipped of expert 1, in its first row, of what the second device holds."""
+    layers = dict(part.scales if scales else part.layers)
+    tensor = layers[0][parameter]
+    first, second = tensor.shards
+    bits = second.fetch(...).copy()
+    bits[1, 0, 0] ^= change
+    shards = (first, replace(second, fetch=lambda index: bits[index]))
+    layers[0] = {**layers[0], parameter: replace(tensor, shards=shards)}
+    return replace(part, scales=layers) if scales else replace(part, layers=layers)
+
+
+@pytest.mark.parametrize("scales", [False, True], ids=["a code", "a scale"])
+@pytest.mark.parametrize("parameter", Parameter)
+def test_what_is_wrong_on_one_host_is_found_there_and_placed(
+    reference: ReferencePart, parameter: Parameter, scales: bool
+) -> None:
+    right = experts_on_device(reference, mesh=HOSTS, cut=True)
+    wrong = spoiled(right, parameter, 1 << 22 if scales else 4, scales=scales)
+    assert of_host(reference, 0, wrong)[1] == []
+    comparison, (difference,) = of_host(reference, 1, wrong)
+    assert isinstance(difference, ValuesDiffer)
+    assert (difference.layer, difference.expert, difference.device_name) == (0, 1, HOSTS[1])
+    down = parameter is Parameter.W2
+    assert difference.projection is (Projection.DOWN if down else Projection.GATE)
+    shape = reference.packed_shape
+    assert difference.total == shape.hidden * shape.intermediate // len(HOSTS)
+    half = shape.intermediate // len(HOSTS)  # where the second host's part begins
+    assert difference.index == ((0, half) if down else (half, 0))
+    assert f" 1 of {difference.total} codes" in f" {difference.pattern}" or scales
+    (diagnosis,) = Explainer(comparison).diagnose([difference])
+    assert diagnosis.cause is (Cause.SCALE if scales else Cause.CODE)

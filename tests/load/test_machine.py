@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.base.errors import InternalError, TargetUnavailable
+from harness.load.engine import is_of_a_lock
 from harness.load.process import LoadProcess, LoadProcessError
 from harness.load.target import Target
 
@@ -174,3 +175,10 @@ def test_a_job_that_is_not_in_the_table_is_not_imported(target: Target, tmp_path
         pytest.raises(InternalError, match="KeyError: 'os:getcwd'"),
     ):
         process.run("os:getcwd", b"", target, timeout=60)
+
+
+def test_a_full_disk_is_not_taken_for_full_shared_memory() -> None:
+    """Of which `tests/on_stack/test_tight_machine.py` has a real one."""
+    with pytest.raises(OSError, match="No space left") as raised:
+        Path("/dev/full").write_text("a")
+    assert not is_of_a_lock(raised.value)

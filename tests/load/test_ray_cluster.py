@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.base.errors import BadInput, TargetUnavailable
-from harness.load.ray_cluster import Attendant, nodes_of
+from harness.load.ray_cluster import Attendant, nodes_of, told_in_time
 from harness.load.targets.known_targets import target_on
 from tests.support.waiting import wait_for
 
@@ -69,3 +69,28 @@ def test_an_attendant_sees_its_worker_end() -> None:
         assert attendant.ended() == 0.0
         worker.kill()
         wait_for(lambda: attendant.ended() > 0)
+        first = attendant.ended()
+        assert attendant.ended() == first
+
+
+def test_an_attendant_that_is_asked_looks_itself() -> None:
+    """Its thread may be late."""
+
+    class Late(Attendant):
+        def watch(self, seconds: float | None = None) -> None:
+            if seconds is not None:
+                super().watch(seconds)
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        attendant = Late(1, "here:1")
+        attendant.meet(worker.pid)
+        assert attendant.ended() == 0.0
+        worker.kill()
+        worker.wait()
+        assert attendant.ended() > 0
+
+
+def test_a_worker_that_is_not_quite_dead_is_asked_for_again() -> None:
+    answers = iter([None, None, "host 1"])
+    assert told_in_time(lambda: next(answers), 60) == "host 1"
+    assert told_in_time(lambda: None, 0.3) is None

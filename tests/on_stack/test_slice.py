@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.base.errors import BadInput
 from harness.compare.difference import Kind
 from harness.explain.causes import Cause
 from harness.load.process import LoadProcesses
-from harness.load.targets.known_targets import target_on
+from harness.load.targets.known_targets import meshed, target_on
 from harness.report.message import failure_text
 from harness.report.report import Report, Status
 from harness.synthetic.writer import write_checkpoint
@@ -78,9 +77,56 @@ def test_a_host_that_fails_is_named_and_ends_the_others(with_fault: Report, what
     assert with_fault.experts_compared == 0
 
 
-def test_an_fp8_release_on_several_hosts_is_refused(tmp_path: Path) -> None:
-    path = write_checkpoint(
-        "qwen3-vl-moe", tmp_path / "c", shapes="tiny:blocks", quantised="fp8"
-    ).path
-    with pytest.raises(BadInput, match="a quantised release on several hosts"):
-        verify(path, target_on("emulated", 8, hosts=2))
+#: FP8 experts load on a mesh of all axes alone (known issue fp8-experts-on-explicit-axes).
+FP8_MESH = "expert=2,model=2"
+
+
+@pytest.fixture(scope="module")
+def fp8_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fp8") / "c"
+    return write_checkpoint("qwen3-vl-moe", out, shapes="tiny:blocks", quantised="fp8").path
+
+
+def test_two_hosts_find_of_an_fp8_release_what_one_does(
+    load_processes: LoadProcesses, fp8_release: Path
+) -> None:
+    alone, both = (
+        verify(
+            fp8_release,
+            meshed("emulated", FP8_MESH, hosts=hosts),
+            processes=load_processes,
+        )
+        for hosts in (1, 2)
+    )
+    assert (alone.status, both.status) == (Status.EQUAL, Status.EQUAL), failure_text(both)
+    assert [len(part.devices) for part in both.hosts] == [2, 2]
+    assert both.experts_compared == alone.experts_compared == 16
+    assert [t.bytes_compared for t in both.tallies] == [t.bytes_compared for t in alone.tallies]
+    assert [t.compared for t in both.parameters] == [t.compared for t in alone.parameters]
+
+
+def test_what_is_wrong_of_an_fp8_release_on_the_second_host(
+    load_processes: LoadProcesses, fp8_release: Path
+) -> None:
+    report = verify(
+        fp8_release,
+        meshed("emulated", FP8_MESH, hosts=2),
+        stream_options={FAULT: "requantised wrongly"},
+        processes=load_processes.doing("tests.support.slice_jobs:verify_with_fault_on_host_1"),
+    )
+    assert [(part.status, part.differences) for part in report.hosts] == [
+        (Status.EQUAL, 0),
+        (Status.DIFFERENT, 3),
+    ]
+    assert {d.device_name for d in report.differences} == {"cpu:2048"}
+    scale, code, linear = report.differences
+    assert (scale.layer, scale.expert, scale.projection) == (1, 4, "gate_proj")
+    assert (code.layer, code.expert, code.projection) == (1, 6, "down_proj")
+    assert (linear.layer, linear.parameter.rpartition("layers.")[2]) == (
+        0,
+        "0.self_attn.o_proj.weight",
+    )
+    assert [elements(d).count for d in (code, linear)] == [1, 1]
+    assert elements(code).index == (3, 257)  # its part of F begins with 256
+    causes = [(d.cause, d.first) for d in report.diagnoses]
+    assert causes == [(Cause.SCALE, 0), (Cause.CODE, 1), (Cause.SCALE, 2)]

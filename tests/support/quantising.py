@@ -22,7 +22,7 @@ from harness.devices.tensors import DevicePart, DeviceTensor, device_part
 from harness.families.experts import ExpertKey, ReferencePart
 from harness.families.family import Part, Projection
 from harness.families.model_checkpoint import ModelCheckpoint
-from tests.support.packing import sharded
+from tests.support.packing import replicated, sharded
 from tests.support.parameter_packing import Array, Packed, PackedParameters
 
 MESH = ("cpu:1", "cpu:2", "cpu:3", "cpu:4")
@@ -103,9 +103,17 @@ def upstream_makes(
 
 
 def experts_on_device(
-    reference: ReferencePart, altered: Altered = lambda key, matrix: matrix
+    reference: ReferencePart,
+    altered: Altered = lambda key, matrix: matrix,
+    mesh: tuple[str, ...] = MESH,
+    *,
+    cut: bool = False,
 ) -> DevicePart:
-    """All experts whole (GMM_EP), codes and scales kept or quantised anew; gate beside up."""
+    """All experts whole (GMM_EP), codes and scales kept or quantised anew; gate beside up.
+
+    Or each ``cut`` over all devices (GMM_TP); w2's scales are whole on each where there is one an
+    output.
+    """
     assert reference.format
     form = reference.format.form
     tensors: list[DeviceTensor] = []
@@ -117,19 +125,27 @@ def experts_on_device(
         }
         of = {p: [m for key, m in each.items() if key.projection is p] for p in Projection}
         both = zip(of[Projection.GATE], of[Projection.UP], strict=True)
-        w13 = [
-            tuple(np.concatenate([gate[n].T, up[n].T], axis=1) for n in (0, 1)) for gate, up in both
-        ]
+        pieces = len(mesh) if cut else 1
+        w13 = [tuple(_beside(gate[n], up[n], pieces) for n in (0, 1)) for gate, up in both]
         w2 = [(codes.T, scales.T) for codes, scales in of[Projection.DOWN]]
         for name, pairs in (("w13_weight", w13), ("w2_weight", w2)):
             for number, end in enumerate(("", "_scale_inv")):
                 full = f"vllm_model.model.layers.{layer}.mlp.experts.routed_experts.{name}{end}"
                 array = np.stack([np.ascontiguousarray(pair[number]) for pair in pairs])
                 array = array.view("<u4") if end else array
-                tensor = sharded(full, array, 0, MESH)
+                axis = (2 if name == "w13_weight" else 1) if cut else 0
+                whole = cut and array.shape[axis] == 1
+                tensor = sharded(full, array, 0 if whole else axis, mesh)
+                tensor = replicated(tensor, array) if whole else tensor
                 dtype = "F32" if end else form.dtype
                 tensors.append(DeviceTensor(full, dtype, tensor.shape, tensor.shards))
-    return device_part(tensors, MESH, module="mlp.experts")
+    return device_part(tensors, mesh, module="mlp.experts")
+
+
+def _beside(gate: np.ndarray, up: np.ndarray, pieces: int) -> np.ndarray:
+    """[inputs, outputs of both]: each piece of gate's, and beside it up's."""
+    halves = [np.split(matrix.T, pieces, axis=1) for matrix in (gate, up)]
+    return np.concatenate([half for pair in zip(*halves, strict=True) for half in pair], axis=1)
 
 
 class Quantised(PackedParameters):

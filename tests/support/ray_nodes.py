@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-#: Ray's own would see a node's end after some 15 seconds.
+#: Ray's own would see a node's end after some 15 seconds. A node that is killed refuses its checks
+#: at once; one that is short of processors has three times ten seconds.
 _HEALTH = {
     "health_check_initial_delay_ms": 0, "health_check_period_ms": 500,
-    "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3,
+    "health_check_timeout_ms": 10000, "health_check_failure_threshold": 3,
 }  # fmt: skip
 _MEMORY = 80 << 20
 

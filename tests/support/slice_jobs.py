@@ -23,7 +23,9 @@ from harness.verification.job import VerifyRequest, verify_job
 
 #: Names the fault, among the options of the stream.
 FAULT = "PLANTED_FAULT"
+_W13 = "layers.1.mlp.experts.routed_experts.w13_weight"
 _W2 = "layers.1.mlp.experts.routed_experts.w2_weight"
+_O_PROJ = "language_model.model.layers.0.self_attn.o_proj.weight"
 
 
 def verify_with_fault_on_host_1(argument: bytes, meter: Meter) -> bytes:
@@ -34,8 +36,10 @@ def verify_with_fault_on_host_1(argument: bytes, meter: Meter) -> bytes:
     return verify_job(argument, meter)
 
 
-def _changed(loaded: Loaded, change: Callable[[DeviceTensor], DeviceTensor]) -> Loaded:
-    tensors = [change(t) if t.name.endswith(_W2) else t for t in loaded.tensors[Part.DECODER]]
+def _changed(
+    loaded: Loaded, change: Callable[[DeviceTensor], DeviceTensor], name: str = _W2
+) -> Loaded:
+    tensors = [change(t) if t.name.endswith(name) else t for t in loaded.tensors[Part.DECODER]]
     return replace(loaded, tensors={**loaded.tensors, Part.DECODER: tensors})
 
 
@@ -61,6 +65,25 @@ def _misread(shard: DeviceShard, flips: bool, expert: Any) -> Bits:
     return bits
 
 
+def _requantised_wrongly(loaded: Loaded) -> Loaded:
+    """A code of expert 6's down, a scale of expert 4's gate, a code of an attention's output."""
+    for name, at, bits in (
+        (_W2, (6, 1, 3), 4),
+        (f"{_W13}_scale_inv", (4, ..., 5), 1 << 22),
+        (_O_PROJ, (2, 7), 0x40),
+    ):
+        loaded = _changed(loaded, partial(_with_bits_flipped, at, bits), name)
+    return loaded
+
+
+def _with_bits_flipped(at: Any, flipped: int, tensor: DeviceTensor) -> DeviceTensor:
+    """With bits of one element of this host's first shard flipped."""
+    first, *others = tensor.shards
+    bits = first.fetch(...).copy()
+    bits[at] ^= flipped
+    return replace(tensor, shards=(replace(first, fetch=lambda index: bits[index]), *others))
+
+
 def _shard_lost(loaded: Loaded) -> Loaded:
     """A shard of one array is not there, and one device is taken for another host's."""
     assert loaded.local is not None
@@ -79,6 +102,7 @@ def _raised(loaded: Loaded) -> Loaded:
 
 FAULTS: dict[str, Callable[[Loaded], Loaded]] = {
     "spoiled": _spoiled,
+    "requantised wrongly": _requantised_wrongly,
     "shard lost": _shard_lost,
     "killed": _killed,
     "raised": _raised,
