@@ -23,6 +23,7 @@ _NAMES = {
     "slice_jobs": ("verify_with_fault_on_host_1",),
     "engine_jobs": ("ask_an_engine",),
     "ray_jobs": ("verify_with_fault",),
+    "own_faults": ("verify_with_own_fault",),
 }  # fmt: skip
 
 for _module, _names in _NAMES.items():
