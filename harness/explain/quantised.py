@@ -356,10 +356,22 @@ def _of_one_code(
         if not _count(comparison.departure(difference.key, wanted.with_codes(codes))):
             words = f"bit {bit} of the code at {[row, column]} is flipped"
             return _finding(difference, CODE, words)
-    if comparison.form.kept:
+    if comparison.form.kept or not _is_next(comparison, difference.key, wanted, (row, column)):
         return _finding(difference, CODE, "one code is another")
     place = [row // wanted.block[0], column // wanted.block[1]]
     return _finding(difference, SCALE, f"one scale, {place}, which alone a code shows")
+
+
+def _is_next(
+    comparison: QuantisedPartComparison, key: ExpertKey, wanted: Quantised, at: tuple[int, int]
+) -> bool:
+    """Whether the device's code is a neighbour of the one that is wanted: a scale may do that."""
+    held, (row, column) = comparison.holds(key), at
+    grid = grid_of(comparison.form.dtype).values
+    scale = held.scales[row, column // comparison.block_of(key.projection)]
+    steps = np.unique(grid[np.isfinite(grid)])
+    nearest = np.abs(steps - wanted.values[row, column] / scale).argmin()
+    return bool(abs(np.searchsorted(steps, grid[held.codes[row, column]]) - nearest) <= 1)
 
 
 def _bits_of(wanted: Quantised) -> int:

@@ -157,7 +157,7 @@ def test_modelopts_own_file_is_read_where_config_says_nothing(
     assert ModelCheckpoint(path).format == format_named("nvfp4")
     file = path / MODELOPT_FILE
     file.write_text(file.read_text().replace('"NVFP4"', '"FP8"'))
-    with pytest.raises(BadInput, match=r"a quantised checkpoint .*FP8.*hf_quant_config\.json"):
+    with pytest.raises(BadInput, match=r"an unsupported quantisation .*FP8.*hf_quant_config\.json"):
         ModelCheckpoint(path)
 
 
