@@ -52,7 +52,10 @@ def test_digest_says_what_it_wrote(tiny_checkpoints: dict[str, Path], tmp_path: 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("config.json", "broken safetensors file"), ("model-00001-of-00004.safetensors", "it is not one")],
+    [
+        ("config.json", "broken safetensors file"),
+        ("model-00001-of-00004.safetensors", "it is not one"),
+    ],
 )
 def test_a_reference_that_is_a_file_is_a_digest_file(
     name: str, message: str, tiny_checkpoints: dict[str, Path]
