@@ -99,7 +99,7 @@ def test_another_storage_than_the_shapes_is_not_to_be_asked_for(
     saved: dict[str, Path], storage: Storage
 ) -> None:
     checkpoint = ModelCheckpoint(saved["qwen3-vl-moe"], storage)
-    with pytest.raises(BadInput, match=f"--storage {storage}: no experts.*Expected: fused, by"):
+    with pytest.raises(BadInput, match=f"--storage {storage}: .* no experts .*Expected: fused, by"):
         reference_parts(checkpoint)
 
 
