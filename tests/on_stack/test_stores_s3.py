@@ -103,7 +103,7 @@ def credentials_in_the_url(s3: Any, url: str) -> str:
         (object_absent, f"absent file: '{FILE}'"),
         (object_truncated, "the file is truncated"),
         (object_empty, "the file has 0"),
-        (consolidated_beside, "too, with other bytes than in"),
+        (consolidated_beside, "with other bytes than in"),
         (another_scheme, "not the URL of a store"),
         (credentials_in_the_url, "not the URL of a store"),
     ],
@@ -138,4 +138,4 @@ def test_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "boto3", None)
     result = CliRunner().invoke(main, ["verify", "s3://weights/x"])
     assert result.exit_code == 2
-    assert "boto3 is not installed" in result.stderr
+    assert "needs boto3, which is not installed" in result.stderr
