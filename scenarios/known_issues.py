@@ -169,7 +169,7 @@ def _fp8_on_explicit_axes(id: str, raised: Raised, *, within: bool) -> KnownIssu
         reason="with device_indexes the mesh of two axes is made by jax.make_mesh, whose axes are "
         "Explicit; the FP8 path then calls with_sharding_constraint, which reshards along Auto "
         "axes only. It loads with NEW_MODEL_DESIGN=1",
-        releases=("tpu-inference>=0.26,<0.32",),
+        releases=("tpu-inference>=0.25,<0.32",),
         when=happens,
         raised=raised,
     )
@@ -291,7 +291,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         reason="with HF_HUB_OFFLINE=1 the URL of a store is taken for a hub id; HF_HUB_OFFLINE=0 "
         "avoids it",
         threads=("vllm#39155",),
-        releases=("vllm<0.26",),
+        releases=("vllm<0.25",),
         when=lambda load: bool(load.store),
         raised=Raised(
             error="huggingface_hub.errors.HFValidationError",
@@ -395,7 +395,7 @@ _ISSUES: tuple[KnownIssue, ...] = (
         nature=Nature.MISSING,
         reason="Llama-4's layers of chunked attention ask the attention backend for its builder, "
         "which tpu-inference's backend has not: the model is not built",
-        releases=("vllm<0.26",),
+        releases=("vllm<0.25",),
         when=lambda load: load.family == "llama4" and load.impl is Implementation.VLLM,
         raised=Raised(
             error="NotImplementedError",

@@ -433,7 +433,7 @@ def names(
         ("vl-fused", "0.21.0", "0.22.1", ("positional-ids-qwen3-vl-moe",)),
         ("vl-vision-first", "0.22.0", "0.21.0", ("fused-vision-qkv",)),
         ("vl-fused", "0.33.0rc1", "0.33.0.dev20261101", ("untied-head-unwritten",)),
-        ("mtp-s3", "0.25.0", "0.25.0", ("store-while-offline",)),
+        ("mtp-s3", "0.25.0", "0.25.0", ("draft-model-from-a-store",)),
         ("vl-square", "0.27.1", "0.27.0", ("orientation-guessed",)),
         (
             "vl-square",
